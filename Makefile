@@ -1,0 +1,96 @@
+# The house: `make demo` and `make test` are all a newcomer needs; both call `make setup` first.
+
+VENV ?= .venv
+ifneq ($(filter-out undefined default,$(origin PYTHON)),)
+PYTHON_GIVEN := $(PYTHON)
+endif
+PYTHON ?= python3
+CANDIDATES := $(or $(PYTHON_GIVEN),$(PYTHON) python3.13 python3.12 python3.11)
+COMPAT_PYTHON ?=
+PEERS ?=
+TORCH_INDEX ?=
+UPGRADE ?=
+TESTS ?=
+PYTEST_FLAGS ?= -q
+DEMO_FLAGS ?=
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install -qq
+MINOR := -c 'import sys; print("%d%d" % sys.version_info[:2])'
+USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+PINS = constraints/py$$($(RUN) $(MINOR)).txt
+INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
+
+.PHONY: help setup demo test fast lint types compat constraints clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+setup: check-python $(INSTALLED)  ## .venv with the pinned versions (PYTHON=python3, PEERS=1, TORCH_INDEX=url)
+
+demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out DIR")
+	$(RUN) -m jaxspec demo $(DEMO_FLAGS)
+
+test: setup  ## every test (PEERS=1 also compares with torch and transformers; TESTS=path, PYTEST_FLAGS=...)
+	$(RUN) -m pytest $(PYTEST_FLAGS) $(TESTS)
+
+fast: setup  ## the tests that take no longer than a few seconds each
+	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
+
+lint: setup  ## ruff
+	$(RUN) -m ruff check .
+
+types: setup  ## mypy
+	$(RUN) -m mypy
+
+compat: | $(VENV)/bin/python  ## the tests under another Python, in a .venv of its own (COMPAT_PYTHON=python3.13)
+	@own=$$($(RUN) $(MINOR)); \
+	for python in $(or $(COMPAT_PYTHON),python3.13 python3.12 python3.11); do \
+	  $$python $(USABLE) 2>/dev/null || continue; \
+	  minor=$$($$python $(MINOR)); \
+	  if [ -z "$(COMPAT_PYTHON)" ] && [ "$$minor" = "$$own" ]; then continue; fi; \
+	  echo "compat: $$($$python --version)"; \
+	  exec $(MAKE) test PYTHON="$$python" VENV=".venv-compat-3.$${minor#3}"; \
+	done; \
+	echo "compat: nothing was run: expected $(or $(COMPAT_PYTHON),a second Python of 3.11 to 3.13), none is installed;" \
+	  "name one: make compat COMPAT_PYTHON=path/to/python3.13" >&2; exit 1
+
+constraints:  ## compile constraints/*.txt anew (keeps versions that still fit; UPGRADE=1 takes the newest)
+	@[ -x .venv-constraints/bin/uv ] || { $(PYTHON) -m venv .venv-constraints \
+	  && .venv-constraints/bin/python -m pip --disable-pip-version-check install --quiet uv; }
+	sh constraints/compile.sh .venv-constraints/bin/uv $(if $(UPGRADE),--upgrade)
+
+clean:  ## remove caches and outputs; the environments stay
+	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find jaxfed jaxspec tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove every .venv
+	rm -rf .venv .venv-compat-* .venv-constraints
+
+$(VENV)/bin/python:
+	@rm -f $(VENV)/.installed*
+	@for python in $(CANDIDATES); do \
+	  if $$python $(USABLE) 2>/dev/null; then echo "$(VENV): $$($$python --version)"; exec $$python -m venv $(VENV); fi; \
+	done; \
+	if [ -z "$(PYTHON_GIVEN)" ] && command -v uv >/dev/null; then exec uv venv --quiet --seed --python '>=3.11,<3.14' $(VENV); fi; \
+	echo "setup: expected Python 3.11, 3.12 or 3.13 with venv and pip, got none from: $(CANDIDATES)" \
+	  "($$($(firstword $(CANDIDATES)) --version 2>&1)); install one, or name it: make setup PYTHON=path/to/python3.12" >&2; exit 1
+
+.PHONY: check-python
+check-python: | $(VENV)/bin/python
+	@if [ -n "$(PYTHON_GIVEN)" ] && [ "$$($(PYTHON) $(MINOR))" != "$$($(RUN) $(MINOR))" ]; then \
+	  echo "setup: expected $(VENV) of $$($(PYTHON) --version), got $$($(RUN) --version);" \
+	    "remove $(VENV) or choose another: make setup PYTHON=$(PYTHON) VENV=.venv-other" >&2; exit 1; fi
+
+$(VENV)/.installed: pyproject.toml $(wildcard constraints/*.txt) | $(VENV)/bin/python
+	@echo "$(VENV): installing the versions pinned in $(PINS) (a minute or two)"
+	@$(PIP) -c $(PINS) hatchling editables
+	@$(PIP) -c $(PINS) --no-build-isolation -e '.[test,dev]'
+	@touch $@
+
+# torch first and alone: whatever is asked for together with it may pull another, much larger, build.
+$(VENV)/.installed-peers: $(VENV)/.installed
+	@echo "$(VENV): installing torch and transformers as pinned in constraints/peers.txt"
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) -c constraints/peers.txt torch==2.13.0
+	@$(PIP) -c $(PINS) -c constraints/peers.txt --no-build-isolation -e '.[peers]'
+	@touch $@

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Pins what pyproject.toml asks for, one file per Python. Called by `make constraints`: compile.sh UV [--upgrade]
+set -eu
+uv=$1; shift
+cd "$(dirname "$0")/.."
+work=.venv-constraints/work; mkdir -p "$work"
+pin() {  # name, options...: constraints/name.txt serves as preference and is replaced
+    name=$1; shift
+    cp "constraints/$name.txt" "$work/$name.txt" 2>/dev/null || :
+    "$uv" pip compile --quiet --no-emit-index-url --no-annotate --no-header -o "$work/$name.txt" "$@" pyproject.toml
+}
+title() { echo "# Versions for $1. Written by \`make constraints\`; pyproject.toml holds the lower bounds."; }
+for minor in 11 12 13; do
+    pin "py3$minor" --extra test --extra dev --python-version "3.$minor" "$@"
+    { title "Python 3.$minor"; cat "$work/py3$minor.txt"; } > "constraints/py3$minor.txt"
+done
+# The macOS wheel of torch asks for what every CPU build asks for; Linux metadata on the index names CUDA packages.
+echo "torch==2.13.0" > "$work/torch.in"
+MACOSX_DEPLOYMENT_TARGET=14.0 pin peers --extra peers --python-version 3.11 --python-platform aarch64-apple-darwin \
+    -c "$work/torch.in" -c constraints/py311.txt "$@"
+# Names pinned per Python stay there alone, so that both files may be given to pip together.
+{ title "comparisons with torch and transformers, on top of any py3*.txt"
+  sed 's/==.*/==/' constraints/py3*.txt | grep -v '^#' | sort -u > "$work/names.txt"
+  while read -r line; do grep -qxF "${line%%==*}==" "$work/names.txt" || echo "$line"; done < "$work/peers.txt"
+} > constraints/peers.txt
