@@ -1,0 +1,178 @@
+"""What a federated algorithm is: an init/step pair, the state it carries and the facts it reports."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, ParamSpec, Protocol
+
+from jaxtyping import Array, PyTree
+
+from jaxfed.types import Batch, Key, Params, Scalar
+
+
+class Server(NamedTuple):
+    """State of the server: never the rows of the population.
+
+    Attributes:
+      params: global parameters xᵗ.
+      round: number t of rounds done, int32 [].
+      num_clients: size N of the population, int32 [].
+      extra: what the server update keeps between rounds: a running mean, moments, or nothing.
+    """
+
+    params: Params
+    round: Array
+    num_clients: Array
+    extra: PyTree
+
+
+class ClientRow(NamedTuple):
+    """What one client keeps between the rounds it is drawn in.
+
+    Attributes:
+      memory: the algorithm's own pytree (FedSpeed: the dual hᵢ, like the parameters); may be empty.
+      last_params: the client's last result wᵢ, held only under relaxed initialisation; else empty.
+    """
+
+    memory: PyTree
+    last_params: PyTree
+
+
+class Cohort(NamedTuple):
+    """The clients of one round, with what they hold and what they train on.
+
+    Attributes:
+      ids: client of each slot, int32 [C]; −1 marks an empty slot, which contributes nothing. No client appears twice.
+      rows: their rows, leaves [C, ...].
+      batches: named arrays [C, K, B, ...] with "mask" bool [C, K, B]; a step whose mask is all False does nothing.
+    """
+
+    ids: Array
+    rows: ClientRow
+    batches: Batch
+
+
+class ClientInfo(NamedTuple):
+    """Facts about one client's local training.
+
+    Attributes:
+      loss: mean loss over its steps, [].
+      gradient_norm: norm that the clip looks at, before clipping, mean over its steps, [].
+      delta_norm: ‖x_K − x⁰‖₂, [].
+      num_steps: local steps that had data, int32 [].
+      aux: the loss function's aux, mean over its steps.
+    """
+
+    loss: Scalar
+    gradient_norm: Scalar
+    delta_norm: Scalar
+    num_steps: Array
+    aux: PyTree
+
+
+class ClientUpdate(NamedTuple):
+    """What a client sends (`message`), what it keeps (`row`), and what a person may plot (`info`)."""
+
+    message: PyTree
+    row: ClientRow
+    info: ClientInfo
+
+
+class RoundInfo(NamedTuple):
+    """Facts about one round.
+
+    Attributes:
+      client: means over the clients that were used, each field as in `ClientInfo`.
+      num_used: clients whose results entered the mean, int32 [].
+      excluded: bool [C], slots whose client returned a NaN or an infinity: not in the mean, row left as it was.
+      learning_rate: client learning rate ηₜ of the round.
+    """
+
+    client: ClientInfo
+    num_used: Array
+    excluded: Array
+    learning_rate: Scalar
+
+
+class CohortResult(NamedTuple):
+    """What a plan returns: the mean message [...], the new rows [C, ...] and the facts (see `RoundInfo`)."""
+
+    message: PyTree
+    rows: ClientRow
+    client: ClientInfo
+    num_used: Array
+    excluded: Array
+
+
+ClientFn = Callable[[Cohort, Key], ClientUpdate]
+"""One client: a slice of the cohort (id [], row, batches [K, B, ...]) and its key, to its update."""
+
+
+class Plan(Protocol):
+    """How a cohort is laid out over time and devices. A plan is a static, hashable value."""
+
+    def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
+        """Run `client` on every slot with the key folded with its id, and reduce the messages to their mean."""
+        ...
+
+
+class ServerUpdate(NamedTuple):
+    """How the server uses the cohort's mean message.
+
+    Attributes:
+      init: `init(params) -> extra`.
+      apply: `apply(params, extra, message, participation) -> (params, extra)`; participation is |Sₜ|/N.
+    """
+
+    init: Callable[[Params], PyTree]
+    apply: Callable[[Params, PyTree, PyTree, Scalar], tuple[Params, PyTree]]
+
+
+class StepFn(Protocol):
+    """One round of an algorithm; pure, so it may be jitted (with `plan` static) and differentiated."""
+
+    def __call__(
+        self, server: Server, cohort: Cohort, key: Key, *, plan: Plan = ...
+    ) -> tuple[Server, ClientRow, RoundInfo]:
+        """Return the server after the round, the cohort's new rows [C, ...] and the round's facts."""
+        ...
+
+
+class FederatedAlgorithm(NamedTuple):
+    """A federated algorithm as pure functions.
+
+    Attributes:
+      init: `init(params, num_clients) -> Server`.
+      init_client: `init_client(params) -> ClientRow` of a client that was never drawn, from the initial parameters.
+      step: `step(server, cohort, key) -> (server, rows, info)`, one round. The key is the run's and the same in every
+        round: round, client id and local step are folded in here.
+      client_update: `client_update(server, member, key) -> ClientUpdate`: the client's half of `step`, for a
+        deployment whose clients are elsewhere; member is one slice of a cohort.
+      server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the mean message.
+      hyperparameters: what the factory was given, for records and for the check that a resumed run is the same one.
+    """
+
+    init: Callable[[Params, int], Server]
+    init_client: Callable[[Params], ClientRow]
+    step: StepFn
+    client_update: Callable[[Server, Cohort, Key], ClientUpdate]
+    server_update: Callable[[Server, Any, Array], Server]
+    hyperparameters: Mapping[str, Any] = MappingProxyType({})
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def recorded(factory: Callable[Arguments, FederatedAlgorithm]) -> Callable[Arguments, FederatedAlgorithm]:
+    """Let what `factory` builds carry the factory's name and its arguments, those that are plain values."""
+
+    @functools.wraps(factory)
+    def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> FederatedAlgorithm:
+        bound = inspect.signature(factory).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = {"algorithm": factory.__name__, **bound.arguments, **bound.arguments.get("options", {})}
+        plain = {name: value for name, value in given.items() if isinstance(value, bool | int | float | str | None)}
+        return factory(*args, **kwargs)._replace(hyperparameters=MappingProxyType(plain))
+
+    return build

@@ -1,0 +1,204 @@
+"""K local steps of one client as one scan. All algorithms share this loop; they differ in the parts put into it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jaxfed import corrections, tree
+from jaxfed.algorithm import ClientInfo
+from jaxfed.checks import check_choice, check_range
+from jaxfed.gradients import Estimator
+from jaxfed.types import Batch, Key, Params, Scalar
+
+Variant = Literal["paper", "reference"]
+
+
+class LocalOptions(TypedDict, total=False):
+    """Keyword arguments that every algorithm passes on to `LocalRule`, where they are explained."""
+
+    learning_rate_decay: float
+    weight_decay: float
+    clip_norm: float | None
+    relaxation: float
+    client_optimiser: optax.GradientTransformation
+    variant: Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalRule:
+    """How a client descends, whatever the algorithm.
+
+    Attributes:
+      client_learning_rate: η₀ > 0.
+      prox_weight: w = 1/λ ≥ 0, strength of the proximal pull w·(x − x⁰); 0 leaves it out.
+      learning_rate_decay: ηₜ = η₀·decayᵗ in round t (from 0), constant within a round; in (0, 1].
+      weight_decay: wd ≥ 0; wd·x is added after the clip.
+      clip_norm: largest global gradient norm, or None for no clip.
+      relaxation: β ≥ 0 of the relaxed initialisation x⁰ = xᵗ + β·(xᵗ − wᵢ), wᵢ the client's last result; 0 leaves it
+        out.
+      client_optimiser: any optax transformation of the local direction, begun afresh every round and then scaled
+        by −ηₜ (`optax.scale_by_adam()`, `optax.trace(0.9)`); the identity gives SGD.
+      variant: where the clip stands. "paper" clips the loss gradient only, so that the proximal force always vanishes
+        at x = x⁰. "reference" is what the authors' code does: it clips the gradient together with the constant
+        part of the correction, and adds the other half of the proximal term after the clip.
+
+    Raises:
+      ValueError: a value out of range, named.
+    """
+
+    client_learning_rate: float = 0.1
+    prox_weight: float = 0.0
+    learning_rate_decay: float = 1.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    relaxation: float = 0.0
+    client_optimiser: optax.GradientTransformation = dataclasses.field(default_factory=optax.identity)
+    variant: Variant = "paper"
+
+    def __post_init__(self) -> None:
+        check_range("client_learning_rate", self.client_learning_rate, above=0.0)
+        check_range("prox_weight", self.prox_weight, least=0.0)
+        check_range("learning_rate_decay", self.learning_rate_decay, above=0.0, most=1.0)
+        check_range("weight_decay", self.weight_decay, least=0.0)
+        check_range("relaxation", self.relaxation, least=0.0)
+        if self.clip_norm is not None:
+            check_range("clip_norm", self.clip_norm, above=0.0)
+        check_choice("variant", self.variant, DIRECTIONS)
+
+    def learning_rate(self, round_number: Array) -> Scalar:
+        """ηₜ = η₀·decayᵗ as a floating-point scalar []."""
+        dtype = jnp.result_type(float)
+        decay = jnp.power(jnp.asarray(self.learning_rate_decay, dtype), round_number.astype(dtype))
+        return self.client_learning_rate * decay
+
+
+class Local(NamedTuple):
+    """Where a client stands in its descent: x, x⁰, and b, the part of the correction that is constant in the round."""
+
+    params: Params
+    anchor: Params
+    constant: Params | None
+
+
+class Direction(NamedTuple):
+    """A direction to descend along, like the parameters, and the norm its clip looked at."""
+
+    direction: Params
+    norm: Scalar
+
+
+def paper_direction(rule: LocalRule, local: Local, gradient: Params) -> Direction:
+    """clip(g) + b + w·(x − x⁰) + wd·x."""
+    pull = corrections.prox(local.params, local.anchor, rule.prox_weight)
+    decay = corrections.shrinkage(local.params, rule.weight_decay)
+    clipped = tree.clip(gradient, rule.clip_norm)
+    return Direction(tree.total(clipped, local.constant, pull, decay), tree.norm(gradient))
+
+
+def reference_direction(rule: LocalRule, local: Local, gradient: Params) -> Direction:
+    """clip(g + b − w·x⁰) + (wd + w)·x: when the clip binds, what is left of the proximal term pulls to the origin."""
+    corrected = tree.total(gradient, local.constant, corrections.prox_at_origin(local.anchor, rule.prox_weight))
+    decay = corrections.shrinkage(local.params, rule.weight_decay + rule.prox_weight)
+    return Direction(tree.total(tree.clip(corrected, rule.clip_norm), decay), tree.norm(corrected))
+
+
+DIRECTIONS: dict[str, Callable[[LocalRule, Local, Params], Direction]] = {
+    "paper": paper_direction,
+    "reference": reference_direction,
+}
+
+
+class StepInfo(NamedTuple):
+    """Facts about local steps, leaves [K, ...]: loss, norm before the clip, aux, and whether the step had data."""
+
+    loss: Scalar
+    gradient_norm: Scalar
+    aux: Any
+    active: Array
+
+
+class LocalResult(NamedTuple):
+    """A client after its local steps.
+
+    Attributes:
+      params: x_K.
+      delta: U = x_K − x⁰.
+      memory: the estimator's memory after the last step.
+      steps: facts about every step, leaves [K, ...].
+    """
+
+    params: Params
+    delta: Params
+    memory: Any
+    steps: StepInfo
+
+    @property
+    def info(self) -> ClientInfo:
+        """Means over the steps that had data."""
+        active = self.steps.active
+        loss, gradient_norm, aux = tree.masked_mean(self.steps[:3], active)
+        return ClientInfo(loss, gradient_norm, tree.norm(self.delta), jnp.sum(active, dtype=jnp.int32), aux)
+
+
+class SolveFn(Protocol):
+    """One client's local training, as built by `solver`."""
+
+    def __call__(
+        self,
+        start: Params,
+        batches: Batch,
+        key: Key,
+        *,
+        learning_rate: Scalar,
+        constant: Params | None = None,
+        memory: Any = (),
+    ) -> LocalResult:
+        """Descend from `start` over batches [K, B, ...], with `constant` added to every gradient."""
+        ...
+
+
+def solver(estimate: Estimator, rule: LocalRule) -> SolveFn:
+    """K steps x ← x − ηₜ·T(d), d = g + b + w·(x − x⁰) + wd·x clipped as `rule.variant` says, T the client optimiser.
+
+    Args:
+      estimate: where the gradient g is taken.
+      rule: w, wd, the clip and T.
+
+    Returns:
+      `solve(start, batches, key, learning_rate=ηₜ, constant=b, memory=m) -> LocalResult`. A step whose mask is all
+      False leaves parameters, optimiser and memory as they were.
+    """
+    direct = DIRECTIONS[rule.variant]
+    optimiser = rule.client_optimiser
+
+    def solve(
+        start: Params,
+        batches: Batch,
+        key: Key,
+        *,
+        learning_rate: Scalar,
+        constant: Params | None = None,
+        memory: Any = (),
+    ) -> LocalResult:
+        def step(carry: tuple[Params, Any, Any], step_input: tuple[Batch, Array]) -> tuple[Any, StepInfo]:
+            (params, moments, memory), (batch, number) = carry, step_input
+            active = jnp.any(batch["mask"])
+            estimated = estimate(params, batch, jax.random.fold_in(key, number), memory)
+            direction, norm = direct(rule, Local(params, start, constant), estimated.gradient)
+            with jax.numpy_dtype_promotion("standard"):
+                direction, new_moments = optimiser.update(direction, moments, params)
+            moved = tree.difference(params, tree.scale(learning_rate, direction))
+            carry = tree.where(active, (moved, new_moments, estimated.memory), carry)
+            return carry, StepInfo(estimated.loss, norm, estimated.aux, active)
+
+        number = jnp.arange(batches["mask"].shape[0])
+        carry = (start, optimiser.init(start), memory)
+        (params, _, memory), steps = jax.lax.scan(step, carry, (batches, number))
+        return LocalResult(params, tree.difference(params, start), memory, steps)
+
+    return solve

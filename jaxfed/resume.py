@@ -1,0 +1,151 @@
+"""How a run survives Ctrl-C and kill: what it carries, when it is saved, and how it goes on."""
+
+import dataclasses
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+from jaxtyping import PyTree
+
+from jaxfed import checkpoint as checkpoints
+from jaxfed.algorithm import Server
+from jaxfed.checks import check_range
+from jaxfed.history import History
+
+KIND = "jaxfed.simulate"
+
+
+class RunState(NamedTuple):
+    """All arrays that a run carries from round to round: the server, and the store with every client's row."""
+
+    server: Server
+    rows: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpointing:
+    """Where and how often a run is saved.
+
+    Attributes:
+      directory: where the checkpoints lie; one run per directory.
+      every: rounds between two checkpoints; the last round is always saved.
+      keep: number of checkpoints that are kept.
+    """
+
+    directory: str | Path
+    every: int = 10
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        check_range("every", self.every, least=1)
+        check_range("keep", self.keep, least=1)
+
+
+class Saver:
+    """Saves a run and finds where to go on; with `options=None` it does neither. A context manager."""
+
+    def __init__(self, options: str | Path | Checkpointing | None, config: dict[str, Any]) -> None:
+        if isinstance(options, str | Path):
+            options = Checkpointing(options)
+        self._options, self._config = options, config
+        self._writer = checkpoints.Writer(options.directory, kind=KIND, keep=options.keep) if options else None
+        self._saved: int | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(kind, error, at)
+
+    def resume(self, state: RunState) -> tuple[RunState, History]:
+        """The run at its last good checkpoint; `state` and an empty history where there is none.
+
+        A damaged checkpoint is put aside with a warning, and the one before it taken.
+        """
+        if self._options is None:
+            return state, History()
+        directory = Path(self._options.directory)
+        for step in reversed(checkpoints.steps(directory)):
+            try:
+                manifest = checkpoints.manifest(directory, step)
+                self._check(manifest)
+                restored = checkpoints.load(directory, like=state._asdict(), step=step)
+            except checkpoints.DamagedError as damage:
+                folder = directory / f"{step:08d}"
+                folder.rename(folder.with_suffix(".damaged"))
+                warnings.warn(f"{damage}; put aside, going on from the checkpoint before it", stacklevel=3)
+                continue
+            self._saved = step
+            return RunState(**restored), History.from_dict(manifest.metadata["history"])
+        return state, History()
+
+    def save(self, state: RunState, history: History, *, now: bool = False) -> None:
+        """Begin to save in the background if a checkpoint is due, or `now`."""
+        if self._writer is None or self._options is None:
+            return
+        done = int(state.server.round)
+        if done == self._saved or not (now or done % self._options.every == 0):
+            return
+        metadata = {"config": self._config, "history": history.to_dict()}
+        self._writer.save(done, state._asdict(), metadata)
+        self._saved = done
+
+    def interrupted(self, state: RunState, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
+        """Save unless stopped at once; return the interrupt that says how to resume."""
+        if isinstance(stopped, StoppedAtOnce):
+            return stopped
+        done = int(state.server.round)
+        if self._options is None:
+            return KeyboardInterrupt(f"stopped after round {done}, nothing saved; pass checkpoint=directory next time")
+        self.save(state, history, now=True)
+        return KeyboardInterrupt(
+            f"stopped after round {done}, saved in {self._options.directory}; the same call resumes from there"
+        )
+
+    def _check(self, manifest: checkpoints.Manifest) -> None:
+        saved = manifest.metadata["config"] if manifest.kind == KIND else {"kind": manifest.kind}
+        names = {**saved, **self._config}
+        differ = [name for name in names if saved.get(name) != self._config.get(name)]
+        if differ:
+            listed = "; ".join(f"{name}: {saved.get(name)} there, {self._config.get(name)} here" for name in differ)
+            raise ValueError(f"the checkpoint directory holds another run ({listed}); take another, or these arguments")
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """The second Ctrl-C: nothing more is saved."""
+
+
+class Interrupt:
+    """Holds Ctrl-C back until a round is done, so that it never leaves a run half-updated. A context manager.
+
+    Only the main thread gets signals; in another one this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise StoppedAtOnce("stopped at once, since the last checkpoint nothing is saved")
+        self._asked = True
+        print("\nstopping after this round; Ctrl-C again stops at once, without saving", file=sys.stderr)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C came since the last check."""
+        if self._asked:
+            raise KeyboardInterrupt

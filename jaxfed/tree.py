@@ -1,0 +1,77 @@
+"""Pytree algebra that is neither in `jax.tree` nor in `optax.tree`."""
+
+import functools
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jaxfed.types import Scalar
+
+Tree = TypeVar("Tree", bound=PyTree)
+
+
+def total(*terms: Tree | None) -> Tree:
+    """Sum of the terms that are there; `None` stands for a term that the composition leaves out."""
+    present = [term for term in terms if term is not None]
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), present)
+
+
+def difference(left: Tree, right: Tree) -> Tree:
+    """left − right."""
+    return jax.tree.map(jnp.subtract, left, right)
+
+
+def scale(factor: Scalar | float, tree: Tree) -> Tree:
+    """factor · tree, leaf by leaf in the leaf's own dtype."""
+    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)
+
+
+def where(condition: Array, chosen: Tree, otherwise: Tree) -> Tree:
+    """Select whole subtrees: `condition` [] or [C] picks along the leading axes of every leaf [C, ...]."""
+
+    def select(a: Array, b: Array) -> Array:
+        return jnp.where(jnp.expand_dims(condition, range(condition.ndim, a.ndim)), a, b)
+
+    return jax.tree.map(select, chosen, otherwise)
+
+
+def norm(tree: PyTree) -> Scalar:
+    """‖tree‖₂ over all leaves together, accumulated in float32 or wider."""
+    leaves = jax.tree.leaves(tree)
+    dtype = max([jnp.dtype("float32"), *(leaf.dtype for leaf in leaves)], key=lambda each: each.itemsize)
+    return jnp.sqrt(sum((jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)))
+
+
+def clip(tree: Tree, max_norm: float | None) -> Tree:
+    """tree · min(1, max_norm / (‖tree‖₂ + 1e-6)); with `max_norm=None` the tree itself."""
+    if max_norm is None:
+        return tree
+    return scale(jnp.minimum(1.0, max_norm / (norm(tree) + 1e-6)), tree)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """True if no floating-point leaf holds a NaN or an infinity: bool []."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.array(True))
+
+
+def masked_mean(values: Tree, mask: Array) -> Tree:
+    """Mean of `values` over the entries that `mask` marks as present; zero where it marks none.
+
+    Args:
+      values: one array [*mask.shape, ...] or a pytree of them; integers and booleans are averaged as float32.
+      mask: bool, the axes to average over, for instance [B] for samples or [B, T] for tokens.
+
+    Returns:
+      The mean with the axes of the mask removed. Absent entries may hold anything, NaN included.
+    """
+    axes = tuple(range(mask.ndim))
+
+    def mean(leaf: Array) -> Array:
+        leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.float32)
+        present = jnp.where(jnp.expand_dims(mask, range(mask.ndim, leaf.ndim)), leaf, jnp.zeros((), leaf.dtype))
+        return jnp.sum(present, axis=axes) / jnp.maximum(jnp.sum(mask), 1).astype(leaf.dtype)
+
+    return jax.tree.map(mean, values)

@@ -1,0 +1,49 @@
+"""A small run with checkpoints, to be killed: `python -m tests.jaxfed.killed_run DIRECTORY ROUNDS [KILL_AFTER]`."""
+
+import os
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxfed
+from tests.jaxfed import problems
+
+
+def run(directory, rounds, callbacks=(), **options):
+    """FedSpeed with noisy gradients, whose keys must be right as well; wide rows make saves take a while."""
+    problem = problems.make_problem(21, np.float32)
+    params = {**problem.params, "idle": jnp.ones(200_000, jnp.float32)}
+
+    def loss_fn(params, batch, key):
+        loss, _ = problems.loss_fn(params, batch, key)
+        return loss + 0.1 * jnp.sum(params["bias"] * jax.random.normal(key, (problems.CLASSES,))), ()
+
+    algorithm = jaxfed.fedspeed(loss_fn, learning_rate_decay=0.9, weight_decay=0.01, relaxation=0.1)
+    chosen = {"cohort_size": 2, "batch_size": 4, "local_epochs": 1, "progress": False, **options}
+    return jaxfed.simulate(
+        algorithm,
+        algorithm.init(params, problems.CLIENTS),
+        jaxfed.data.client_data(problem.clients),
+        rounds=rounds,
+        callbacks=callbacks,
+        checkpoint=jaxfed.Checkpointing(directory, every=1, keep=3) if directory else None,
+        **chosen,
+    )
+
+
+def kill_after(round_number):
+    """Callback that ends the process, as nothing can hold back, after that round and before it is saved."""
+
+    def callback(server, info):
+        if server.round == round_number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return callback
+
+
+if __name__ == "__main__":
+    directory, rounds, *rest = sys.argv[1:]
+    run(directory, int(rounds), [kill_after(int(number)) for number in rest])

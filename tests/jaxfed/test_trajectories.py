@@ -1,0 +1,171 @@
+"""Trajectories recorded from the FedSpeed authors' program, replayed in float64: one test per file."""
+
+import inspect
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxfed
+
+DATA = pathlib.Path(__file__).parent.parent / "data" / "fl_trajectories"
+FILES = sorted(pathlib.Path(os.environ.get("JAXFED_TRAJECTORIES", DATA)).glob("*_*_*.npz"))
+TOLERANCE = 1e-11
+
+# Our word for each hyperparameter of `meta.args`; a factory is given those that it takes.
+WORDS = {
+    "prox_weight": "lamb",
+    "ascent_radius": "rho",
+    "server_learning_rate": "global_learning_rate",
+    "momentum_weight": "alpha",
+}
+
+
+class Recording(NamedTuple):
+    """A recorded run: its arrays, its meta and the name of its algorithm in the registry."""
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    algorithm: str
+
+
+def read(path: pathlib.Path) -> Recording:
+    arrays = dict(np.load(path))
+    meta = json.loads(str(arrays["meta"]))
+    return Recording(arrays, meta, meta["method"].lower())
+
+
+def unflatten(recording: Recording, flat: np.ndarray) -> dict[str, jax.Array]:
+    names, shapes = recording.arrays["param_names"], json.loads(str(recording.arrays["param_shapes"]))
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    pieces = zip(names, np.split(np.asarray(flat), ends[:-1]), shapes, strict=True)
+    return {str(name): jnp.asarray(piece.reshape(shape)) for name, piece, shape in pieces}
+
+
+def flatten(recording: Recording, params: dict[str, jax.Array]) -> np.ndarray:
+    return np.concatenate([np.ravel(params[str(name)]) for name in recording.arrays["param_names"]])
+
+
+def loss_for(recording: Recording):
+    names = [str(name) for name in recording.arrays["param_names"]]
+
+    def loss_fn(params, batch, key):
+        hidden = batch["x"]
+        for index in range(0, len(names), 2):
+            hidden = jnp.tanh(hidden) if index else hidden
+            product = hidden @ params[names[index]].T
+            hidden = product + jnp.broadcast_to(params[names[index + 1]], product.shape)
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(hidden), batch["y"][:, None], axis=1)[:, 0]
+        return jaxfed.masked_mean(losses, batch["mask"]), ()
+
+    return loss_fn
+
+
+def build(recording: Recording) -> jaxfed.FederatedAlgorithm:
+    args = recording.meta["args"]
+    factory = jaxfed.algorithms.get(recording.algorithm)
+    takes = inspect.signature(factory).parameters
+    special = {ours: args[theirs] for ours, theirs in WORDS.items() if ours in takes}
+    return factory(
+        loss_for(recording),
+        client_learning_rate=args["local_learning_rate"],
+        learning_rate_decay=args["lr_decay"],
+        weight_decay=args["weight_decay"],
+        clip_norm=float(recording.meta["max_norm"]),
+        relaxation=args["beta"] if args["use_RI"] else 0.0,
+        variant="reference",
+        **special,
+    )
+
+
+def recorded_cohort(recording: Recording, round_number: int, store: Any) -> jaxfed.Cohort:
+    arrays = recording.arrays
+    ids = jnp.asarray(arrays["selected"][round_number], jnp.int32)
+    index = arrays["batch_idx"][round_number]
+    index = index.reshape(len(index), -1, index.shape[-1])
+    clients = np.maximum(arrays["selected"][round_number], 0)[:, None, None]
+    batches = {
+        "x": jnp.asarray(arrays["x"][clients, np.maximum(index, 0)]),
+        "y": jnp.asarray(np.maximum(arrays["y"][clients, np.maximum(index, 0)], 0), jnp.int32),
+        "mask": jnp.asarray(index >= 0),
+    }
+    return jaxfed.Cohort(ids, jaxfed.DeviceStore().gather(store, ids), batches)
+
+
+def compiled_round(algorithm):
+    """One round, and every client's x_K and mean norm before the clip, from the client's half of the step."""
+
+    def run(server, cohort):
+        updates = jax.vmap(algorithm.client_update, in_axes=(None, 0, None))(server, cohort, jax.random.key(0))
+        delta = getattr(updates.message, "delta", updates.message)
+        finals = jax.tree.map(lambda old, moved: jnp.broadcast_to(old, moved.shape) + moved, server.params, delta)
+        finals = updates.row.last_params or finals
+        return algorithm.step(server, cohort, jax.random.key(0)), (finals, updates.info.gradient_norm)
+
+    return jax.jit(run)
+
+
+def assert_close(actual, expected, what):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE, err_msg=what)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_trajectory(path):
+    recording = read(path)
+    if recording.algorithm not in jaxfed.algorithms.registry:
+        pytest.skip(f"{recording.algorithm} is not in the registry yet")
+    with jax.enable_x64(True):
+        check_replay(recording)
+
+
+def check_replay(recording: Recording) -> None:
+    arrays, sizes = recording.arrays, recording.arrays["n_samples"]
+    algorithm, store = build(recording), jaxfed.DeviceStore()
+    params = unflatten(recording, arrays["init_flat"])
+    server = algorithm.init(params, len(sizes))
+    rows = store.init(algorithm.init_client(params), len(sizes))
+    run, visits = compiled_round(algorithm), 0
+    for number, expected in enumerate(arrays["server_params"]):
+        cohort = recorded_cohort(recording, number, rows)
+        present = np.flatnonzero(np.asarray(cohort.ids) >= 0)
+        (server, new_rows, info), (finals, norms) = run(server, cohort)
+        rows = store.scatter(rows, cohort.ids, new_rows)
+        finals = np.stack([flatten(recording, jax.tree.map(lambda leaf, at=at: leaf[at], finals)) for at in present])
+        here = slice(visits, visits := visits + len(present))
+        now = flatten(recording, server.params)
+        assert_close(now, expected, f"server_params of round {number}")
+        assert_close(info.learning_rate, arrays["lr"][number], f"lr of round {number}")
+        assert_close(norms[present], np.nanmean(arrays["clip_norms"][here], axis=1), f"clip_norms of round {number}")
+        divergence = np.mean(np.sum((finals - now[None]) ** 2, axis=1))
+        assert_close(divergence, arrays["divergence"][number], f"divergence of round {number}")
+        if number < 2:
+            assert_close(finals, arrays["local_params_first2"][here], f"x_K of round {number}")
+    assert_end(recording, rows)
+
+
+def assert_end(recording: Recording, rows: jaxfed.ClientRow) -> None:
+    for client in range(len(recording.arrays["n_samples"])):
+        row = jax.tree.map(lambda leaf, client=client: leaf[client], rows)
+        if recording.algorithm == "fedspeed":
+            expected = recording.arrays["end/h_params_list"][client]
+            assert_close(flatten(recording, row.memory), expected, f"dual of client {client}")
+        if row.last_params != ():
+            expected = recording.arrays["end/clients_params_list"][client]
+            assert_close(flatten(recording, row.last_params), expected, f"last parameters of client {client}")
+
+
+def test_recordings_are_there():
+    replayed = {path.stem for path in DATA.glob("*_*_*.npz") if read(path).algorithm in jaxfed.algorithms.registry}
+    assert {"fedspeed_mlp_base", "fedavg_mlp_base", "fedprox_mlp_base"} <= replayed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_constants_of_the_recordings(path):
+    """The two epsilons that our `clip` and `normalised` have built in."""
+    meta = read(path).meta
+    assert (meta["sam_norm_eps"], meta["clip_eps"]) == (1e-7, 1e-6)

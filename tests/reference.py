@@ -1,0 +1,109 @@
+"""NumPy oracles: federated algorithms on flat vectors, written from the equations with the papers' own symbols.
+
+They share nothing with `jaxfed`: parameters are one vector, clients and steps are Python loops, and a dual is the
+paper's ĝᵢ, not the h = −λ·ĝᵢ that the package carries.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Vector = np.ndarray
+Gradient = Callable[[Vector, object], Vector]
+"""`gradient(x, batch)` of one mini-batch."""
+
+
+def softmax_regression_gradient(num_classes: int) -> Gradient:
+    """Gradient of the mean cross-entropy of logits x·W + b; the vector is (b, W), a batch (inputs, labels)."""
+
+    def gradient(vector: Vector, batch: tuple[np.ndarray, np.ndarray]) -> Vector:
+        inputs, labels = batch
+        bias, weight = vector[:num_classes], vector[num_classes:].reshape(-1, num_classes)
+        logits = inputs @ weight + bias
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        error = (odds / odds.sum(axis=1, keepdims=True) - np.eye(num_classes)[labels]) / len(labels)
+        return np.concatenate([error.sum(axis=0), (inputs.T @ error).ravel()])
+
+    return gradient
+
+
+def fedspeed_round(
+    gradient: Gradient,
+    x: Vector,
+    duals: list[Vector],
+    cohort: Sequence[tuple[int, Sequence[object]]],
+    *,
+    eta: float,
+    lam: float,
+    rho: float,
+    alpha: float,
+    normalise: bool = False,
+    over_population: bool = False,
+) -> Vector:
+    """Algorithm 1 of the FedSpeed paper; changes `duals` (ĝᵢ of every client) in place; cohort is (client, batches)."""
+    sent = []
+    for client, batches in cohort:
+        xk = x.copy()
+        for batch in batches:
+            g1 = gradient(xk, batch)
+            e = rho * g1 / (np.linalg.norm(g1) + 1e-7) if normalise else rho * g1
+            g2 = gradient(xk + e, batch)
+            xk = xk - eta * ((1 - alpha) * g1 + alpha * g2 - duals[client] + (xk - x) / lam)
+        duals[client] = duals[client] - (xk - x) / lam
+        sent.append(xk if over_population else xk - lam * duals[client])
+    return np.mean(sent, axis=0) - (lam * np.mean(duals, axis=0) if over_population else 0.0)
+
+
+def feddyn_cohort_round(
+    gradient: Gradient,
+    x: Vector,
+    lagrange: list[Vector],
+    cohort: Sequence[tuple[int, Sequence[object]]],
+    *,
+    eta: float,
+    alpha: float,
+) -> Vector:
+    """FedDyn (Acar et al. 2021) with its α: a linear term ∇Lᵢ per client, the server's h from those of the cohort."""
+    results = []
+    for client, batches in cohort:
+        theta = x.copy()
+        for batch in batches:
+            theta = theta - eta * (gradient(theta, batch) - lagrange[client] + alpha * (theta - x))
+        lagrange[client] = lagrange[client] - alpha * (theta - x)
+        results.append(theta)
+    h = np.mean([lagrange[client] for client, _ in cohort], axis=0)
+    return np.mean(results, axis=0) - h / alpha
+
+
+def fedprox_round(
+    gradient: Gradient, x: Vector, cohort: Sequence[tuple[int, Sequence[object]]], *, eta: float, mu: float
+) -> Vector:
+    """FedProx (Li et al. 2020); at μ = 0 FedAvg."""
+    results = []
+    for _, batches in cohort:
+        w = x.copy()
+        for batch in batches:
+            w = w - eta * (gradient(w, batch) + mu * (w - x))
+        results.append(w)
+    return np.mean(results, axis=0)
+
+
+def reference_local(
+    gradient: Gradient,
+    start: Vector,
+    batches: Sequence[object],
+    *,
+    eta: float,
+    constant: Vector | float,
+    omega: float,
+    max_norm: float,
+    rho: float = 0.0,
+) -> Vector:
+    """G = ∇F(x + e) + b, clipped with b inside; x ← x − η·(G + ω·x): the authors' local loop."""
+    x = start.copy()
+    for batch in batches:
+        g1 = gradient(x, batch)
+        g = gradient(x + rho * g1 / (np.linalg.norm(g1) + 1e-7), batch) + constant
+        g = g * min(1.0, max_norm / (np.linalg.norm(g) + 1e-6))
+        x = x - eta * (g + omega * x)
+    return x
