@@ -1,0 +1,193 @@
+"""Measuring decoding methods against each other: each at its own best settings, on the same cores.
+
+Settings that need other XLA flags need processes of their own. A worker holds one process with its compiled methods and
+measures on command, so that the parent can interleave methods (A B A B) while nothing else runs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxspec import candidates
+from jaxspec.autoregressive import autoregressive
+from jaxspec.decoding import DecodingMethod
+from jaxspec.generate import generate
+from jaxspec.mirror import mirror
+from jaxspec.sharding import Placement, mesh_of
+from jaxspec.speculative import speculative
+from jaxspec.trace import Span, Timeline
+from jaxspec.zoo import Pair, load
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to decode.
+
+    Attributes:
+        method: "autoregressive", "speculative" or "mirror".
+        devices: devices of the target's mesh, for autoregressive decoding.
+        eigen_threads: whether one operation may use several threads.
+        window: γ.
+        budget: R, branches rolled out.
+        num_candidates: κ.
+    """
+
+    method: str
+    devices: int = 1
+    eigen_threads: bool = True
+    window: int = 0
+    budget: int = 0
+    num_candidates: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"window {self.window}"] * (self.window > 0) + [f"{self.budget} branches"] * (self.budget > 0)
+        devices = "2 meshes" if self.method == "mirror" else f"{self.devices} device{'s' * (self.devices > 1)}"
+        return ", ".join([*parts, devices, f"threads {'on' if self.eigen_threads else 'off'}"])
+
+
+class Measurement(NamedTuple):
+    """One run over some prompts: decoded tokens, seconds, and the summed statistics."""
+
+    tokens: list[list[int]]
+    seconds: float
+    accepted_length: float
+    reuse_rate: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens over seconds, prefill included."""
+        return sum(map(len, self.tokens)) / self.seconds
+
+
+#: From a setting and a pair to the method; one row a method.
+BUILDERS: dict[str, Callable[[Setting, Pair], DecodingMethod]] = {
+    "autoregressive": lambda s, pair: autoregressive(pair.target, mesh_of(jax.devices()[: s.devices])),
+    "speculative": lambda s, pair: speculative(pair.target, pair.draft, s.window),
+    "mirror": lambda s, pair: mirror(
+        pair.target,
+        pair.draft,
+        window=s.window,
+        num_candidates=s.num_candidates,
+        exit_layer=pair.exit_layer,
+        exit=pair.exit,
+        policy=candidates.mirror(s.budget),
+        placement=Placement(mesh_of(jax.devices()[:1]), mesh_of(jax.devices()[1:2])),
+    ),
+}
+
+
+def measure(method: DecodingMethod, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Measurement:
+    """Decodes the prompts one by one."""
+    results = [generate(method, [prompt], max_new_tokens) for prompt in prompts]
+    stats = [result.stats for result in results]
+    return Measurement(
+        [result.tokens[0] for result in results],
+        sum(s.prefill_seconds + s.decode_seconds for s in stats),
+        sum(s.accepted for s in stats) / sum(s.steps for s in stats),
+        sum(s.reused for s in stats) / max(sum(s.needed for s in stats), 1),
+    )
+
+
+class Worker:
+    """A process with two forced host devices that measures settings on command."""
+
+    def __init__(self, pair: str, eigen_threads: bool) -> None:
+        self.eigen_threads = eigen_threads
+        threads = "true" if eigen_threads else "false"
+        flags = f"--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen={threads}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jaxspec.bench", pair],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def send(self, command: str, setting: Setting, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Gives a command without waiting for its answer."""
+        request = {"command": command, "setting": asdict(setting), "prompts": prompts, "new": max_new_tokens}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+
+    def receive(self) -> Any:
+        """The answer to the oldest command not yet answered.
+
+        Raises:
+            RuntimeError: the worker ended; its own message stands on standard error.
+        """
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a benchmark worker ended with status {self._process.wait()}; see its message above")
+        return json.loads(line)
+
+    def measure(self, setting: Setting, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Measurement:
+        """Measures one setting now."""
+        self.send("measure", setting, prompts, max_new_tokens)
+        return Measurement(*self.receive())
+
+    def timeline(self, setting: Setting, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Span]:
+        """Decodes the first prompt under a timeline."""
+        self.send("timeline", setting, prompts, max_new_tokens)
+        return [Span(*span) for span in self.receive()]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill() if self._process.stdin.closed else self.close()
+
+
+def best_of(
+    workers: dict[bool, Worker], settings: Sequence[Setting], prompts: Sequence[Any], new: int, rounds: int = 3
+) -> Setting:
+    """The setting with the highest median tokens per second over interleaved rounds."""
+    speeds: dict[Setting, list[float]] = {setting: [] for setting in settings}
+    for _ in range(rounds):
+        for setting in settings:
+            speeds[setting].append(workers[setting.eigen_threads].measure(setting, prompts, new).tokens_per_second)
+    return max(settings, key=lambda setting: float(np.median(speeds[setting])))
+
+
+def main(pair_name: str) -> None:
+    """The worker's loop: one JSON command a line in, one JSON answer a line out; ends with its input."""
+    pair, methods = load(pair_name), {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        setting = Setting(**request["setting"])
+        if setting not in methods:
+            methods[setting] = BUILDERS[setting.method](setting, pair)
+        answer = COMMANDS[request["command"]](methods[setting], request["prompts"], request["new"])
+        print(json.dumps(answer), flush=True)
+
+
+def _timeline(method: DecodingMethod, prompts: Sequence[Any], new: int) -> list[Span]:
+    with Timeline() as watch:
+        generate(method, prompts[:1], new, watch=watch)
+        return watch.spans()
+
+
+def _warm(method: DecodingMethod, prompts: Sequence[Any], new: int) -> float:
+    start = time.perf_counter()
+    measure(method, prompts[:1], new)
+    return time.perf_counter() - start
+
+
+#: What a worker understands.
+COMMANDS: dict[str, Callable[..., Any]] = {"warm": _warm, "measure": measure, "timeline": _timeline}
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,26 @@
+"""Checks of arguments, made before any work starts: what was expected, what came, the remedy."""
+
+from jaxspec.types import Model
+
+
+def check_pair(target: Model, draft: Model, window: int) -> None:
+    """A draft fits a target: one vocabulary, a window of at least one token."""
+    sizes = target.network.config.vocab_size, draft.network.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"expected target and draft over one vocabulary, got {sizes[0]} and {sizes[1]} tokens; "
+            "use a draft trained with the target's tokenizer"
+        )
+    if window < 1:
+        raise ValueError(
+            f"expected window >= 1 drafted token a step, got {window}; for none use jaxspec.autoregressive"
+        )
+
+
+def check_exit(target: Model, exit_layer: int, num_candidates: int) -> None:
+    """An exit layer inside the target, and candidates that its vocabulary can fill."""
+    count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
+    if not 1 <= exit_layer <= count:
+        raise ValueError(f"expected 1 <= exit_layer <= {count} (layers of the target), got {exit_layer}")
+    if not 1 <= num_candidates < vocabulary:
+        raise ValueError(f"expected 1 <= num_candidates < {vocabulary} (the vocabulary), got {num_candidates}")

@@ -1,0 +1,259 @@
+"""``python -m jaxspec demo``: the whole story on real text, in under three minutes on two cores.
+
+Decode held-out roles with three methods and compare every token; federate the draft over other roles' private text;
+carry it through the checkpoint layer onto the draft mesh; show what it gained.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from jaxfed import checkpoint
+from jaxspec import candidates, federated, plot, zoo
+from jaxspec.bench import Measurement, Setting, Worker, best_of
+from jaxspec.federated import Federation, Report
+from jaxspec.generate import generate
+from jaxspec.mirror import mirror
+from jaxspec.sharding import Placement, mesh_of, replicated
+from jaxspec.tokenizer import encode
+from jaxspec.trace import Span, median_milliseconds
+from jaxspec.zoo.recipe import held_out_ids
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of the demo; the defaults are the ones that its figures are quoted for.
+
+    Attributes:
+        pair: name of an embedded pair, or a folder.
+        prompts: first held-out roles by id that are decoded.
+        prompt_tokens: length of each prompt.
+        new_tokens: tokens decoded for each.
+        rounds: interleaved measurements of each method at its best settings.
+        clients: held-out roles that federate, after those of the prompts.
+        validation_roles: held-out roles after the clients; they choose learning rates.
+        windows: speculative windows γ tried.
+        mirror: (window, branches) of Mirror-SD tried.
+        num_candidates: κ.
+        client_prompts: windows of each client's text that the target continues for training.
+        test_prompts: windows of each role's unseen text.
+        example_tokens: tokens of a continuation.
+        federation: rounds, cohort, steps and learning rates.
+    """
+
+    pair: str = "shakespeare"
+    prompts: int = 8
+    prompt_tokens: int = 64
+    new_tokens: int = 128
+    rounds: int = 5
+    clients: int = 32
+    validation_roles: int = 16
+    windows: tuple[int, ...] = tuple(range(1, 9))
+    mirror: tuple[tuple[int, int], ...] = ((7, 4), (7, 8))
+    num_candidates: int = 4
+    client_prompts: int = 16
+    test_prompts: int = 4
+    example_tokens: int = 64
+    federation: Federation = field(default_factory=Federation)
+
+
+class Clock:
+    """Seconds of each phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+@dataclass
+class Decoded:
+    """Outcome of the decoding part: per method its best setting and median run, whether all tokens agree, spans."""
+
+    settings: dict[str, Setting]
+    runs: dict[str, Measurement]
+    identical: bool
+    tokens_compared: int
+    spans: list[Span]
+
+
+def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, Any]:
+    """Runs the demo, writes ``timeline.png`` and ``acceptance.png`` into ``out``, returns the figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    clock, pair = Clock(), zoo.load(settings.pair)
+    roles = {role.id: role for role in federated.read_roles()}
+    held_out = [roles[i] for i in held_out_ids()]
+    prompts = [
+        encode(pair.tokenizer, role.text)[: settings.prompt_tokens].tolist() for role in held_out[: settings.prompts]
+    ]
+    decoded = decode(settings, prompts, clock, progress)
+    plot.timeline(decoded.spans, out / "timeline.png")
+    others = held_out[settings.prompts :]
+    with clock.phase("federate"):
+        report = federate(settings, pair, others, out, progress)
+    with clock.phase("deploy"):
+        deployed = deploy(settings, pair, decoded.settings["mirror"], prompts, out)
+    curves = {name: (outcome.rounds, outcome.accepted) for name, outcome in report.outcomes.items()}
+    plot.acceptance(report.acceptance, curves, decoded.settings["mirror"].window, out / "acceptance.png")
+    return figures(decoded, report, deployed, clock)
+
+
+def decode(settings: DemoSettings, prompts: list[list[int]], clock: Clock, progress: bool) -> Decoded:
+    """Every method at its own best settings over the prompts, one at a time, interleaved."""
+    tried = {
+        name: [s for s in _tried(settings) if s.method == name] for name in ("autoregressive", "speculative", "mirror")
+    }
+    with Worker(settings.pair, True) as threaded, Worker(settings.pair, False) as single:
+        workers = {True: threaded, False: single}
+        with clock.phase("compile"):
+            _warm(workers, _tried(settings), prompts, settings.new_tokens, progress)
+        with clock.phase("choose_settings"):
+            few, new = prompts[:2], settings.new_tokens // 2
+            best = {
+                name: best_of(workers, tried[name], few, new) for name in tqdm(tried, "choose", disable=not progress)
+            }
+        with clock.phase("decode"):
+            runs: dict[str, list[Measurement]] = {name: [] for name in best}
+            for _ in tqdm(range(settings.rounds), "measure", disable=not progress):
+                for name, setting in best.items():
+                    runs[name].append(workers[setting.eigen_threads].measure(setting, prompts, settings.new_tokens))
+            mirrored = best["mirror"]
+            spans = workers[mirrored.eigen_threads].timeline(mirrored, prompts, settings.new_tokens)
+    median = {name: sorted(many, key=lambda m: m.seconds)[len(many) // 2] for name, many in runs.items()}
+    everything = [m.tokens for many in runs.values() for m in many]
+    identical = all(tokens == everything[0] for tokens in everything)
+    return Decoded(best, median, identical, sum(map(len, everything[0])), spans)
+
+
+def _tried(settings: DemoSettings) -> list[Setting]:
+    """All settings that the demo chooses from."""
+    both = (True, False)
+    plain = [Setting("autoregressive", devices, threads) for devices in (1, 2) for threads in both]
+    drafted = [Setting("speculative", 1, threads, window) for window in settings.windows for threads in both]
+    mirrored = [
+        Setting("mirror", 1, threads, window, budget, settings.num_candidates)
+        for window, budget in settings.mirror
+        for threads in both
+    ]
+    return [*plain, *drafted, *mirrored]
+
+
+def _warm(
+    workers: dict[bool, Worker], tried: list[Setting], prompts: list[list[int]], new: int, progress: bool
+) -> None:
+    """Compiles every setting, both workers at once."""
+    for setting in tried:
+        workers[setting.eigen_threads].send("warm", setting, prompts, new)
+    for setting in tqdm(tried, "compile", disable=not progress):
+        workers[setting.eigen_threads].receive()
+
+
+def federate(settings: DemoSettings, pair: zoo.Pair, roles: list[federated.Role], out: Path, progress: bool) -> Report:
+    """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
+    s = settings
+    clients, judges = roles[: s.clients], roles[s.clients :][: s.validation_roles]
+    texts = [federated.split_text(role.text) for role in clients]
+    groups = {
+        "train": ([seen for seen, _ in texts], s.client_prompts),
+        "unseen": ([rest for _, rest in texts], s.test_prompts),
+        "validation": ([role.text for role in judges], s.test_prompts),
+    }
+    rows = {name: federated.token_rows(pair.tokenizer, t, s.prompt_tokens // 2, n) for name, (t, n) in groups.items()}
+    prompts = np.concatenate([prompt for prompt, _ in rows.values()])
+    window = max(w for w, _ in s.mirror)
+    everything = federated.continued(pair.target, prompts, s.example_tokens + window, progress)
+    cuts = np.cumsum([len(prompt) for prompt, _ in rows.values()])[:-1]
+    train, unseen, validation = (everything._replace(tokens=part) for part in np.split(everything.tokens, cuts))
+    examples = federated.client_examples(train, rows["train"][1])
+    report = federated.compare(pair.draft, examples, validation, unseen, s.federation, window=window, progress=progress)
+    chosen = report.outcomes["fedspeed"]
+    about = {"learning_rate": chosen.learning_rate, "clients": [role.id for role in clients]}
+    checkpoint.save(out / "draft", s.federation.rounds, {"params": chosen.params}, kind="draft", metadata=about)
+    return report
+
+
+def deploy(settings: DemoSettings, pair: zoo.Pair, setting: Setting, prompts: list[list[int]], out: Path) -> float:
+    """Loads the federated draft onto the draft mesh and decodes with it; its accepted length on the prompts."""
+    devices = jax.devices()
+    where = Placement(mesh_of(devices[:1]), mesh_of(devices[-1:]))
+    like = {"params": pair.draft.params}
+    loaded = checkpoint.load(out / "draft", like=like, shardings=replicated(where.draft))
+    method = mirror(
+        pair.target,
+        pair.draft._replace(params=loaded["params"]),
+        window=setting.window,
+        num_candidates=setting.num_candidates,
+        exit_layer=pair.exit_layer,
+        exit=pair.exit,
+        policy=candidates.mirror(setting.budget),
+        placement=where,
+    )
+    return generate(method, prompts, settings.new_tokens).stats.accepted_length
+
+
+def figures(decoded: Decoded, report: Report, deployed: float, clock: Clock) -> dict[str, Any]:
+    """One JSON-able object with everything the demo found."""
+    speed = {name: round(m.tokens_per_second, 1) for name, m in decoded.runs.items()}
+    return {
+        "identical": decoded.identical,
+        "tokens_compared": decoded.tokens_compared,
+        "tokens_per_second": speed,
+        "ratio_to_autoregressive": {name: round(value / speed["autoregressive"], 3) for name, value in speed.items()},
+        "accepted_length": round(decoded.runs["mirror"].accepted_length, 3),
+        "accepted_length_speculative": round(decoded.runs["speculative"].accepted_length, 3),
+        "reuse_rate": round(decoded.runs["mirror"].reuse_rate, 4),
+        "milliseconds": {name: round(ms, 3) for name, ms in median_milliseconds(decoded.spans).items()},
+        "settings": {name: str(setting) for name, setting in decoded.settings.items()},
+        "acceptance": {name: round(value, 4) for name, value in report.acceptance.items()},
+        "acceptance_deployed": round(deployed, 4),
+        "learning_rates": {name: outcome.learning_rate for name, outcome in report.outcomes.items()},
+        "seconds": {**clock.seconds, "total": round(sum(clock.seconds.values()), 2)},
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+    }
+
+
+def show(found: dict[str, Any], out: Path, console: Console) -> None:
+    """Prints the table and what was written."""
+    table = Table(title=f"{found['tokens_compared']} tokens, greedy, float32: identical = {found['identical']}")
+    for column in ("method", "tokens/s", "ratio", "accepted", "reuse", "best settings"):
+        table.add_column(column, justify="left" if column in ("method", "best settings") else "right")
+    accepted = {"mirror": found["accepted_length"], "speculative": found["accepted_length_speculative"]}
+    for name, speed in found["tokens_per_second"].items():
+        table.add_row(
+            name,
+            f"{speed:.0f}",
+            f"{found['ratio_to_autoregressive'][name]:.2f}",
+            f"{accepted[name]:.2f}" if name in accepted else "–",
+            f"{found['reuse_rate']:.0%}" if name == "mirror" else "–",
+            found["settings"][name],
+        )
+    console.print(table)
+    console.print("Mirror-SD, median ms: " + ", ".join(f"{k} {v:.2f}" for k, v in found["milliseconds"].items()))
+    console.print(
+        "Accepted tokens a step on unseen text: " + ", ".join(f"{k} {v:.2f}" for k, v in found["acceptance"].items())
+    )
+    console.print(f"{found['seconds']['total']:.0f} s; pictures in {out}/timeline.png and {out}/acceptance.png")
+
+
+def main(out: Path, as_json: bool) -> None:
+    """The command: progress and table on standard error with ``--json``, whose object is the last line of output."""
+    found = run(DemoSettings(), out, progress=True)
+    show(found, out, Console(stderr=as_json))
+    if as_json:
+        print(json.dumps(found))

@@ -1,0 +1,1 @@
+"""Networks: one decoder, defined in Flax, used as pure functions."""

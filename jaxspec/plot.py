@@ -1,0 +1,75 @@
+"""Pictures; matplotlib is imported here and nowhere else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+
+from jaxspec.trace import Span  # noqa: E402
+
+COLOURS = {"prefix": "#4878a8", "suffix": "#86b0d6", "rollout": "#e1812c", "select": "#b85c12", "step": "#4878a8"}
+
+
+def timeline(spans: Sequence[Span], path: str | Path, first_step: int = 2, num_steps: int = 4) -> None:
+    """Draws lanes of target and draft over some steps, with both rendezvous (message and verdict) as arrows."""
+    shown = [s for s in spans if first_step <= s.step < first_step + num_steps]
+    origin, lanes = min(s.start for s in shown), {"draft": 0, "target": 1}
+    figure, axes = plt.subplots(figsize=(12, 3.2), layout="constrained")
+    labelled: set[str] = set()
+    for span in shown:
+        left, width = 1e3 * (span.start - origin), 1e3 * (span.end - span.start)
+        axes.barh(
+            lanes[span.lane],
+            width,
+            left=left,
+            height=0.5,
+            color=COLOURS[span.name],
+            edgecolor="white",
+            linewidth=0.5,
+            label=None if span.name in labelled else span.name,
+        )
+        labelled.add(span.name)
+    _rendezvous(axes, shown, origin, "prefix", "#2a7f3f", "message (exit → draft)")
+    _rendezvous(axes, shown, origin, "suffix", "#9b2335", "verdict (target → draft)")
+    axes.set_yticks(list(lanes.values()), list(lanes))
+    axes.set(xlabel="milliseconds", title=f"Mirror-SD: {num_steps} steps on two meshes", ylim=(-0.5, 1.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _rendezvous(axes: plt.Axes, spans: Sequence[Span], origin: float, name: str, colour: str, label: str) -> None:
+    """Arrows from the target lane to the draft lane at the end of every span ``name``."""
+    for index, span in enumerate(s for s in spans if s.name == name):
+        at = 1e3 * (span.end - origin)
+        axes.annotate("", (at, 0.27), (at, 0.73), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.3})
+        axes.plot([], [], color=colour, marker=7, linestyle="none", label=label if index == 0 else None)
+
+
+def acceptance(
+    final: Mapping[str, float],
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    window: int,
+    path: str | Path,
+) -> None:
+    """Draws accepted length on unseen text: against rounds (left), and at the end (right)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
+    colours = dict(zip(final, ("#999999", "#e1812c", "#4878a8", "#6a9f58"), strict=False))
+    for name, (rounds, values) in curves.items():
+        left.plot(rounds, values, marker="o", markersize=3, color=colours[name], label=name)
+    left.axhline(final["before"], color=colours["before"], linestyle="--", linewidth=1, label="before")
+    left.set(xlabel="round (centralised: the same number of samples)", ylabel=f"accepted tokens a step, of {window}")
+    left.set_title("Validation text of the clients' roles", fontsize=10)
+    left.legend(frameon=False)
+    bars = right.bar(list(final), list(final.values()), color=[colours[name] for name in final])
+    right.bar_label(bars, fmt="%.2f", padding=2)
+    right.set_title("Unseen text of the clients' roles", fontsize=10)
+    right.set_ylim(0, max(final.values()) * 1.15)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,61 @@
+"""Where models live: meshes, tensor parallelism, and the token channel between two meshes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from jaxspec.types import Model, Params
+
+#: Name of the tensor-parallel mesh axis.
+MODEL_AXIS = "model"
+
+
+class Placement(NamedTuple):
+    """The target's mesh and the draft's: disjoint for overlap, the same for none."""
+
+    target: Mesh
+    draft: Mesh
+
+
+def mesh_of(devices: Any) -> Mesh:
+    """A mesh with one ``model`` axis over these devices."""
+    return Mesh(np.asarray(devices), (MODEL_AXIS,))
+
+
+def default_placement() -> Placement:
+    """The last device for the draft, all others for the target; with a single device both share it, without overlap."""
+    devices = jax.devices()
+    return Placement(mesh_of(devices[:-1] or devices), mesh_of(devices[-1:]))
+
+
+def replicated(mesh: Mesh | None) -> Sharding:
+    """A sharding with a whole copy on every device of the mesh (default: the first device)."""
+    if mesh is None or mesh.size == 1:
+        return SingleDeviceSharding(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place(model: Model, mesh: Mesh | None) -> tuple[Params, Sharding]:
+    """Puts parameters onto a mesh, tensor-parallel over its ``model`` axis; and the sharding of everything small.
+
+    Raises:
+        ValueError: key-value heads or hidden features do not divide by the devices.
+    """
+    home = replicated(mesh)
+    if mesh is None or mesh.size == 1:
+        return jax.device_put(model.params, home), home
+    config = model.network.config
+    for name in ("num_kv_heads", "hidden"):
+        if getattr(config, name) % mesh.size:
+            raise ValueError(
+                f"expected {name} divisible by {mesh.size} devices, got {getattr(config, name)}; use fewer devices"
+            )
+    specs = model.network.partition(model.params)
+    return jax.device_put(model.params, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)), home
+
+
+def send(tree: Any, home: Sharding) -> Any:
+    """The token channel within one process: puts a few hundred bytes onto another mesh, without waiting for them."""
+    return jax.device_put(tree, home)

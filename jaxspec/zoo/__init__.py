@@ -1,0 +1,94 @@
+"""Embedded pairs: target, draft, exit and tokenizer that travel inside the package; no download."""
+
+import json
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+from tokenizers import Tokenizer
+
+from jaxspec.config import DecoderConfig
+from jaxspec.exits import AffineLens, LogitLens
+from jaxspec.models.decoder import init_params, network
+from jaxspec.types import Model, Params
+
+#: Names that ``load`` knows.
+PAIRS = ("shakespeare",)
+
+
+class Pair(NamedTuple):
+    """A target and what makes it fast: a draft, an exit head with its layer, and the tokenizer they share."""
+
+    target: Model
+    draft: Model
+    exit: LogitLens | AffineLens
+    exit_layer: int
+    tokenizer: Tokenizer
+    figures: dict[str, Any]
+
+
+def load(name_or_path: str | Path = "shakespeare") -> Pair:
+    """Loads an embedded pair by name, or one written by ``save`` by path; float32 on the default device.
+
+    Raises:
+        ValueError: unknown name, or weights that do not have the configured structure and shapes; names the weight.
+    """
+    folder = resources.files("jaxspec.zoo") / str(name_or_path) if name_or_path in PAIRS else Path(name_or_path)
+    if not (folder / "pair.json").is_file():
+        raise ValueError(f"expected one of {PAIRS} or a folder written by save, got {str(name_or_path)!r}")
+    about = json.loads((folder / "pair.json").read_text())
+    try:
+        weights = safetensors.load((folder / "pair.safetensors").read_bytes())
+    except SafetensorError as error:
+        raise ValueError(
+            f"pair.safetensors: expected a readable safetensors file, got {error}; copy it again"
+        ) from error
+    models = {name: _model(DecoderConfig(**about[name]), name, weights) for name in ("target", "draft")}
+    lens = {key.split(".")[1]: jnp.asarray(value, jnp.float32) for key, value in weights.items() if key[:5] == "exit."}
+    exit_head = AffineLens(**lens) if lens else LogitLens()
+    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    return Pair(models["target"], models["draft"], exit_head, about["exit_layer"], tokenizer, about["figures"])
+
+
+def save(pair: Pair, folder: str | Path) -> None:
+    """Writes ``pair.safetensors`` (bfloat16), ``pair.json`` and ``tokenizer.json`` into ``folder``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trees = {"target": pair.target.params, "draft": pair.draft.params, "exit": pair.exit._asdict()}
+    weights = {
+        name: np.asarray(leaf.astype(jnp.bfloat16))
+        for prefix, tree in trees.items()
+        for name, leaf in _named(prefix, tree)
+    }
+    safetensors.save_file(weights, folder / "pair.safetensors")
+    configs = {name: asdict(getattr(pair, name).network.config) for name in ("target", "draft")}
+    about = {**configs, "exit_layer": pair.exit_layer, "figures": pair.figures}
+    (folder / "pair.json").write_text(json.dumps(about, indent=1) + "\n")
+    pair.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _named(prefix: str, tree: Params) -> list[tuple[str, jax.Array]]:
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr((jax.tree_util.DictKey(prefix), *path), simple=True, separator="."), leaf)
+        for path, leaf in pairs
+    ]
+
+
+def _model(config: DecoderConfig, prefix: str, weights: dict[str, np.ndarray]) -> Model:
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    leaves = []
+    for name, leaf in _named(prefix, shapes):
+        got = weights[name].shape if name in weights else "nothing"
+        if got != leaf.shape:
+            raise ValueError(
+                f"weight {name}: expected shape {leaf.shape}, got {got}; the file belongs to another configuration"
+            )
+        leaves.append(jnp.asarray(weights[name], jnp.float32))
+    return Model(network(config), jax.tree.unflatten(jax.tree.structure(shapes), leaves))

@@ -1,0 +1,70 @@
+"""The strict environment of every test: eight devices, no implicit rank or dtype promotion, warnings are errors.
+
+Warnings are set in pyproject.toml. Code that must relax a rule says so at the one call which needs it, for example
+`with jax.numpy_dtype_promotion("standard")` around the application of an optax update.
+"""
+
+import importlib.util
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+if "jax" in sys.modules:
+    raise RuntimeError("expected to set XLA_FLAGS before jax is imported, but a pytest plugin has imported it already")
+
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+STRICT = {
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_enable_x64": False,
+}
+for _name, _value in STRICT.items():
+    jax.config.update(_name, _value)
+
+
+def world() -> dict[str, object]:
+    """What one test could leave behind for the next."""
+    settings = {name: getattr(jax.config, name) for name in STRICT}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("JAX", "XLA"))}
+    return settings | variables | {"working folder": os.getcwd()}
+
+
+@pytest.fixture(autouse=True)
+def same_world() -> Iterator[None]:
+    """Seeds the global generators before a test, and fails a test which leaves another world to the next one."""
+    random.seed(0)
+    np.random.seed(0)
+    before = world()
+    yield
+    after = world()
+    for name, value in STRICT.items():
+        jax.config.update(name, value)
+    assert after == before, "the test changed more than itself: use jax's contexts, monkeypatch.setenv or .chdir"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="random order of files, and of tests in each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        chance = random.Random(seed)
+        chance.shuffle(items)
+        rank = {path: chance.random() for path in dict.fromkeys(item.path for item in items)}
+        items.sort(key=lambda item: rank[item.path])
+    for item in items:
+        for marker in item.iter_markers("peers"):
+            for module in marker.args or ("torch", "transformers"):
+                if importlib.util.find_spec(module) is None:
+                    item.add_marker(pytest.mark.skip(reason=f"{module} is not installed: make setup PEERS=1"))
