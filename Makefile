@@ -21,7 +21,7 @@ USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_i
 PINS = constraints/py$$($(RUN) $(MINOR)).txt
 INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 
-.PHONY: help setup demo test fast lint types compat constraints clean distclean
+.PHONY: help setup demo test fast matrix soak lint types compat constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -36,6 +36,12 @@ test: setup  ## every test (PEERS=1 also compares with torch and transformers; T
 
 fast: setup  ## the tests that take no longer than a few seconds each
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
+
+matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical"
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.matrix
+
+soak: setup  ## a federated run killed thirty times at random, and a hundred thousand tokens with flat memory
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.soak
 
 lint: setup  ## ruff
 	$(RUN) -m ruff check .

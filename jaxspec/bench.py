@@ -53,6 +53,10 @@ class Setting:
         return ", ".join([*parts, devices, f"threads {'on' if self.eigen_threads else 'off'}"])
 
 
+#: Token ids of prompts.
+Prompts = Sequence[Sequence[int]]
+
+
 class Measurement(NamedTuple):
     """One run over some prompts: decoded tokens, seconds, and the summed statistics."""
 
@@ -84,7 +88,7 @@ BUILDERS: dict[str, Callable[[Setting, Pair], DecodingMethod]] = {
 }
 
 
-def measure(method: DecodingMethod, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Measurement:
+def measure(method: DecodingMethod, prompts: Prompts, max_new_tokens: int) -> Measurement:
     """Decodes the prompts one by one."""
     results = [generate(method, [prompt], max_new_tokens) for prompt in prompts]
     stats = [result.stats for result in results]
@@ -104,19 +108,18 @@ class Worker:
         threads = "true" if eigen_threads else "false"
         flags = f"--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen={threads}"
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "jaxspec.bench", pair]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jaxspec.bench", pair],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._commands, self._answers = self._process.stdin, self._process.stdout
 
-    def send(self, command: str, setting: Setting, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    def send(self, command: str, setting: Setting, prompts: Prompts, max_new_tokens: int) -> None:
         """Gives a command without waiting for its answer."""
         request = {"command": command, "setting": asdict(setting), "prompts": prompts, "new": max_new_tokens}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        print(json.dumps(request), file=self._commands, flush=True)
 
     def receive(self) -> Any:
         """The answer to the oldest command not yet answered.
@@ -124,35 +127,34 @@ class Worker:
         Raises:
             RuntimeError: the worker ended; its own message stands on standard error.
         """
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise RuntimeError(f"a benchmark worker ended with status {self._process.wait()}; see its message above")
         return json.loads(line)
 
-    def measure(self, setting: Setting, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Measurement:
+    def measure(self, setting: Setting, prompts: Prompts, max_new_tokens: int) -> Measurement:
         """Measures one setting now."""
         self.send("measure", setting, prompts, max_new_tokens)
         return Measurement(*self.receive())
 
-    def timeline(self, setting: Setting, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Span]:
+    def timeline(self, setting: Setting, prompts: Prompts, max_new_tokens: int) -> list[Span]:
         """Decodes the first prompt under a timeline."""
-        self.send("timeline", setting, prompts, max_new_tokens)
+        self.send("timeline", setting, prompts[:1], max_new_tokens)
         return [Span(*span) for span in self.receive()]
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
 
     def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill() if self._process.stdin.closed else self.close()
+        """Ends the process; at once, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        self._commands.close()
+        self._answers.close()
 
 
 def best_of(
-    workers: dict[bool, Worker], settings: Sequence[Setting], prompts: Sequence[Any], new: int, rounds: int = 3
+    workers: dict[bool, Worker], settings: Sequence[Setting], prompts: Prompts, new: int, rounds: int = 3
 ) -> Setting:
     """The setting with the highest median tokens per second over interleaved rounds."""
     speeds: dict[Setting, list[float]] = {setting: [] for setting in settings}
@@ -174,13 +176,13 @@ def main(pair_name: str) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _timeline(method: DecodingMethod, prompts: Sequence[Any], new: int) -> list[Span]:
+def _timeline(method: DecodingMethod, prompts: Prompts, new: int) -> list[Span]:
     with Timeline() as watch:
         generate(method, prompts[:1], new, watch=watch)
         return watch.spans()
 
 
-def _warm(method: DecodingMethod, prompts: Sequence[Any], new: int) -> float:
+def _warm(method: DecodingMethod, prompts: Prompts, new: int) -> float:
     start = time.perf_counter()
     measure(method, prompts[:1], new)
     return time.perf_counter() - start

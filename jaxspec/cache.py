@@ -48,7 +48,7 @@ def cached(positions: Array) -> Attend:
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows) -> tuple[Array, Rows]:
         rows = write(rows[0], keys, positions[:, 0]), write(rows[1], values, positions[:, 0])
-        return softmax_attention(queries, *rows, visible(rows[0].shape[2], positions + 1)), rows
+        return softmax_attention(queries, rows[0], rows[1], visible(rows[0].shape[2], positions + 1)), rows
 
     return attend
 

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,40 +32,60 @@ from jaxspec.zoo.recipe import held_out_ids
 
 
 @dataclass(frozen=True)
-class DemoSettings:
-    """Sizes of the demo; the defaults are the ones that its figures are quoted for.
+class DecodingSettings:
+    """The decoding part.
 
     Attributes:
-        pair: name of an embedded pair, or a folder.
         prompts: first held-out roles by id that are decoded.
         prompt_tokens: length of each prompt.
         new_tokens: tokens decoded for each.
         rounds: interleaved measurements of each method at its best settings.
-        clients: held-out roles that federate, after those of the prompts.
-        validation_roles: held-out roles after the clients; they choose learning rates.
         windows: speculative windows γ tried.
         mirror: (window, branches) of Mirror-SD tried.
         num_candidates: κ.
-        client_prompts: windows of each client's text that the target continues for training.
-        test_prompts: windows of each role's unseen text.
-        example_tokens: tokens of a continuation.
-        federation: rounds, cohort, steps and learning rates.
     """
 
-    pair: str = "shakespeare"
     prompts: int = 8
     prompt_tokens: int = 64
     new_tokens: int = 128
     rounds: int = 5
-    clients: int = 32
-    validation_roles: int = 16
     windows: tuple[int, ...] = tuple(range(1, 9))
     mirror: tuple[tuple[int, int], ...] = ((7, 4), (7, 8))
     num_candidates: int = 4
-    client_prompts: int = 16
+
+
+@dataclass(frozen=True)
+class FederatingSettings:
+    """The federated part.
+
+    Attributes:
+        clients: held-out roles that federate, after those of the prompts.
+        validation_roles: held-out roles after the clients; they choose learning rates.
+        client_prompts: windows of each client's text that the target continues for training.
+        test_prompts: windows of each role's unseen text.
+        prompt_tokens: length of a window.
+        new_tokens: length of its continuation.
+        window: γ of the reported acceptance.
+        federation: rounds, cohort, steps and learning rates.
+    """
+
+    clients: int = 32
+    validation_roles: int = 16
+    client_prompts: int = 12
     test_prompts: int = 4
-    example_tokens: int = 64
-    federation: Federation = field(default_factory=Federation)
+    prompt_tokens: int = 32
+    new_tokens: int = 64
+    window: int = 7
+    federation: Federation = Federation()
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of the demo, and the embedded pair (or a folder) it uses; figures are quoted for the defaults."""
+
+    pair: str = "shakespeare"
+    decoding: DecodingSettings = DecodingSettings()
+    federating: FederatingSettings = FederatingSettings()
 
 
 class Clock:
@@ -96,30 +116,28 @@ class Decoded:
 def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, Any]:
     """Runs the demo, writes ``timeline.png`` and ``acceptance.png`` into ``out``, returns the figures."""
     out.mkdir(parents=True, exist_ok=True)
-    clock, pair = Clock(), zoo.load(settings.pair)
+    clock, pair, sizes = Clock(), zoo.load(settings.pair), settings.decoding
     roles = {role.id: role for role in federated.read_roles()}
-    held_out = [roles[i] for i in held_out_ids()]
-    prompts = [
-        encode(pair.tokenizer, role.text)[: settings.prompt_tokens].tolist() for role in held_out[: settings.prompts]
-    ]
-    decoded = decode(settings, prompts, clock, progress)
+    held_out = [roles[number] for number in held_out_ids()]
+    texts = [role.text for role in held_out[: sizes.prompts]]
+    prompts = [encode(pair.tokenizer, text)[: sizes.prompt_tokens].tolist() for text in texts]
+    decoded = decode(sizes, settings.pair, prompts, clock, progress)
     plot.timeline(decoded.spans, out / "timeline.png")
-    others = held_out[settings.prompts :]
     with clock.phase("federate"):
-        report = federate(settings, pair, others, out, progress)
+        report = federate(settings.federating, pair, held_out[sizes.prompts :], out, progress)
     with clock.phase("deploy"):
-        deployed = deploy(settings, pair, decoded.settings["mirror"], prompts, out)
+        deployed = deploy(sizes, pair, decoded.settings["mirror"], prompts, out)
     curves = {name: (outcome.rounds, outcome.accepted) for name, outcome in report.outcomes.items()}
-    plot.acceptance(report.acceptance, curves, decoded.settings["mirror"].window, out / "acceptance.png")
+    plot.acceptance(report.acceptance, curves, settings.federating.window, out / "acceptance.png")
     return figures(decoded, report, deployed, clock)
 
 
-def decode(settings: DemoSettings, prompts: list[list[int]], clock: Clock, progress: bool) -> Decoded:
+def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], clock: Clock, progress: bool) -> Decoded:
     """Every method at its own best settings over the prompts, one at a time, interleaved."""
     tried = {
         name: [s for s in _tried(settings) if s.method == name] for name in ("autoregressive", "speculative", "mirror")
     }
-    with Worker(settings.pair, True) as threaded, Worker(settings.pair, False) as single:
+    with Worker(pair, True) as threaded, Worker(pair, False) as single:
         workers = {True: threaded, False: single}
         with clock.phase("compile"):
             _warm(workers, _tried(settings), prompts, settings.new_tokens, progress)
@@ -141,7 +159,7 @@ def decode(settings: DemoSettings, prompts: list[list[int]], clock: Clock, progr
     return Decoded(best, median, identical, sum(map(len, everything[0])), spans)
 
 
-def _tried(settings: DemoSettings) -> list[Setting]:
+def _tried(settings: DecodingSettings) -> list[Setting]:
     """All settings that the demo chooses from."""
     both = (True, False)
     plain = [Setting("autoregressive", devices, threads) for devices in (1, 2) for threads in both]
@@ -159,12 +177,14 @@ def _warm(
 ) -> None:
     """Compiles every setting, both workers at once."""
     for setting in tried:
-        workers[setting.eigen_threads].send("warm", setting, prompts, new)
+        workers[setting.eigen_threads].send("warm", setting, prompts[:1], new)
     for setting in tqdm(tried, "compile", disable=not progress):
         workers[setting.eigen_threads].receive()
 
 
-def federate(settings: DemoSettings, pair: zoo.Pair, roles: list[federated.Role], out: Path, progress: bool) -> Report:
+def federate(
+    settings: FederatingSettings, pair: zoo.Pair, roles: list[federated.Role], out: Path, progress: bool
+) -> Report:
     """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
     s = settings
     clients, judges = roles[: s.clients], roles[s.clients :][: s.validation_roles]
@@ -174,21 +194,24 @@ def federate(settings: DemoSettings, pair: zoo.Pair, roles: list[federated.Role]
         "unseen": ([rest for _, rest in texts], s.test_prompts),
         "validation": ([role.text for role in judges], s.test_prompts),
     }
-    rows = {name: federated.token_rows(pair.tokenizer, t, s.prompt_tokens // 2, n) for name, (t, n) in groups.items()}
+    rows = {name: federated.token_rows(pair.tokenizer, t, s.prompt_tokens, n) for name, (t, n) in groups.items()}
     prompts = np.concatenate([prompt for prompt, _ in rows.values()])
-    window = max(w for w, _ in s.mirror)
-    everything = federated.continued(pair.target, prompts, s.example_tokens + window, progress)
+    everything = federated.continued(pair.target, prompts, s.new_tokens + s.window, progress)
     cuts = np.cumsum([len(prompt) for prompt, _ in rows.values()])[:-1]
     train, unseen, validation = (everything._replace(tokens=part) for part in np.split(everything.tokens, cuts))
     examples = federated.client_examples(train, rows["train"][1])
-    report = federated.compare(pair.draft, examples, validation, unseen, s.federation, window=window, progress=progress)
+    report = federated.compare(
+        pair.draft, examples, validation, unseen, s.federation, window=s.window, progress=progress
+    )
     chosen = report.outcomes["fedspeed"]
     about = {"learning_rate": chosen.learning_rate, "clients": [role.id for role in clients]}
-    checkpoint.save(out / "draft", s.federation.rounds, {"params": chosen.params}, kind="draft", metadata=about)
+    target = out / "draft"
+    step = (checkpoint.latest(target) or 0) + 1
+    checkpoint.save(target, step, {"params": chosen.params}, kind="draft", metadata=about, keep=1)
     return report
 
 
-def deploy(settings: DemoSettings, pair: zoo.Pair, setting: Setting, prompts: list[list[int]], out: Path) -> float:
+def deploy(settings: DecodingSettings, pair: zoo.Pair, setting: Setting, prompts: list[list[int]], out: Path) -> float:
     """Loads the federated draft onto the draft mesh and decodes with it; its accepted length on the prompts."""
     devices = jax.devices()
     where = Placement(mesh_of(devices[:1]), mesh_of(devices[-1:]))

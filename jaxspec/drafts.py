@@ -81,7 +81,7 @@ def branching(lengths: Array, place: Array | None) -> Attend:
         if place is not None:
             shared = tuple(write(old, row[:, :, :1], place) for old, row in zip(shared, (keys, values), strict=True))
         seen = visible(shared[0].shape[2], lengths)
-        return softmax_attention(queries, *shared, seen, own), (shared, own)
+        return softmax_attention(queries, shared[0], shared[1], seen, own), (shared, own)
 
     return attend
 

@@ -5,7 +5,7 @@ target says there; only drafts travel. The gain is accepted length on text of th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from jaxspec.train import distillation_loss, log_probabilities
 from jaxspec.types import Array, Model, Network, Params
 
 __all__ = [
+    "FedSpeedSettings",
     "Federation",
     "Outcome",
     "Report",
@@ -40,6 +41,15 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class FedSpeedSettings:
+    """What FedSpeed has beyond FedAvg: w = 1/λ, ρ and α."""
+
+    prox_weight: float = 0.1
+    ascent_radius: float = 0.01
+    merge_weight: float = 0.5
+
+
+@dataclass(frozen=True)
 class Federation:
     """How a draft is federated.
 
@@ -49,22 +59,20 @@ class Federation:
         local_steps: K.
         batch_size: sequences a local step.
         learning_rates: grid, the same for every method.
-        prox_weight: w = 1/λ of FedSpeed.
-        ascent_radius: ρ of FedSpeed.
+        fedspeed: what FedSpeed has beyond FedAvg.
         clip_norm: largest gradient norm of a local step, for every method.
         evaluate_every: rounds between two evaluations on validation roles.
         seed: of cohorts and batches.
     """
 
-    rounds: int = 8
+    rounds: int = 12
     cohort_size: int = 8
     local_steps: int = 4
     batch_size: int = 4
-    learning_rates: tuple[float, ...] = (0.3, 1.0)
-    prox_weight: float = 0.01
-    ascent_radius: float = 0.05
+    learning_rates: tuple[float, ...] = (0.3, 0.5)
+    fedspeed: FedSpeedSettings = FedSpeedSettings()
     clip_norm: float = 1.0
-    evaluate_every: int = 2
+    evaluate_every: int = 3
     seed: int = 0
 
 
@@ -161,7 +169,7 @@ def _agreement(network: Network, params: Params, tokens: Array) -> Array:
 
 def methods(settings: Federation) -> dict[str, Callable[..., Any]]:
     """Factories (loss_fn, learning_rate) → algorithm. Centralised is FedAvg with a single client that holds all."""
-    speed = partial(jaxfed.fedspeed, prox_weight=settings.prox_weight, ascent_radius=settings.ascent_radius)
+    speed = partial(jaxfed.fedspeed, **asdict(settings.fedspeed))
     return {"fedspeed": speed, "fedavg": jaxfed.fedavg, "centralised": jaxfed.fedavg}
 
 

@@ -70,10 +70,10 @@ def mirror(
         draft: a model over the same vocabulary.
         window: γ, tokens drafted a step.
         num_candidates: κ, exit tokens sent for each position.
-        exit_layer: ℓₑ, layers in the prefix; default N/2. At N the exit is the oracle, with nothing left to hide behind.
+        exit_layer: ℓₑ, layers in the prefix; default N/2. At N it is the oracle, with nothing left to hide behind.
         exit: exit head; default ``LogitLens()``.
         policy: which branches are rolled out; default ``candidates.mirror()``, all (γ+1)·κ of them.
-        placement: target and draft mesh; default: the last device drafts.
+        placement: target and draft mesh; default: the first two devices.
 
     Raises:
         ValueError: vocabularies differ, window or num_candidates < 1, exit layer out of range.
@@ -142,7 +142,7 @@ def draft_select(
     chosen = take(rolled, branch)
 
     def fall_back(_: None) -> Rollout:
-        fresh, _ = rollout(network, params, cache, root, length)
+        fresh = rollout(network, params, cache, root, length)[0]
         return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), chosen, fresh)
 
     following = jax.lax.cond(jnp.all(reused), lambda _: chosen, fall_back, None)

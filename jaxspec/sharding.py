@@ -25,9 +25,9 @@ def mesh_of(devices: Any) -> Mesh:
 
 
 def default_placement() -> Placement:
-    """The last device for the draft, all others for the target; with a single device both share it, without overlap."""
+    """The first device for the target, the second for the draft; a single one is shared, without overlap."""
     devices = jax.devices()
-    return Placement(mesh_of(devices[:-1] or devices), mesh_of(devices[-1:]))
+    return Placement(mesh_of(devices[:1]), mesh_of(devices[1:2] or devices[:1]))
 
 
 def replicated(mesh: Mesh | None) -> Sharding:

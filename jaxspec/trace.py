@@ -1,7 +1,7 @@
 """When each program of a step ran: lanes of the target and the draft, as spans in seconds.
 
-Everything a step enqueues is watched by one waiting thread a lane; the decoding loop itself waits for nothing more than
-it does untraced.
+A timeline stops the loop at both rendezvous, the message and the end of the step, and nowhere else: suffix and rollout
+run side by side as they do untraced. The loop loses its enqueuing ahead, so a traced step is a little longer.
 """
 
 import time
@@ -23,16 +23,16 @@ class Span(NamedTuple):
 
 
 class Enqueued(NamedTuple):
-    """A program that was enqueued at a time and whose outputs become ready in the future."""
+    """A program, when it was enqueued, and when its outputs were (or will be) ready."""
 
     lane: str
     name: str
     time: float
-    ready: Future[float]
+    ready: Future[float] | float
 
 
-#: What a program waits for beside its own lane: the message for the rollout, the verdict for the selection.
-WAITS_FOR = {"prefix": "select", "rollout": "prefix", "select": "suffix"}
+#: Programs at whose end one side waits for the other.
+RENDEZVOUS = ("prefix", "select", "step")
 
 
 class Timeline:
@@ -44,9 +44,13 @@ class Timeline:
         self._enqueued: list[Enqueued] = []
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
-        """Notes a program and waits for its outputs in the lane's own thread."""
-        thread = self._threads.setdefault(lane, ThreadPoolExecutor(1, thread_name_prefix=lane))
-        self._enqueued.append(Enqueued(lane, name, self._now(), thread.submit(self._wait, outputs)))
+        """Notes a program; waits for it here at a rendezvous, else in the lane's own thread."""
+        now = self._now()
+        if name in RENDEZVOUS:
+            self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs)))
+        else:
+            thread = self._threads.setdefault(lane, ThreadPoolExecutor(1, thread_name_prefix=lane))
+            self._enqueued.append(Enqueued(lane, name, now, thread.submit(self._wait, outputs)))
 
     def _wait(self, outputs: Any) -> float:
         jax.block_until_ready(outputs)
@@ -56,20 +60,19 @@ class Timeline:
         return time.perf_counter() - self._begin
 
     def spans(self) -> list[Span]:
-        """All spans in the order they were enqueued.
+        """All spans in the order they were enqueued; one starts when it is enqueued and its lane is free.
 
-        A program starts when it is enqueued, its lane is free, and what it waits for on the other lane is there.
+        The selection also waits for the verdict, that is, for the suffix.
         """
         spans: list[Span] = []
         free: dict[str, float] = {}
-        ended: dict[str, float] = {}
-        step = -1
-        for item in self._enqueued:
-            step += item.name in ("prefix", "step")
-            end = item.ready.result()
-            start = max(item.time, free.get(item.lane, 0.0), ended.get(WAITS_FOR.get(item.name, ""), 0.0))
-            spans.append(Span(item.lane, item.name, step, min(start, end), end))
-            free[item.lane] = ended[item.name] = end
+        step, verdict = -1, 0.0
+        for lane, name, enqueued, ready in self._enqueued:
+            step += name in ("prefix", "step")
+            end = ready if isinstance(ready, float) else ready.result()
+            start = max(enqueued, free.get(lane, 0.0), verdict if name == "select" else 0.0)
+            spans.append(Span(lane, name, step, min(start, end), end))
+            free[lane], verdict = end, end if name == "suffix" else verdict
         return spans
 
     def close(self) -> None:

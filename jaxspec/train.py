@@ -27,7 +27,8 @@ def hidden_states(network: Network, params: Params, tokens: Array, exits: tuple[
     """Hidden states x [D, B, T] after each layer count of ``exits`` and after the last layer, without a cache."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     count = network.config.num_layers
-    x, states, start = network.embed(params, tokens), [], 0
+    x, start = network.embed(params, tokens), 0
+    states: list[Array] = []
     for stop in (*exits, count):
         x, _ = network.blocks(params, x, positions, (None,) * count, causal(), range(start, stop))
         states, start = [*states, x], stop
@@ -223,7 +224,9 @@ def bits_per_character(model: Model, corpus: np.ndarray, characters: int, length
     """
     count = (len(corpus) - 1) // length
     windows = corpus[: count * length + 1][np.arange(count)[:, None] * length + np.arange(length + 1)[None]]
-    loss = jax.jit(lambda params, tokens: language_model_loss(model.network)(params, {"tokens": tokens}, None)[0])
+    loss = jax.jit(
+        lambda params, tokens: language_model_loss(model.network)(params, {"tokens": tokens}, jax.random.key(0))[0]
+    )
     parts = [windows[start : start + batch] for start in range(0, count, batch)]
     nats = sum(float(loss(model.params, jnp.asarray(part))) * len(part) for part in parts) / count
     return nats / np.log(2) * (len(corpus) / characters)

@@ -102,14 +102,15 @@ def network(config: DecoderConfig) -> Network:
     def method(name: str, params: Params, *args: Any) -> Any:
         return getattr(nnx.merge(graph, _to_state(params)), name)(*args)
 
-    return Network(config, *(partial(method, name) for name in ("embed", "blocks", "logits")), partition)
+    embed, blocks, logits = (partial(method, name) for name in ("embed", "blocks", "logits"))
+    return Network(config, embed, blocks, logits, partition)
 
 
 def partition(params: Params) -> Params:
     """Tensor parallelism by heads and hidden features (Megatron): two all-reduces a layer, the rest is replicated."""
     axes = {"qkv": PartitionSpec("model"), "gate_up": PartitionSpec(None, "model")}
     axes |= dict.fromkeys(("out", "down"), PartitionSpec(None, "model"))
-    name = lambda path: getattr(path[-1], "key", None)  # noqa: E731
+    name = lambda path: str(getattr(path[-1], "key", ""))  # noqa: E731
     return jax.tree_util.tree_map_with_path(lambda path, _: axes.get(name(path), PartitionSpec()), params)
 
 

@@ -2,7 +2,7 @@
 
 1. Roles: 160 roles of 2,000 characters or more stay out (``held_out.json``, drawn once by seed 0); the rest is text.
 2. Target: a language model with an exit loss. It never sees the draft. Beside it the same model without that loss.
-3. Draft: one or two layers, distilled from the target's law on the same text.
+3. Draft: two layers, distilled from the target's law on the same text.
 """
 
 import json
@@ -43,12 +43,12 @@ class Recipe:
     """
 
     target: DecoderConfig = DecoderConfig(1, 256, 8, 4, 2, 64, 768)
-    draft: DecoderConfig = DecoderConfig(1, 192, 1, 4, 2, 48, 512)
+    draft: DecoderConfig = DecoderConfig(1, 128, 2, 4, 2, 32, 352)
     vocab_size: int | None = None
     exit_layer: int = 3
     exit_weight: float = 0.2
     target_schedule: Schedule = field(default_factory=lambda: Schedule(steps=1000))
-    draft_schedule: Schedule = field(default_factory=lambda: Schedule(steps=1200, learning_rate=4e-3))
+    draft_schedule: Schedule = field(default_factory=lambda: Schedule(steps=1000, learning_rate=4e-3))
     seed: int = 0
 
 
