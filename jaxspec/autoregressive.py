@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxspec.channel import send
 from jaxspec.decoding import (
     DecodingMethod,
     StepInfo,
@@ -18,7 +19,7 @@ from jaxspec.decoding import (
     suffix_pass,
     unwatched,
 )
-from jaxspec.sharding import place, send
+from jaxspec.sharding import place
 from jaxspec.types import Array, Model, Network, Params
 
 

@@ -5,7 +5,8 @@ The target's early exit sends a ``Message``; a policy turns it into the roots of
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,13 @@ class Roots(NamedTuple):
 Policy = Callable[[Message], Roots]
 
 
+def message_like(batch: int, window: int, num_candidates: int) -> Message:
+    """Shapes and dtypes of a message."""
+    slots = batch, window + 1, num_candidates
+    shape: Any = jax.ShapeDtypeStruct
+    return Message(shape(slots, jnp.int32), shape(slots, jnp.float32), shape((batch, window), jnp.float32))
+
+
 def message(logits: Array, window: Array, num_candidates: int) -> Message:
     """Builds the message from exit logits [V, B, γ+1] and the window ŷ [B, γ].
 
@@ -52,24 +60,43 @@ def message(logits: Array, window: Array, num_candidates: int) -> Message:
     return Message(tokens.astype(jnp.int32), scores, chosen)
 
 
-def mirror(budget: int | None = None) -> Policy:
+@lru_cache
+def mirror(budget: int | None = None, sharpness: float = 5.0) -> Policy:
     """The exit's top-κ at every position, ranked, the best ``budget`` (R) of them; all (γ+1)·κ without a budget.
 
-    score(r, v) = Σ_{j≤r} log p^E(ŷⱼ) + log p^E(v | r): the probability under the exit that exactly r tokens are
-    accepted and v comes next. Source: Mirror-SD (arXiv 2510.13161), §3; the ranking is ours.
+    score(r, v) = Σ_{j≤r} log q(ŷⱼ | j) + log q(v | r): how likely it is that exactly r tokens are accepted and v comes
+    next. Greedy verification asks which token is the target's most likely one, and of that the exit is surer than its
+    law says: q ∝ (p^E)^β over the tokens that the message holds for a position.
+
+    Args:
+        budget: R, branches rolled out for each sequence.
+        sharpness: β; 1 is the exit's own law.
 
     Raises:
-        ValueError: a budget below 1.
+        ValueError: a budget below 1, or a sharpness that is not positive.
+
+    Source: Mirror-SD (arXiv 2510.13161), §3; ranking under a budget is ours.
     """
     if budget is not None and budget < 1:
         raise ValueError(f"expected a branch budget >= 1, got {budget}; without a limit pass None")
+    if not sharpness > 0:
+        raise ValueError(f"expected sharpness > 0, got {sharpness}")
 
     def policy(received: Message) -> Roots:
-        reach = jnp.pad(jnp.cumsum(received.drafted, axis=1), ((0, 0), (1, 0)))
-        scores = reach[:, :, None] + received.scores
+        drafted, scores = _sharpened(received, sharpness)
+        reach = jnp.pad(jnp.cumsum(drafted, axis=1), ((0, 0), (1, 0)))
+        scores = reach[:, :, None] + scores
         batch, positions, kappa = scores.shape
         count = positions * kappa if budget is None else min(budget, positions * kappa)
         best = jax.lax.top_k(scores.reshape(batch, -1), count)[1].astype(jnp.int32)
         return Roots(best // kappa, jnp.take_along_axis(received.tokens.reshape(batch, -1), best, axis=1))
 
     return policy
+
+
+def _sharpened(received: Message, sharpness: float) -> tuple[Array, Array]:
+    """log q of the drafted tokens [B, γ] and of the candidates [B, γ+1, κ]."""
+    drafted = jnp.pad(received.drafted, ((0, 0), (0, 1)), constant_values=-jnp.inf)[:, :, None]
+    known = jnp.concatenate([drafted, received.scores], axis=2) * sharpness
+    law = jax.nn.log_softmax(known, axis=2)
+    return law[:, :-1, 0], law[:, :, 1:]

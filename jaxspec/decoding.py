@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.cache import cached, init_cache
-from jaxspec.candidates import Message, message
+from jaxspec.candidates import message
+from jaxspec.channel import pack
 from jaxspec.sampling import greedy
 from jaxspec.types import Array, Cache, Network, Params
 from jaxspec.verify import Verdict, match
@@ -126,17 +127,17 @@ def target_prefix(
     cache: Cache,
     progress: Progress,
     window: Array,
-) -> tuple[Array, Cache, Message | None]:
-    """The compiled prefix: hidden state, rows of layers 1..ℓₑ, and the message of the exit ``head`` (None without)."""
+) -> tuple[Array, Cache, Array]:
+    """The compiled prefix: hidden state, rows of layers 1..ℓₑ, and the packed message of the exit ``head``."""
     x, cache = prefix_pass(network, params, cache, progress, window, exit_layer)
-    sent = None if head is None else message(head(network, params, x), window, num_candidates)
-    return x, cache, sent
+    return x, cache, pack(message(head(network, params, x), window, num_candidates))
 
 
 @partial(jax.jit, static_argnames=("network", "exit_layer"), donate_argnames="cache")
 def target_suffix(
     network: Network, exit_layer: int, params: Params, cache: Cache, progress: Progress, x: Array, window: Array
-) -> tuple[Array, Cache, Progress, Verdict, Array]:
-    """The compiled suffix: the target's tokens, rows of layers ℓₑ+1..N, progress, verdict and tokens emitted."""
+) -> tuple[Array, Cache, Progress, Array, Array, Array]:
+    """The compiled suffix: the target's tokens, rows of layers ℓₑ+1..N, progress, packed verdict, A, tokens emitted."""
     choices, cache = suffix_pass(network, params, cache, progress, x, exit_layer)
-    return choices, cache, *advance(progress, window, choices)
+    progress, verdict, emitted = advance(progress, window, choices)
+    return choices, cache, progress, pack(verdict), verdict.num_accepted, emitted

@@ -50,7 +50,7 @@ class DecodingSettings:
     new_tokens: int = 128
     rounds: int = 5
     windows: tuple[int, ...] = tuple(range(1, 9))
-    mirror: tuple[tuple[int, int], ...] = ((7, 4), (7, 8))
+    mirror: tuple[tuple[int, int], ...] = ((5, 8), (7, 4), (8, 4))
     num_candidates: int = 4
 
 

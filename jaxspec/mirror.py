@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import candidates
-from jaxspec.candidates import Message, Policy, Roots
+from jaxspec.candidates import Policy, Roots, message_like
+from jaxspec.channel import send, unpack
 from jaxspec.checks import check_exit, check_pair
 from jaxspec.decoding import (
     DecodingMethod,
@@ -30,9 +31,9 @@ from jaxspec.decoding import (
 )
 from jaxspec.drafts import Pending, Rollout, commit, first_window, rollout, take
 from jaxspec.exits import LogitLens
-from jaxspec.sharding import Placement, default_placement, place, send
+from jaxspec.sharding import Placement, default_placement, place
 from jaxspec.types import Array, Cache, Model, Network, Params
-from jaxspec.verify import Verdict
+from jaxspec.verify import verdict_like
 
 
 class DraftState(NamedTuple):
@@ -89,7 +90,7 @@ def mirror(
     head = send(LogitLens() if exit is None else exit, target_home)
     prefix = partial(target_prefix, target.network, exit_layer, num_candidates, target_params, head)
     suffix = partial(target_suffix, target.network, exit_layer, target_params)
-    ahead = partial(draft_rollout, draft.network, policy, draft_params)
+    ahead = partial(draft_rollout, draft.network, policy, num_candidates, draft_params)
     choose = partial(draft_select, draft.network, draft_params)
 
     def init(tokens: Array, lengths: Array, max_new_tokens: int, capacity: int) -> MirrorState:
@@ -105,25 +106,32 @@ def mirror(
         window = send(drafting.window, target_home)
         x, lower, sent = prefix(cache[:exit_layer], progress, window)
         watch("target", "prefix", sent)
-        choices, upper, progress, verdict, emitted = suffix(cache[exit_layer:], progress, x, window)
+        choices, upper, progress, verdict, accepted, emitted = suffix(cache[exit_layer:], progress, x, window)
         watch("target", "suffix", choices)
         rolled, roots, rows = ahead(*drafting, send(sent, draft_home))
         watch("draft", "rollout", rolled.tokens)
         drafting, reused = choose(rows, rolled, roots, send(verdict, draft_home))
         watch("draft", "select", reused)
         return MirrorState(TargetState((*lower, *upper), progress), drafting), StepInfo(
-            choices, emitted, verdict.num_accepted, reused
+            choices, emitted, accepted, reused
         )
 
     return DecodingMethod(init, step, window, target.network.config.vocab_size)
 
 
-@partial(jax.jit, static_argnames=("network", "policy"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("network", "policy", "num_candidates"), donate_argnames="cache")
 def draft_rollout(
-    network: Network, policy: Policy, params: Params, cache: Cache, window: Array, position: Array, received: Message
+    network: Network,
+    policy: Policy,
+    num_candidates: int,
+    params: Params,
+    cache: Cache,
+    window: Array,
+    position: Array,
+    received: Array,
 ) -> tuple[Rollout, Roots, Cache]:
-    """Ranks the candidates of the message and rolls out the chosen branches, γ tokens each."""
-    roots = policy(received)
+    """Ranks the candidates of the packed message and rolls out the chosen branches, γ tokens each."""
+    roots = policy(unpack(received, message_like(window.shape[0], window.shape[1], num_candidates)))
     pending = Pending(window[:, -1], position + window.shape[1])
     at = Pending(roots.tokens, position[:, None] + roots.accepted + 1)
     rolled, cache = rollout(network, params, cache, at, window.shape[1], pending)
@@ -132,9 +140,10 @@ def draft_rollout(
 
 @partial(jax.jit, static_argnames="network", donate_argnames="cache")
 def draft_select(
-    network: Network, params: Params, cache: Cache, rolled: Rollout, roots: Roots, verdict: Verdict
+    network: Network, params: Params, cache: Cache, rolled: Rollout, roots: Roots, received: Array
 ) -> tuple[DraftState, Array]:
     """The branch that came true becomes the next window; where none did, a fresh rollout does."""
+    verdict = unpack(received, verdict_like(received.shape[0]))
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
     reused, branch = jnp.any(hit, axis=1), jnp.argmax(hit, axis=1)
     length = rolled.tokens.shape[2]

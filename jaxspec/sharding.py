@@ -1,4 +1,4 @@
-"""Where models live: meshes, tensor parallelism, and the token channel between two meshes."""
+"""Where models live: meshes and tensor parallelism."""
 
 from typing import Any, NamedTuple
 
@@ -54,8 +54,3 @@ def place(model: Model, mesh: Mesh | None) -> tuple[Params, Sharding]:
             )
     specs = model.network.partition(model.params)
     return jax.device_put(model.params, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)), home
-
-
-def send(tree: Any, home: Sharding) -> Any:
-    """The token channel within one process: puts a few hundred bytes onto another mesh, without waiting for them."""
-    return jax.device_put(tree, home)

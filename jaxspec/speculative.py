@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxspec.channel import send
 from jaxspec.checks import check_pair
 from jaxspec.decoding import (
     DecodingMethod,
@@ -20,7 +21,7 @@ from jaxspec.decoding import (
     unwatched,
 )
 from jaxspec.drafts import Pending, commit, first_window, rollout
-from jaxspec.sharding import place, send
+from jaxspec.sharding import place
 from jaxspec.types import Array, Cache, Model, Network, Params
 
 

@@ -1,7 +1,8 @@
 """Sample and match: what of a window the target's own tokens confirm. Sees tokens only, no model."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxspec.types import Array
@@ -19,6 +20,12 @@ class Verdict(NamedTuple):
     num_accepted: Array
     next_token: Array
     position: Array
+
+
+def verdict_like(batch: int) -> Verdict:
+    """Shapes and dtypes of a verdict."""
+    field: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return Verdict(field, field, field)
 
 
 def match(window: Array, choices: Array, position: Array) -> Verdict:

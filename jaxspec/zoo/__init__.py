@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from safetensors import SafetensorError
-from safetensors import numpy as safetensors
+from safetensors import flax as safetensors
 from tokenizers import Tokenizer
 
 from jaxspec.config import DecoderConfig
@@ -44,7 +43,8 @@ def load(name_or_path: str | Path = "shakespeare") -> Pair:
         raise ValueError(f"expected one of {PAIRS} or a folder written by save, got {str(name_or_path)!r}")
     about = json.loads((folder / "pair.json").read_text())
     try:
-        weights = safetensors.load((folder / "pair.safetensors").read_bytes())
+        with resources.as_file(folder / "pair.safetensors") as path:
+            weights = safetensors.load_file(path)
     except SafetensorError as error:
         raise ValueError(
             f"pair.safetensors: expected a readable safetensors file, got {error}; copy it again"
@@ -62,7 +62,7 @@ def save(pair: Pair, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     trees = {"target": pair.target.params, "draft": pair.draft.params, "exit": pair.exit._asdict()}
     weights = {
-        name: np.asarray(leaf.astype(jnp.bfloat16))
+        name: leaf.astype(jnp.bfloat16)
         for prefix, tree in trees.items()
         for name, leaf in _named(prefix, tree)
     }
@@ -81,7 +81,7 @@ def _named(prefix: str, tree: Params) -> list[tuple[str, jax.Array]]:
     ]
 
 
-def _model(config: DecoderConfig, prefix: str, weights: dict[str, np.ndarray]) -> Model:
+def _model(config: DecoderConfig, prefix: str, weights: dict[str, jax.Array]) -> Model:
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     leaves = []
     for name, leaf in _named(prefix, shapes):
