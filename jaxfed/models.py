@@ -35,6 +35,23 @@ class MLP(nnx.Module):
         return self.layers[-1](x)
 
 
+class NextCharacter(nnx.Module):
+    """An embedding of each of the last characters and an MLP over them: logits of the character that follows.
+
+    Attributes:
+      embedding: one vector of `width` numbers per character of the vocabulary.
+      mlp: one hidden layer over the `context` vectors side by side.
+    """
+
+    def __init__(self, vocabulary: int, context: int, width: int = 16, hidden: int = 192, *, rngs: nnx.Rngs) -> None:
+        self.embedding = nnx.Embed(vocabulary, width, rngs=rngs)
+        self.mlp = MLP((context * width, hidden, vocabulary), rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """Logits [B, vocabulary] of characters int [B, context]."""
+        return self.mlp(self.embedding(x))
+
+
 def functional(module: nnx.Module) -> tuple[Params, ApplyFn]:
     """Split a Flax NNX module, once, into its parameters (nested dicts of arrays) and a pure apply function.
 
@@ -68,3 +85,25 @@ def cross_entropy(apply: ApplyFn) -> LossFn:
         return masked_mean(losses, mask), {"accuracy": masked_mean(correct, mask)}
 
     return loss_fn
+
+
+def evaluator(apply: ApplyFn, samples: Batch, batch_size: int = 4096) -> Callable[[Params], dict[str, Scalar]]:
+    """Return `evaluate(params)` -> {"loss", "accuracy"}: means of a classifier over all samples.
+
+    Args:
+      apply: logits of inputs.
+      samples: "x" [n, ...] and "y" int [n], n ≥ 1.
+      batch_size: samples at a time, which bounds the memory taken.
+    """
+
+    def measure(params: Params, sample: Batch) -> tuple[Scalar, Array]:
+        logits = apply(params, sample["x"][None])[0]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, sample["y"])
+        return loss, jnp.argmax(logits) == sample["y"]
+
+    @jax.jit
+    def evaluate(params: Params, samples: Batch) -> dict[str, Scalar]:
+        losses, correct = jax.lax.map(lambda sample: measure(params, sample), samples, batch_size=batch_size)
+        return {"loss": jnp.mean(losses), "accuracy": jnp.mean(correct)}
+
+    return lambda params: evaluate(params, samples)

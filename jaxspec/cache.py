@@ -4,8 +4,6 @@ The cache has a fixed capacity S; what is visible is decided by positions alone,
 window is arithmetic on lengths and copies nothing.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -58,7 +56,9 @@ def visible(capacity: int, lengths: Array) -> Array:
     return jnp.arange(capacity)[None, None, :] < lengths[:, :, None]
 
 
-def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, own: Any = None) -> Array:
+def softmax_attention(
+    queries: Array, keys: Array, values: Array, seen: Array, own: Rows | None = None, own_seen: Array | None = None
+) -> Array:
     """softmax(q·kᵀ / √head_size)·v over rows that all queries share, and rows of each query's own.
 
     Args:
@@ -66,17 +66,19 @@ def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, o
         keys: shared rows [B, G, S, head_size].
         values: likewise.
         seen: which of them a query sees: [B or 1, T, S].
-        own: keys and values that only query t sees, each [B, G, T, I, head_size]; none by default.
+        own: keys and values that only query t has, each [B, G, T, I, head_size]; none by default.
+        own_seen: which of these are there yet: [I].
     """
     batch, groups, shared, length, size = queries.shape
     queries = queries.reshape(batch, groups, shared * length, size) * size**-0.5
     scores = jnp.einsum("bgxh,bgsh->bgxs", queries, keys)
     scores = jnp.where(jnp.tile(seen, (1, shared, 1))[:, None], scores, -jnp.inf)
-    if own is None:
+    if own is None or own_seen is None:
         context = jnp.einsum("bgxs,bgsh->bgxh", jax.nn.softmax(scores, axis=-1), values)
     else:
         own_keys, own_values = (jnp.tile(rows, (1, 1, shared, 1, 1)) for rows in own)
         own_scores = jnp.sum(queries[:, :, :, None] * own_keys, axis=-1)
+        own_scores = jnp.where(own_seen[None, None, None], own_scores, -jnp.inf)
         weights = jax.nn.softmax(jnp.concatenate([scores, own_scores], axis=-1), axis=-1)
         shared_weights, own_weights = jnp.split(weights, [scores.shape[-1]], axis=-1)
         context = jnp.einsum("bgxs,bgsh->bgxh", shared_weights, values)

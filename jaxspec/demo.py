@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class DecodingSettings:
     new_tokens: int = 128
     rounds: int = 5
     windows: tuple[int, ...] = tuple(range(1, 9))
-    mirror: tuple[tuple[int, int], ...] = ((5, 8), (7, 4), (8, 4))
+    mirror: tuple[tuple[int, int], ...] = ((7, 4), (5, 8))
     num_candidates: int = 4
 
 
@@ -134,18 +134,10 @@ def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, A
 
 def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], clock: Clock, progress: bool) -> Decoded:
     """Every method at its own best settings over the prompts, one at a time, interleaved."""
-    tried = {
-        name: [s for s in _tried(settings) if s.method == name] for name in ("autoregressive", "speculative", "mirror")
-    }
     with Worker(pair, True) as threaded, Worker(pair, False) as single:
         workers = {True: threaded, False: single}
-        with clock.phase("compile"):
-            _warm(workers, _tried(settings), prompts, settings.new_tokens, progress)
         with clock.phase("choose_settings"):
-            few, new = prompts[:2], settings.new_tokens // 2
-            best = {
-                name: best_of(workers, tried[name], few, new) for name in tqdm(tried, "choose", disable=not progress)
-            }
+            best = _choose(workers, settings, prompts[:1], progress)
         with clock.phase("decode"):
             runs: dict[str, list[Measurement]] = {name: [] for name in best}
             for _ in tqdm(range(settings.rounds), "measure", disable=not progress):
@@ -159,23 +151,32 @@ def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], cloc
     return Decoded(best, median, identical, sum(map(len, everything[0])), spans)
 
 
-def _tried(settings: DecodingSettings) -> list[Setting]:
-    """All settings that the demo chooses from."""
-    both = (True, False)
-    plain = [Setting("autoregressive", devices, threads) for devices in (1, 2) for threads in both]
-    drafted = [Setting("speculative", 1, threads, window) for window in settings.windows for threads in both]
-    mirrored = [
-        Setting("mirror", 1, threads, window, budget, settings.num_candidates)
-        for window, budget in settings.mirror
-        for threads in both
-    ]
-    return [*plain, *drafted, *mirrored]
+def _choose(
+    workers: dict[bool, Worker], settings: DecodingSettings, prompts: list[list[int]], progress: bool
+) -> dict[str, Setting]:
+    """Each method's best setting on a prompt: all of them without Eigen threads, then the winner also with them.
+
+    Plain decoding, the yardstick, tries devices and threads in full.
+    """
+    s, new = settings, settings.new_tokens
+    tried = {
+        "autoregressive": [
+            Setting("autoregressive", devices, threads) for devices in (1, 2) for threads in (True, False)
+        ],
+        "speculative": [Setting("speculative", 1, False, window) for window in s.windows],
+        "mirror": [Setting("mirror", 1, False, window, budget, s.num_candidates) for window, budget in s.mirror],
+    }
+    _warm(workers, [setting for many in tried.values() for setting in many], prompts, new, progress)
+    best = {name: best_of(workers, many, prompts, new) for name, many in tried.items()}
+    both = {name: [replace(best[name], eigen_threads=threads) for threads in (True, False)] for name in tried}
+    _warm(workers, [both["speculative"][0], both["mirror"][0]], prompts, new, progress)
+    return {name: best_of(workers, many, prompts, new) for name, many in both.items()}
 
 
 def _warm(
     workers: dict[bool, Worker], tried: list[Setting], prompts: list[list[int]], new: int, progress: bool
 ) -> None:
-    """Compiles every setting, both workers at once."""
+    """Compiles settings, both workers at once."""
     for setting in tried:
         workers[setting.eigen_threads].send("warm", setting, prompts[:1], new)
     for setting in tqdm(tried, "compile", disable=not progress):

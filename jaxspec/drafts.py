@@ -6,14 +6,14 @@ length of the prefix: the one is the last token of the old window, whose row not
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.cache import cached, init_cache, softmax_attention, visible, write
 from jaxspec.sampling import greedy
-from jaxspec.types import Array, Attend, Cache, Network, Params
+from jaxspec.types import Array, Attend, Cache, Network, Params, Rows
 
 
 class Pending(NamedTuple):
@@ -46,44 +46,74 @@ def rollout(
     Returns:
         The branches, and the cache with the pending row.
     """
-    ahead = 0 if pending is None else 1
-    tokens, lengths = roots.token, roots.position
+    positions, x, state = _first_step(network, params, cache, roots, window, pending)
+    cache, own = _unzip(state)
+    tokens = greedy(network.logits(params, x))
+
+    def step(carry: tuple[Array, Cache], number: Array) -> tuple[tuple[Array, Cache], Array]:
+        tokens, own = carry
+        x, state = _run(network, params, tokens, positions + number, _zip(cache, own), branching(positions, number))
+        return (greedy(network.logits(params, x)), _unzip(state)[1]), tokens
+
+    (last, own), drafted = jax.lax.scan(step, (tokens, own), jnp.arange(1, window))
+    return Rollout(jnp.moveaxis(jnp.concatenate([drafted, last[None]]), 0, 2), own), cache
+
+
+def _first_step(
+    network: Network, params: Params, cache: Cache, roots: Pending, window: int, pending: Pending | None
+) -> tuple[Array, Array, Any]:
+    """The roots, and the pending token beside them: positions and hidden states of the roots, rows shared and own."""
+    config, branches = network.config, roots.token.shape[1]
+    tokens, positions, place = roots.token, roots.position, None
     if pending is not None:
         tokens = jnp.concatenate([pending.token[:, None], tokens], axis=1)
-        lengths = jnp.concatenate([pending.position[:, None], lengths], axis=1)
-    own: tuple = ((),) * network.config.num_layers
-    drafted = []
-    for step in range(window):
-        place = pending.position if step == 0 and pending is not None else None
-        state = tuple(zip(cache, own, strict=True))
-        x, state = network.blocks(
-            params, network.embed(params, tokens), lengths + step, state, branching(lengths, place), range(len(own))
-        )
-        cache, own = (tuple(part) for part in zip(*state, strict=True))
-        if step == 0:
-            own = tuple(tuple(rows[:, :, ahead:] for rows in layer) for layer in own)
-            x, lengths = x[:, :, ahead:], lengths[:, ahead:]
-        tokens = greedy(network.logits(params, x))
-        drafted.append(tokens)
-    return Rollout(jnp.stack(drafted, axis=2), own), cache
+        positions, place = jnp.concatenate([pending.position[:, None], positions], axis=1), pending.position
+    shape = (tokens.shape[0], config.num_kv_heads, tokens.shape[1], window, config.head_size)
+    own = tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers))
+    attend = branching(positions, jnp.int32(0), place)
+    x, state = _run(network, params, tokens, positions, _zip(cache, own), attend)
+    cache, own = _unzip(state)
+    own = jax.tree.map(lambda rows: rows[:, :, -branches:], own)
+    return positions[:, -branches:], x[:, :, -branches:], _zip(cache, own)
 
 
-def branching(lengths: Array, place: Array | None) -> Attend:
+def _run(network: Network, params: Params, tokens: Array, positions: Array, state: Any, attend: Attend) -> Any:
+    layers = range(network.config.num_layers)
+    return network.blocks(params, network.embed(params, tokens), positions, state, attend, layers)
+
+
+def _zip(cache: Cache, own: Cache) -> tuple[tuple[Rows, Rows], ...]:
+    return tuple(zip(cache, own, strict=True))
+
+
+def _unzip(state: tuple[tuple[Rows, Rows], ...]) -> tuple[Cache, Cache]:
+    return tuple(shared for shared, _ in state), tuple(own for _, own in state)
+
+
+def branching(lengths: Array, number: Array, place: Array | None = None) -> Attend:
     """Attention of branches to the shared rows below ``lengths`` [B, T] and to their own rows, which they extend.
 
-    ``place`` [B] is where token 0 of every sequence also leaves its row in the shared cache.
+    Args:
+        lengths: shared rows that a branch sees.
+        number: own rows that it has so far, the same for all.
+        place: where token 0 of every sequence also leaves its row in the shared cache: [B].
     """
 
-    def attend(queries: Array, keys: Array, values: Array, rows: tuple) -> tuple[Array, tuple]:
+    def attend(queries: Array, keys: Array, values: Array, rows: tuple[Rows, Rows]) -> tuple[Array, Any]:
         shared, own = rows
-        new = keys[:, :, :, None], values[:, :, :, None]
-        own = tuple(jnp.concatenate(pair, axis=3) for pair in zip(own, new, strict=True)) if own else new
+        own = _extended(own[0], keys, number), _extended(own[1], values, number)
         if place is not None:
-            shared = tuple(write(old, row[:, :, :1], place) for old, row in zip(shared, (keys, values), strict=True))
+            shared = write(shared[0], keys[:, :, :1], place), write(shared[1], values[:, :, :1], place)
         seen = visible(shared[0].shape[2], lengths)
-        return softmax_attention(queries, shared[0], shared[1], seen, own), (shared, own)
+        own_seen = jnp.arange(own[0].shape[3]) <= number
+        return softmax_attention(queries, shared[0], shared[1], seen, own, own_seen), (shared, own)
 
     return attend
+
+
+def _extended(own: Array, new: Array, number: Array) -> Array:
+    """Own rows [B, G, T, γ, head_size] with row ``number`` set to new [B, G, T, head_size]."""
+    return jax.lax.dynamic_update_slice_in_dim(own, new[:, :, :, None], number, axis=3)
 
 
 def take(rolled: Rollout, branch: Array) -> Rollout:

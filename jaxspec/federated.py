@@ -65,14 +65,14 @@ class Federation:
         seed: of cohorts and batches.
     """
 
-    rounds: int = 12
+    rounds: int = 10
     cohort_size: int = 8
     local_steps: int = 4
     batch_size: int = 4
     learning_rates: tuple[float, ...] = (0.3, 0.5)
     fedspeed: FedSpeedSettings = FedSpeedSettings()
     clip_norm: float = 1.0
-    evaluate_every: int = 3
+    evaluate_every: int = 2
     seed: int = 0
 
 

@@ -61,11 +61,7 @@ def save(pair: Pair, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trees = {"target": pair.target.params, "draft": pair.draft.params, "exit": pair.exit._asdict()}
-    weights = {
-        name: leaf.astype(jnp.bfloat16)
-        for prefix, tree in trees.items()
-        for name, leaf in _named(prefix, tree)
-    }
+    weights = {name: leaf.astype(jnp.bfloat16) for prefix, tree in trees.items() for name, leaf in _named(prefix, tree)}
     safetensors.save_file(weights, folder / "pair.safetensors")
     configs = {name: asdict(getattr(pair, name).network.config) for name in ("target", "draft")}
     about = {**configs, "exit_layer": pair.exit_layer, "figures": pair.figures}

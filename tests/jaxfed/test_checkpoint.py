@@ -1,6 +1,7 @@
 """The checkpoint layer: what is saved comes back bit by bit, and what is wrong is named before anything is loaded."""
 
 import dataclasses
+import gc
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxfed import checkpoint
+from jaxfed.checkpoint import record
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,6 +196,28 @@ def test_only_the_last_steps_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000030", "00000040"]
     checkpoint.save(tmp_path, 50, params())
     assert checkpoint.steps(tmp_path) == [30, 40, 50]
+
+
+def test_half_written_steps_older_than_the_newest_complete_one_are_deleted(saved: Path) -> None:
+    (folder(saved, 1) / "manifest.json").unlink()
+    (saved / "00000007").mkdir()
+    checkpoint.save(saved, 3, params())
+    assert sorted(path.name for path in saved.iterdir()) == ["00000002", "00000003", "00000007"]
+    assert checkpoint.load(saved, step=2)["round"] == 2
+
+
+def test_a_second_writer_of_a_directory_is_refused(saved: Path) -> None:
+    other = f"from jaxfed import checkpoint; checkpoint.Writer({str(saved)!r})"
+    with checkpoint.Writer(saved):
+        with pytest.raises(checkpoint.CheckpointError, match="expected .* without a writer, got one at work; close it"):
+            checkpoint.Writer(saved)
+        assert "without a writer, got one at work" in run(other, check=False).stderr
+        checkpoint.Writer(saved / "below").close()
+    checkpoint.save(saved, 3, {"round": 3})
+    forgotten = checkpoint.Writer(saved)
+    del forgotten
+    gc.collect()
+    checkpoint.Writer(saved).close()
 
 
 def test_a_step_that_is_not_the_newest_survives_its_own_retention(tmp_path: Path) -> None:
@@ -441,7 +465,7 @@ def rewrite(directory: Path, edit: Any) -> None:
     path = folder(directory, 2) / "manifest.json"
     body = json.loads(path.read_text())["manifest"]
     edit(body)
-    path.write_text(checkpoint._render(body))
+    path.write_text(record.render(body))
 
 
 # --- half-written steps, kills, bad arguments ---

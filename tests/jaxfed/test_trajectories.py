@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxfed
@@ -51,19 +52,42 @@ def flatten(recording: Recording, params: dict[str, jax.Array]) -> np.ndarray:
     return np.concatenate([np.ravel(params[str(name)]) for name in recording.arrays["param_names"]])
 
 
-def loss_for(recording: Recording):
+def logits_for(recording: Recording):
     names = [str(name) for name in recording.arrays["param_names"]]
 
-    def loss_fn(params, batch, key):
-        hidden = batch["x"]
+    def logits(params, x):
+        hidden = x
         for index in range(0, len(names), 2):
             hidden = jnp.tanh(hidden) if index else hidden
             product = hidden @ params[names[index]].T
             hidden = product + jnp.broadcast_to(params[names[index + 1]], product.shape)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(hidden), batch["y"][:, None], axis=1)[:, 0]
-        return jaxfed.masked_mean(losses, batch["mask"]), ()
+        return hidden
+
+    return logits
+
+
+def loss_for(recording: Recording):
+    """The clients' loss; its aux is ‖g₁‖₂, which no info reports."""
+    logits = logits_for(recording)
+
+    def mean_loss(params, batch):
+        rows = jax.nn.log_softmax(logits(params, batch["x"]))
+        losses = -jnp.take_along_axis(rows, batch["y"][:, None], axis=1)[:, 0]
+        return jaxfed.masked_mean(losses, batch["mask"])
+
+    def loss_fn(params, batch, key):
+        return mean_loss(params, batch), optax.tree.norm(jax.grad(mean_loss)(params, batch))
 
     return loss_fn
+
+
+def performance(
+    recording: Recording, params: dict[str, jax.Array], x: np.ndarray, y: np.ndarray
+) -> tuple[float, float]:
+    """(mean cross-entropy + wd/2·‖x‖², fraction correct)."""
+    rows = np.asarray(jax.nn.log_softmax(logits_for(recording)(params, jnp.asarray(x))))
+    decay = recording.meta["args"]["weight_decay"] / 2 * np.sum(flatten(recording, params) ** 2)
+    return np.mean(-rows[np.arange(len(y)), y]) + decay, np.mean(rows.argmax(axis=1) == y)
 
 
 def build(recording: Recording) -> jaxfed.FederatedAlgorithm:
@@ -98,14 +122,14 @@ def recorded_cohort(recording: Recording, round_number: int, store: Any) -> jaxf
 
 
 def compiled_round(algorithm):
-    """One round, and every client's x_K and mean norm before the clip, from the client's half of the step."""
+    """One round, and every client's x_K, mean norm before the clip and mean ‖g₁‖₂, from the client's half of it."""
 
     def run(server, cohort):
         updates = jax.vmap(algorithm.client_update, in_axes=(None, 0, None))(server, cohort, jax.random.key(0))
         delta = getattr(updates.message, "delta", updates.message)
         finals = jax.tree.map(lambda old, moved: jnp.broadcast_to(old, moved.shape) + moved, server.params, delta)
         finals = updates.row.last_params or finals
-        return algorithm.step(server, cohort, jax.random.key(0)), (finals, updates.info.gradient_norm)
+        return algorithm.step(server, cohort, jax.random.key(0)), (finals, updates.info.gradient_norm, updates.info.aux)
 
     return jax.jit(run)
 
@@ -130,10 +154,15 @@ def check_replay(recording: Recording) -> None:
     server = algorithm.init(params, len(sizes))
     rows = store.init(algorithm.init_client(params), len(sizes))
     run, visits = compiled_round(algorithm), 0
+    there = arrays["y"] >= 0
+    samples = {
+        "train_perf": (arrays["x"][there], arrays["y"][there]),
+        "test_perf": (arrays["test_x"], arrays["test_y"]),
+    }
     for number, expected in enumerate(arrays["server_params"]):
         cohort = recorded_cohort(recording, number, rows)
         present = np.flatnonzero(np.asarray(cohort.ids) >= 0)
-        (server, new_rows, info), (finals, norms) = run(server, cohort)
+        (server, new_rows, info), (finals, norms, ascents) = run(server, cohort)
         rows = store.scatter(rows, cohort.ids, new_rows)
         finals = np.stack([flatten(recording, jax.tree.map(lambda leaf, at=at: leaf[at], finals)) for at in present])
         here = slice(visits, visits := visits + len(present))
@@ -141,6 +170,11 @@ def check_replay(recording: Recording) -> None:
         assert_close(now, expected, f"server_params of round {number}")
         assert_close(info.learning_rate, arrays["lr"][number], f"lr of round {number}")
         assert_close(norms[present], np.nanmean(arrays["clip_norms"][here], axis=1), f"clip_norms of round {number}")
+        if "sam_norms" in arrays:
+            expected = np.nanmean(arrays["sam_norms"][here], axis=1)
+            assert_close(ascents[present], expected, f"sam_norms of round {number}")
+        for name, (x, y) in samples.items():
+            assert_close(performance(recording, server.params, x, y), arrays[name][number], f"{name} of round {number}")
         divergence = np.mean(np.sum((finals - now[None]) ** 2, axis=1))
         assert_close(divergence, arrays["divergence"][number], f"divergence of round {number}")
         if number < 2:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen
+from flax.linen.initializers import normal
 
 from jaxspec import DecoderConfig, Model, Network
 from tests.jaxspec.models import VOCAB
@@ -64,11 +65,11 @@ class LinenDecoder(linen.Module):
     """The same idea as a Linen module: dense projections, token-major inside, feature-major at its borders."""
 
     def setup(self):
-        self.tokens = linen.Embed(VOCAB, SIZE, embedding_init=linen.initializers.normal(1.5))
-        self.places = linen.Embed(64, SIZE, embedding_init=linen.initializers.normal(0.7))
-        self.projections = [linen.Dense(3 * SIZE) for _ in range(LAYERS)]
+        self.tokens = linen.Embed(VOCAB, SIZE, embedding_init=normal(1.5))
+        self.places = linen.Embed(64, SIZE, embedding_init=normal(0.7))
+        self.projections = [linen.Dense(3 * SIZE, kernel_init=normal(0.6)) for _ in range(LAYERS)]
         self.head = linen.Dense(VOCAB)
-        self.outputs = [linen.Dense(SIZE) for _ in range(LAYERS)]
+        self.outputs = [linen.Dense(SIZE, kernel_init=normal(0.6)) for _ in range(LAYERS)]
 
     def embed(self, tokens):
         return jnp.moveaxis(self.tokens(tokens), -1, 0)

@@ -1,0 +1,32 @@
+"""Checkpoints of pytrees: atomic, asynchronous, verified before they are read; orbax holds the arrays.
+
+One step is one folder::
+
+    <directory>/00000012/arrays/…         orbax, one folder per array
+    <directory>/00000012/manifest.json    written last: what was saved, size and SHA-256 of every other file
+
+A folder without a manifest is half-written: never listed, never loaded, replaced by a new save of that step. `load`
+compares names, shapes and dtypes with the manifest, then the files with their digests, and only then calls orbax,
+which alone would load flipped bits in silence. Nothing is pickled. One process, with all its devices, writes.
+"""
+
+from jaxfed.checkpoint.errors import CheckpointError, DamagedError, MismatchError
+from jaxfed.checkpoint.leaves import Leaf
+from jaxfed.checkpoint.record import SCHEMA, Manifest, latest, manifest, steps, verify
+from jaxfed.checkpoint.storage import Writer, load, save
+
+__all__ = [
+    "SCHEMA",
+    "CheckpointError",
+    "DamagedError",
+    "Leaf",
+    "Manifest",
+    "MismatchError",
+    "Writer",
+    "latest",
+    "load",
+    "manifest",
+    "save",
+    "steps",
+    "verify",
+]

@@ -1,0 +1,99 @@
+"""Meshes: tokens do not depend on how many devices hold the models."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+import jaxspec
+from tests.jaxspec import models
+
+#: Four key-value heads, so that four devices can share the target.
+WIDE = replace(models.TARGET, num_layers=2, num_kv_heads=4)
+NARROW = replace(WIDE, num_layers=1)
+
+
+def wide():
+    return models.random_model(WIDE, 4)
+
+
+def wide_draft():
+    target = wide()
+    params = {**target.params, "layers": target.params["layers"][:1]}
+    return jaxspec.Model(models.network(NARROW), params)
+
+
+def mesh(size):
+    return jaxspec.mesh_of(jax.devices()[:size])
+
+
+def decode(method):
+    return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens
+
+
+@pytest.fixture(scope="module")
+def wide_text():
+    text = [models.greedy_text(wide(), prompt, models.NEW_TOKENS) for prompt in models.PROMPTS]
+    assert all(len(set(row)) > 3 for row in text)
+    return text
+
+
+def test_there_are_devices_to_test_with():
+    assert len(jax.devices()) >= 6
+
+
+def test_autoregressive_on_two_devices():
+    assert decode(jaxspec.autoregressive(models.target(), mesh(2))) == models.expected()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_autoregressive_on_as_many_devices_as_divide_the_heads(size, wide_text):
+    assert decode(jaxspec.autoregressive(wide(), mesh(size))) == wide_text
+
+
+def test_speculative_on_two_devices():
+    assert decode(models.speculative(mesh=mesh(2))) == models.expected()
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)], ids=str)
+def test_mirror_on_disjoint_meshes(sizes):
+    assert decode(models.mirror(placement=models.meshes(*sizes))) == models.expected()
+
+
+def test_mirror_on_four_devices_and_two(wide_text):
+    method = models.mirror(target=wide(), draft=wide_draft(), exit_layer=1, placement=models.meshes(4, 2))
+    assert decode(method) == wide_text
+
+
+def test_mirror_on_a_single_device():
+    assert decode(models.mirror(placement=jaxspec.Placement(mesh(1), mesh(1)))) == models.expected()
+
+
+def test_a_mesh_really_shares_the_work():
+    """Weights of heads and hidden features are cut, the caches by heads."""
+    from jaxspec.sharding import place
+
+    params, _ = place(wide(), mesh(4))
+    layer = params["layers"][0]
+    assert layer["qkv"].sharding.shard_shape(layer["qkv"].shape)[0] == WIDE.num_kv_heads // 4
+    assert layer["down"].sharding.shard_shape(layer["down"].shape)[1] == WIDE.hidden // 4
+    assert params["embedding"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "words"),
+    [
+        (models.TARGET, 4, "expected num_kv_heads divisible by 4 devices, got 2"),
+        (replace(WIDE, hidden=14), 4, "expected hidden divisible by 4 devices, got 14"),
+        (models.TARGET, 3, "expected num_kv_heads divisible by 3 devices, got 2"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model(config, size, words):
+    with pytest.raises(ValueError, match=words):
+        jaxspec.autoregressive(models.random_model(config, 0), mesh(size))
+
+
+def test_mirror_needs_no_placement():
+    """On whatever devices there are, without a word about meshes."""
+    method = jaxspec.mirror(models.target(), models.draft(), window=3, num_candidates=2, policy=models.ALL_BRANCHES)
+    assert decode(method) == models.expected()
