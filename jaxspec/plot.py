@@ -56,14 +56,13 @@ def acceptance(
     window: int,
     path: str | Path,
 ) -> None:
-    """Draws accepted length on unseen text: against rounds (left), and at the end (right)."""
+    """Draws accepted length: on validation roles against rounds (left), on the clients' unseen text (right)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
     colours = dict(zip(final, ("#999999", "#e1812c", "#4878a8", "#6a9f58"), strict=False))
     for name, (rounds, values) in curves.items():
         left.plot(rounds, values, marker="o", markersize=3, color=colours[name], label=name)
-    left.axhline(final["before"], color=colours["before"], linestyle="--", linewidth=1, label="before")
     left.set(xlabel="round (centralised: the same number of samples)", ylabel=f"accepted tokens a step, of {window}")
-    left.set_title("Validation text of the clients' roles", fontsize=10)
+    left.set_title("Text of validation roles, best learning rate of each", fontsize=10)
     left.legend(frameon=False)
     bars = right.bar(list(final), list(final.values()), color=[colours[name] for name in final])
     right.bar_label(bars, fmt="%.2f", padding=2)

@@ -150,10 +150,11 @@ class Schedule:
 
 
 class TrainState(NamedTuple):
-    """Parameters and optimiser state."""
+    """Parameters, optimiser state, and the number of steps that made them, in one piece for an interruption."""
 
     params: Params
     optimiser: Any
+    step: Array
 
 
 def fit(
@@ -177,14 +178,13 @@ def fit(
         FloatingPointError: the loss is not finite; names the step.
     """
     optimiser, key = schedule.optimiser(), jax.random.key(seed)
-    state, first = TrainState(params, optimiser.init(params)), 0
+    state, first = TrainState(params, optimiser.init(params), jnp.int32(0)), 0
     if directory is not None and (last := checkpoint.latest(directory)) is not None:
         state, first = checkpoint.load(directory, like=state, step=last), last
-    step_fn = jax.jit(partial(_step, loss_fn, optimiser), donate_argnums=0)
+    step_fn = jax.jit(partial(_step, loss_fn, optimiser))
     bar = tqdm(
         range(first, schedule.steps), label, initial=first, total=schedule.steps, disable=not progress, unit="step"
     )
-    done = first
     try:
         for step in bar:
             state, loss, aux = step_fn(state, dict(batch_fn(step)), jax.random.fold_in(key, step))
@@ -195,7 +195,8 @@ def fit(
                 checkpoint.save(directory, done, state, kind="training", keep=1)
     except KeyboardInterrupt:
         if directory is not None:
-            checkpoint.save(directory, done, state, kind="training", keep=1)
+            if checkpoint.latest(directory) != (done := int(state.step)):
+                checkpoint.save(directory, done, state, kind="training", keep=1)
             tqdm.write(f"{label}: saved step {done} in {directory}; the same command goes on from there")
         raise
     return state.params
@@ -206,7 +207,7 @@ def _step(loss_fn: LossFn, optimiser: Any, state: TrainState, batch: Any, key: A
     with jax.numpy_dtype_promotion("standard"):
         updates, inner = optimiser.update(gradients, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
-    return TrainState(params, inner), loss, aux
+    return TrainState(params, inner, state.step + 1), loss, aux
 
 
 def _report(bar: Any, step: int, loss: Array, aux: Mapping[str, Array]) -> None:

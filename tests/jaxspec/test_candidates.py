@@ -26,14 +26,26 @@ def received(num_candidates, seed=0):
     return candidates.message(jnp.asarray(logits), jnp.asarray(drafted), num_candidates), law, drafted
 
 
+def known_law(law, drafted, num_candidates, sharpness):
+    """q ∝ (p^E)^β over what the message holds for each position: the best candidates and the drafted token."""
+    q = np.zeros_like(law)
+    for place, row in enumerate(law):
+        own = [drafted[place]] if place < WINDOW else []
+        others = [token for token in np.argsort(-row) if token not in own]
+        held = [*own, *others[:num_candidates]]
+        q[place, held] = row[held] ** sharpness
+    return q / q.sum(axis=1, keepdims=True)
+
+
 def outcomes(law, drafted):
-    """P(exactly r tokens accepted, then v), by summing over everything that the exit could say in a row."""
+    """P(exactly r tokens accepted, then v), by summing over everything that may be said in a row."""
     found = {}
     for said in product(range(VOCAB), repeat=WINDOW + 1):
         probability = np.prod([law[place, token] for place, token in enumerate(said)])
         accepted = next((r for r in range(WINDOW) if said[r] != drafted[r]), WINDOW)
         key = accepted, said[accepted]
         found[key] = found.get(key, 0.0) + probability
+    assert sum(found.values()) == pytest.approx(1.0)
     return found
 
 
@@ -63,16 +75,24 @@ def test_the_bonus_position_may_repeat_any_token():
     assert left_out == [{int(np.argmin(row))} for row in law[:, -1]]
 
 
-@pytest.mark.parametrize("budget", [1, 2, 4])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ranking_is_the_probability_of_each_outcome(budget, seed):
-    """With κ ≥ budget no better outcome can be missing from the message."""
-    message, law, drafted = received(VOCAB - 1, seed)
-    roots = candidates.mirror(budget)(message)
-    for b in range(BATCH):
-        chances = outcomes(law[b], drafted[b])
-        best = sorted(chances, key=chances.get, reverse=True)[:budget]
-        assert list(zip(roots.accepted[b].tolist(), roots.tokens[b].tolist(), strict=True)) == best
+@pytest.mark.parametrize("budget", [1, 3, 8])
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 5.0])
+@pytest.mark.parametrize("num_candidates", [2, VOCAB - 1])
+def test_ranking_is_the_probability_of_each_outcome(num_candidates, sharpness, budget):
+    for seed in range(3):
+        message, law, drafted = received(num_candidates, seed)
+        roots = candidates.mirror(budget, sharpness)(message)
+        for b in range(BATCH):
+            chances = outcomes(known_law(law[b], drafted[b], num_candidates, sharpness), drafted[b])
+            best = sorted(chances, key=chances.get, reverse=True)[:budget]
+            assert list(zip(roots.accepted[b].tolist(), roots.tokens[b].tolist(), strict=True)) == best
+
+
+def test_sharpness_matters():
+    """A surer exit makes longer acceptance likelier."""
+    message, _, _ = received(2)
+    flat, sharp = (candidates.mirror(4, sharpness)(message).accepted[0].mean() for sharpness in (0.1, 5.0))
+    assert flat < sharp
 
 
 @pytest.mark.parametrize("budget", [None, 999])
@@ -89,3 +109,9 @@ def test_without_a_limit_all_candidates_are_rolled_out_once(budget):
 def test_budget_below_one(budget):
     with pytest.raises(ValueError, match=rf"expected a branch budget >= 1, got {budget}"):
         candidates.mirror(budget)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, -1.0, float("nan")])
+def test_sharpness_that_is_not_positive(sharpness):
+    with pytest.raises(ValueError, match=rf"expected sharpness > 0, got {sharpness}"):
+        candidates.mirror(3, sharpness)

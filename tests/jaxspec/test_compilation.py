@@ -1,4 +1,4 @@
-"""Nothing is compiled twice: not at a second call, not for another prompt of like length, not by a method built anew."""
+"""Nothing is compiled twice: not for a second call or other prompts of like length, not by a method built anew."""
 
 import jax
 import pytest

@@ -1,6 +1,7 @@
 """Rollouts: every branch is plain greedy decoding of the draft from its own text, at the promised cost."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from tests.jaxspec import models
 WINDOW, CAPACITY = 3, 64
 #: Roots (accepted tokens r of the window, next token v), for both sequences alike; all positions and several tokens.
 ROOTS = [(0, 4), (1, 0), (1, 9), (2, 7), (3, 2), (3, 10)]
+roll = jax.jit(rollout, static_argnums=(0, 4))
 DRAFTS = {"one layer": models.draft, "four layers": models.target}
 
 
@@ -49,13 +51,15 @@ def text_of(window, index, root):
 
 def rows_of(draft, text):
     """Cache rows of a text by one pass over it: per layer keys and values [G, T, head_size]."""
-    network, params = draft
-    tokens = jnp.asarray([text], jnp.int32)
-    positions = jnp.arange(len(text))[None]
-    cache = init_cache(network.config, 1, CAPACITY)
-    layers = range(network.config.num_layers)
-    _, cache = network.blocks(params, network.embed(params, tokens), positions, cache, cached(positions), layers)
+    cache = _rows(*draft, jnp.asarray([[*text, *[0] * (16 - len(text))]], jnp.int32))
     return jax.tree.map(lambda rows: rows[0, :, : len(text)], cache)
+
+
+@partial(jax.jit, static_argnums=0)
+def _rows(network, params, tokens):
+    positions = jnp.arange(tokens.shape[1])[None]
+    cache, layers = init_cache(network.config, 1, CAPACITY), range(network.config.num_layers)
+    return network.blocks(params, network.embed(params, tokens), positions, cache, cached(positions), layers)[1]
 
 
 def test_the_first_window_is_greedy_text(draft):
@@ -65,7 +69,7 @@ def test_the_first_window_is_greedy_text(draft):
 
 def test_every_branch_is_greedy_text_from_its_root(draft):
     lengths, window, cache = first(draft)
-    rolled, _ = rollout(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    rolled, _ = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
     for index in range(len(models.PROMPTS)):
         expected = [continued(draft, text_of(window, index, root)) for root in ROOTS]
         assert rolled.tokens[index].tolist() == expected
@@ -77,14 +81,14 @@ def test_branches_of_different_positions_in_one_batch(draft):
     roots = [[(0, 1), (3, 5)], [(2, 8), (1, 3)]]
     accepted, tokens = (jnp.asarray([[r[i] for r in row] for row in roots], jnp.int32) for i in (0, 1))
     at = Pending(tokens, lengths[:, None] + accepted)
-    rolled, _ = rollout(*draft, cache, at, WINDOW, pending_of(lengths, window))
+    rolled, _ = roll(*draft, cache, at, WINDOW, pending_of(lengths, window))
     for index, row in enumerate(roots):
         assert rolled.tokens[index].tolist() == [continued(draft, text_of(window, index, root)) for root in row]
 
 
 def test_the_pending_token_gets_its_row(draft):
     lengths, window, cache = first(draft)
-    _, cache = rollout(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    _, cache = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
     for index, prompt in enumerate(models.PROMPTS):
         expected = rows_of(draft, [*prompt, *window[index].tolist()])
         size = len(prompt) + WINDOW
@@ -95,7 +99,7 @@ def test_the_pending_token_gets_its_row(draft):
 def test_a_rollout_leaves_the_shared_rows_alone(draft):
     """Beside the pending row nothing of the cache changes, whatever the branches say."""
     lengths, window, cache = first(draft)
-    _, after = rollout(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    _, after = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
     for before_rows, rows in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
         changed = np.argwhere(np.any(np.asarray(before_rows != rows), axis=(1, 3))).tolist()
         assert changed == [[index, int(size) + WINDOW - 1] for index, size in enumerate(lengths)]
@@ -104,7 +108,7 @@ def test_a_rollout_leaves_the_shared_rows_alone(draft):
 def test_a_committed_branch_is_the_text_from_which_the_next_one_goes_on(draft):
     """Two steps in a row; the sequences take other branches, one of them after a partial acceptance."""
     lengths, window, cache = first(draft)
-    rolled, cache = rollout(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    rolled, cache = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
     branch = [2, 4]
     positions = lengths + jnp.asarray([ROOTS[b][0] for b in branch])
     second, cache = commit(cache, take(rolled, jnp.asarray(branch)), positions)
@@ -112,7 +116,7 @@ def test_a_committed_branch_is_the_text_from_which_the_next_one_goes_on(draft):
     assert second.tolist() == [continued(draft, text) for text in texts]
     roots = [(2, 6), (3, 1)]
     at = roots_of(positions + 1, roots)
-    rolled, _ = rollout(*draft, cache, at, WINDOW, Pending(second[:, -1], positions + WINDOW))
+    rolled, _ = roll(*draft, cache, at, WINDOW, Pending(second[:, -1], positions + WINDOW))
     for index, text in enumerate(texts):
         expected = [continued(draft, [*text, *second[index, :r].tolist(), v]) for r, v in roots]
         assert rolled.tokens[index].tolist() == expected
@@ -120,7 +124,7 @@ def test_a_committed_branch_is_the_text_from_which_the_next_one_goes_on(draft):
 
 def test_take_picks_a_branch_for_each_sequence(draft):
     lengths, window, cache = first(draft)
-    rolled, _ = rollout(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    rolled, _ = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
     taken = take(rolled, jnp.asarray([5, 0]))
     np.testing.assert_array_equal(taken.tokens[:, 0], [rolled.tokens[0, 5], rolled.tokens[1, 0]])
     for found, rows in zip(jax.tree.leaves(taken.rows), jax.tree.leaves(rolled.rows), strict=True):
@@ -141,5 +145,6 @@ def test_tokens_processed_do_not_grow_with_the_prefix(size, with_pending):
     lengths, window, cache = first(draft, prompts)
     pending = pending_of(lengths, window) if with_pending else None
     roots = roots_of(lengths) if with_pending else roots_of(lengths, [(0, 4)] * len(ROOTS))
-    rollout(replace(draft.network, embed=embed), draft.params, cache, roots, WINDOW, pending)
+    with jax.disable_jit():
+        rollout(replace(draft.network, embed=embed), draft.params, cache, roots, WINDOW, pending)
     assert sum(counted) == len(prompts) * (len(ROOTS) * WINDOW + with_pending)

@@ -62,13 +62,13 @@ def test_mirror_compiled_as_users_do(window, kappa, exit_layer):
     assert decode(models.mirror(window, kappa, exit_layer)).tokens == expected
 
 
-@pytest.mark.parametrize("budget", [1, 3, 100])
+@pytest.mark.parametrize("budget", [1, 3, pytest.param(100, marks=pytest.mark.slow)])
 def test_mirror_under_a_branch_budget(budget):
     assert decode(models.mirror(policy=candidates.mirror(budget))).tokens == models.expected()
 
 
 def test_a_larger_budget_is_reused_more_often():
-    few, many = (decode(models.mirror(policy=candidates.mirror(budget))).stats.reuse_rate for budget in (1, 8))
+    few, many = (decode(models.mirror(policy=candidates.mirror(budget))).stats.reuse_rate for budget in (1, 3))
     assert few < many
 
 

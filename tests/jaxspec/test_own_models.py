@@ -35,12 +35,12 @@ def test_own_text_is_not_constant(text):
 
 
 def test_own_target_decodes_with_every_method(own, text):
-    last = own.network.config.num_layers
-    mirror = models.mirror(target=own, exit_layer=last, num_candidates=1)
-    for method in (jaxspec.autoregressive(own), models.speculative(target=own), mirror):
-        result = decode(method)
-        assert result.tokens == text
-    assert result.stats.reuse_rate == 1.0
+    """With its last layer as exit the next window has always been rolled out."""
+    assert decode(jaxspec.autoregressive(own)).tokens == text
+    assert decode(models.speculative(target=own)).tokens == text
+    mirror = decode(models.mirror(target=own, exit_layer=own.network.config.num_layers, num_candidates=1))
+    assert mirror.tokens == text
+    assert mirror.stats.reuse_rate == 1.0
 
 
 @pytest.mark.parametrize("build", [models.speculative, models.mirror])
@@ -49,7 +49,7 @@ def test_own_draft_changes_no_token(own, build):
     assert decode(build(draft=own)).tokens == expected
 
 
-@pytest.mark.parametrize("build", [models.speculative, models.mirror])
+@pytest.mark.parametrize("build", [models.speculative, pytest.param(models.mirror, marks=pytest.mark.slow)])
 def test_own_model_accepts_itself(own, text, build):
     result = decode(build(target=own, draft=own, **({"exit_layer": 1} if build is models.mirror else {})))
     assert result.tokens == text

@@ -46,16 +46,17 @@ def test_autoregressive_on_two_devices():
     assert decode(jaxspec.autoregressive(models.target(), mesh(2))) == models.expected()
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_autoregressive_on_as_many_devices_as_divide_the_heads(size, wide_text):
     assert decode(jaxspec.autoregressive(wide(), mesh(size))) == wide_text
 
 
+@pytest.mark.slow
 def test_speculative_on_two_devices():
     assert decode(models.speculative(mesh=mesh(2))) == models.expected()
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 1), pytest.param((1, 2), marks=pytest.mark.slow)], ids=str)
 def test_mirror_on_disjoint_meshes(sizes):
     assert decode(models.mirror(placement=models.meshes(*sizes))) == models.expected()
 

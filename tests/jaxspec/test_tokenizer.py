@@ -35,7 +35,7 @@ def test_ids_are_int32_below_the_size(vocab_size):
     ids = encode(tokenizer(vocab_size), texts()[0])
     assert ids.dtype == np.int32
     assert ids.ndim == 1
-    assert 0 <= ids.min()
+    assert ids.min() >= 0
     assert ids.max() < tokenizer(vocab_size).get_vocab_size()
 
 

@@ -1,6 +1,6 @@
 """Characters or byte pairs? One small pair per tokenizer, the same recipe otherwise; one JSON object per line.
 
-    python benchmarks/tokenizers.py [--steps 400] [--prompts 8] [--json]
+    python benchmarks/vocabulary.py [--steps 400] [--prompts 8] [--json]
 
 Each line: vocabulary, characters per token, accepted length (window 7), and tokens per second of speculative decoding
 over autoregressive decoding of the same target, medians of interleaved runs on one device.
