@@ -281,3 +281,5 @@ def main(out: Path, as_json: bool) -> None:
     show(found, out, Console(stderr=as_json))
     if as_json:
         print(json.dumps(found))
+    if not found["identical"]:
+        raise SystemExit("expected the tokens of all methods to be identical, got a difference; see --json")
