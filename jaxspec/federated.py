@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 import jaxfed
+from jaxfed import checkpoint
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
 from jaxspec.autoregressive import autoregressive
 from jaxspec.generate import generate
@@ -219,11 +220,13 @@ def _run(
     if pooled:
         clients = [{key: np.concatenate([client[key] for client in clients]) for key in clients[0]}]
     algorithm = methods(s)[name](distillation_loss(draft.network), client_learning_rate=rate, clip_norm=s.clip_norm)
-    kept = [draft.params]
+    before = accepted_length(draft.network, draft.params, validation, window)
+    best = _Best(before, draft.params, None if directory is None else directory / f"{name}-{rate}-best")
 
     def evaluate(params: Params) -> dict[str, float]:
-        kept.append(params)
-        return {"accepted": accepted_length(draft.network, params, validation, window)}
+        accepted = accepted_length(draft.network, params, validation, window)
+        best.offer(accepted, params)
+        return {"accepted": accepted}
 
     server, history = jaxfed.simulate(
         algorithm,
@@ -239,12 +242,30 @@ def _run(
         checkpoint=None if directory is None else directory / f"{name}-{rate}",
         progress=progress,
     )
-    before = accepted_length(draft.network, draft.params, validation, window)
     rounds, accepted = [0, *history.evaluations["round"]], [before, *history.evaluations["accepted"]]
     if pooled:
-        best = int(np.argmax(accepted))
-        return Outcome(kept[best], rate, rounds[: best + 1], accepted[: best + 1])
+        until = int(np.argmax(accepted)) + 1
+        return Outcome(best.params, rate, rounds[:until], accepted[:until])
     return Outcome(server.params, rate, rounds, accepted)
+
+
+class _Best:
+    """The best draft that a run has evaluated; kept in a folder of its own, so that a resumed run still has it."""
+
+    def __init__(self, accepted: float, params: Params, directory: Path | None):
+        self.accepted, self.params, self._directory = accepted, params, directory
+        if directory is not None and checkpoint.latest(directory) is not None:
+            self.params = checkpoint.load(directory, like={"params": params})["params"]
+            self.accepted = checkpoint.manifest(directory).metadata["accepted"]
+
+    def offer(self, accepted: float, params: Params) -> None:
+        """Keeps these parameters if they accept more than the best so far."""
+        if accepted <= self.accepted:
+            return
+        self.accepted, self.params = accepted, params
+        if self._directory is not None:
+            step = (checkpoint.latest(self._directory) or 0) + 1
+            checkpoint.save(self._directory, step, {"params": params}, metadata={"accepted": accepted}, keep=1)
 
 
 def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int, count: int) -> tuple[np.ndarray, list[int]]:

@@ -1,5 +1,6 @@
 """Tokenizers by the ``tokenizers`` library: characters, or byte-pair merges of them."""
 
+import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -39,7 +40,8 @@ def _merges(texts: list[str], alphabet: list[str], vocab_size: int) -> Tokenizer
         vocab_size=vocab_size, special_tokens=[UNKNOWN], initial_alphabet=alphabet[1:], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    plain = json.loads(tokenizer.to_str()) | {"added_tokens": []}  # a special token would be left out of decoded text
+    return Tokenizer.from_str(json.dumps(plain))
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -62,18 +62,24 @@ class Timeline:
     def spans(self) -> list[Span]:
         """All spans in the order they were enqueued; one starts when it is enqueued and its lane is free.
 
-        The selection also waits for the verdict, that is, for the suffix.
+        The selection also waits for the verdict, that is, for the suffix. A waiting thread may wake late: what ends a
+        step ends everything in it.
         """
         spans: list[Span] = []
         free: dict[str, float] = {}
         step, verdict = -1, 0.0
-        for lane, name, enqueued, ready in self._enqueued:
+        for index, (lane, name, enqueued, ready) in enumerate(self._enqueued):
             step += name in ("prefix", "step")
-            end = ready if isinstance(ready, float) else ready.result()
+            end = ready if isinstance(ready, float) else min(ready.result(), self._end_of_step(index))
             start = max(enqueued, free.get(lane, 0.0), verdict if name == "select" else 0.0)
             spans.append(Span(lane, name, step, min(start, end), end))
             free[lane], verdict = end, end if name == "suffix" else verdict
         return spans
+
+    def _end_of_step(self, index: int) -> float:
+        """When the next rendezvous after a program was reached."""
+        later = (item.ready for item in self._enqueued[index:] if isinstance(item.ready, float))
+        return next(later, float("inf"))
 
     def close(self) -> None:
         """Ends the waiting threads."""

@@ -189,9 +189,11 @@ def fit(
         for step in bar:
             state, loss, aux = step_fn(state, dict(batch_fn(step)), jax.random.fold_in(key, step))
             done = step + 1
-            if done % 20 == 0 or done == schedule.steps:
-                _report(bar, step, loss, aux)
-            if directory is not None and (done % save_every == 0 or done == schedule.steps):
+            saving = directory is not None and done % save_every == 0
+            if done % 20 == 0 or done == schedule.steps or saving:
+                _check(step, loss, state.params)
+                bar.set_postfix({"loss": f"{float(loss):.3f}", **{name: f"{float(aux[name]):.3f}" for name in aux}})
+            if directory is not None and (saving or done == schedule.steps):
                 checkpoint.save(directory, done, state, kind="training", keep=1)
     except KeyboardInterrupt:
         if directory is not None:
@@ -210,12 +212,12 @@ def _step(loss_fn: LossFn, optimiser: Any, state: TrainState, batch: Any, key: A
     return TrainState(params, inner, state.step + 1), loss, aux
 
 
-def _report(bar: Any, step: int, loss: Array, aux: Mapping[str, Array]) -> None:
-    if not np.isfinite(float(loss)):
+def _check(step: int, loss: Array, params: Params) -> None:
+    """What is not finite is neither trained on nor saved."""
+    if not np.isfinite(float(loss)) or not np.isfinite(float(optax.tree.norm(params))):
         raise FloatingPointError(
             f"step {step}: the loss is {float(loss)}; lower the learning rate or look at the batch"
         )
-    bar.set_postfix({"loss": f"{float(loss):.3f}", **{name: f"{float(value):.3f}" for name, value in aux.items()}})
 
 
 def bits_per_character(model: Model, corpus: np.ndarray, characters: int, length: int = 256, batch: int = 8) -> float:

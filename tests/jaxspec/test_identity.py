@@ -16,6 +16,8 @@ WINDOWS, KAPPAS, EXITS = range(1, 9), range(1, 9), range(1, models.TARGET.num_la
 COVERING = [(window, kappa, 1 + (window + kappa) % len(EXITS)) for window, kappa in product(WINDOWS, KAPPAS)]
 DIAGONAL = [(1, 1, 4), (2, 3, 1), (3, 2, 2), (4, 8, 3), (5, 4, 1), (8, 1, 2)]
 
+BUILDERS = [models.mirror, pytest.param(models.speculative, marks=pytest.mark.slow)]
+
 
 def decode(method, prompts=models.PROMPTS, new_tokens=models.NEW_TOKENS):
     return jaxspec.generate(method, prompts, new_tokens)
@@ -62,7 +64,7 @@ def test_mirror_compiled_as_users_do(window, kappa, exit_layer):
     assert decode(models.mirror(window, kappa, exit_layer)).tokens == expected
 
 
-@pytest.mark.parametrize("budget", [1, 3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("budget", [3, *(pytest.param(budget, marks=pytest.mark.slow) for budget in (1, 100))])
 def test_mirror_under_a_branch_budget(budget):
     assert decode(models.mirror(policy=candidates.mirror(budget))).tokens == models.expected()
 
@@ -100,14 +102,14 @@ def test_a_draft_equal_to_the_target_is_accepted_in_full(build):
     assert result.stats.accepted == 3 * result.stats.steps
 
 
-@pytest.mark.parametrize("build", [models.speculative, models.mirror])
+@pytest.mark.parametrize("build", BUILDERS)
 def test_a_stranger_as_draft(build):
     result = decode(build(window=3, draft=models.stranger()))
     assert result.tokens == models.expected()
     assert result.stats.accepted_length < decode(build(window=3)).stats.accepted_length
 
 
-@pytest.mark.parametrize("build", [models.speculative, models.mirror])
+@pytest.mark.parametrize("build", BUILDERS)
 def test_more_sequences_than_slices(build):
     """Beyond eight sequences the cache is written in another way."""
     random = np.random.default_rng(0)

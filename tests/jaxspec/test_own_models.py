@@ -43,7 +43,7 @@ def test_own_target_decodes_with_every_method(own, text):
     assert mirror.stats.reuse_rate == 1.0
 
 
-@pytest.mark.parametrize("build", [models.speculative, models.mirror])
+@pytest.mark.parametrize("build", [models.mirror, pytest.param(models.speculative, marks=pytest.mark.slow)])
 def test_own_draft_changes_no_token(own, build):
     expected = [row[:NEW_TOKENS] for row in models.expected()]
     assert decode(build(draft=own)).tokens == expected

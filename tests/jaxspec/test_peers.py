@@ -86,7 +86,7 @@ def test_logits_of_llama(llama, prompt):
     with torch.no_grad():
         expected = llama(torch.tensor([text])).logits[0].numpy()
     found = network.logits(params, hidden_states(network, params, jnp.asarray([text]))[-1])[:, 0].T
-    assert np.ptp(expected) > 5, "logits that hardly differ would show little"
+    assert np.ptp(expected) > 3, "logits that hardly differ would show little"
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

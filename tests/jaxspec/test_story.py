@@ -1,5 +1,6 @@
 """Recipe and demo at toy size: the same code that trains the embedded pair and tells the story."""
 
+import io
 import json
 import subprocess
 import sys
@@ -74,8 +75,9 @@ def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path):
     assert 0 <= found["reuse_rate"] <= 1
     assert {"seconds", "versions", "milliseconds"} <= set(found)
     json.dumps(found)
-    demo.show(found, tmp_path, Console(file=(tmp_path / "table.txt").open("w")))
-    assert "mirror" in (tmp_path / "table.txt").read_text()
+    table = io.StringIO()
+    demo.show(found, tmp_path, Console(file=table))
+    assert "mirror" in table.getvalue()
     assert (tmp_path / "timeline.png").stat().st_size > 10_000 < (tmp_path / "acceptance.png").stat().st_size
     assert checkpoint.manifest(tmp_path / "draft").kind == "draft"
 
