@@ -64,11 +64,12 @@ def generate(
         json: end with one JSON object on one line.
     """
     import jaxspec
-    from jaxspec.bench import BUILDERS, Setting
+    from jaxspec.bench import BUILDERS, Setting, batch_scheduling
 
+    batch_scheduling()
     jax.config.update("jax_num_cpu_devices", 2)
     loaded = jaxspec.zoo.load(pair)
-    setting = Setting(method, window=7, budget=8, num_candidates=4)
+    setting = Setting(method, window=7, budget=4, num_candidates=4)
     result = jaxspec.generate(
         BUILDERS[method](setting, loaded), [prompt], max_new_tokens, tokenizer=loaded.tokenizer, progress=not json
     )

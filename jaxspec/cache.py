@@ -1,7 +1,7 @@
 """Attention with and without memory: the callbacks under which a network's layers run.
 
-The cache has a fixed capacity S; what is visible is decided by positions alone, so rolling back after a rejected
-window is arithmetic on lengths and copies nothing.
+The cache has a fixed capacity S, the last row of which stays free; what is visible is decided by positions alone, so
+rolling back after a rejected window is arithmetic on lengths and copies nothing.
 """
 
 import jax
@@ -46,7 +46,7 @@ def cached(positions: Array) -> Attend:
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows) -> tuple[Array, Rows]:
         rows = write(rows[0], keys, positions[:, 0]), write(rows[1], values, positions[:, 0])
-        return softmax_attention(queries, rows[0], rows[1], visible(rows[0].shape[2], positions + 1)), rows
+        return attend_cache(queries, rows, visible(rows[0].shape[2], positions + 1)), rows
 
     return attend
 
@@ -56,31 +56,26 @@ def visible(capacity: int, lengths: Array) -> Array:
     return jnp.arange(capacity)[None, None, :] < lengths[:, :, None]
 
 
-def softmax_attention(
-    queries: Array, keys: Array, values: Array, seen: Array, own: Rows | None = None, own_seen: Array | None = None
-) -> Array:
-    """softmax(q·kᵀ / √head_size)·v over rows that all queries share, and rows of each query's own.
+def attend_cache(queries: Array, rows: Rows, seen: Array) -> Array:
+    """Attention to rows just extended, of which the last one stays free, whatever the capacity."""
+    if queries.shape[3] == 1:
+        # XLA:CPU extends a cache twice and copies it four times if a single token then reads it as it is.
+        rows, seen = jax.tree.map(lambda part: part[:, :, :-1], rows), seen[:, :, :-1]
+    return softmax_attention(queries, *rows, seen)
+
+
+def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array) -> Array:
+    """softmax(q·kᵀ / √head_size)·v over the rows that a query sees.
 
     Args:
         queries: [B, G, Q, T, head_size].
-        keys: shared rows [B, G, S, head_size].
+        keys: [B, G, S, head_size].
         values: likewise.
-        seen: which of them a query sees: [B or 1, T, S].
-        own: keys and values that only query t has, each [B, G, T, I, head_size]; none by default.
-        own_seen: which of these are there yet: [I].
+        seen: which rows a query sees: [B or 1, T, S].
     """
     batch, groups, shared, length, size = queries.shape
     queries = queries.reshape(batch, groups, shared * length, size) * size**-0.5
     scores = jnp.einsum("bgxh,bgsh->bgxs", queries, keys)
     scores = jnp.where(jnp.tile(seen, (1, shared, 1))[:, None], scores, -jnp.inf)
-    if own is None or own_seen is None:
-        context = jnp.einsum("bgxs,bgsh->bgxh", jax.nn.softmax(scores, axis=-1), values)
-    else:
-        own_keys, own_values = (jnp.tile(rows, (1, 1, shared, 1, 1)) for rows in own)
-        own_scores = jnp.sum(queries[:, :, :, None] * own_keys, axis=-1)
-        own_scores = jnp.where(own_seen[None, None, None], own_scores, -jnp.inf)
-        weights = jax.nn.softmax(jnp.concatenate([scores, own_scores], axis=-1), axis=-1)
-        shared_weights, own_weights = jnp.split(weights, [scores.shape[-1]], axis=-1)
-        context = jnp.einsum("bgxs,bgsh->bgxh", shared_weights, values)
-        context = context + jnp.sum(own_weights[..., None] * own_values, axis=3)
+    context = jnp.einsum("bgxs,bgsh->bgxh", jax.nn.softmax(scores, axis=-1), values)
     return context.reshape(batch, groups, shared, length, size)

@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 
+from jaxspec.sharding import Home
 from jaxspec.types import Array
 
 Tree = TypeVar("Tree")
 
 
-def send(tree: Any, home: Sharding) -> Any:
+def send(tree: Any, home: Home) -> Any:
     """Puts arrays onto another mesh of this process; returns at once, before they are there or even computed."""
     return jax.device_put(tree, home)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -50,7 +50,7 @@ class DecodingSettings:
     new_tokens: int = 128
     rounds: int = 5
     windows: tuple[int, ...] = tuple(range(1, 9))
-    mirror: tuple[tuple[int, int], ...] = ((7, 4), (5, 8))
+    mirror: tuple[tuple[int, int], ...] = ((7, 4), (7, 8))
     num_candidates: int = 4
 
 
@@ -183,13 +183,19 @@ def _warm(
         workers[setting.eigen_threads].receive()
 
 
-def federate(
-    settings: FederatingSettings, pair: zoo.Pair, roles: list[federated.Role], out: Path, progress: bool
-) -> Report:
-    """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
+class Federable(NamedTuple):
+    """Examples of each client, and continuations to judge drafts by: validation roles, the clients' unseen text."""
+
+    clients: list[dict[str, np.ndarray]]
+    validation: federated.Continued
+    unseen: federated.Continued
+
+
+def federable(settings: FederatingSettings, pair: zoo.Pair, roles: list[federated.Role], progress: bool) -> Federable:
+    """The target continues windows of the first roles' text (training and unseen part) and of the validation roles'."""
     s = settings
-    clients, judges = roles[: s.clients], roles[s.clients :][: s.validation_roles]
-    texts = [federated.split_text(role.text) for role in clients]
+    texts = [federated.split_text(role.text) for role in roles[: s.clients]]
+    judges = roles[s.clients :][: s.validation_roles]
     groups = {
         "train": ([seen for seen, _ in texts], s.client_prompts),
         "unseen": ([rest for _, rest in texts], s.test_prompts),
@@ -200,12 +206,18 @@ def federate(
     everything = federated.continued(pair.target, prompts, s.new_tokens + s.window, progress)
     cuts = np.cumsum([len(prompt) for prompt, _ in rows.values()])[:-1]
     train, unseen, validation = (everything._replace(tokens=part) for part in np.split(everything.tokens, cuts))
-    examples = federated.client_examples(train, rows["train"][1])
-    report = federated.compare(
-        pair.draft, examples, validation, unseen, s.federation, window=s.window, progress=progress
-    )
+    return Federable(federated.client_examples(train, rows["train"][1]), validation, unseen)
+
+
+def federate(
+    settings: FederatingSettings, pair: zoo.Pair, roles: list[federated.Role], out: Path, progress: bool
+) -> Report:
+    """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
+    data = federable(settings, pair, roles, progress)
+    report = federated.compare(pair.draft, *data, settings.federation, window=settings.window, progress=progress)
     chosen = report.outcomes["fedspeed"]
-    about = {"learning_rate": chosen.learning_rate, "clients": [role.id for role in clients]}
+    clients = [role.id for role in roles[: settings.clients]]
+    about = {"learning_rate": chosen.learning_rate, "clients": clients}
     target = out / "draft"
     step = (checkpoint.latest(target) or 0) + 1
     checkpoint.save(target, step, {"params": chosen.params}, kind="draft", metadata=about, keep=1)

@@ -1,17 +1,19 @@
 """Drafts: rolling out windows, one or many branches at a time, over one shared prefix cache.
 
-All branches read the draft's cache through masks; only their own γ rows are kept per branch, and the rows of the branch
-that comes true are written to their place afterwards. So R·γ + 1 draft tokens are processed per step, whatever the
-length of the prefix: the one is the last token of the old window, whose row nothing has needed so far.
+All branches read the draft's cache through masks. The last R·γ rows before the free one are scratch: row n·R + b of them
+is the n-th row of branch b, and the rows of the branch that comes true are copied to their place afterwards. So R·γ + 1 draft
+tokens are processed per step, whatever the length of the prefix: the one is the last token of the old window, whose row
+nothing has needed so far.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxspec.cache import cached, init_cache, softmax_attention, visible, write
+from jaxspec.cache import attend_cache, cached, init_cache, visible, write
 from jaxspec.sampling import greedy
 from jaxspec.types import Array, Attend, Cache, Network, Params, Rows
 
@@ -23,8 +25,8 @@ class Pending(NamedTuple):
     position: Array
 
 
-class Rollout(NamedTuple):
-    """Branches rolled out: ``tokens`` [B, R, γ], and per layer the key and value rows [B, G, R, γ, head_size]."""
+class Drafted(NamedTuple):
+    """One drafted window: ``tokens`` [B, γ], and per layer its key and value rows [B, G, γ, head_size]."""
 
     tokens: Array
     rows: Cache
@@ -32,101 +34,102 @@ class Rollout(NamedTuple):
 
 def rollout(
     network: Network, params: Params, cache: Cache, roots: Pending, window: int, pending: Pending | None = None
-) -> tuple[Rollout, Cache]:
+) -> tuple[Array, Cache]:
     """Continues every root by ``window`` tokens.
 
     Args:
         network: the draft.
         params: its parameters.
-        cache: the draft's rows, shared by all branches.
+        cache: the draft's rows, shared by all branches; R·γ at its end are scratch.
         roots: first tokens of the branches and their positions, each [B, R]; branch b sees the rows below its position.
         window: γ, tokens to draft for every branch.
         pending: a token that is run along with the first step so that the cache gets its row.
 
     Returns:
-        The branches, and the cache with the pending row.
+        Tokens of the branches [B, R, γ], and the cache with the pending row and the branches' rows in its scratch.
     """
-    positions, x, state = _first_step(network, params, cache, roots, window, pending)
-    cache, own = _unzip(state)
-    tokens = greedy(network.logits(params, x))
+    branches = roots.token.shape[1]
+    scratch = Scratch(branches, window, cache[0][0].shape[2])
+
+    def run(tokens: Array, positions: Array, cache: Cache, attend: Attend) -> tuple[Array, Cache]:
+        layers = range(network.config.num_layers)
+        x, cache = network.blocks(params, network.embed(params, tokens), positions, cache, attend, layers)
+        return greedy(network.logits(params, x[:, :, -branches:])), cache
 
     def step(carry: tuple[Array, Cache], number: Array) -> tuple[tuple[Array, Cache], Array]:
-        tokens, own = carry
-        x, state = _run(network, params, tokens, positions + number, _zip(cache, own), branching(positions, number))
-        return (greedy(network.logits(params, x)), _unzip(state)[1]), tokens
+        tokens, cache = carry
+        attend = branching(scratch, roots.position, number)
+        return run(tokens, roots.position + number, cache, attend), tokens
 
-    (last, own), drafted = jax.lax.scan(step, (tokens, own), jnp.arange(1, window))
-    return Rollout(jnp.moveaxis(jnp.concatenate([drafted, last[None]]), 0, 2), own), cache
-
-
-def _first_step(
-    network: Network, params: Params, cache: Cache, roots: Pending, window: int, pending: Pending | None
-) -> tuple[Array, Array, Any]:
-    """The roots, and the pending token beside them: positions and hidden states of the roots, rows shared and own."""
-    config, branches = network.config, roots.token.shape[1]
-    tokens, positions, place = roots.token, roots.position, None
+    tokens, positions = roots
     if pending is not None:
-        tokens = jnp.concatenate([pending.token[:, None], tokens], axis=1)
-        positions, place = jnp.concatenate([pending.position[:, None], positions], axis=1), pending.position
-    shape = (tokens.shape[0], config.num_kv_heads, tokens.shape[1], window, config.head_size)
-    own = tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_layers))
-    attend = branching(positions, jnp.int32(0), place)
-    x, state = _run(network, params, tokens, positions, _zip(cache, own), attend)
-    cache, own = _unzip(state)
-    own = jax.tree.map(lambda rows: rows[:, :, -branches:], own)
-    return positions[:, -branches:], x[:, :, -branches:], _zip(cache, own)
+        tokens, positions = (jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, roots, strict=True))
+    first = run(tokens, positions, cache, branching(scratch, roots.position, 0, pending))
+    (last, cache), drafted = jax.lax.scan(step, first, jnp.arange(1, window))
+    return jnp.moveaxis(jnp.concatenate([drafted, last[None]]), 0, 2), cache
 
 
-def _run(network: Network, params: Params, tokens: Array, positions: Array, state: Any, attend: Attend) -> Any:
-    layers = range(network.config.num_layers)
-    return network.blocks(params, network.embed(params, tokens), positions, state, attend, layers)
+class Scratch(NamedTuple):
+    """Where the rows of R branches of γ tokens lie in a cache of ``capacity`` rows."""
+
+    branches: int
+    window: int
+    capacity: int
+
+    @property
+    def start(self) -> int:
+        """First scratch row."""
+        return self.capacity - 1 - self.branches * self.window
+
+    def own(self, number: Array | int) -> Array:
+        """Which rows belong to a branch once it has row ``number``: [R, S]."""
+        place = np.arange(self.capacity) - self.start
+        mine = (place >= 0) & (place < self.branches * self.window) & (place % self.branches == np.arange(self.branches)[:, None])
+        return mine & (place // self.branches <= number)[None]
 
 
-def _zip(cache: Cache, own: Cache) -> tuple[tuple[Rows, Rows], ...]:
-    return tuple(zip(cache, own, strict=True))
-
-
-def _unzip(state: tuple[tuple[Rows, Rows], ...]) -> tuple[Cache, Cache]:
-    return tuple(shared for shared, _ in state), tuple(own for _, own in state)
-
-
-def branching(lengths: Array, number: Array, place: Array | None = None) -> Attend:
-    """Attention of branches to the shared rows below ``lengths`` [B, T] and to their own rows, which they extend.
+def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pending | None = None) -> Attend:
+    """Attention of branches to the shared rows below ``lengths`` [B, R] and to rows of their own, which they extend.
 
     Args:
+        scratch: where the branches' rows lie.
         lengths: shared rows that a branch sees.
         number: own rows that it has so far, the same for all.
-        place: where token 0 of every sequence also leaves its row in the shared cache: [B].
+        pending: token 0 of every sequence belongs to no branch and leaves its row in the shared part.
     """
+    seen = visible(scratch.capacity, lengths) | scratch.own(number)[None]
+    if pending is not None:
+        before = visible(scratch.capacity, pending.position[:, None] + 1)
+        seen = jnp.concatenate([before, seen], axis=1)
 
-    def attend(queries: Array, keys: Array, values: Array, rows: tuple[Rows, Rows]) -> tuple[Array, Any]:
-        shared, own = rows
-        own = _extended(own[0], keys, number), _extended(own[1], values, number)
-        if place is not None:
-            shared = write(shared[0], keys[:, :, :1], place), write(shared[1], values[:, :, :1], place)
-        seen = visible(shared[0].shape[2], lengths)
-        own_seen = jnp.arange(own[0].shape[3]) <= number
-        return softmax_attention(queries, shared[0], shared[1], seen, own, own_seen), (shared, own)
+    def extended(rows: Array, new: Array) -> Array:
+        if pending is not None:
+            rows = write(rows, new[:, :, :1], pending.position)
+        own = new[:, :, -scratch.branches :]
+        return jax.lax.dynamic_update_slice_in_dim(rows, own, scratch.start + number * scratch.branches, axis=2)
+
+    def attend(queries: Array, keys: Array, values: Array, rows: Rows) -> tuple[Array, Rows]:
+        rows = extended(rows[0], keys), extended(rows[1], values)
+        return attend_cache(queries, rows, seen), rows
 
     return attend
 
 
-def _extended(own: Array, new: Array, number: Array) -> Array:
-    """Own rows [B, G, T, γ, head_size] with row ``number`` set to new [B, G, T, head_size]."""
-    return jax.lax.dynamic_update_slice_in_dim(own, new[:, :, :, None], number, axis=3)
+def take(tokens: Array, cache: Cache, branch: Array) -> Drafted:
+    """The window of one ``branch`` [B] of every sequence, of ``tokens`` [B, R, γ] and a cache fresh from ``rollout``."""
+    batch, branches, window = tokens.shape
+    start = Scratch(branches, window, cache[0][0].shape[2]).start
+
+    def pick(rows: Array) -> Array:
+        scratch = rows[:, :, start:-1].reshape(batch, rows.shape[1], window, branches, -1)
+        return jnp.take_along_axis(scratch, branch[:, None, None, None, None], axis=3)[:, :, :, 0]
+
+    return Drafted(jnp.take_along_axis(tokens, branch[:, None, None], axis=1)[:, 0], jax.tree.map(pick, cache))
 
 
-def take(rolled: Rollout, branch: Array) -> Rollout:
-    """The rollout of one ``branch`` [B] of every sequence, R = 1."""
-    tokens = jnp.take_along_axis(rolled.tokens, branch[:, None, None], axis=1)
-    pick = branch[:, None, None, None, None]
-    return Rollout(tokens, jax.tree.map(lambda rows: jnp.take_along_axis(rows, pick, axis=2), rolled.rows))
-
-
-def commit(cache: Cache, rolled: Rollout, position: Array) -> tuple[Array, Cache]:
-    """Makes the only branch of a rollout the next window [B, γ]: its rows are written from ``position`` [B] on."""
-    rows = jax.tree.map(lambda old, new: write(old, new[:, :, 0], position), cache, rolled.rows)
-    return rolled.tokens[:, 0], rows
+def commit(cache: Cache, drafted: Drafted, position: Array) -> tuple[Array, Cache]:
+    """Makes a drafted window the next one [B, γ]: its rows are written from ``position`` [B] on."""
+    return drafted.tokens, jax.tree.map(lambda old, new: write(old, new, position), cache, drafted.rows)
 
 
 @partial(jax.jit, static_argnames=("network", "window", "capacity"))
@@ -139,5 +142,13 @@ def first_window(
     x = network.embed(params, tokens)
     _, cache = network.blocks(params, x, positions, cache, cached(positions), range(network.config.num_layers))
     last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)
-    rolled, cache = rollout(network, params, cache, Pending(last, lengths[:, None] - 1), window)
-    return commit(cache, rolled, lengths - 1)
+    return drafted_next(network, params, cache, Pending(last[:, 0], lengths - 1), window)
+
+
+def drafted_next(
+    network: Network, params: Params, cache: Cache, root: Pending, window: int, pending: Pending | None = None
+) -> tuple[Array, Cache]:
+    """Drafts one window [B, γ] after ``root`` and commits it."""
+    roots = Pending(root.token[:, None], root.position[:, None])
+    tokens, cache = rollout(network, params, cache, roots, window, pending)
+    return commit(cache, take(tokens, cache, jnp.zeros_like(root.token)), root.position)

@@ -181,17 +181,18 @@ def compare(
     unseen: Continued,
     settings: Federation,
     *,
+    names: Sequence[str] = ("fedspeed", "fedavg", "centralised"),
     window: int = 7,
     directory: Path | None = None,
     progress: bool = True,
 ) -> Report:
-    """Federates a draft by FedSpeed and FedAvg, and fine-tunes it on the pooled text, at equal numbers of samples.
+    """Trains a draft by the ``names`` of ``methods``, at equal numbers of samples.
 
     Every method runs the whole learning-rate grid and is judged on validation roles: the federated ones by their last
     round, the centralised one, as an upper bound, by its best. Each run has its checkpoints in ``directory``.
     """
     report = Report({"before": accepted_length(draft.network, draft.params, unseen, window)}, {})
-    for name in methods(settings):
+    for name in names:
         outcome = _best(draft, name, clients, validation, settings, window, directory, progress)
         report.outcomes[name] = outcome
         report.acceptance[name] = accepted_length(draft.network, outcome.params, unseen, window)

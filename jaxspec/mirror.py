@@ -29,7 +29,7 @@ from jaxspec.decoding import (
     target_suffix,
     unwatched,
 )
-from jaxspec.drafts import Pending, Rollout, commit, first_window, rollout, take
+from jaxspec.drafts import Drafted, Pending, commit, first_window, rollout, take
 from jaxspec.exits import LogitLens
 from jaxspec.sharding import Placement, default_placement, place
 from jaxspec.types import Array, Cache, Model, Network, Params
@@ -92,13 +92,14 @@ def mirror(
     suffix = partial(target_suffix, target.network, exit_layer, target_params)
     ahead = partial(draft_rollout, draft.network, policy, num_candidates, draft_params)
     choose = partial(draft_select, draft.network, draft_params)
+    scratch = window * jax.eval_shape(policy, message_like(1, window, num_candidates)).tokens.shape[1]
 
     def init(tokens: Array, lengths: Array, max_new_tokens: int, capacity: int) -> MirrorState:
         state = prefill(
             target.network, target_params, *send((tokens, lengths, jnp.int32(max_new_tokens)), target_home), capacity
         )
         tokens, lengths = send((tokens, lengths), draft_home)
-        first, cache = first_window(draft.network, draft_params, tokens, lengths, window, capacity)
+        first, cache = first_window(draft.network, draft_params, tokens, lengths, window, capacity + scratch)
         return MirrorState(state, DraftState(cache, first, lengths - 1))
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
@@ -109,7 +110,7 @@ def mirror(
         choices, upper, progress, verdict, accepted, emitted = suffix(cache[exit_layer:], progress, x, window)
         watch("target", "suffix", choices)
         rolled, roots, rows = ahead(*drafting, send(sent, draft_home))
-        watch("draft", "rollout", rolled.tokens)
+        watch("draft", "rollout", rolled)
         drafting, reused = choose(rows, rolled, roots, send(verdict, draft_home))
         watch("draft", "select", reused)
         return MirrorState(TargetState((*lower, *upper), progress), drafting), StepInfo(
@@ -129,7 +130,7 @@ def draft_rollout(
     window: Array,
     position: Array,
     received: Array,
-) -> tuple[Rollout, Roots, Cache]:
+) -> tuple[Array, Roots, Cache]:
     """Ranks the candidates of the packed message and rolls out the chosen branches, γ tokens each."""
     roots = policy(unpack(received, message_like(window.shape[0], window.shape[1], num_candidates)))
     pending = Pending(window[:, -1], position + window.shape[1])
@@ -140,18 +141,16 @@ def draft_rollout(
 
 @partial(jax.jit, static_argnames="network", donate_argnames="cache")
 def draft_select(
-    network: Network, params: Params, cache: Cache, rolled: Rollout, roots: Roots, received: Array
+    network: Network, params: Params, cache: Cache, rolled: Array, roots: Roots, received: Array
 ) -> tuple[DraftState, Array]:
     """The branch that came true becomes the next window; where none did, a fresh rollout does."""
     verdict = unpack(received, verdict_like(received.shape[0]))
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
-    reused, branch = jnp.any(hit, axis=1), jnp.argmax(hit, axis=1)
-    length = rolled.tokens.shape[2]
+    reused, chosen = jnp.any(hit, axis=1), take(rolled, cache, jnp.argmax(hit, axis=1))
     root = Pending(verdict.next_token[:, None], verdict.position[:, None])
-    chosen = take(rolled, branch)
 
-    def fall_back(_: None) -> Rollout:
-        fresh = rollout(network, params, cache, root, length)[0]
+    def fall_back(_: None) -> Drafted:
+        fresh = take(*rollout(network, params, cache, root, rolled.shape[2]), jnp.zeros_like(verdict.position))
         return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), chosen, fresh)
 
     following = jax.lax.cond(jnp.all(reused), lambda _: chosen, fall_back, None)

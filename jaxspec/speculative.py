@@ -20,7 +20,7 @@ from jaxspec.decoding import (
     suffix_pass,
     unwatched,
 )
-from jaxspec.drafts import Pending, commit, first_window, rollout
+from jaxspec.drafts import Pending, drafted_next, first_window
 from jaxspec.sharding import place
 from jaxspec.types import Array, Cache, Model, Network, Params
 
@@ -56,7 +56,7 @@ def speculative(target: Model, draft: Model, window: int = 7, mesh: Mesh | None 
     def init(tokens: Array, lengths: Array, max_new_tokens: int, capacity: int) -> SpeculativeState:
         tokens, lengths = send((tokens, lengths), home)
         state = prefill(networks[0], target_params, tokens, lengths, jnp.int32(max_new_tokens), capacity)
-        first, cache = first_window(networks[1], draft_params, tokens, lengths, window, capacity)
+        first, cache = first_window(networks[1], draft_params, tokens, lengths, window, capacity + window)
         return SpeculativeState(state, cache, first)
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
@@ -77,8 +77,7 @@ def _step(
     choices, _ = suffix_pass(target, target_params, (), old, x, count)
     progress, verdict, emitted = advance(old, window, choices)
     pending = Pending(window[:, -1], old.position + window.shape[1])
-    root = Pending(verdict.next_token[:, None], verdict.position[:, None])
-    rolled, rows = rollout(draft, draft_params, state.draft_cache, root, window.shape[1], pending)
-    following, rows = commit(rows, rolled, verdict.position)
+    root = Pending(verdict.next_token, verdict.position)
+    following, rows = drafted_next(draft, draft_params, state.draft_cache, root, window.shape[1], pending)
     info = StepInfo(choices, emitted, verdict.num_accepted, jnp.zeros(emitted.shape, bool))
     return SpeculativeState(TargetState(cache, progress), rows, following), info

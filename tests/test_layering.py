@@ -35,7 +35,7 @@ ORDER = {
     """,
     "jaxspec": """
         config types
-        checks models tokenizer cache channel sharding sampling
+        checks models tokenizer cache sharding channel sampling
         verify exits
         candidates drafts
         decoding

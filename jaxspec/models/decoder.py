@@ -84,7 +84,10 @@ def rotary_tables(positions: Array, config: DecoderConfig) -> tuple[Array, Array
     """cos and sin of position · θ^(−2i/head_size): each [B, T, head_size / 2]."""
     frequencies = config.rope_theta ** (-jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size)
     angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    # XLA:CPU would compute both anew in every layer, for every head: it takes cosines for cheap. Divisions it does not.
+    one = cos * cos + sin * sin
+    return cos / one, sin / one
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
