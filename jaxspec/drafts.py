@@ -1,9 +1,9 @@
 """Drafts: rolling out windows, one or many branches at a time, over one shared prefix cache.
 
-All branches read the draft's cache through masks. The last R·γ rows before the free one are scratch: row n·R + b of them
-is the n-th row of branch b, and the rows of the branch that comes true are copied to their place afterwards. So R·γ + 1 draft
-tokens are processed per step, whatever the length of the prefix: the one is the last token of the old window, whose row
-nothing has needed so far.
+All branches read the draft's cache through masks. The last R·γ rows before the free one are scratch: row n·R + b of
+them is the n-th row of branch b. The rows of the branch that comes true are copied to their place afterwards. So
+R·γ + 1 draft tokens are processed per step, whatever the length of the prefix: the one is the last token of the old
+window, whose row nothing has needed so far.
 """
 
 from functools import partial
@@ -84,7 +84,8 @@ class Scratch(NamedTuple):
     def own(self, number: Array | int) -> Array:
         """Which rows belong to a branch once it has row ``number``: [R, S]."""
         place = np.arange(self.capacity) - self.start
-        mine = (place >= 0) & (place < self.branches * self.window) & (place % self.branches == np.arange(self.branches)[:, None])
+        inside = (place >= 0) & (place < self.branches * self.window)
+        mine = inside & (place % self.branches == np.arange(self.branches)[:, None])
         return mine & (place // self.branches <= number)[None]
 
 
@@ -116,7 +117,7 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pe
 
 
 def take(tokens: Array, cache: Cache, branch: Array) -> Drafted:
-    """The window of one ``branch`` [B] of every sequence, of ``tokens`` [B, R, γ] and a cache fresh from ``rollout``."""
+    """The window of one ``branch`` [B] of every sequence, from what ``rollout`` gave: ``tokens`` [B, R, γ], cache."""
     batch, branches, window = tokens.shape
     start = Scratch(branches, window, cache[0][0].shape[2]).start
 

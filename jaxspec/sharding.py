@@ -1,6 +1,6 @@
 """Where models live: meshes and tensor parallelism."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from jaxspec.types import Model, Params
 #: Name of the tensor-parallel mesh axis.
 MODEL_AXIS = "model"
 #: Where an array may be put. One device is named as such: ``jax.device_put`` then takes half the time.
-Home = jax.Device | Sharding
+Home: TypeAlias = jax.Device | Sharding
 
 
 class Placement(NamedTuple):

@@ -20,7 +20,7 @@ import jaxspec
 from tests.jaxfed.killed_run import run
 from tests.jaxspec import models
 
-ROUNDS, KILLS, TOKENS = 400, 30, 100_000
+ROUNDS, KILLS, TOKENS = 1500, 30, 100_000
 
 
 def killed_until_done(directory: str, rounds: int, kills: int, seed: int = 0) -> int:

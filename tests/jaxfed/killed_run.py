@@ -21,7 +21,7 @@ def run(directory, rounds, callbacks=(), **options):
         loss, _ = problems.loss_fn(params, batch, key)
         return loss + 0.1 * jnp.sum(params["bias"] * jax.random.normal(key, (problems.CLASSES,))), ()
 
-    algorithm = jaxfed.fedspeed(loss_fn, learning_rate_decay=0.9, weight_decay=0.01, relaxation=0.1)
+    algorithm = jaxfed.fedspeed(loss_fn, learning_rate_decay=0.999, weight_decay=0.01, relaxation=0.1)
     chosen = {"cohort_size": 2, "batch_size": 4, "local_epochs": 1, "progress": False, **options}
     return jaxfed.simulate(
         algorithm,

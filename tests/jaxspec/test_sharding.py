@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import jaxspec
+from jaxspec.sharding import home_of
 from tests.jaxspec import models
 
 #: Four key-value heads, so that four devices can share the target.
@@ -98,3 +99,9 @@ def test_mirror_needs_no_placement():
     """On whatever devices there are, without a word about meshes."""
     method = jaxspec.mirror(models.target(), models.draft(), window=3, num_candidates=2, policy=models.ALL_BRANCHES)
     assert decode(method) == models.expected()
+
+
+def test_small_things_live_on_the_device_or_on_all_of_the_mesh():
+    assert home_of(None) == jax.devices()[0]
+    assert home_of(mesh(1)) == jax.devices()[0]
+    assert home_of(mesh(2)).device_set == set(jax.devices()[:2])
