@@ -18,13 +18,15 @@ class Server(NamedTuple):
       params: global parameters xᵗ.
       round: number t of rounds done, int32 [].
       num_clients: size N of the population, int32 [].
-      extra: what the server update keeps between rounds: a running mean, moments, or nothing.
+      extra: what the server update keeps between rounds, and clients may read: a running mean, moments, or nothing.
+      model_state: the model's non-trainable state (batch statistics), see `jaxfed.Stateful`; else empty.
     """
 
     params: Params
     round: Array
     num_clients: Array
     extra: PyTree
+    model_state: PyTree = ()
 
 
 class ClientRow(NamedTuple):
@@ -33,10 +35,12 @@ class ClientRow(NamedTuple):
     Attributes:
       memory: the algorithm's own pytree (FedSpeed: the dual hᵢ, like the parameters); may be empty.
       last_params: the client's last result wᵢ, held only under relaxed initialisation; else empty.
+      model_state: the client's own model state, held only under the policy "local"; else empty.
     """
 
     memory: PyTree
     last_params: PyTree
+    model_state: PyTree = ()
 
 
 class Cohort(NamedTuple):
@@ -46,11 +50,13 @@ class Cohort(NamedTuple):
       ids: client of each slot, int32 [C]; −1 marks an empty slot, which contributes nothing. No client appears twice.
       rows: their rows, leaves [C, ...].
       batches: named arrays [C, K, B, ...] with "mask" bool [C, K, B]; a step whose mask is all False does nothing.
+      weights: how much each client counts in the means of `Message`, [C], ≥ 0; None counts all alike.
     """
 
     ids: Array
     rows: ClientRow
     batches: Batch
+    weights: Array | None = None
 
 
 class ClientInfo(NamedTuple):
@@ -59,22 +65,42 @@ class ClientInfo(NamedTuple):
     Attributes:
       loss: mean loss over its steps, [].
       gradient_norm: norm that the clip looks at, before clipping, mean over its steps, [].
-      delta_norm: ‖x_K − x⁰‖₂, [].
+      delta_norm: ‖x_K − x⁰‖₂, the client's drift, [].
+      memory_norm: ‖memory‖₂ after the round: of the dual or the control variate, [].
       num_steps: local steps that had data, int32 [].
+      padding: fraction of the batch slots that held no sample, [].
       aux: the loss function's aux, mean over its steps.
     """
 
     loss: Scalar
     gradient_norm: Scalar
     delta_norm: Scalar
+    memory_norm: Scalar
     num_steps: Array
+    padding: Scalar
     aux: PyTree
+
+
+class Message(NamedTuple):
+    """What a client sends. Of a whole cohort: the weighted means, and the plain sum of `total`.
+
+    Attributes:
+      delta: U = x_K − x⁰ (client − server), like the parameters.
+      average: what else the server averages over the cohort, weighted like `delta`.
+      total: what the server adds up, unweighted: changes of rows, so that its running sum stays the sum of all rows.
+      model_state: the client's model state after the round, under the policy "average"; else empty.
+    """
+
+    delta: Params
+    average: PyTree = ()
+    total: PyTree = ()
+    model_state: PyTree = ()
 
 
 class ClientUpdate(NamedTuple):
     """What a client sends (`message`), what it keeps (`row`), and what a person may plot (`info`)."""
 
-    message: PyTree
+    message: Message
     row: ClientRow
     info: ClientInfo
 
@@ -84,24 +110,40 @@ class RoundInfo(NamedTuple):
 
     Attributes:
       client: means over the clients that were used, each field as in `ClientInfo`.
-      num_used: clients whose results entered the mean, int32 [].
+      clients: the same of every slot, leaves [C, ...]; what stands in slots that were not used means nothing.
+      used: bool [C], slots whose results entered the means.
       excluded: bool [C], slots whose client returned a NaN or an infinity: not in the mean, row left as it was.
+      num_used: clients whose results entered the means, int32 [].
+      inconsistency: mean over the clients used of ‖Uᵢ − Ū‖₂², with the means as weighted, [].
       learning_rate: client learning rate ηₜ of the round.
     """
 
     client: ClientInfo
-    num_used: Array
+    clients: ClientInfo
+    used: Array
     excluded: Array
+    num_used: Array
+    inconsistency: Scalar
     learning_rate: Scalar
 
 
 class CohortResult(NamedTuple):
-    """What a plan returns: the mean message [...], the new rows [C, ...] and the facts (see `RoundInfo`)."""
+    """What a plan returns.
 
-    message: PyTree
+    Attributes:
+      message: weighted sums over the clients used, and the plain sum of `Message.total`.
+      weight: sum of the weights of the clients used, [].
+      rows: the new rows [C, ...]; unused clients keep theirs.
+      clients: facts about every slot, leaves [C, ...].
+      used: bool [C], see `RoundInfo`.
+      excluded: bool [C], see `RoundInfo`.
+    """
+
+    message: Message
+    weight: Scalar
     rows: ClientRow
-    client: ClientInfo
-    num_used: Array
+    clients: ClientInfo
+    used: Array
     excluded: Array
 
 
@@ -113,20 +155,34 @@ class Plan(Protocol):
     """How a cohort is laid out over time and devices. A plan is a static, hashable value."""
 
     def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
-        """Run `client` on every slot with the key folded with its id, and reduce the messages to their mean."""
+        """Run `client` on every slot with the key folded with its id, and reduce the messages to their sums."""
         ...
 
 
+class Received(NamedTuple):
+    """What the server update is given: the cohort's message, and of how many of how many clients.
+
+    Attributes:
+      message: means and sums, see `Message`.
+      num_used: |Sₜ|, floating-point [].
+      num_clients: N, floating-point [].
+    """
+
+    message: Message
+    num_used: Scalar
+    num_clients: Scalar
+
+
 class ServerUpdate(NamedTuple):
-    """How the server uses the cohort's mean message.
+    """How the server uses the cohort's message.
 
     Attributes:
       init: `init(params) -> extra`.
-      apply: `apply(params, extra, message, participation) -> (params, extra)`; participation is |Sₜ|/N.
+      apply: `apply(params, extra, received) -> (params, extra)`.
     """
 
     init: Callable[[Params], PyTree]
-    apply: Callable[[Params, PyTree, PyTree, Scalar], tuple[Params, PyTree]]
+    apply: Callable[[Params, PyTree, Received], tuple[Params, PyTree]]
 
 
 class StepFn(Protocol):
@@ -143,21 +199,22 @@ class FederatedAlgorithm(NamedTuple):
     """A federated algorithm as pure functions.
 
     Attributes:
-      init: `init(params, num_clients) -> Server`.
-      init_client: `init_client(params) -> ClientRow` of a client that was never drawn, from the initial parameters.
+      init: `init(params, num_clients, model_state=()) -> Server`.
+      init_client: `init_client(params, model_state=()) -> ClientRow` of a client that was never drawn, from the initial
+        parameters.
       step: `step(server, cohort, key) -> (server, rows, info)`, one round. The key is the run's and the same in every
         round: round, client id and local step are folded in here.
       client_update: `client_update(server, member, key) -> ClientUpdate`: the client's half of `step`, for a
         deployment whose clients are elsewhere; member is one slice of a cohort.
-      server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the mean message.
+      server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the cohort's message.
       hyperparameters: what the factory was given, for records and for the check that a resumed run is the same one.
     """
 
-    init: Callable[[Params, int], Server]
-    init_client: Callable[[Params], ClientRow]
+    init: Callable[..., Server]
+    init_client: Callable[..., ClientRow]
     step: StepFn
     client_update: Callable[[Server, Cohort, Key], ClientUpdate]
-    server_update: Callable[[Server, Any, Array], Server]
+    server_update: Callable[[Server, Message, Array], Server]
     hyperparameters: Mapping[str, Any] = MappingProxyType({})
 
 

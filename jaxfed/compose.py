@@ -1,99 +1,92 @@
 """Puts parts together: a client function and a server update make a federated algorithm."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxfed import cohort as cohorts
-from jaxfed import corrections, tree
+from jaxfed import corrections, plans, tree
 from jaxfed.algorithm import (
+    ClientInfo,
     ClientRow,
     ClientUpdate,
     Cohort,
+    CohortResult,
     FederatedAlgorithm,
+    Message,
     Plan,
+    Received,
     RoundInfo,
     Server,
     ServerUpdate,
 )
 from jaxfed.checks import check_range
-from jaxfed.local import LocalResult, LocalRule
-from jaxfed.types import Batch, Key, Params, Scalar
-
-
-class ClientContext(NamedTuple):
-    """What a client function is given.
-
-    Attributes:
-      server: what the server broadcasts.
-      start: x⁰, where the client begins: xᵗ, or further on under relaxed initialisation.
-      memory: the algorithm's own part of the client's row.
-      batches: named arrays [K, B, ...].
-      learning_rate: ηₜ.
-      key: the client's key of this round.
-    """
-
-    server: Server
-    start: Params
-    memory: PyTree
-    batches: Batch
-    learning_rate: Scalar
-    key: Key
+from jaxfed.local import ClientContext, LocalResult, Solver
+from jaxfed.stateful import policy_of
+from jaxfed.types import Key, Params, Scalar
 
 
 class ClientResult(NamedTuple):
     """What a client function returns: its local training, the message for the server, and the memory it keeps."""
 
     local: LocalResult
-    message: PyTree
-    memory: PyTree
+    message: Message
+    memory: PyTree = ()
 
 
 def compose(
     client: Callable[[ClientContext], ClientResult],
     server_update: ServerUpdate,
-    rule: LocalRule,
+    solver: Solver,
     *,
     init_memory: Callable[[Params], PyTree] = lambda params: (),
 ) -> FederatedAlgorithm:
-    """Make an algorithm of what one client does and what the server does with the mean message.
+    """Make an algorithm of what one client does and what the server does with the cohort's message.
 
     Args:
       client: one client's round, written for a single client.
-      server_update: from the mean message to the next parameters.
-      rule: gives ηₜ and the relaxed initialisation.
+      server_update: from the cohort's message to the next parameters.
+      solver: what `client` trains with; gives ηₜ, the relaxed initialisation and the policy for model state.
       init_memory: memory of a client that was never drawn, from the initial parameters.
     """
-    relaxed = rule.relaxation > 0.0
+    rule, policy = solver.rule, policy_of(solver.loss_fn)
+    relaxed, local, averaged = rule.relaxation > 0.0, policy == "local", policy == "average"
 
-    def init(params: Params, num_clients: int) -> Server:
+    def init(params: Params, num_clients: int, model_state: PyTree = ()) -> Server:
         check_range("num_clients", num_clients, least=1)
-        params = jax.tree.map(jnp.asarray, params)
-        return Server(params, jnp.int32(0), jnp.int32(num_clients), server_update.init(params))
+        params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
+        _check_state(policy, model_state)
+        return Server(params, jnp.int32(0), jnp.int32(num_clients), server_update.init(params), model_state)
 
-    def init_client(params: Params) -> ClientRow:
-        params = jax.tree.map(jnp.asarray, params)
-        return ClientRow(init_memory(params), params if relaxed else ())
+    def init_client(params: Params, model_state: PyTree = ()) -> ClientRow:
+        params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
+        _check_state(policy, model_state)
+        return ClientRow(init_memory(params), params if relaxed else (), model_state if local else ())
 
     def client_update(server: Server, member: Cohort, key: Key) -> ClientUpdate:
         start, row = server.params, member.rows
         if relaxed:
             start = corrections.relaxed_start(start, row.last_params, rule.relaxation)
-        context = ClientContext(server, start, row.memory, member.batches, rule.learning_rate(server.round), key)
-        local, message, memory = client(context)
-        return ClientUpdate(message, ClientRow(memory, local.params if relaxed else ()), local.info)
+        model_state = row.model_state if local else server.model_state
+        learning_rate = rule.learning_rate(server.round)
+        found = client(ClientContext(server, start, row.memory, model_state, member.batches, learning_rate, key))
+        after = found.local.model_state
+        row = ClientRow(found.memory, found.local.params if relaxed else (), after if local else ())
+        message = found.message._replace(model_state=after if averaged else ())
+        return ClientUpdate(message, row, client_info(found, member))
 
-    def update(server: Server, message: Any, num_used: Array) -> Server:
-        participation = num_used.astype(jnp.result_type(float)) / server.num_clients.astype(jnp.result_type(float))
-        after = server_update.apply(server.params, server.extra, message, participation)
-        params, extra = tree.where(num_used > 0, after, (server.params, server.extra))
-        return server._replace(params=params, extra=extra, round=server.round + 1)
+    def update(server: Server, message: Message, num_used: Array) -> Server:
+        counts = (number.astype(jnp.result_type(float)) for number in (num_used, server.num_clients))
+        after = server_update.apply(server.params, server.extra, Received(message, *counts))
+        state = message.model_state if averaged else server.model_state
+        before = server.params, server.extra, server.model_state
+        params, extra, state = tree.where(num_used > 0, (*after, state), before)
+        return server._replace(params=params, extra=extra, model_state=state, round=server.round + 1)
 
     def step(
-        server: Server, cohort: Cohort, key: Key, *, plan: Plan = cohorts.vmap()
+        server: Server, cohort: Cohort, key: Key, *, plan: Plan = plans.vmap()
     ) -> tuple[Server, ClientRow, RoundInfo]:
         _check_cohort(cohort)
 
@@ -101,10 +94,39 @@ def compose(
             return client_update(server, member, client_key)
 
         result = plan(member_update, cohort, jax.random.fold_in(key, server.round))
-        info = RoundInfo(result.client, result.num_used, result.excluded, rule.learning_rate(server.round))
-        return update(server, result.message, result.num_used), result.rows, info
+        message = plans.means(result)
+        info = round_info(result, message, cohort, rule.learning_rate(server.round))
+        return update(server, message, info.num_used), result.rows, info
 
     return FederatedAlgorithm(init, init_client, step, client_update, update)
+
+
+def client_info(found: ClientResult, member: Cohort) -> ClientInfo:
+    """Facts about one client: means over the steps that had data."""
+    steps, mask = found.local.steps, member.batches["mask"]
+    loss, gradient_norm, aux = tree.masked_mean(steps[:3], steps.active)
+    norms = tree.norm(found.local.delta), tree.norm(found.memory)
+    padding = 1.0 - jnp.mean(mask.astype(jnp.float32))
+    return ClientInfo(loss, gradient_norm, *norms, found.local.num_steps, padding, aux)
+
+
+def round_info(result: CohortResult, message: Message, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:
+    """Facts about one round; ‖Uᵢ − Ū‖² is averaged as mean ‖Uᵢ‖² − ‖Ū‖²."""
+    client = tree.masked_mean(result.clients, result.used)
+    squares = plans.weighted_sum(jnp.square(result.clients.delta_norm), cohort, result.used)
+    mean_square = squares / jnp.where(result.weight > 0, result.weight, 1).astype(squares.dtype)
+    spread = jnp.maximum(mean_square - jnp.square(tree.norm(message.delta)), 0.0)
+    num_used = jnp.sum(result.used, dtype=jnp.int32)
+    return RoundInfo(client, result.clients, result.used, result.excluded, num_used, spread, learning_rate)
+
+
+def _check_state(policy: str | None, model_state: PyTree) -> None:
+    whole = [leaf.dtype for leaf in jax.tree.leaves(model_state) if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    if policy == "average" and whole:
+        raise ValueError(f"model state must be floating-point to be averaged, got {whole[0]}; keep it local or frozen")
+    if bool(jax.tree.leaves(model_state)) != (policy is not None):
+        given, remedy = ("no", "pass model_state=...") if policy else ("a", "wrap the loss function in jaxfed.Stateful")
+        raise ValueError(f"expected model state just where the loss function is Stateful, got {given} state; {remedy}")
 
 
 def _check_cohort(cohort: Cohort) -> None:
@@ -114,6 +136,8 @@ def _check_cohort(cohort: Cohort) -> None:
     expected = cohort.batches["mask"].shape
     if len(expected) != 3 or cohort.ids.shape != expected[:1]:
         raise ValueError(f'expected ids [C] and "mask" [C, K, B], got {cohort.ids.shape} and {expected}')
+    if cohort.weights is not None and cohort.weights.shape != cohort.ids.shape:
+        raise ValueError(f"expected weights [C] = {cohort.ids.shape}, got {cohort.weights.shape}")
     for name, array in cohort.batches.items():
         if array.shape[:3] != expected:
             raise ValueError(f"batch array {name!r} must begin with [C, K, B] = {expected}, got {array.shape}")

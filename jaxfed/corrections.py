@@ -1,7 +1,7 @@
 """Terms added to a client's gradient, and the client state behind them: one pure function each."""
 
 from jaxfed import tree
-from jaxfed.types import Params
+from jaxfed.types import Params, Scalar
 
 
 def prox(params: Params, anchor: Params, prox_weight: float) -> Params | None:
@@ -29,6 +29,26 @@ def dual(dual_variable: Params, prox_weight: float) -> Params:
 def updated_dual(dual_variable: Params, delta: Params) -> Params:
     """hᵢ ← hᵢ + U with U = x_K − x⁰ (ĝᵢ ← ĝᵢ − (x_K − xᵗ)/λ of the paper)."""
     return tree.total(dual_variable, delta)
+
+
+def control_variate(server_control: Params, client_control: Params) -> Params:
+    """c − cᵢ: takes the client's own drift out of its gradient and puts everybody's in."""
+    return tree.difference(server_control, client_control)
+
+
+def updated_control(client_control: Params, server_control: Params, mean_step: Params) -> Params:
+    """cᵢ' = cᵢ − c + D with D = −U/(K·ηₜ), the client's mean direction of the round (SCAFFOLD, option II)."""
+    return tree.total(tree.difference(client_control, server_control), mean_step)
+
+
+def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar) -> Params:
+    """−U/(K·ηₜ): the mean direction that the client descended along."""
+    return tree.scale(-1.0 / (learning_rate * num_steps), delta)
+
+
+def momentum(direction: Params, fresh_weight: float) -> Params:
+    """(1−α)·D: the part of the last round's mean direction that every client's step keeps."""
+    return tree.scale(1.0 - fresh_weight, direction)
 
 
 def relaxed_start(params: Params, last_params: Params, relaxation: float) -> Params:

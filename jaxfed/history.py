@@ -31,7 +31,8 @@ class History:
         entry = {**info.client._asdict(), **info._asdict()}
         aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(entry.pop("aux"))}
         excluded = {"num_excluded": np.sum(entry.pop("excluded"))}
-        entry.pop("client")
+        for name in ("client", "clients", "used"):
+            entry.pop(name)
         numbers = {name: leaf for name, leaf in {**entry, **excluded, **aux}.items() if np.ndim(leaf) == 0}
         _append(self.rounds, {"round": round_number, **numbers})
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxfed import corrections, tree
-from jaxfed.algorithm import ClientInfo
+from jaxfed.algorithm import Server
 from jaxfed.checks import check_choice, check_range
 from jaxfed.gradients import Estimator
+from jaxfed.stateful import AnyLossFn, evaluate
 from jaxfed.types import Batch, Key, Params, Scalar
 
 Variant = Literal["paper", "reference"]
@@ -34,7 +35,7 @@ class LocalRule:
     """How a client descends, whatever the algorithm.
 
     Attributes:
-      client_learning_rate: η₀ > 0.
+      client_learning_rate: η₀ > 0, or an optax schedule ηₜ = schedule(t) over rounds.
       prox_weight: w = 1/λ ≥ 0, strength of the proximal pull w·(x − x⁰); 0 leaves it out.
       learning_rate_decay: ηₜ = η₀·decayᵗ in round t (from 0), constant within a round; in (0, 1].
       weight_decay: wd ≥ 0; wd·x is added after the clip.
@@ -51,7 +52,7 @@ class LocalRule:
       ValueError: a value out of range, named.
     """
 
-    client_learning_rate: float = 0.1
+    client_learning_rate: float | optax.Schedule = 0.1
     prox_weight: float = 0.0
     learning_rate_decay: float = 1.0
     weight_decay: float = 0.0
@@ -61,7 +62,8 @@ class LocalRule:
     variant: Variant = "paper"
 
     def __post_init__(self) -> None:
-        check_range("client_learning_rate", self.client_learning_rate, above=0.0)
+        if not callable(self.client_learning_rate):
+            check_range("client_learning_rate", self.client_learning_rate, above=0.0)
         check_range("prox_weight", self.prox_weight, least=0.0)
         check_range("learning_rate_decay", self.learning_rate_decay, above=0.0, most=1.0)
         check_range("weight_decay", self.weight_decay, least=0.0)
@@ -74,7 +76,8 @@ class LocalRule:
         """ηₜ = η₀·decayᵗ as a floating-point scalar []."""
         dtype = jnp.result_type(float)
         decay = jnp.power(jnp.asarray(self.learning_rate_decay, dtype), round_number.astype(dtype))
-        return self.client_learning_rate * decay
+        base = self.client_learning_rate
+        return jnp.asarray(base(round_number) if callable(base) else base, dtype) * decay
 
 
 class Local(NamedTuple):
@@ -113,6 +116,28 @@ DIRECTIONS: dict[str, Callable[[LocalRule, Local, Params], Direction]] = {
 }
 
 
+class ClientContext(NamedTuple):
+    """What a client function is given.
+
+    Attributes:
+      server: what the server broadcasts.
+      start: x⁰, where the client begins: xᵗ, or further on under relaxed initialisation.
+      memory: the algorithm's own part of the client's row.
+      model_state: the model's non-trainable state at the start.
+      batches: named arrays [K, B, ...].
+      learning_rate: ηₜ.
+      key: the client's key of this round.
+    """
+
+    server: Server
+    start: Params
+    memory: PyTree
+    model_state: PyTree
+    batches: Batch
+    learning_rate: Scalar
+    key: Key
+
+
 class StepInfo(NamedTuple):
     """Facts about local steps, leaves [K, ...]: loss, norm before the clip, aux, and whether the step had data."""
 
@@ -129,76 +154,75 @@ class LocalResult(NamedTuple):
       params: x_K.
       delta: U = x_K − x⁰.
       memory: the estimator's memory after the last step.
+      model_state: the model's state after the last step.
       steps: facts about every step, leaves [K, ...].
     """
 
     params: Params
     delta: Params
     memory: Any
+    model_state: PyTree
     steps: StepInfo
 
     @property
-    def info(self) -> ClientInfo:
-        """Means over the steps that had data."""
-        active = self.steps.active
-        loss, gradient_norm, aux = tree.masked_mean(self.steps[:3], active)
-        return ClientInfo(loss, gradient_norm, tree.norm(self.delta), jnp.sum(active, dtype=jnp.int32), aux)
+    def num_steps(self) -> Array:
+        """Steps that had data, int32 []."""
+        return jnp.sum(self.steps.active, dtype=jnp.int32)
 
 
-class SolveFn(Protocol):
-    """One client's local training, as built by `solver`."""
+class Carry(NamedTuple):
+    """What goes from local step to local step: x, the client optimiser's state, memory and model state."""
 
-    def __call__(
-        self,
-        start: Params,
-        batches: Batch,
-        key: Key,
-        *,
-        learning_rate: Scalar,
-        constant: Params | None = None,
-        memory: Any = (),
-    ) -> LocalResult:
-        """Descend from `start` over batches [K, B, ...], with `constant` added to every gradient."""
-        ...
+    params: Params
+    moments: optax.OptState
+    memory: Any
+    model_state: PyTree
 
 
-def solver(estimate: Estimator, rule: LocalRule) -> SolveFn:
+@dataclasses.dataclass(frozen=True)
+class Solver:
     """K steps x ← x − ηₜ·T(d), d = g + b + w·(x − x⁰) + wd·x clipped as `rule.variant` says, T the client optimiser.
 
-    Args:
+    Attributes:
+      loss_fn: F, plain or `Stateful`.
       estimate: where the gradient g is taken.
       rule: w, wd, the clip and T.
-
-    Returns:
-      `solve(start, batches, key, learning_rate=ηₜ, constant=b, memory=m) -> LocalResult`. A step whose mask is all
-      False leaves parameters, optimiser and memory as they were.
     """
-    direct = DIRECTIONS[rule.variant]
-    optimiser = rule.client_optimiser
 
-    def solve(
-        start: Params,
-        batches: Batch,
-        key: Key,
-        *,
-        learning_rate: Scalar,
-        constant: Params | None = None,
-        memory: Any = (),
-    ) -> LocalResult:
-        def step(carry: tuple[Params, Any, Any], step_input: tuple[Batch, Array]) -> tuple[Any, StepInfo]:
-            (params, moments, memory), (batch, number) = carry, step_input
-            active = jnp.any(batch["mask"])
-            estimated = estimate(params, batch, jax.random.fold_in(key, number), memory)
-            direction, norm = direct(rule, Local(params, start, constant), estimated.gradient)
-            with jax.numpy_dtype_promotion("standard"):
-                direction, new_moments = optimiser.update(direction, moments, params)
-            moved = tree.difference(params, tree.scale(learning_rate, direction))
-            carry = tree.where(active, (moved, new_moments, estimated.memory), carry)
-            return carry, StepInfo(estimated.loss, norm, estimated.aux, active)
+    loss_fn: AnyLossFn
+    estimate: Estimator
+    rule: LocalRule
 
-        number = jnp.arange(batches["mask"].shape[0])
-        carry = (start, optimiser.init(start), memory)
-        (params, _, memory), steps = jax.lax.scan(step, carry, (batches, number))
-        return LocalResult(params, tree.difference(params, start), memory, steps)
+    def __call__(self, context: ClientContext, constant: Params | None = None, memory: Any = ()) -> LocalResult:
+        """Descend from `context.start`, with b = `constant` added to every gradient.
 
-    return solve
+        A step whose mask is all False leaves parameters, optimiser, memory and model state as they were.
+        """
+        start = context.start
+
+        def step(carry: Carry, step_input: tuple[Batch, Array]) -> tuple[Carry, StepInfo]:
+            (batch, number), active = step_input, jnp.any(step_input[0]["mask"])
+            moved, info = self.step(carry, batch, number, context, constant)
+            return tree.where(active, moved, carry), info._replace(active=active)
+
+        number = jnp.arange(context.batches["mask"].shape[0])
+        first = Carry(start, self.rule.client_optimiser.init(start), memory, context.model_state)
+        last, steps = jax.lax.scan(step, first, (context.batches, number))
+        return LocalResult(last.params, tree.difference(last.params, start), last.memory, last.model_state, steps)
+
+    def step(
+        self, carry: Carry, batch: Batch, number: Array, context: ClientContext, constant: Params | None
+    ) -> tuple[Carry, StepInfo]:
+        """One local step, on a batch that is there."""
+        key = jax.random.fold_in(context.key, number)
+
+        def objective(params: Params) -> tuple[Scalar, Any]:
+            return evaluate(self.loss_fn, params, carry.model_state, batch, key)
+
+        gradient, memory, loss, (model_state, aux) = self.estimate(objective, carry.params, carry.memory)
+        local = Local(carry.params, context.start, constant)
+        direction, norm = DIRECTIONS[self.rule.variant](self.rule, local, gradient)
+        with jax.numpy_dtype_promotion("standard"):
+            direction, moments = self.rule.client_optimiser.update(direction, carry.moments, carry.params)
+        params = tree.difference(carry.params, tree.scale(context.learning_rate, direction))
+        return Carry(params, moments, memory, model_state), StepInfo(loss, norm, aux, jnp.array(True))

@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 
 from jaxfed.algorithm import Cohort, FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.checks import check_range
-from jaxfed.cohort import DeviceStore, FixedSize, Sampler, Store, vmap
 from jaxfed.data.batches import Batching, ClientData, Epochs, Steps, draw_batches
 from jaxfed.history import History
+from jaxfed.plans import vmap
 from jaxfed.resume import Checkpointing, Interrupt, RunState, Saver
+from jaxfed.samplers import FixedSize, Sampler
+from jaxfed.stores import DeviceStore, Store
 from jaxfed.types import Params
 
 Callback = Callable[[Server, RoundInfo], None]

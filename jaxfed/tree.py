@@ -57,6 +57,27 @@ def all_finite(tree: PyTree) -> Array:
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.array(True))
 
 
+def zeros_of(shapes: Tree) -> Tree:
+    """Zeros of the shapes and dtypes that `jax.eval_shape` returned."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def scale_rows(factors: Array, tree: Tree) -> Tree:
+    """factorsᵢ · treeᵢ for leaves [C, ...] and factors [C], in each leaf's own dtype."""
+    return jax.tree.map(
+        lambda leaf: jnp.expand_dims(factors.astype(leaf.dtype), range(1, leaf.ndim)) * leaf, tree
+    )
+
+
+def masked_sum(values: Tree, mask: Array) -> Tree:
+    """Sum of `values`, leaves [C, ...], over the entries that `mask` [C] marks; the others may hold anything."""
+
+    def add(leaf: Array) -> Array:
+        return jnp.sum(leaf, axis=0, where=jnp.expand_dims(mask, range(1, leaf.ndim)))
+
+    return jax.tree.map(add, values)
+
+
 def masked_mean(values: Tree, mask: Array) -> Tree:
     """Mean of `values` over the entries that `mask` marks as present; zero where it marks none.
 

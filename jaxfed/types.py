@@ -1,6 +1,6 @@
 """Names for what flows through the package: parameters, batches, keys and the loss function."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from jaxtyping import Array, PyTree
@@ -25,3 +25,7 @@ class LossFn(Protocol):
     def __call__(self, params: Params, batch: Batch, key: Key, /) -> tuple[Scalar, Any]:
         """Return the loss and `aux`: a pytree of numbers, averaged over steps and clients and reported in the info."""
         ...
+
+
+Objective: TypeAlias = Callable[[Params], tuple[Scalar, Any]]
+"""A client's loss on one mini-batch: `objective(params) -> (loss, aux)`, with batch, key and model state bound."""

@@ -19,10 +19,11 @@ ORDER = {
     "jaxfed": """
         checkpoint types checks
         tree
+        stateful
         algorithm
         gradients corrections
-        server local cohort
-        compose
+        server local plans samplers
+        compose stores
         algorithms
         data models privacy compression robust
         shakespeare

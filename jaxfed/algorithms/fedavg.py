@@ -5,22 +5,21 @@ from typing import Unpack
 import optax
 
 from jaxfed import gradients, server
-from jaxfed.algorithm import FederatedAlgorithm, ServerUpdate, recorded
+from jaxfed.algorithm import FederatedAlgorithm, Message, ServerUpdate, recorded
 from jaxfed.checks import check_range
-from jaxfed.compose import ClientContext, ClientResult, compose
-from jaxfed.local import LocalOptions, LocalRule, solver
-from jaxfed.types import LossFn
+from jaxfed.compose import ClientResult, compose
+from jaxfed.local import ClientContext, LocalOptions, LocalRule, Solver
+from jaxfed.stateful import AnyLossFn
 
 
-def averaging(estimate: gradients.Estimator, rule: LocalRule, server_update: ServerUpdate) -> FederatedAlgorithm:
-    """Clients send U = x_K − x⁰ and keep nothing: FedAvg, FedProx and their kin, by gradient, rule and server."""
-    solve = solver(estimate, rule)
+def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm:
+    """Clients send U = x_K − x⁰ and keep nothing: FedAvg and its kin, by gradient, rule and server."""
 
     def client(context: ClientContext) -> ClientResult:
-        local = solve(context.start, context.batches, context.key, learning_rate=context.learning_rate)
-        return ClientResult(local, message=local.delta, memory=())
+        local = solver(context)
+        return ClientResult(local, Message(local.delta))
 
-    return compose(client, server_update, rule)
+    return compose(client, server_update, solver)
 
 
 def server_side(server_learning_rate: float, server_optimiser: optax.GradientTransformation | None) -> ServerUpdate:
@@ -35,9 +34,9 @@ def server_side(server_learning_rate: float, server_optimiser: optax.GradientTra
 
 @recorded
 def fedavg(
-    loss_fn: LossFn,
+    loss_fn: AnyLossFn,
     *,
-    client_learning_rate: float = 0.1,
+    client_learning_rate: float | optax.Schedule = 0.1,
     server_learning_rate: float = 1.0,
     server_optimiser: optax.GradientTransformation | None = None,
     **options: Unpack[LocalOptions],
@@ -46,9 +45,10 @@ def fedavg(
 
     Args:
       loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀.
+      client_learning_rate: η₀, or an optax schedule over rounds.
       server_learning_rate: η_g.
-      server_optimiser: an optax optimiser of the pseudo-gradient −U instead of η_g (`optax.adam(...)`: FedAdam).
+      server_optimiser: an optax optimiser of the pseudo-gradient −U instead of η_g: `optax.yogi(...)` gives FedYogi,
+        `optax.adagrad(...)` FedAdagrad, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
       **options: see `jaxfed.local.LocalRule`.
 
     Raises:
@@ -58,4 +58,4 @@ def fedavg(
     Algorithm 1 (with an unweighted mean over the cohort).
     """
     rule = LocalRule(client_learning_rate=client_learning_rate, **options)
-    return averaging(gradients.plain(loss_fn), rule, server_side(server_learning_rate, server_optimiser))
+    return averaging(Solver(loss_fn, gradients.plain, rule), server_side(server_learning_rate, server_optimiser))

@@ -7,15 +7,15 @@ import optax
 from jaxfed import gradients
 from jaxfed.algorithm import FederatedAlgorithm, recorded
 from jaxfed.algorithms.fedavg import averaging, server_side
-from jaxfed.local import LocalOptions, LocalRule
-from jaxfed.types import LossFn
+from jaxfed.local import LocalOptions, LocalRule, Solver
+from jaxfed.stateful import AnyLossFn
 
 
 @recorded
 def fedprox(
-    loss_fn: LossFn,
+    loss_fn: AnyLossFn,
     *,
-    client_learning_rate: float = 0.1,
+    client_learning_rate: float | optax.Schedule = 0.1,
     prox_weight: float = 0.1,
     server_learning_rate: float = 1.0,
     server_optimiser: optax.GradientTransformation | None = None,
@@ -38,4 +38,4 @@ def fedprox(
     as the inexact local solver.
     """
     rule = LocalRule(client_learning_rate=client_learning_rate, prox_weight=prox_weight, **options)
-    return averaging(gradients.plain(loss_fn), rule, server_side(server_learning_rate, server_optimiser))
+    return averaging(Solver(loss_fn, gradients.plain, rule), server_side(server_learning_rate, server_optimiser))

@@ -1,66 +1,25 @@
 """FedSpeed: a merged quasi-gradient, a proximal term, and a dual per client that corrects its bias."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, Unpack
+from typing import Literal, Unpack
 
 import optax
-from jaxtyping import PyTree
 
-from jaxfed import corrections, gradients, server, tree
-from jaxfed.algorithm import FederatedAlgorithm, ServerUpdate, recorded
+from jaxfed import gradients, server
+from jaxfed.algorithm import FederatedAlgorithm, recorded
 from jaxfed.algorithms.fedavg import averaging
-from jaxfed.checks import check_choice, check_range
-from jaxfed.compose import ClientContext, ClientResult, compose
-from jaxfed.local import LocalOptions, LocalRule, solver
-from jaxfed.types import LossFn, Params
+from jaxfed.algorithms.feddyn import DUAL_MEANS, dual_averaging
+from jaxfed.checks import check_choice
+from jaxfed.local import LocalOptions, LocalRule, Solver
+from jaxfed.stateful import AnyLossFn
 
-
-class DualMean(NamedTuple):
-    """Over whom the duals are averaged: the message from (x_K − xᵗ, hᵢ, hᵢ'), and the server update it is for."""
-
-    message: Callable[[Params, Params, Params], PyTree]
-    server_update: ServerUpdate
-
-
-def cohort_mean() -> DualMean:
-    """xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1)."""
-    return DualMean(lambda moved, old, new: tree.total(moved, new), server.mean())
-
-
-def population_mean() -> DualMean:
-    """xᵗ⁺¹ = mean over Sₜ of x_K + mean over all clients of h (FedDyn, and the FedSpeed authors' code)."""
-    return DualMean(
-        lambda moved, old, new: server.DualMessage(moved, tree.difference(new, old)), server.population_dual_mean()
-    )
-
-
-DUAL_MEANS = {"cohort": cohort_mean, "population": population_mean}
 PERTURBATIONS = {"raw": gradients.raw, "normalised": gradients.normalised}
-
-
-def dual_averaging(estimate: gradients.Estimator, rule: LocalRule, dual_mean: DualMean) -> FederatedAlgorithm:
-    """Clients keep a dual hᵢ, add w·hᵢ to every gradient and U to hᵢ after the round: FedSpeed, FedDyn."""
-    if rule.prox_weight == 0.0:
-        raise ValueError("prox_weight must be > 0 with a dual: the message grows by hᵢ without a force that answers it")
-    solve = solver(estimate, rule)
-
-    def client(context: ClientContext) -> ClientResult:
-        constant = corrections.dual(context.memory, rule.prox_weight)
-        local = solve(
-            context.start, context.batches, context.key, learning_rate=context.learning_rate, constant=constant
-        )
-        dual = corrections.updated_dual(context.memory, local.delta)
-        moved = tree.difference(local.params, context.server.params)
-        return ClientResult(local, dual_mean.message(moved, context.memory, dual), dual)
-
-    return compose(client, dual_mean.server_update, rule, init_memory=optax.tree.zeros_like)
 
 
 @recorded
 def fedspeed(
-    loss_fn: LossFn,
+    loss_fn: AnyLossFn,
     *,
-    client_learning_rate: float = 0.1,
+    client_learning_rate: float | optax.Schedule = 0.1,
     prox_weight: float = 0.1,
     ascent_radius: float = 0.1,
     merge_weight: float = 1.0,
@@ -100,8 +59,6 @@ def fedspeed(
 
     Source: Sun et al., FedSpeed, ICLR 2023 (arXiv 2302.10429), Algorithm 1.
     """
-    check_range("ascent_radius", ascent_radius, least=0.0)
-    check_range("merge_weight", merge_weight, least=0.0, most=1.0)
     check_choice("dual_mean", dual_mean, [*DUAL_MEANS, None])
     check_choice("perturbation", perturbation, PERTURBATIONS)
     rule = LocalRule(client_learning_rate=client_learning_rate, prox_weight=prox_weight, **options)
@@ -110,7 +67,6 @@ def fedspeed(
             'variant="reference" has dual_mean="population", perturbation="normalised" and merge_weight=1.0, '
             f"got {dual_mean!r}, {perturbation!r} and {merge_weight!r}; leave these three at their defaults"
         )
-    estimate = gradients.merged(loss_fn, ascent_radius, merge_weight, PERTURBATIONS[perturbation])
-    if dual_mean is None:
-        return averaging(estimate, rule, server.mean())
-    return dual_averaging(estimate, rule, DUAL_MEANS[dual_mean]())
+    estimate = gradients.merged(ascent_radius, merge_weight, PERTURBATIONS[perturbation])
+    solver = Solver(loss_fn, estimate, rule)
+    return averaging(solver, server.mean()) if dual_mean is None else dual_averaging(solver, DUAL_MEANS[dual_mean]())

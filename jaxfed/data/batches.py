@@ -12,7 +12,7 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from jaxfed.checks import check_range
-from jaxfed.cohort import client_keys
+from jaxfed.plans import client_keys
 from jaxfed.types import Batch, Key
 
 

@@ -1,51 +1,12 @@
-"""Cohorts: who is drawn, where the clients' rows are held, and the one `vmap` over clients."""
+"""Samplers: who takes part in a round. They draw on the host, from (seed, round) alone."""
 
 import dataclasses
 import math
 from typing import Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
 
-from jaxfed import tree
-from jaxfed.algorithm import ClientFn, ClientRow, ClientUpdate, Cohort, CohortResult
 from jaxfed.checks import check_range
-from jaxfed.types import Key
-
-
-@dataclasses.dataclass(frozen=True)
-class Vmap:
-    """Plan: all clients of the cohort at once, as one batched computation."""
-
-    def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
-        """Run `client` on every slot of the cohort and reduce."""
-        return reduce(cohort, jax.vmap(client)(cohort, client_keys(key, cohort.ids)))
-
-
-def vmap() -> Vmap:
-    """Plan that trains all clients of a cohort at once: memory grows with the cohort, there is no loop."""
-    return Vmap()
-
-
-def client_keys(key: Key, ids: Array) -> Key:
-    """One key [C] for every client, by its id: a client's randomness depends on no slot, chunk or device."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
-
-
-def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
-    """Unweighted mean of the messages [C, ...] over the clients present and finite; the others keep their row."""
-    present = cohort.ids >= 0
-    finite = jax.vmap(tree.all_finite)((updates.message, updates.row))
-    used = present & finite
-    return CohortResult(
-        message=tree.masked_mean(updates.message, used),
-        rows=tree.where(used, updates.row, cohort.rows),
-        client=tree.masked_mean(updates.info, used),
-        num_used=jnp.sum(used, dtype=jnp.int32),
-        excluded=present & ~finite,
-    )
 
 
 class Sampler(Protocol):
@@ -125,41 +86,3 @@ def active_clients(seed: int, num_clients: int, participation: float) -> np.ndar
     """Ids with u ≤ P of the first seed from `seed` on that has any."""
     ids = np.flatnonzero(np.random.RandomState(seed).uniform(size=num_clients) <= participation)
     return ids if len(ids) else active_clients(seed + 1, num_clients, participation)
-
-
-class Store(Protocol):
-    """Holds every client's row: a static value; its state is a pytree, traced within the compiled round."""
-
-    def init(self, row: ClientRow, num_clients: int) -> PyTree:
-        """State of a store in which every client holds `row`."""
-        ...
-
-    def gather(self, state: PyTree, ids: Array) -> ClientRow:
-        """Rows [C, ...] of the clients `ids`; whatever is finite for an empty slot."""
-        ...
-
-    def scatter(self, state: PyTree, ids: Array, rows: ClientRow) -> PyTree:
-        """State in which the clients `ids` hold `rows`, everybody else what they held; empty slots are dropped."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceStore:
-    """Rows of all clients on the device, leaves [N, ...]."""
-
-    def init(self, row: ClientRow, num_clients: int) -> ClientRow:
-        """N copies of `row`."""
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_clients, axis=0), row)
-
-    def gather(self, state: ClientRow, ids: Array) -> ClientRow:
-        """Rows [C, ...]; an empty slot gets client 0's."""
-        return jax.tree.map(lambda leaf: leaf[jnp.maximum(ids, 0)], state)
-
-    def scatter(self, state: ClientRow, ids: Array, rows: ClientRow) -> ClientRow:
-        """Write rows in place where the state is donated."""
-
-        def write(leaf: Array, new: Array) -> Array:
-            beyond = leaf.shape[0]
-            return leaf.at[jnp.where(ids >= 0, ids, beyond)].set(new, mode="drop")
-
-        return jax.tree.map(write, state, rows)
