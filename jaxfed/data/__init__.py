@@ -1,5 +1,45 @@
-"""Federated data: natural clients, and the flat arrays that rounds draw their batches from."""
+"""Federated data: readers, partitioners, natural clients, and the flat arrays that rounds draw their batches from."""
 
-from jaxfed.data.batches import ClientData, Epochs, Steps, client_data
+from jaxfed.data.augment import augmented, flip, in_turn, pad_crop
+from jaxfed.data.batches import ClientData, Epochs, Steps, client_data, draw_batches, draw_indices, partitioned
+from jaxfed.data.cifar import cifar
+from jaxfed.data.datasets import channel_statistics, mnist, normalised, read_idx, read_npz, splits_of_npz
+from jaxfed.data.multihost import shared_client_data
+from jaxfed.data.partition import dirichlet, iid, natural, pathological, quantity_skew
+from jaxfed.data.roles import read_roles
+from jaxfed.data.skew import Skew, label_counts, load_parts, save_parts, skew_of
+from jaxfed.data.tables import from_dataset
 
-__all__ = ["ClientData", "Epochs", "Steps", "client_data"]
+__all__ = [
+    "ClientData",
+    "Epochs",
+    "Skew",
+    "Steps",
+    "augmented",
+    "channel_statistics",
+    "cifar",
+    "client_data",
+    "dirichlet",
+    "draw_batches",
+    "draw_indices",
+    "flip",
+    "from_dataset",
+    "iid",
+    "in_turn",
+    "label_counts",
+    "load_parts",
+    "mnist",
+    "natural",
+    "normalised",
+    "pad_crop",
+    "partitioned",
+    "pathological",
+    "quantity_skew",
+    "read_idx",
+    "read_npz",
+    "read_roles",
+    "save_parts",
+    "shared_client_data",
+    "skew_of",
+    "splits_of_npz",
+]

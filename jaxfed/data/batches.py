@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +12,34 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from jaxfed.checks import check_range
+from jaxfed.data.tables import Rows, Table, from_dataset
 from jaxfed.plans import client_keys
 from jaxfed.types import Batch, Key
 
 
 class ClientData(NamedTuple):
-    """Samples of all clients, one client after the other.
+    """Samples of all clients: sample j of client i is `arrays[name][order[offsets[i] + j]]`.
 
     Attributes:
-      arrays: named arrays [n, ...], n samples of N clients together.
-      offsets: first sample of every client, int32 [N].
+      arrays: named arrays [n, ...], the samples of all N clients together.
+      offsets: first place of every client in `order`, int32 [N].
       lengths: number of samples of every client, int32 [N], at least 1 each.
+      order: sample of every place, int32 [M], or None where the samples lie client after client: order = 0 … n−1.
+        A sample may be in several clients' places, or in none.
     """
 
     arrays: Mapping[str, Array]
     offsets: Array
     lengths: Array
+    order: Array | None = None
 
 
-def client_data(clients: Sequence[Mapping[str, ArrayLike]]) -> ClientData:
+def client_data(clients: Sequence[Mapping[str, ArrayLike] | Table | Rows]) -> ClientData:
     """Lay the samples of all clients into one array per name.
 
     Args:
-      clients: for every client its named arrays [nᵢ, ...]; names, sample shapes and dtypes are those of client 0.
+      clients: for every client its named arrays [nᵢ, ...], or what else `from_dataset` reads; names, sample shapes and
+        dtypes are those of client 0.
 
     Raises:
       ValueError: no client, an empty client, arrays of different length within a client, or names, shapes or dtypes
@@ -42,13 +47,76 @@ def client_data(clients: Sequence[Mapping[str, ArrayLike]]) -> ClientData:
     """
     if not clients:
         raise ValueError("expected at least one client, got none")
-    arrays = [{name: np.asarray(array) for name, array in client.items()} for client in clients]
+    arrays = [from_dataset(client) for client in clients]
     for index, client in enumerate(arrays):
         _check_client(index, client, arrays[0])
     lengths = np.array([len(next(iter(client.values()))) for client in arrays])
     flat = {name: jnp.asarray(np.concatenate([client[name] for client in arrays])) for name in arrays[0]}
+    return ClientData(flat, *_places(lengths))
+
+
+def partitioned(arrays: Mapping[str, ArrayLike], parts: Sequence[ArrayLike]) -> ClientData:
+    """Share out one dataset among clients without copying a sample.
+
+    Args:
+      arrays: named arrays [n, ...] of one length; they stay as they are, on the device once.
+      parts: for every client the integers 0 ≤ j < n of its samples, [nᵢ], as `jaxfed.data.dirichlet` and the other
+        partitioners return them. Clients may share samples, and a client may have one twice.
+
+    Raises:
+      ValueError: no array or no client, arrays of different length, an array called "mask", a client without samples,
+        or one with an index that is no sample; the message names the client.
+    """
+    size = _check_arrays({name: np.shape(array) for name, array in arrays.items()})
+    if len(parts) == 0:
+        raise ValueError("expected at least one client, got none")
+    lengths = np.fromiter(map(_length, parts), np.int64, len(parts))
+    if (lengths == 0).any():
+        client = int((lengths == 0).argmax())
+        raise ValueError(f"client {client}: expected at least one sample, got none; leave empty clients out")
+    order = _flat(parts, lengths)
+    strange = (order < 0) | (order >= size)
+    if strange.any():
+        place = int(strange.argmax())
+        client = int(np.searchsorted(np.cumsum(lengths), place, side="right"))
+        raise ValueError(f"client {client}: expected samples 0 to {size - 1}, got {order[place]}; partition these")
+    resident = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return ClientData(resident, *_places(lengths), jnp.asarray(order, jnp.int32))
+
+
+def _places(lengths: np.ndarray) -> tuple[Array, Array]:
+    """(offsets, lengths), int32 [N] each."""
+    if lengths.sum() >= 2**31:
+        raise ValueError(f"expected fewer than 2³¹ samples, got {lengths.sum()}; places are int32")
     offsets = np.cumsum(lengths) - lengths
-    return ClientData(flat, jnp.asarray(offsets, jnp.int32), jnp.asarray(lengths, jnp.int32))
+    return jnp.asarray(offsets, jnp.int32), jnp.asarray(lengths, jnp.int32)
+
+
+def _check_arrays(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The one length of all arrays."""
+    if "mask" in shapes:
+        raise ValueError('"mask" is made by the batching; rename this array')
+    lengths = {name: shape[0] if shape else None for name, shape in shapes.items()}
+    if len(set(lengths.values())) != 1 or None in lengths.values():
+        raise ValueError(f"expected named arrays [n, ...] of one length, got lengths {lengths}")
+    return int(next(iter(shapes.values()))[0])
+
+
+def _length(part: Any) -> int:
+    return len(part) if np.ndim(part) == 1 else -1
+
+
+def _flat(parts: Sequence[ArrayLike], lengths: np.ndarray) -> np.ndarray:
+    """All clients' indices one after the other. Raises ValueError for the first that are no integers [nᵢ]."""
+    if (lengths >= 0).all():
+        flat = np.concatenate([np.asarray(part) for part in parts])
+        if flat.dtype.kind in "iu":
+            return flat
+    for client, part in enumerate(parts):
+        array = np.asarray(part)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"client {client}: expected integers [nᵢ], got {array.dtype}{list(array.shape)}")
+    raise ValueError("expected the indices of all clients to be of one integer type; int64 and uint64 do not mix")
 
 
 def _check_client(index: int, client: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]) -> None:
@@ -113,7 +181,7 @@ class Steps:
 class Epochs:
     """`local_epochs` passes over a client's samples, each shuffled anew; the last batch of a pass may be short.
 
-    K is that of the longest client; a client with fewer samples has empty steps, which change nothing.
+    K is that of the longest client; a client with fewer samples has empty steps, all at the end, which change nothing.
     """
 
     local_epochs: int
@@ -128,40 +196,53 @@ class Epochs:
         return self.local_epochs * math.ceil(longest / self.batch_size)
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Every sample once a pass."""
+        """Every sample once a pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.local_epochs))
         order = jax.vmap(lambda each: _shuffled(each, length, longest))(keys)
-        per_epoch = math.ceil(longest / self.batch_size)
-        position = jnp.arange(per_epoch * self.batch_size, dtype=jnp.int32)
-        index = order[:, jnp.minimum(position, longest - 1)].reshape(-1, self.batch_size)
-        mask = jnp.tile(position < length, self.local_epochs).reshape(-1, self.batch_size)
-        return jnp.where(mask, index, 0), mask
+        step, place = jnp.indices((self.num_steps(longest), self.batch_size), dtype=jnp.int32)
+        per_epoch = (length + self.batch_size - 1) // self.batch_size
+        epoch, position = step // per_epoch, step % per_epoch * self.batch_size + place
+        mask = (epoch < self.local_epochs) & (position < length)
+        return jnp.where(mask, order[jnp.where(mask, epoch, 0), jnp.where(mask, position, 0)], 0), mask
 
 
 def _shuffled(key: Key, length: Array, longest: int) -> Array:
-    """A random order of 0 … length−1 in the first `length` of `longest` places, int32 [longest]."""
+    """A random order of 0 … length−1 in the first `length` of `longest` places, int32 [longest].
+
+    One fold of the key a place: what is drawn for a place hangs on no array's size, whatever generator jax uses.
+    """
     position = jnp.arange(longest, dtype=jnp.int32)
-    draw = jnp.where(position < length, jax.random.uniform(key, (longest,), jnp.float32), 2.0)
-    return jnp.argsort(draw).astype(jnp.int32)
+    words = jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position))[:, 0]
+    return jnp.argsort(jnp.where(position < length, words >> 1, jnp.uint32(2**32 - 1))).astype(jnp.int32)
 
 
-def draw_batches(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> Batch:
-    """Batches of one round's cohort, gathered on the device.
+def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> tuple[Array, Array]:
+    """Which samples the batches of one round's cohort consist of.
 
     Args:
       data: samples of all clients.
       ids: clients int32 [C], −1 in empty slots.
       key: the round's key; a client's batches depend on it and on the client's id only.
       batching: `Steps` or `Epochs`.
-      longest: number of samples of the longest client.
+      longest: number of samples of the longest client. It decides K of `Epochs`; no client's batches hang on it.
 
     Returns:
-      Named arrays [C, K, B, ...] and "mask" bool [C, K, B], all False in an empty slot.
+      (index, mask): rows of `data.arrays`, int32 [C, K, B], some sample of the client's where nothing is drawn; and
+      bool [C, K, B], all False in an empty slot.
     """
     present = ids >= 0
     clients = jnp.maximum(ids, 0)
     draw = jax.vmap(lambda each, length: batching.slots(each, length, longest))
     index, mask = draw(client_keys(key, ids), data.lengths[clients])
-    flat = index + jnp.expand_dims(data.offsets[clients], (1, 2))
-    mask = mask & jnp.expand_dims(present, (1, 2))
-    return {**{name: array[flat] for name, array in data.arrays.items()}, "mask": mask}
+    place = index + jnp.expand_dims(data.offsets[clients], (1, 2))
+    return place if data.order is None else data.order[place], mask & jnp.expand_dims(present, (1, 2))
+
+
+def draw_batches(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> Batch:
+    """Batches of one round's cohort, gathered on the device; arguments as of `draw_indices`.
+
+    Returns:
+      Named arrays [C, K, B, ...] and "mask" bool [C, K, B], all False in an empty slot.
+    """
+    index, mask = draw_indices(data, ids, key, batching, longest)
+    return {**{name: array[index] for name, array in data.arrays.items()}, "mask": mask}

@@ -1,13 +1,14 @@
 """Flat client data and its batches, and the samplers of cohorts."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxfed
-from jaxfed.data import Epochs, Steps, client_data
-from jaxfed.data.batches import draw_batches
+from jaxfed.data import Epochs, Steps, client_data, draw_batches, draw_indices, from_dataset, partitioned
 from tests.jaxfed.test_trajectories import DATA
 
 LENGTHS = [5, 8, 1, 12]
@@ -27,7 +28,9 @@ def test_an_epoch_sees_every_sample_once_and_only_ones_own():
     x, mask = drawn(Epochs(local_epochs=2, batch_size=4), [3, 0, -1, 2])
     assert x.shape == mask.shape == (4, 6, 4)
     for slot, client in [(0, 3), (1, 0), (3, 2)]:
-        passes = [x[slot, half][mask[slot, half]] for half in (slice(0, 3), slice(3, 6))]
+        steps = -(-LENGTHS[client] // 4)
+        passes = [x[slot, part][mask[slot, part]] for part in (slice(0, steps), slice(steps, 2 * steps))]
+        assert not mask[slot, 2 * steps :].any()
         for each in passes:
             assert sorted(each) == [100 * client + j for j in range(LENGTHS[client])]
         if LENGTHS[client] > 4:
@@ -36,8 +39,8 @@ def test_an_epoch_sees_every_sample_once_and_only_ones_own():
 
 
 def test_short_batches_come_last_in_an_epoch():
-    _, mask = drawn(Epochs(local_epochs=1, batch_size=4), [0])
-    assert mask[0].sum(axis=1).tolist() == [4, 1, 0]
+    _, mask = drawn(Epochs(local_epochs=2, batch_size=4), [0])
+    assert mask[0].sum(axis=1).tolist() == [4, 1, 4, 1, 0, 0]
 
 
 def test_steps_walk_through_one_shuffle():
@@ -60,6 +63,180 @@ def test_batches_hang_on_key_and_client_only():
     other, _ = drawn(Epochs(1, 4), [-1, 3])
     np.testing.assert_array_equal(x[0], other[1])
     assert (drawn(Epochs(1, 4), [3, 0], seed=1)[0][0] != x[0]).any()
+
+
+PLAIN = Epochs(1, 4)
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("batching", [Epochs(2, 4), Steps(7, 4)], ids=["epochs", "steps"])
+def test_padding_is_invisible(batching, implementation):
+    """A client's samples, in their order, whether it is the longest itself or far from it."""
+    data, ids, key = numbered(), jnp.array([0, 3], jnp.int32), jax.random.key(3, impl=implementation)
+
+    def walked(longest):
+        batches = draw_batches(data, ids, key, batching, longest)
+        return [np.asarray(batches["x"][slot])[np.asarray(batches["mask"][slot])] for slot in (0, 1)]
+
+    for longest in (13, 50):
+        for ours, padded in zip(walked(12), walked(longest), strict=True):
+            np.testing.assert_array_equal(padded, ours)
+
+
+@pytest.mark.parametrize("batching", [{"local_epochs": 2}, {"local_steps": 5}], ids=["epochs", "steps"])
+def test_a_longer_client_changes_no_other_ones_result(batching):
+    """The same cohort, with and without a long client that is never drawn."""
+    rng = np.random.default_rng(0)
+    clients = [{"x": rng.normal(size=(n, 3)).astype(np.float32)} for n in (5, 8, 40)]
+
+    def loss_fn(params, batch, key):
+        # the key is used, so that noise must not hang on the padding either
+        wanted = batch["x"].mean(axis=-1) + jax.random.normal(key, ())
+        return jaxfed.masked_mean((batch["x"] @ params - wanted) ** 2, batch["mask"]), {}
+
+    class First:
+        def num_slots(self, num_clients):
+            return 2
+
+        def draw(self, seed, round_number, num_clients):
+            return np.array([0, 1], np.int32)
+
+    def trained(chosen):
+        algorithm = jaxfed.fedavg(loss_fn)
+        server = algorithm.init(jnp.zeros(3), len(chosen))
+        options = {"rounds": 3, "batch_size": 3, "sampler": First(), "progress": False, **batching}
+        return jaxfed.simulate(algorithm, server, client_data(chosen), **options)[0].params
+
+    np.testing.assert_allclose(trained(clients), trained(clients[:2]), rtol=1e-6)
+
+
+def test_a_round_of_other_lengths_compiles_nothing_anew():
+    traces = []
+
+    @jax.jit
+    def draw(data, ids):
+        traces.append(1)
+        return draw_indices(data, ids, jax.random.key(0), PLAIN, 12)
+
+    data = numbered()
+    for ids in ([0, 1], [3, -1], [2, 2]):
+        draw(data, jnp.array(ids, jnp.int32))
+    assert len(traces) == 1
+
+
+def test_indices_are_those_of_the_batches():
+    data, ids, key = numbered(), jnp.array([3, -1, 1], jnp.int32), jax.random.key(0)
+    index, mask = draw_indices(data, ids, key, PLAIN, 12)
+    batches = draw_batches(data, ids, key, PLAIN, 12)
+    assert (index.shape, index.dtype, mask.dtype) == ((3, 3, 4), jnp.int32, jnp.bool_)
+    assert (index >= 0).all()
+    assert (index < 26).all()
+    np.testing.assert_array_equal(batches["x"], data.arrays["x"][index])
+    np.testing.assert_array_equal(batches["mask"], mask)
+
+
+PARTS = [np.array([4, 0]), [5], np.array([2, 2, 4], np.int16)]
+
+
+def test_a_partitioned_dataset_draws_the_same_batches_as_separate_clients():
+    arrays = {"x": 10.0 * np.arange(12, dtype=np.float32).reshape(6, 2), "y": np.arange(6, dtype=np.int32)}
+    shared = partitioned(arrays, PARTS)
+    apart = client_data([{name: array[np.asarray(part)] for name, array in arrays.items()} for part in PARTS])
+    assert shared.arrays["x"].shape == (6, 2)
+    assert shared.order.tolist() == [4, 0, 5, 2, 2, 4]
+    assert shared.order.dtype == jnp.int32
+    for batching in (PLAIN, Steps(3, 2)):
+        drawn = [draw_batches(data, jnp.arange(3), jax.random.key(1), batching, 3) for data in (shared, apart)]
+        for name in ("x", "y", "mask"):
+            kept = drawn[0]["mask"]
+            np.testing.assert_array_equal(drawn[0][name][kept], drawn[1][name][kept])
+
+
+def test_a_run_is_not_continued_with_another_partition(tmp_path):
+    def loss_fn(params, batch, key):
+        return jaxfed.masked_mean((batch["x"] - params) ** 2, batch["mask"]), {}
+
+    algorithm = jaxfed.fedavg(loss_fn)
+
+    def run(parts):
+        data = partitioned({"x": np.arange(4, dtype=np.float32)}, parts)
+        options = {"rounds": 1, "batch_size": 2, "local_steps": 1, "cohort_size": 2, "progress": False}
+        jaxfed.simulate(algorithm, algorithm.init(jnp.zeros(()), 2), data, checkpoint=tmp_path, **options)
+
+    run([[0, 1], [2, 3]])
+    with pytest.raises(ValueError, match="order"):
+        run([[0, 2], [1, 3]])
+
+
+def test_arrays_on_the_device_stay_where_they_are():
+    resident = jnp.arange(6.0)
+    assert partitioned({"x": resident}, PARTS).arrays["x"] is resident
+
+
+@pytest.mark.slow
+def test_a_million_clients_are_laid_out_in_seconds():
+    began = time.perf_counter()
+    data = partitioned({"x": np.zeros(2_000_000, np.float32)}, np.split(np.arange(2_000_000), 1_000_000))
+    assert data.lengths.shape == (1_000_000,)
+    assert time.perf_counter() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("arrays", "parts", "message"),
+    [
+        ({"x": np.ones(6)}, [[0], []], "client 1: expected at least one sample, got none"),
+        ({"x": np.ones(6)}, [[0, 1], [2], [3, 6]], "client 2: expected samples 0 to 5, got 6"),
+        ({"x": np.ones(6)}, [[0, 1], [-1, 2]], "client 1: expected samples 0 to 5, got -1"),
+        ({"x": np.ones(6)}, [[0, 1], [0.5]], r"client 1: expected integers \[nᵢ\], got float64\[1\]"),
+        ({"x": np.ones(6)}, [np.ones(6, bool)], r"client 0: expected integers \[nᵢ\], got bool\[6\]"),
+        ({"x": np.ones(6)}, [[0], np.zeros((2, 2), int)], r"client 1: expected integers \[nᵢ\], got int64\[2, 2\]"),
+        ({"x": np.ones(6)}, [0, 1], r"client 0: expected integers"),
+        ({"x": np.ones(6), "y": np.ones(5)}, PARTS, "of one length, got lengths {'x': 6, 'y': 5}"),
+        ({"x": np.float32(1)}, PARTS, "of one length"),
+        ({}, PARTS, "of one length"),
+        ({"mask": np.ones(6)}, PARTS, "rename this array"),
+        ({"x": np.ones(6)}, [], "at least one client"),
+    ],
+)
+def test_bad_partitions_are_refused(arrays, parts, message):
+    with pytest.raises(ValueError, match=message):
+        partitioned(arrays, parts)
+
+
+class Table:
+    """A table in the way of Hugging Face's datasets."""
+
+    column_names = ("image", "label", "text")
+
+    def __getitem__(self, name):
+        return {"image": [[[1, 2]], [[3, 4]]], "label": (0, 1), "text": ["a", "b"]}[name]
+
+
+def test_datasets_of_other_libraries_become_arrays():
+    named = from_dataset(Table(), {"image": "x", "label": "y"})
+    assert {name: array.shape for name, array in named.items()} == {"x": (2, 1, 2), "y": (2,)}
+    rows = from_dataset([{"x": [1.0, 2.0], "y": 3}, {"x": [3.0, 4.0], "y": 5}])
+    assert (rows["x"].tolist(), rows["y"].tolist()) == ([[1.0, 2.0], [3.0, 4.0]], [3, 5])
+    assert list(from_dataset({"x": jnp.ones(3), "y": [1, 2, 3]}, ["y"])) == ["y"]
+    data = client_data([[{"x": 1}, {"x": 2}], {"x": np.array([3])}])
+    assert (data.arrays["x"].tolist(), data.lengths.tolist()) == ([1, 2, 3], [2, 1])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "columns", "message"),
+    [
+        (Table(), None, "column 'text': expected numbers, got <U1; turn it into numbers first, or leave it out"),
+        (Table(), ["lable"], "Did you mean 'label'"),
+        ({"x": [[1], [1, 2]]}, None, "column 'x': expected samples of one shape"),
+        ({"x": [1, None]}, None, "column 'x': expected numbers, got object"),
+        ([{"x": 1}, {"y": 1}], None, r"row 1: expected a value of 'x' as row 0 has, got \['y'\]"),
+        ([1, 2], None, "a sequence of rows with named values, got int"),
+        ([], None, "got nothing"),
+    ],
+)
+def test_bad_datasets_are_refused(dataset, columns, message):
+    with pytest.raises(ValueError, match=message):
+        from_dataset(dataset, columns)
 
 
 GOOD = {"x": np.ones((3, 2), np.float32), "y": np.zeros(3, np.int32)}
