@@ -41,7 +41,7 @@ def updated_control(client_control: Params, server_control: Params, mean_step: P
     return tree.total(tree.difference(client_control, server_control), mean_step)
 
 
-def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar) -> Params:
+def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar | float) -> Params:
     """−U/(K·ηₜ): the mean direction that the client descended along."""
     return tree.scale(-1.0 / (learning_rate * num_steps), delta)
 

@@ -1,7 +1,8 @@
 """Plans: how the clients of a cohort are laid out over time and devices. The only `vmap` over clients is here."""
 
 import dataclasses
-from typing import TypeVar
+import re
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from jaxtyping import Array, PyTree
 
 from jaxfed import tree
 from jaxfed.algorithm import ClientFn, ClientUpdate, Cohort, CohortResult, Message, Plan
-from jaxfed.checks import check_range
+from jaxfed.checks import check_choice, check_range
+from jaxfed.places import automatic
 from jaxfed.types import Key
 
 Tree = TypeVar("Tree", bound=PyTree)
@@ -40,22 +42,13 @@ class Chunked:
 
     def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
         """Scan over chunks, adding up their messages; the cohort is padded with empty slots to whole chunks."""
+        if self.chunk_size == 1:
+            return _accumulated(_alone, client, cohort, key)
         size = min(self.chunk_size, len(cohort.ids))
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), _padded(cohort, size))
-        inner = _one_by_one if size == 1 else Vmap()
-        shapes = jax.eval_shape(lambda chunk: inner(client, chunk, key), jax.tree.map(lambda leaf: leaf[0], chunks))
-
-        def visit(sums: tuple[Message, Array], chunk: Cohort) -> tuple[tuple[Message, Array], CohortResult]:
-            found = jax.lax.cond(
-                jnp.any(chunk.ids >= 0),
-                lambda: inner(client, chunk, key),
-                lambda: tree.zeros_of(shapes)._replace(rows=chunk.rows),
-            )
-            return tree.total(sums, (found.message, found.weight)), found._replace(message=(), weight=())
-
-        (message, weight), found = jax.lax.scan(visit, tree.zeros_of((shapes.message, shapes.weight)), chunks)
+        found = _accumulated(Vmap(), client, chunks, key)
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(cohort.ids)], found)
-        return flat._replace(message=message, weight=weight)
+        return flat._replace(message=found.message, weight=found.weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +74,9 @@ class Sharded:
             message, weight = jax.lax.psum((found.message, found.weight), axes)
             return found._replace(message=message, weight=weight)
 
-        specs = CohortResult(everywhere, everywhere, slots, slots, slots, slots)
-        mapped = jax.shard_map(
-            local, mesh=self.mesh, in_specs=(slots, everywhere), out_specs=specs, check_vma=False
-        )
+        specs: Any = (everywhere, everywhere, slots, slots, slots, slots)
+        out, mesh = CohortResult(*specs), automatic(self.mesh)
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=(slots, everywhere), out_specs=out, check_vma=False)
         return mapped(cohort, key)
 
 
@@ -106,6 +98,35 @@ def map() -> Plan:  # noqa: A001  the plan's name in the issue of every FL libra
 def sharded(mesh: Mesh, inner: Plan | None = None) -> Plan:
     """Plan that spreads the slots over a mesh, each device following `inner` (default `vmap()`)."""
     return Sharded(mesh, inner or Vmap())
+
+
+def name_of(plan: Plan) -> str:
+    """A plan's name, as `named` takes it; the mesh of a sharded one is left out, and of any other plan its repr."""
+    match plan:
+        case Vmap():
+            return "vmap"
+        case Chunked(chunk_size=1):
+            return "map"
+        case Chunked(chunk_size=size):
+            return f"chunked({size})"
+        case Sharded(inner=inner):
+            return name_of(inner)
+    return repr(plan)
+
+
+def named(name: str) -> Plan:
+    """The plan called "vmap", "map" or "chunked(4)". Raises ValueError for other names."""
+    if size := re.fullmatch(r"chunked\((\d+)\)", name):
+        return Chunked(int(size[1]))
+    check_choice("plan", name, ("vmap", "map", "chunked(4)"))
+    return Vmap() if name == "vmap" else Chunked(1)
+
+
+def candidates(slots: int, mesh: Mesh | None = None) -> list[Plan]:
+    """Plans worth a trial for a cohort: one by one, chunks that divide a device's share, and all at once."""
+    share = slots // mesh.size if mesh is not None else slots
+    sizes = [size for size in (2, 4, 5, 8, 10, 16, 20, 25, 32, 50) if size < share and share % size == 0]
+    return [Chunked(1), *(Chunked(size) for size in sizes), *([Vmap()] if share > 1 else [])]
 
 
 def check_divides(mesh: Mesh, slots: int) -> None:
@@ -150,11 +171,32 @@ def means(result: CohortResult) -> Message:
     return Message(delta, average, total, model_state)
 
 
-def _one_by_one(client: ClientFn, cohort: Cohort, key: Key) -> CohortResult:
-    """A cohort of one slot, without any batching."""
-    member = jax.tree.map(lambda leaf: leaf[0], cohort)
+def _accumulated(inner: Plan, client: ClientFn, chunks: Cohort, key: Key) -> CohortResult:
+    """Scan `inner` over chunks (the leading axis), adding up messages and weights; the rest is stacked."""
+    shapes = jax.eval_shape(lambda chunk: inner(client, chunk, key), jax.tree.map(lambda leaf: leaf[0], chunks))
+
+    def visit(sums: tuple[Message, Array], chunk: Cohort) -> tuple[tuple[Message, Array], CohortResult]:
+        found = jax.lax.cond(
+            jnp.any(chunk.ids >= 0),
+            lambda: inner(client, chunk, key),
+            lambda: tree.zeros_of(shapes)._replace(rows=chunk.rows),
+        )
+        return tree.total(sums, (found.message, found.weight)), found._replace(message=(), weight=())
+
+    (message, weight), found = jax.lax.scan(visit, tree.zeros_of((shapes.message, shapes.weight)), chunks)
+    return found._replace(message=message, weight=weight)
+
+
+def _alone(client: ClientFn, member: Cohort, key: Key) -> CohortResult:
+    """One slot of a cohort, without any batching: the result without a leading axis.
+
+    Slots are scanned as they lie: an axis of length 1 in the loop's input makes XLA copy all batches.
+    """
     update = client(member, jax.random.fold_in(key, member.ids))
-    return reduce(cohort, jax.tree.map(lambda leaf: leaf[None], update))
+    one, updates = jax.tree.map(lambda leaf: leaf[None], (member, update))
+    found = reduce(one, updates)
+    rest = jax.tree.map(lambda leaf: leaf[0], found._replace(message=(), weight=()))
+    return rest._replace(message=found.message, weight=found.weight)
 
 
 def _padded(cohort: Cohort, size: int) -> Cohort:

@@ -5,25 +5,21 @@ import signal
 import sys
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxfed import checkpoint as checkpoints
-from jaxfed.algorithm import Server
 from jaxfed.checks import check_range
+from jaxfed.engines import Engine
 from jaxfed.history import History
 
 KIND = "jaxfed.simulate"
-
-
-class RunState(NamedTuple):
-    """All arrays that a run carries from round to round: the server, and the store with every client's row."""
-
-    server: Server
-    rows: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,51 +54,69 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
+    @property
+    def every(self) -> int | None:
+        """Rounds between two checkpoints; None where nothing is saved."""
+        return self._options.every if self._options else None
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._writer is not None:
             self._writer.__exit__(kind, error, at)
 
-    def resume(self, state: RunState) -> tuple[RunState, History]:
-        """The run at its last good checkpoint; `state` and an empty history where there is none.
+    def resume(self, engine: Engine) -> History:
+        """Put the engine where the last good checkpoint was; return its history.
 
         A damaged checkpoint is put aside with a warning, and the one before it taken.
         """
         if self._options is None:
-            return state, History()
+            return History()
         directory = Path(self._options.directory)
         for step in reversed(checkpoints.steps(directory)):
             try:
                 manifest = checkpoints.manifest(directory, step)
                 self._check(manifest)
-                restored = checkpoints.load(directory, like=state._asdict(), step=step)
+                like = engine.like(manifest.metadata["rows"])
+                engine.restore(checkpoints.load(directory, like=like, step=step))
             except checkpoints.DamagedError as damage:
-                folder = directory / f"{step:08d}"
-                folder.rename(folder.with_suffix(".damaged"))
+                if jax.process_index() == 0:
+                    folder = directory / f"{step:08d}"
+                    folder.rename(folder.with_suffix(".damaged"))
+                multihost_utils.sync_global_devices("the damaged step is put aside")
                 warnings.warn(f"{damage}; put aside, going on from the checkpoint before it", stacklevel=3)
                 continue
             self._saved = step
-            return RunState(**restored), History.from_dict(manifest.metadata["history"])
-        return state, History()
+            for kept in checkpoints.steps(directory):
+                engine.lock(kept, partial(self._rows, engine, kept))
+            return History.from_dict(manifest.metadata["history"])
+        return History()
 
-    def save(self, state: RunState, history: History, *, now: bool = False) -> None:
+    def _rows(self, engine: Engine, step: int) -> PyTree:
+        assert self._options is not None
+        told = checkpoints.manifest(self._options.directory, step).metadata["rows"]
+        return checkpoints.load(self._options.directory, like=engine.like(told)["rows"], step=step, part="rows")
+
+    def save(self, engine: Engine, history: History, *, now: bool = False) -> None:
         """Begin to save in the background if a checkpoint is due, or `now`."""
         if self._writer is None or self._options is None:
             return
-        done = int(state.server.round)
+        done = int(engine.server.round)
         if done == self._saved or not (now or done % self._options.every == 0):
             return
-        metadata = {"config": self._config, "history": history.to_dict()}
-        self._writer.save(done, state._asdict(), metadata)
+        self._writer.wait()
+        oldest = min(checkpoints.steps(self._options.directory), default=done)
+        tree = engine.snapshot(done, oldest)
+        metadata = {"config": self._config, "history": history.to_dict(), "rows": engine.describe()}
+        self._writer.save(done, tree, metadata)
         self._saved = done
 
-    def interrupted(self, state: RunState, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
+    def interrupted(self, engine: Engine, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
         """Save unless stopped at once; return the interrupt that says how to resume."""
         if isinstance(stopped, StoppedAtOnce):
             return stopped
-        done = int(state.server.round)
+        done = int(engine.server.round)
         if self._options is None:
             return KeyboardInterrupt(f"stopped after round {done}, nothing saved; pass checkpoint=directory next time")
-        self.save(state, history, now=True)
+        self.save(engine, history, now=True)
         return KeyboardInterrupt(
             f"stopped after round {done}, saved in {self._options.directory}; the same call resumes from there"
         )

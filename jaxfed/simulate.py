@@ -1,44 +1,46 @@
 """The host loop: rounds, evaluation, progress, checkpoints. The only impure module beside `checkpoint`."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array
+from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxfed.algorithm import Cohort, FederatedAlgorithm, Plan, RoundInfo, Server
-from jaxfed.checks import check_range
-from jaxfed.data.batches import Batching, ClientData, Epochs, Steps, draw_batches
+from jaxfed import plans
+from jaxfed.algorithm import FederatedAlgorithm, Plan, RoundInfo, Server
+from jaxfed.autoplan import Trial, fastest
+from jaxfed.checks import check_choice, check_range
+from jaxfed.data.batches import Batching, ClientData, Epochs, Steps
+from jaxfed.engines import AnyStore, Draw, Start, engine
 from jaxfed.history import History
-from jaxfed.plans import vmap
-from jaxfed.resume import Checkpointing, Interrupt, RunState, Saver
+from jaxfed.places import Places
+from jaxfed.plans import Sharded, check_divides, vmap
+from jaxfed.resume import Checkpointing, Interrupt, Saver
+from jaxfed.rounds import Recipe, World
 from jaxfed.samplers import FixedSize, Sampler
-from jaxfed.stores import DeviceStore, Store
+from jaxfed.stores import DeviceStore
 from jaxfed.types import Params
+
+LONGEST_BLOCK = 32
+"""Rounds that are one program at most."""
+
+Weights = Literal["uniform", "samples"] | ArrayLike
 
 Callback = Callable[[Server, RoundInfo], None]
 """Called after every round; may raise KeyboardInterrupt to stop the run as Ctrl-C does."""
 
 Evaluate = Callable[[Params], Mapping[str, Any]]
 """`evaluate(params)` -> named numbers, such as {"accuracy": ...}."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Static configuration of a run: what a round is made of."""
-
-    algorithm: FederatedAlgorithm
-    batching: Batching
-    sampler: Sampler
-    store: Store
-    plan: Plan
-    longest: int
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,33 +54,49 @@ class Report:
     def __post_init__(self) -> None:
         check_range("evaluate_every", self.evaluate_every, least=1)
 
-    def __call__(self, history: History, server: Server, info: RoundInfo, last: bool) -> dict[str, float]:
-        """Fill the history, call the callbacks; return the latest numbers for the bar."""
+    def due(self, done: int) -> int:
+        """Rounds until somebody wants to hear: the next evaluation, or every round with callbacks."""
+        return 1 if self.callbacks else _until(done, self.evaluate_every if self.evaluate else None)
+
+    def __call__(self, history: History, server: Server, block: "Block", last: bool) -> dict[str, float]:
+        """Fill the history with the rounds of a block, call the callbacks; return the latest numbers for the bar."""
         done = int(server.round)
-        history.add_round(done, info)
+        count = len(block.infos.num_used)
+        rounds = [jax.tree.map(lambda leaf, at=at: leaf[at], block.infos) for at in range(count)]
+        for number, info in enumerate(rounds, done - count + 1):
+            history.add_round(number, info, block.seconds)
         if self.evaluate is not None and (last or done % self.evaluate_every == 0):
             history.add_evaluation(done, self.evaluate(server.params))
         for callback in self.callbacks:
-            callback(server, info)
+            callback(server, rounds[-1])
         return history.latest()
 
 
-def compiled_round(run: Run) -> Callable[[RunState, ClientData, Array], tuple[RunState, RoundInfo]]:
-    """One whole round as one compiled program: rows and batches gathered, step, rows scattered.
+class Block(NamedTuple):
+    """Rounds played at once: their facts [n, ...] on the host, and the seconds that one took, None if it compiled."""
 
-    The store's state is donated: its rows are updated in place.
-    """
+    infos: RoundInfo
+    seconds: float | None
 
-    def one_round(rows: PyTree, server: Server, data: ClientData, ids: Array) -> tuple[RunState, RoundInfo]:
-        train_key, batch_key = jax.random.split(jax.random.key(run.seed))
-        batch_key = jax.random.fold_in(batch_key, server.round)
-        batches = draw_batches(data, ids, batch_key, run.batching, run.longest)
-        cohort = Cohort(ids, run.store.gather(rows, ids), batches)
-        server, new_rows, info = run.algorithm.step(server, cohort, train_key, plan=run.plan)
-        return RunState(server, run.store.scatter(rows, ids, new_rows)), info
 
-    compiled = jax.jit(one_round, donate_argnums=0)
-    return lambda state, data, ids: compiled(state.rows, state.server, data, ids)
+class Pace:
+    """How many rounds go into one block: about a second's worth, so that the bar moves and Ctrl-C is heard."""
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self._seconds, self._count, self._compiled = seconds, 1, False
+
+    def next(self, due: int) -> int:
+        """Rounds of the next block, at most `due`."""
+        return min(self._count, due, LONGEST_BLOCK)
+
+    def play(self, advance: Callable[[int], RoundInfo], count: int) -> Block:
+        """Play `count` rounds and learn from how long they take; the next block is at most twice as long."""
+        began = time.perf_counter()
+        infos = advance(count)
+        per_round = (time.perf_counter() - began) / count
+        self._count = max(1, min(2 * self._count, int(self._seconds / max(per_round, 1e-6))))
+        known, self._compiled = self._compiled, True
+        return Block(infos, per_round if known else None)
 
 
 def simulate(
@@ -92,8 +110,9 @@ def simulate(
     local_epochs: int | None = None,
     cohort_size: int | None = None,
     sampler: Sampler | None = None,
-    store: Store | None = None,
-    plan: Plan | None = None,
+    client_weights: Weights = "uniform",
+    store: AnyStore | None = None,
+    plan: Plan | Literal["auto"] | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
     evaluate: Evaluate | None = None,
@@ -104,8 +123,9 @@ def simulate(
 ) -> tuple[Server, History]:
     """Run a federated algorithm on one machine.
 
-    The cohort of a round is drawn on the host, its batches on the device; rows, batches, step and the writing back of
-    rows are one compiled program. All randomness hangs on (seed, round, client, step).
+    The cohorts are drawn on the host, their batches on the device; rows, batches, step and the writing back of rows are
+    one compiled program, and so are all rounds between two evaluations (with rows on the mesh). All randomness hangs on
+    (seed, round, client, step).
 
     Args:
       algorithm: from a factory such as `jaxfed.fedspeed`.
@@ -117,14 +137,17 @@ def simulate(
       local_epochs: passes over the client's samples (`jaxfed.data.Epochs`). Exactly one of the two.
       cohort_size: clients in a round, drawn without replacement; or else
       sampler: `jaxfed.CoinFlips(participation)` or another sampler. Exactly one of the two.
-      store: holds the clients' rows; default on the device.
-      plan: how the cohort is laid out in time; default `jaxfed.vmap()`.
+      client_weights: how much each client counts in the cohort's means: "uniform", "samples", or N numbers.
+      store: where the clients' rows lie: `jaxfed.DeviceStore()` (default), `HostStore()`, `DiskStore(path)`.
+      plan: how the cohort is laid out in time: `jaxfed.vmap()` (default), `jaxfed.chunked(size)`, `jaxfed.map()`, or
+        "auto", which tries them on the first cohort and takes the fastest; a resumed run keeps its choice. Results
+        agree across plans to rounding.
       mesh: devices to spread the clients of a cohort over, all axes together; its size must divide the cohort's slots.
         Results agree with those of one device to rounding.
       seed: seed of cohorts, batches and the loss function's keys.
       evaluate: `evaluate(params)` -> named numbers, into the history.
       evaluate_every: rounds between two evaluations; the last round is always evaluated.
-      callbacks: each called as `callback(server, info)` after every round.
+      callbacks: each called as `callback(server, info)` after every round; with any, every round is a program's end.
       checkpoint: a directory, or `jaxfed.Checkpointing(directory, every, keep)`. If it holds checkpoints of this run,
         the same call goes on from the last good one, bit for bit as if it had never stopped.
       progress: show a bar.
@@ -140,39 +163,57 @@ def simulate(
     """
     check_range("rounds", rounds, least=0)
     batching, sampler = _batching(batch_size, local_steps, local_epochs), _sampler(cohort_size, sampler)
-    run = Run(algorithm, batching, sampler, store or DeviceStore(), plan or vmap(), int(np.max(data.lengths)), seed)
+    num_clients = _num_clients(server, data)
+    slots = sampler.num_slots(num_clients)
+    if mesh is not None:
+        check_divides(mesh, slots)
+    world = World(data, _weights(client_weights, data))
+    recipe = Recipe(algorithm, batching, vmap(), int(np.max(data.lengths)), seed)
+    row = algorithm.init_client(server.params, server.model_state)
+    start = Start(server, row, world, lambda number: sampler.draw(seed, number, num_clients), Places.of(mesh))
     report = Report(evaluate, evaluate_every, tuple(callbacks))
-    state, data, place = _place(mesh, run, server, data)
-    with Saver(checkpoint, _config(run, data)) as saver, Interrupt() as interrupt:
-        state, history = saver.resume(state)
-        played = _play(run, state, data, place, rounds)
-        bar = tqdm(played, "rounds", rounds, initial=int(state.server.round), disable=not progress)
+    with (
+        closing(engine(store or DeviceStore(), start, LONGEST_BLOCK)) as playing,
+        Saver(checkpoint, _config(recipe, sampler, client_weights, data)) as saver,
+        Interrupt() as interrupt,
+    ):
+        history = saver.resume(playing)
+        trial = Trial(recipe, playing.server, playing.world, start.draw(0), lambda: playing.sample(start.draw(0)))
+        recipe = dataclasses.replace(recipe, plan=_plan(plan, history.plan, mesh, trial))
+        playing.prepare(recipe)
+        history.plan = plans.name_of(recipe.plan)
+        bar = tqdm(total=rounds, desc="rounds", initial=int(playing.server.round), disable=not progress)
+        pace = Pace()
         try:
-            for state, info in bar:
-                last = int(state.server.round) >= rounds
-                bar.set_postfix(report(history, state.server, info, last), refresh=False)
-                saver.save(state, history, now=last)
+            while (done := int(playing.server.round)) < rounds:
+                count = pace.next(min(report.due(done), _until(done, saver.every), rounds - done))
+                played = pace.play(playing.advance, count)
+                _check_finite(played.infos, done, start.draw)
+                bar.update(count)
+                last = done + count >= rounds
+                bar.set_postfix(report(history, playing.server, played, last), refresh=False)
+                saver.save(playing, history, now=last)
                 interrupt.check()
         except KeyboardInterrupt as stopped:
-            raise saver.interrupted(state, history, stopped) from None
-    return state.server, history
+            raise saver.interrupted(playing, history, stopped) from None
+        finally:
+            bar.close()
+        return playing.server, history
 
 
-def _play(
-    run: Run, state: RunState, data: ClientData, place: Callable[[np.ndarray], Array], rounds: int
-) -> Iterator[tuple[RunState, RoundInfo]]:
-    """Play rounds until `rounds` are done; yields the state after each, and its facts on the host."""
-    one_round = compiled_round(run)
-    for number in range(int(state.server.round), rounds):
-        ids = run.sampler.draw(run.seed, number, len(data.lengths))
-        state, on_device = one_round(state, data, place(ids))
-        info = jax.device_get(on_device)
-        if np.any(info.excluded) and not info.num_used:
-            raise FloatingPointError(
-                f"round {number}: every client returned NaN or infinity: clients {ids[info.excluded].tolist()}; "
-                "lower client_learning_rate, set clip_norm, or look at their data"
-            )
-        yield state, info
+def _until(done: int, every: int | None) -> int:
+    """Rounds from `done` to the next multiple of `every`."""
+    return LONGEST_BLOCK if every is None else every - done % every
+
+
+def _check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
+    """Raise FloatingPointError, with round and clients, if a round had clients and not one finite result."""
+    for number in np.flatnonzero((infos.num_used == 0) & infos.excluded.any(axis=1)):
+        clients = draw(first + int(number))[infos.excluded[number]].tolist()
+        raise FloatingPointError(
+            f"round {first + number}: every client returned NaN or infinity: clients {clients}; "
+            "lower client_learning_rate, set clip_norm, or look at their data"
+        )
 
 
 def _batching(batch_size: int, local_steps: int | None, local_epochs: int | None) -> Batching:
@@ -198,30 +239,41 @@ def _num_clients(server: Server, data: ClientData) -> int:
     return got
 
 
-def _config(run: Run, data: ClientData) -> dict[str, Any]:
+def _weights(client_weights: Weights, data: ClientData) -> Array | None:
+    """Weights of all clients, [N], or None where all count alike. Raises ValueError for anything else."""
+    if isinstance(client_weights, str):
+        check_choice("client_weights", client_weights, ("uniform", "samples"))
+        return None if client_weights == "uniform" else jnp.asarray(data.lengths, jnp.float32)
+    given = np.asarray(client_weights, np.float32)
+    if given.shape != (len(data.lengths),) or not np.all(np.isfinite(given) & (given > 0)):
+        raise ValueError(f"client_weights must be 'uniform', 'samples' or {len(data.lengths)} finite numbers > 0")
+    return jnp.asarray(given)
+
+
+def _plan(plan: Plan | Literal["auto"] | None, known: str | None, mesh: Mesh | None, trial: Trial) -> Plan:
+    """The plan of a run: what was asked for, what a run that is resumed had found, or what is fastest here."""
+    if isinstance(plan, str):
+        check_choice("plan", plan, ("auto",))
+        plan = plans.named(known) if known else fastest(trial, plans.candidates(trial.slots, mesh), mesh)
+    plan = plan or vmap()
+    return Sharded(mesh, plan) if mesh is not None and not isinstance(plan, Sharded) else plan
+
+
+def _config(recipe: Recipe, sampler: Sampler, client_weights: Weights, data: ClientData) -> dict[str, Any]:
     """What must agree between a run and its checkpoints for the rounds to be those of one run."""
+    lengths = np.ascontiguousarray(data.lengths, np.int64)
+    weights = client_weights if isinstance(client_weights, str) else _digest(np.asarray(client_weights, np.float32))
     return {
-        **run.algorithm.hyperparameters,
-        "batching": repr(run.batching),
-        "sampler": repr(run.sampler),
-        "seed": run.seed,
-        "lengths": np.asarray(data.lengths).tolist(),
+        **recipe.algorithm.hyperparameters,
+        "batching": repr(recipe.batching),
+        "sampler": repr(sampler),
+        "client_weights": weights,
+        "seed": recipe.seed,
+        "clients": len(lengths),
+        "lengths": _digest(lengths),
+        **({} if data.order is None else {"order": _digest(np.asarray(data.order))}),
     }
 
 
-def _place(
-    mesh: Mesh | None, run: Run, server: Server, data: ClientData
-) -> tuple[RunState, ClientData, Callable[[np.ndarray], Array]]:
-    """Everything on every device of the mesh, except that the slots of a cohort are spread over all of them."""
-    num_clients = _num_clients(server, data)
-    slots = run.sampler.num_slots(num_clients)
-    state = RunState(server, run.store.init(run.algorithm.init_client(server.params), num_clients))
-    if mesh is None:
-        return state, data, jax.device_put
-    if slots % mesh.size:
-        raise ValueError(f"a mesh of {mesh.size} devices must divide the cohort's {slots} slots; change one of them")
-    automatic = Mesh(mesh.devices, mesh.axis_names)
-    everywhere = NamedSharding(automatic, PartitionSpec())
-    spread = NamedSharding(automatic, PartitionSpec(automatic.axis_names))
-    state, data = jax.device_put((state, data), everywhere)
-    return state, data, lambda ids: jax.device_put(ids, spread)
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()[:16]

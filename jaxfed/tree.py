@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, DTypeLike, PyTree
 
 from jaxfed.types import Scalar
 
@@ -96,3 +96,15 @@ def masked_mean(values: Tree, mask: Array) -> Tree:
         return jnp.sum(present, axis=axes) / jnp.maximum(jnp.sum(mask), 1).astype(leaf.dtype)
 
     return jax.tree.map(mean, values)
+
+
+def cast_like(values: Tree, like: PyTree) -> Tree:
+    """`values` in the dtypes of `like`, leaf by leaf."""
+    return jax.tree.map(lambda leaf, model: leaf.astype(model.dtype), values, like)
+
+
+def cast(values: Tree, dtype: DTypeLike | None) -> Tree:
+    """Floating-point leaves in `dtype`; with None, and for other leaves, as they are."""
+    if dtype is None:
+        return values
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, values)

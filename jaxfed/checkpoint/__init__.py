@@ -7,7 +7,8 @@ One step is one folder::
 
 A folder without a manifest is half-written: never listed, never loaded, replaced by a new save of that step. `load`
 compares names, shapes and dtypes with the manifest, then the files with their digests, and only then calls orbax,
-which alone would load flipped bits in silence. Nothing is pickled. One process, with all its devices, writes.
+which alone would load flipped bits in silence. Nothing is pickled. Several processes save their parts of arrays
+together; process 0 writes the manifest.
 """
 
 from jaxfed.checkpoint.errors import CheckpointError, DamagedError, MismatchError

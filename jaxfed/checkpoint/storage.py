@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxfed.checkpoint.errors import CheckpointError, PathLike, explaining
 from jaxfed.checkpoint.leaves import Leaf, Tree, encode, match, take_part
@@ -58,6 +59,7 @@ class Writer:
 
     Leaves may be JAX and NumPy arrays and scalars, typed PRNG keys, bool, int, float, str and None, in any pytree.
     Half-written steps older than the newest complete one are what kills have left: the next save deletes them.
+    In a run of several processes all of them make the same calls, on a directory that all see; process 0 leads.
 
     Raises CheckpointError for other leaves, for a directory that cannot be written or has another writer at work, and
     for a step that is complete already; what fails in the background is raised by the next `save`, `wait` or `close`.
@@ -69,7 +71,8 @@ class Writer:
         self._directory, self._kind, self._keep = Path(directory).absolute(), kind, keep
         with explaining(f"expected a directory that can be written at {directory}", "choose or create another"):
             self._directory.mkdir(parents=True, exist_ok=True)
-        self._unlock = weakref.finalize(self, os.close, _locked(self._directory))
+        self._leads = jax.process_index() == 0
+        self._unlock = weakref.finalize(self, os.close, _locked(self._directory) if self._leads else os.dup(0))
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -81,15 +84,15 @@ class Writer:
         """
         self.wait()
         folder = folder_of(self._directory, step)
-        if (folder / MANIFEST).exists():
+        if self._leads and (folder / MANIFEST).exists():
             raise CheckpointError(f"expected a new step, got {step}, which is complete; use another or delete {folder}")
         leaves, arrays = encode(tree)
         with explaining("expected metadata that JSON can say", "convert it, or save it as a leaf"):
             made = Manifest(SCHEMA, self._kind, int(folder.name), json.loads(json.dumps(metadata)), leaves, {})
         with explaining(f"expected to save {folder}", "free space or set permissions, then save again"):
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir()
+            if self._leads:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
             if arrays:
                 self._orbax.save(folder / _ARRAYS, args=ocp.args.PyTreeSave(arrays))
             self._pending = self._thread.submit(self._commit, folder, made)
@@ -97,6 +100,8 @@ class Writer:
 
     def _commit(self, folder: Path, made: Manifest) -> None:
         self._orbax.wait_until_finished()
+        if not self._leads:
+            return
         for path in [folder, *folder.rglob("*")]:
             sync(path)
         write_manifest(folder, dataclasses.replace(made, files=digests(folder)))
@@ -121,6 +126,7 @@ class Writer:
         """Wait as `wait` does and release the threads; the writer saves nothing afterwards."""
         try:
             self.wait()
+            multihost_utils.sync_global_devices("the last step is complete")
         finally:
             self._thread.shutdown()
             self._orbax.close()

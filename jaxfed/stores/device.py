@@ -1,41 +1,32 @@
-"""Client rows on the mesh, and what every store that lives inside the compiled round offers."""
+"""Client rows on the mesh: gathered and written back inside the compiled round."""
 
 import dataclasses
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, DTypeLike
 
+from jaxfed import tree
 from jaxfed.algorithm import ClientRow
-
-
-class Store(Protocol):
-    """Holds every client's row: a static value; its state is a pytree, traced within the compiled round."""
-
-    def init(self, row: ClientRow, num_clients: int) -> PyTree:
-        """State of a store in which every client holds `row`."""
-        ...
-
-    def gather(self, state: PyTree, ids: Array) -> ClientRow:
-        """Rows [C, ...] of the clients `ids`; whatever is finite for an empty slot."""
-        ...
-
-    def scatter(self, state: PyTree, ids: Array, rows: ClientRow) -> PyTree:
-        """State in which the clients `ids` hold `rows`, everybody else what they held; empty slots are dropped."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceStore:
-    """Rows of all clients on the device, leaves [N, ...]."""
+    """Rows of all N clients on the device or the mesh, leaves [N, ...]: fastest, and memory grows with N.
+
+    Attributes:
+      dtype: floating-point type in which rows are kept, for instance bfloat16; None keeps the algorithm's own.
+    """
+
+    dtype: DTypeLike | None = None
 
     def init(self, row: ClientRow, num_clients: int) -> ClientRow:
         """N copies of `row`."""
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_clients, axis=0), row)
+        stored = tree.cast(row, self.dtype)
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_clients, axis=0), stored)
 
     def gather(self, state: ClientRow, ids: Array) -> ClientRow:
-        """Rows [C, ...]; an empty slot gets client 0's."""
+        """Rows [C, ...] as stored; an empty slot gets client 0's."""
         return jax.tree.map(lambda leaf: leaf[jnp.maximum(ids, 0)], state)
 
     def scatter(self, state: ClientRow, ids: Array, rows: ClientRow) -> ClientRow:
@@ -43,6 +34,6 @@ class DeviceStore:
 
         def write(leaf: Array, new: Array) -> Array:
             beyond = leaf.shape[0]
-            return leaf.at[jnp.where(ids >= 0, ids, beyond)].set(new, mode="drop")
+            return leaf.at[jnp.where(ids >= 0, ids, beyond)].set(new.astype(leaf.dtype), mode="drop")
 
         return jax.tree.map(write, state, rows)

@@ -1,4 +1,7 @@
-"""A small run with checkpoints, to be killed: `python -m tests.jaxfed.killed_run DIRECTORY ROUNDS [KILL_AFTER]`."""
+"""A small run with checkpoints, to be killed.
+
+`python -m tests.jaxfed.killed_run DIRECTORY ROUNDS [KILL_AFTER] [disk]`.
+"""
 
 import os
 import signal
@@ -12,7 +15,7 @@ import jaxfed
 from tests.jaxfed import problems
 
 
-def run(directory, rounds, callbacks=(), **options):
+def run(directory, rounds, callbacks=(), disk=False, **options):
     """FedSpeed with noisy gradients, whose keys must be right as well; wide rows make saves take a while."""
     problem = problems.make_problem(21, np.float32)
     params = {**problem.params, "idle": jnp.ones(200_000, jnp.float32)}
@@ -22,7 +25,8 @@ def run(directory, rounds, callbacks=(), **options):
         return loss + 0.1 * jnp.sum(params["bias"] * jax.random.normal(key, (problems.CLASSES,))), ()
 
     algorithm = jaxfed.fedspeed(loss_fn, learning_rate_decay=0.999, weight_decay=0.01, relaxation=0.1)
-    chosen = {"cohort_size": 2, "batch_size": 4, "local_epochs": 1, "progress": False, **options}
+    store = jaxfed.DiskStore(f"{directory}-rows") if disk else None
+    chosen = {"store": store, "cohort_size": 2, "batch_size": 4, "local_epochs": 1, "progress": False, **options}
     return jaxfed.simulate(
         algorithm,
         algorithm.init(params, problems.CLIENTS),
@@ -46,4 +50,5 @@ def kill_after(round_number):
 
 if __name__ == "__main__":
     directory, rounds, *rest = sys.argv[1:]
-    run(directory, int(rounds), [kill_after(int(number)) for number in rest])
+    kills = [kill_after(int(number)) for number in rest if number != "disk"]
+    run(directory, int(rounds), kills, disk="disk" in rest)

@@ -82,7 +82,7 @@ def test_coin_flips_and_seeds():
     other, _ = simulate(algorithm, sampler=jaxfed.CoinFlips(0.5), seed=1)
     chex.assert_trees_all_equal(one, same)
     assert (one.params["bias"] != other.params["bias"]).any()
-    expected = [len(jaxfed.cohort.active_clients(t, problems.CLIENTS, 0.5)) for t in range(4)]
+    expected = [len(jaxfed.samplers.active_clients(t, problems.CLIENTS, 0.5)) for t in range(4)]
     assert history.rounds["num_used"] == expected
 
 
@@ -169,9 +169,9 @@ def start(directory, *arguments):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def kill_during_a_save(directory, rounds):
+def kill_during_a_save(directory, rounds, tier):
     """Start the run and kill it as soon as a step's folder is there whose manifest is not; True if it came to that."""
-    process = start(directory, rounds)
+    process = start(directory, rounds, *tier)
     complete = jaxfed.checkpoint.latest(directory)
     while process.poll() is None:
         half = [path for path in directory.glob("????????") if not (path / "manifest.json").exists()]
@@ -182,14 +182,15 @@ def kill_during_a_save(directory, rounds):
 
 
 @pytest.mark.slow
-def test_sigkill_between_and_during_saves_then_resume_is_bit_identical(tmp_path):
-    rounds = 12
+@pytest.mark.parametrize("tier", [(), ("disk",)], ids=["mesh", "disk"])
+def test_sigkill_between_and_during_saves_then_resume_is_bit_identical(tmp_path, tier):
+    rounds, directory = 12, tmp_path / "run"
     whole, _ = run(None, rounds)
-    assert start(tmp_path, rounds, 3).wait() == -signal.SIGKILL
-    assert jaxfed.checkpoint.latest(tmp_path) in (1, 2)
-    assert any(kill_during_a_save(tmp_path, rounds) for _ in range(4))
-    assert jaxfed.checkpoint.latest(tmp_path) < rounds
-    resumed, history = run(tmp_path, rounds)
+    assert start(directory, rounds, 3, *tier).wait() == -signal.SIGKILL
+    assert jaxfed.checkpoint.latest(directory) in (1, 2)
+    assert any(kill_during_a_save(directory, rounds, tier) for _ in range(4))
+    assert jaxfed.checkpoint.latest(directory) < rounds
+    resumed, history = run(directory, rounds, disk=bool(tier))
     chex.assert_trees_all_equal(resumed, whole)
     assert history.rounds["round"] == list(range(1, rounds + 1))
 

@@ -1,0 +1,109 @@
+"""Compiled rounds: one round as one program, and many rounds as one program without a word from the host."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jaxfed import tree
+from jaxfed.algorithm import ClientRow, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server
+from jaxfed.data.batches import Batching, ClientData, draw_batches
+from jaxfed.places import Places, constrain
+from jaxfed.stores import DeviceStore
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Static configuration of a round: what it is made of.
+
+    Attributes:
+      algorithm: init and step.
+      batching: how samples become batches.
+      plan: how the cohort is laid out.
+      longest: samples of the longest client.
+      seed: of batches and of the loss function's keys.
+      weighted: whether `World.weights` count.
+    """
+
+    algorithm: FederatedAlgorithm
+    batching: Batching
+    plan: Plan
+    longest: int
+    seed: int
+    weighted: bool = False
+
+
+class World(NamedTuple):
+    """What a run only reads: the clients' samples, and how much each client counts, [N] or None."""
+
+    data: ClientData
+    weights: Array | None = None
+
+
+def cohort_of(recipe: Recipe, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
+    """The cohort of a round: its batches are drawn here, on the device."""
+    _, batch_key = jax.random.split(jax.random.key(recipe.seed))
+    key = jax.random.fold_in(batch_key, round_number)
+    batches = draw_batches(world.data, ids, key, recipe.batching, recipe.longest)
+    weights = None if world.weights is None else world.weights[jnp.maximum(ids, 0)]
+    return Cohort(ids, rows, batches, weights)
+
+
+def one_round(
+    recipe: Recipe, server: Server, rows: ClientRow, world: World, ids: Array
+) -> tuple[Server, ClientRow, RoundInfo]:
+    """Batches drawn and one step: (server, rows [C, ...], info)."""
+    train_key, _ = jax.random.split(jax.random.key(recipe.seed))
+    cohort = cohort_of(recipe, world, server.round, ids, rows)
+    return recipe.algorithm.step(server, cohort, train_key, plan=recipe.plan)
+
+
+BlockFn = Callable[[Server, PyTree, World, Array, Array], tuple[Server, PyTree, RoundInfo]]
+"""`block(server, population, world, ids [R, C], count) -> (server, population, infos [R, ...])`, the first `count`."""
+
+
+def block(recipe: Recipe, store: DeviceStore, row: ClientRow, places: Places) -> BlockFn:
+    """Compile R rounds into one program; rows are gathered, in the dtypes of `row`, and written back inside it.
+
+    The number of rounds done is an argument, so one program serves every block of at most R. The population is donated:
+    its rows are updated in place.
+    """
+    play = jax.jit(functools.partial(one_round, recipe))  # jitted here as well: its trace is used twice below
+
+    def rows_of(population: PyTree, ids: Array) -> ClientRow:
+        return tree.cast_like(store.gather(population, ids), row)
+
+    def body(number: Array, carry: tuple, world: World, ids: Array) -> tuple:
+        server, population, infos = carry
+        here = ids[number]
+        server, rows, info = play(server, rows_of(population, here), world, here)
+        infos = jax.tree.map(lambda all_rounds, this: all_rounds.at[number].set(this), infos, info)
+        return server, constrain(store.scatter(population, here, rows), places.spread), infos
+
+    def run(server: Server, population: PyTree, world: World, ids: Array, count: Array) -> tuple:
+        rows = jax.eval_shape(rows_of, population, ids[0])
+        _, _, info = jax.eval_shape(play, server, rows, world, ids[0])
+        empty = jax.tree.map(lambda leaf: jnp.zeros((len(ids), *leaf.shape), leaf.dtype), info)
+        start = server, population, empty
+        server, population, infos = jax.lax.fori_loop(0, count, lambda n, c: body(n, c, world, ids), start)
+        return server, population, constrain(infos, places.everywhere)
+
+    return jax.jit(run, donate_argnums=1)
+
+
+RoundFn = Callable[[Server, ClientRow, World, Array], tuple[Server, ClientRow, RoundInfo]]
+"""`round(server, rows [C, ...] as stored, world, ids [C]) -> (server, new rows as stored, info)`."""
+
+
+def single(recipe: Recipe, like: ClientRow, stored: ClientRow) -> RoundFn:
+    """Compile one round for rows that lie outside: `stored` and `like` give their dtypes there and in the round."""
+
+    def run(server: Server, rows: ClientRow, world: World, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
+        server, rows, info = one_round(recipe, server, tree.cast_like(rows, like), world, ids)
+        return server, tree.cast_like(rows, stored), info
+
+    return jax.jit(run)
