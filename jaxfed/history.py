@@ -1,8 +1,10 @@
 """What a run has reported: plain numbers by round, as lists."""
 
+import csv
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -11,53 +13,124 @@ from jaxfed.algorithm import RoundInfo
 
 Columns = dict[str, list[Any]]
 
+COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
+    "loss_median": ("loss", np.median),
+    "loss_worst": ("loss", np.max),
+    "delta_norm_max": ("delta_norm", np.max),
+}
+"""What is said of the clients of a cohort beside their mean: name → the fact, and the number made of all theirs."""
+
 
 @dataclasses.dataclass
 class History:
     """Numbers of a run.
 
     Attributes:
-      rounds: one list per quantity, one entry per round: "round" (done so far, from 1), "loss", "gradient_norm",
-        "delta_norm", "num_steps" (means over the clients used), "num_used", "num_excluded" (clients whose results were
-        not finite), "learning_rate", and the loss function's scalar aux as "aux/…".
+      rounds: one list per quantity, one entry per round: "round" (done so far, from 1); means over the clients used of
+        "loss", "gradient_norm", "delta_norm" (drift ‖x_K − x⁰‖), "memory_norm" (of the dual), "num_steps" and
+        "padding"; "loss_median", "loss_worst" and "delta_norm_max" over them; "inconsistency"; "samples" that all of
+        them trained on together; "num_used", "num_excluded" (clients whose results were not finite),
+        "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where a number is
+        not known, for instance in rounds of an older version.
       evaluations: "round", and one list for every number that `evaluate` returns.
+      plan: name of the plan that the cohorts were laid out by.
+      seconds: what every round took without evaluation, one entry per round; None where that is not known or where
+        compilation was part of it.
     """
 
     rounds: Columns = dataclasses.field(default_factory=dict)
     evaluations: Columns = dataclasses.field(default_factory=dict)
+    plan: str | None = None
+    seconds: list[float | None] = dataclasses.field(default_factory=list)
 
-    def add_round(self, round_number: int, info: RoundInfo) -> None:
+    def add_round(self, round_number: int, info: RoundInfo, seconds: float | None = None) -> None:
         """Append one round; `info` lies on the host."""
-        entry = {**info.client._asdict(), **info._asdict()}
-        aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(entry.pop("aux"))}
-        excluded = {"num_excluded": np.sum(entry.pop("excluded"))}
-        for name in ("client", "clients", "used"):
-            entry.pop(name)
-        numbers = {name: leaf for name, leaf in {**entry, **excluded, **aux}.items() if np.ndim(leaf) == 0}
-        _append(self.rounds, {"round": round_number, **numbers})
+        told = info._asdict()
+        clients, used, excluded = told.pop("clients"), told.pop("used"), told.pop("excluded")
+        told = {**told.pop("client")._asdict(), **told}
+        aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(told.pop("aux"))}
+        cohort = {name: make(getattr(clients, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
+        sums = {"samples": np.sum(clients.samples[used]), "num_excluded": np.sum(excluded)}
+        entry = {"round": round_number, **told, **cohort, **sums, **aux}
+        _append(self.rounds, {name: number for name, number in entry.items() if np.ndim(number) == 0})
+        unknown = len(self.rounds["round"]) - 1 - len(self.seconds)
+        self.seconds += [*[None] * unknown, seconds]
 
     def add_evaluation(self, round_number: int, metrics: Mapping[str, Any]) -> None:
         """Append what `evaluate` returned after a round."""
         _append(self.evaluations, {"round": round_number, **metrics})
 
     def latest(self) -> dict[str, float]:
-        """The last loss and the last evaluation, for a progress bar."""
+        """The last loss and the last evaluation, without what is named "…/…", for a progress bar."""
         evaluated = {name: column[-1] for name, column in self.evaluations.items() if name != "round"}
-        return {"loss": self.rounds["loss"][-1], **evaluated}
+        return {"loss": self.rounds["loss"][-1], **{name: each for name, each in evaluated.items() if "/" not in name}}
 
-    def to_dict(self) -> dict[str, Columns]:
-        """Lists of Python numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}}."""
-        return {"rounds": self.rounds, "evaluations": self.evaluations}
+    def cumulative(self, name: Literal["samples", "seconds"], rounds: Sequence[int] | None = None) -> list[float]:
+        """Samples or seconds from the start to the end of the given rounds (all, if none are given).
+
+        A round whose number is not known counts as the median of the others. Empty if no number is known.
+        """
+        per_round = self.seconds if name == "seconds" else self.rounds.get(name, [])
+        known = [each for each in per_round if each is not None]
+        if not known:
+            return []
+        sums = np.cumsum([float(np.median(known)) if each is None else each for each in per_round])
+        after = dict(zip(self.rounds["round"], sums.tolist(), strict=True)) | {0: 0.0}
+        return [after[each] for each in (self.rounds["round"] if rounds is None else rounds)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists of Python numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}, "plan", "seconds"}."""
+        return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, columns: Mapping[str, Columns]) -> "History":
-        """The history that `to_dict` wrote."""
-        return cls(columns["rounds"], columns["evaluations"])
+    def from_dict(cls, columns: Mapping[str, Any]) -> "History":
+        """The history that `to_dict` wrote, this version's or an older one's."""
+        return cls(**columns)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line per round: "round", "seconds", its numbers, and "evaluation/…", empty where there is none."""
+        table = self._by_round()
+        names = ["round", *dict.fromkeys(name for numbers in table.values() for name in numbers)]
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows({"round": number, **numbers} for number, numbers in table.items())
+
+    def to_tensorboard(self, directory: str | Path) -> None:
+        """Write an event file: scalars "round/…" and "evaluation/…", the round as their step.
+
+        Raises:
+          ImportError: tensorboardX, the extra "tensorboard", is not installed.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as missing:
+            raise ImportError(
+                'expected tensorboardX to write TensorBoard files; pip install "jaxfed-jaxspec[tensorboard]"'
+            ) from missing
+        with SummaryWriter(str(directory)) as writer:
+            for number, numbers in self._by_round().items():
+                for name, each in numbers.items():
+                    tag = name if name.startswith("evaluation/") else f"round/{name}"
+                    writer.add_scalar(tag, each, number)
+
+    def _by_round(self) -> dict[int, dict[str, float]]:
+        """The numbers that are known, by round."""
+        table: dict[int, dict[str, float]] = {}
+        for prefix, columns in (("", {"seconds": self.seconds} | self.rounds), ("evaluation/", self.evaluations)):
+            for at, number in enumerate(columns.get("round", [])):
+                entry = {name: column[at] for name, column in columns.items() if at < len(column) and name != "round"}
+                known = {f"{prefix}{name}": each for name, each in entry.items() if each is not None}
+                table.setdefault(number, {}).update(known)
+        return dict(sorted(table.items()))
 
 
 def _append(columns: Columns, entry: Mapping[str, Any]) -> None:
-    for name, number in entry.items():
-        columns.setdefault(name, []).append(np.asarray(number).item())
+    """Append to all columns: None where the entry has no number, and before a column's first number."""
+    before = max(map(len, columns.values()), default=0)
+    for name in [*columns, *(name for name in entry if name not in columns)]:
+        column = columns.setdefault(name, [None] * before)
+        column.append(np.asarray(entry[name]).item() if name in entry else None)
 
 
 def _name(path: tuple[Any, ...]) -> str:

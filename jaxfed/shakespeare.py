@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jaxfed.data.batches import ClientData, client_data
 from jaxfed.data.characters import alphabet_of, next_characters
 from jaxfed.data.roles import Role, read_roles, split_text
-from jaxfed.models import NextCharacter, cross_entropy, evaluator, functional
-from jaxfed.types import LossFn, Params, Scalar
+from jaxfed.metrics import classification, client_evaluator
+from jaxfed.models import NextCharacter, cross_entropy, functional
+from jaxfed.types import LossFn, Params
 
 CONTEXT = 16
 MIN_CHARS = 2000
@@ -24,13 +24,14 @@ class Problem(NamedTuple):
       data: the clients' samples, from the first four fifths of each role.
       params: initial parameters.
       loss_fn: cross-entropy of the next character.
-      evaluate: "unseen_loss" (nats per character) and "unseen_accuracy" on the rest of all clients' texts, pooled.
+      evaluate: "unseen_loss" (nats per sample) and "unseen_accuracy" on samples that no client trains on, pooled, and
+        what `jaxfed.metrics.summary` adds of the clients, such as "unseen_accuracy/worst_10%".
     """
 
     data: ClientData
     params: Params
     loss_fn: LossFn
-    evaluate: Callable[[Params], dict[str, Scalar]]
+    evaluate: Callable[[Params], dict[str, float]]
 
 
 def next_character(num_clients: int, seed: int = 0) -> Problem:
@@ -48,11 +49,9 @@ def next_character(num_clients: int, seed: int = 0) -> Problem:
     alphabet = alphabet_of(role.text for role in roles)
     seen, unseen = zip(*(_samples(role, alphabet) for role in clients[:num_clients]), strict=True)
     params, apply = functional(NextCharacter(len(alphabet), CONTEXT, rngs=nnx.Rngs(seed)))
-    measure = evaluator(
-        apply, {name: jnp.asarray(np.concatenate([each[name] for each in unseen])) for name in ("x", "y")}
-    )
+    measure = client_evaluator(classification(apply), client_data(unseen), batch_size=4096)
 
-    def evaluate(params: Params) -> dict[str, Scalar]:
+    def evaluate(params: Params) -> dict[str, float]:
         return {f"unseen_{name}": number for name, number in measure(params).items()}
 
     return Problem(client_data(seen), params, cross_entropy(apply), evaluate)

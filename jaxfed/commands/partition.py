@@ -138,14 +138,24 @@ def _roles() -> Labels:
     return Labels(points, names, datasets.natural(owners)[1])
 
 
-def _images(path: Path) -> Labels:
+def read_splits(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Read {"train": {"x", "y"}, "test": ...} of any dataset that the command line takes.
+
+    Raises:
+        ValueError: nothing there, or files that are missing or damaged.
+    """
     if not path.exists():
         raise ValueError(f"{path}: no such folder or file; expected idx files, CIFAR's files or an npz file")
     try:
-        read = datasets.cifar if path.is_file() or not any(path.glob("*-ubyte*")) else datasets.mnist
-        labels = datasets.splits_of_npz(path)["train"]["y"] if path.suffix == ".npz" else read(path)["train"]["y"]
+        if path.suffix == ".npz":
+            return datasets.splits_of_npz(path)
+        return datasets.mnist(path) if path.is_dir() and any(path.glob("*-ubyte*")) else datasets.cifar(path)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+
+
+def _images(path: Path) -> Labels:
+    labels = read_splits(path)["train"]["y"]
     return Labels(labels, [str(number) for number in np.unique(labels)], None)
 
 

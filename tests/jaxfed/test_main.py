@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import jaxfed
-from jaxfed.__main__ import Method, build, main, panels
+from jaxfed.__main__ import COMMANDS, main
+from jaxfed.commands.options import Method, build, store
+from jaxfed.commands.run import panels
 
 ROOT = Path(__file__).parents[2]
 TOY = ["--clients", "3", "--cohort-size", "2", "--local-steps", "2", "--batch-size", "16"]
@@ -52,6 +54,8 @@ def test_run_learns_and_a_second_call_continues(tmp_path, capsys):
         np.testing.assert_array_equal(ours, theirs)
     history = json.loads((tmp_path / "parts" / "history.json").read_text())
     assert history["rounds"]["round"] == [1, 2, 3, 4]
+    assert len((tmp_path / "parts" / "history.csv").read_text().splitlines()) == 5
+    assert second["accuracy/worst_10%"] <= second["accuracy"]
     assert history["evaluations"]["unseen_loss"][-1] == pytest.approx(second["loss"])
     assert second["loss"] < first["loss"] < first["before"]["loss"]
     assert second["accuracy"] > first["before"]["accuracy"]
@@ -82,6 +86,32 @@ def test_an_unknown_algorithm_suggests_the_nearest(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--plan", "vmpa"), "plan must be one of .* got 'vmpa'. Did you mean 'vmap'"),
+        (("--store", "dsk"), "store must be one of .* got 'dsk'. Did you mean 'disk'"),
+    ],
+)
+def test_an_unknown_plan_or_store_suggests_the_nearest(tmp_path, option, told):
+    with pytest.raises(SystemExit, match=told):
+        run(tmp_path, *option)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stores_by_name(tmp_path):
+    kinds = {"device": jaxfed.DeviceStore, "host": jaxfed.HostStore, "disk": jaxfed.DiskStore}
+    assert {name: type(store(name, tmp_path)) for name in kinds} == kinds
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
 def test_too_many_clients_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"jaxfed: expected 1 to \d+ clients, .* got 1347"):
         run(tmp_path, "--clients", "1347")
@@ -103,3 +133,7 @@ def test_the_picture_begins_before_the_first_round():
     drawn = panels(history, {"loss": 4.0, "accuracy": 0.0})
     assert drawn["loss (nats per character)"]["unseen text"] == ([0, 2], [4.0, 2.5])
     assert drawn["accuracy of the next character"]["clients' own batches"] == ([1, 2], [0.1, 0.2])
+    assert len(drawn["accuracy of the next character"]) == 2
+    history.evaluations["unseen_accuracy/worst_10%"] = [0.2]
+    drawn = panels(history, {"loss": 4.0, "accuracy": 0.0, "accuracy/worst_10%": 0.0})
+    assert drawn["accuracy of the next character"]["unseen text, worst tenth of the clients"] == ([0, 2], [0.0, 0.2])
