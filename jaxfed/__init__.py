@@ -1,6 +1,6 @@
 """Federated learning as pure functions in JAX."""
 
-from jaxfed import algorithms, checkpoint, data, models, plans, stores
+from jaxfed import algorithms, checkpoint, data, metrics, models, plans, stores, trainable
 from jaxfed.algorithm import ClientRow, Cohort, FederatedAlgorithm, Message, RoundInfo, Server
 from jaxfed.algorithms import (
     fedadam,
@@ -17,11 +17,12 @@ from jaxfed.algorithms import (
 )
 from jaxfed.history import History
 from jaxfed.plans import chunked, map, sharded, vmap  # noqa: A004  plans by their names
+from jaxfed.precision import mixed_precision
 from jaxfed.resume import Checkpointing
 from jaxfed.samplers import CoinFlips, FixedSize
 from jaxfed.simulate import simulate
 from jaxfed.stateful import Stateful
-from jaxfed.stores import DeviceStore
+from jaxfed.stores import DeviceStore, DiskStore, HostStore
 from jaxfed.tree import masked_mean
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "Cohort",
     "CoinFlips",
     "DeviceStore",
+    "DiskStore",
     "FederatedAlgorithm",
     "FixedSize",
     "History",
+    "HostStore",
     "Message",
     "RoundInfo",
     "Server",
@@ -52,6 +55,8 @@ __all__ = [
     "fedspeed",
     "map",
     "masked_mean",
+    "metrics",
+    "mixed_precision",
     "models",
     "mofedsam",
     "plans",
@@ -59,5 +64,6 @@ __all__ = [
     "sharded",
     "simulate",
     "stores",
+    "trainable",
     "vmap",
 ]

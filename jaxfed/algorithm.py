@@ -69,6 +69,7 @@ class ClientInfo(NamedTuple):
       memory_norm: ‖memory‖₂ after the round: of the dual or the control variate, [].
       num_steps: local steps that had data, int32 [].
       padding: fraction of the batch slots that held no sample, [].
+      samples: samples that it trained on, as often as they came, int32 [].
       aux: the loss function's aux, mean over its steps.
     """
 
@@ -78,6 +79,7 @@ class ClientInfo(NamedTuple):
     memory_norm: Scalar
     num_steps: Array
     padding: Scalar
+    samples: Array
     aux: PyTree
 
 
@@ -147,6 +149,15 @@ class CohortResult(NamedTuple):
     excluded: Array
 
 
+Fetch = Callable[[Batch], Batch]
+"""From one step's part of `Cohort.batches`, named arrays [B, ...], to the batch that the loss function is given."""
+
+
+def as_given(batch: Batch) -> Batch:
+    """The batch itself: `Cohort.batches` holds the samples."""
+    return batch
+
+
 ClientFn = Callable[[Cohort, Key], ClientUpdate]
 """One client: a slice of the cohort (id [], row, batches [K, B, ...]) and its key, to its update."""
 
@@ -189,9 +200,12 @@ class StepFn(Protocol):
     """One round of an algorithm; pure, so it may be jitted (with `plan` static) and differentiated."""
 
     def __call__(
-        self, server: Server, cohort: Cohort, key: Key, *, plan: Plan = ...
+        self, server: Server, cohort: Cohort, key: Key, *, plan: Plan = ..., fetch: Fetch = ...
     ) -> tuple[Server, ClientRow, RoundInfo]:
-        """Return the server after the round, the cohort's new rows [C, ...] and the round's facts."""
+        """Return the server after the round, the cohort's new rows [C, ...] and the round's facts.
+
+        With `fetch` the cohort's batches may hold indices, and samples are gathered step by step.
+        """
         ...
 
 
@@ -204,7 +218,7 @@ class FederatedAlgorithm(NamedTuple):
         parameters.
       step: `step(server, cohort, key) -> (server, rows, info)`, one round. The key is the run's and the same in every
         round: round, client id and local step are folded in here.
-      client_update: `client_update(server, member, key) -> ClientUpdate`: the client's half of `step`, for a
+      client_update: `client_update(server, member, key, fetch=...) -> ClientUpdate`: the client's half of `step`, for a
         deployment whose clients are elsewhere; member is one slice of a cohort.
       server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the cohort's message.
       hyperparameters: what the factory was given, for records and for the check that a resumed run is the same one.
@@ -213,7 +227,7 @@ class FederatedAlgorithm(NamedTuple):
     init: Callable[..., Server]
     init_client: Callable[..., ClientRow]
     step: StepFn
-    client_update: Callable[[Server, Cohort, Key], ClientUpdate]
+    client_update: Callable[..., ClientUpdate]
     server_update: Callable[[Server, Message, Array], Server]
     hyperparameters: Mapping[str, Any] = MappingProxyType({})
 

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 
 from jaxfed.algorithm import ClientRow, Cohort, Plan, Server
 from jaxfed.plans import Sharded
-from jaxfed.rounds import Recipe, World, cohort_of
+from jaxfed.rounds import Recipe, World, cohort_of, play
 
-STEPS = 3
-"""Local steps of a trial: enough to leave compilation and first touches behind, few enough to be cheap."""
+STEPS = 5
+"""Local steps of a trial: enough to leave first touches behind, few enough to be cheap."""
+SECONDS, LEAST, MOST = 2.0, 3, 25
+"""How long all plans are timed, in turns, and how often at least and at most."""
 
 
 class Trial(NamedTuple):
@@ -33,7 +35,7 @@ class Trial(NamedTuple):
         return len(self.ids)
 
 
-def fastest(trial: Trial, plans: Sequence[Plan], mesh: Mesh | None = None, repeats: int = 3) -> Plan:
+def fastest(trial: Trial, plans: Sequence[Plan], mesh: Mesh | None = None) -> Plan:
     """Return the plan with the shortest median round of a few local steps; one that fits no memory is passed over.
 
     The first plan that is within 2 % of the fastest is taken: earlier ones take less memory.
@@ -49,7 +51,10 @@ def fastest(trial: Trial, plans: Sequence[Plan], mesh: Mesh | None = None, repea
     cohort = cohort._replace(batches={name: array[:, :STEPS] for name, array in cohort.batches.items()})
     programs = [_compiled(trial, Sharded(mesh, plan) if mesh else plan, cohort) for plan in plans]
     timed: list[list[float]] = [[] for _ in plans]
-    for _ in range(repeats):
+    began = time.perf_counter()
+    for turn in range(MOST):
+        if turn >= LEAST and time.perf_counter() - began > SECONDS:
+            break
         for program, times in zip(programs, timed, strict=True):
             if program is not None:
                 times.append(program())
@@ -62,12 +67,11 @@ def fastest(trial: Trial, plans: Sequence[Plan], mesh: Mesh | None = None, repea
 def _compiled(trial: Trial, plan: Plan, cohort: Cohort) -> Callable[[], float] | None:
     """Compile and run once; return a function that gives the seconds of one more run, or None without memory."""
     recipe = dataclasses.replace(trial.recipe, plan=plan)
-    step = jax.jit(lambda server, cohort, key: recipe.algorithm.step(server, cohort, key, plan=plan))
-    key = jax.random.key(0)
+    step = jax.jit(functools.partial(play, recipe))
 
     def run() -> float:
         began = time.perf_counter()
-        jax.block_until_ready(step(trial.server, cohort, key))
+        jax.block_until_ready(step(trial.server, cohort, trial.world))
         return time.perf_counter() - began
 
     try:

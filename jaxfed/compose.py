@@ -15,12 +15,14 @@ from jaxfed.algorithm import (
     Cohort,
     CohortResult,
     FederatedAlgorithm,
+    Fetch,
     Message,
     Plan,
     Received,
     RoundInfo,
     Server,
     ServerUpdate,
+    as_given,
 )
 from jaxfed.checks import check_range
 from jaxfed.local import ClientContext, LocalResult, Solver
@@ -65,13 +67,14 @@ def compose(
         _check_state(policy, model_state)
         return ClientRow(init_memory(params), params if relaxed else (), model_state if local else ())
 
-    def client_update(server: Server, member: Cohort, key: Key) -> ClientUpdate:
+    def client_update(server: Server, member: Cohort, key: Key, fetch: Fetch = as_given) -> ClientUpdate:
         start, row = server.params, member.rows
         if relaxed:
             start = corrections.relaxed_start(start, row.last_params, rule.relaxation)
         model_state = row.model_state if local else server.model_state
         learning_rate = rule.learning_rate(server.round)
-        found = client(ClientContext(server, start, row.memory, model_state, member.batches, learning_rate, key))
+        given = ClientContext(server, start, row.memory, model_state, member.batches, fetch, learning_rate, key)
+        found = client(given)
         after = found.local.model_state
         row = ClientRow(found.memory, found.local.params if relaxed else (), after if local else ())
         message = found.message._replace(model_state=after if averaged else ())
@@ -86,12 +89,12 @@ def compose(
         return server._replace(params=params, extra=extra, model_state=state, round=server.round + 1)
 
     def step(
-        server: Server, cohort: Cohort, key: Key, *, plan: Plan = plans.vmap()
+        server: Server, cohort: Cohort, key: Key, *, plan: Plan = plans.vmap(), fetch: Fetch = as_given
     ) -> tuple[Server, ClientRow, RoundInfo]:
         _check_cohort(cohort)
 
         def member_update(member: Cohort, client_key: Key) -> ClientUpdate:
-            return client_update(server, member, client_key)
+            return client_update(server, member, client_key, fetch)
 
         result = plan(member_update, cohort, jax.random.fold_in(key, server.round))
         message = plans.means(result)
@@ -107,7 +110,8 @@ def client_info(found: ClientResult, member: Cohort) -> ClientInfo:
     loss, gradient_norm, aux = tree.masked_mean(steps[:3], steps.active)
     norms = tree.norm(found.local.delta), tree.norm(found.memory)
     padding = 1.0 - jnp.mean(mask.astype(jnp.float32))
-    return ClientInfo(loss, gradient_norm, *norms, found.local.num_steps, padding, aux)
+    samples = jnp.sum(mask, dtype=jnp.int32)
+    return ClientInfo(loss, gradient_norm, *norms, found.local.num_steps, padding, samples, aux)
 
 
 def round_info(result: CohortResult, message: Message, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:

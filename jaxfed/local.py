@@ -10,10 +10,10 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxfed import corrections, tree
-from jaxfed.algorithm import Server
+from jaxfed.algorithm import Fetch, Server
 from jaxfed.checks import check_choice, check_range
 from jaxfed.gradients import Estimator
-from jaxfed.stateful import AnyLossFn, evaluate
+from jaxfed.stateful import AnyLossFn, evaluate, policy_of
 from jaxfed.types import Batch, Key, Params, Scalar
 
 Variant = Literal["paper", "reference"]
@@ -81,7 +81,7 @@ class LocalRule:
 
 
 class Local(NamedTuple):
-    """Where a client stands in its descent: x, x⁰, and b, the part of the correction that is constant in the round."""
+    """Where a client stands in its descent: x, x⁰, and what every gradient of the round is added to (`CONSTANTS`)."""
 
     params: Params
     anchor: Params
@@ -104,11 +104,26 @@ def paper_direction(rule: LocalRule, local: Local, gradient: Params) -> Directio
 
 
 def reference_direction(rule: LocalRule, local: Local, gradient: Params) -> Direction:
-    """clip(g + b − w·x⁰) + (wd + w)·x: when the clip binds, what is left of the proximal term pulls to the origin."""
-    corrected = tree.total(gradient, local.constant, corrections.prox_at_origin(local.anchor, rule.prox_weight))
+    """clip(g + b − w·x⁰) + (wd + w)·x: when the clip binds, what is left of the proximal term pulls to the origin.
+
+    `local.constant` is b − w·x⁰.
+    """
+    corrected = tree.total(gradient, local.constant)
     decay = corrections.shrinkage(local.params, rule.weight_decay + rule.prox_weight)
     return Direction(tree.total(tree.clip(corrected, rule.clip_norm), decay), tree.norm(corrected))
 
+
+def reference_constant(rule: LocalRule, anchor: Params, constant: Params | None) -> Params | None:
+    """b − w·x⁰, summed once a round: every term left out of the step is one pass over the parameters less."""
+    pull = corrections.prox_at_origin(anchor, rule.prox_weight)
+    return constant if pull is None else tree.total(constant, pull)
+
+
+CONSTANTS: dict[str, Callable[[LocalRule, Params, Params | None], Params | None]] = {
+    "paper": lambda rule, anchor, constant: constant,
+    "reference": reference_constant,
+}
+"""From b, the part of the correction that is constant in the round, to what `DIRECTIONS` takes as `Local.constant`."""
 
 DIRECTIONS: dict[str, Callable[[LocalRule, Local, Params], Direction]] = {
     "paper": paper_direction,
@@ -125,6 +140,7 @@ class ClientContext(NamedTuple):
       memory: the algorithm's own part of the client's row.
       model_state: the model's non-trainable state at the start.
       batches: named arrays [K, B, ...].
+      fetch: from one step's part of them to the batch.
       learning_rate: ηₜ.
       key: the client's key of this round.
     """
@@ -134,6 +150,7 @@ class ClientContext(NamedTuple):
     memory: PyTree
     model_state: PyTree
     batches: Batch
+    fetch: Fetch
     learning_rate: Scalar
     key: Key
 
@@ -171,7 +188,10 @@ class LocalResult(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What goes from local step to local step: x, the client optimiser's state, memory and model state."""
+    """What goes from local step to local step: x, the client optimiser's state, memory and model state.
+
+    Frozen model state stays out: what is carried is copied for every client that a plan batches.
+    """
 
     params: Params
     moments: optax.OptState
@@ -199,16 +219,24 @@ class Solver:
         A step whose mask is all False leaves parameters, optimiser, memory and model state as they were.
         """
         start = context.start
+        constant = CONSTANTS[self.rule.variant](self.rule, start, constant)
 
         def step(carry: Carry, step_input: tuple[Batch, Array]) -> tuple[Carry, StepInfo]:
             (batch, number), active = step_input, jnp.any(step_input[0]["mask"])
-            moved, info = self.step(carry, batch, number, context, constant)
+            moved, info = self.step(carry, context.fetch(batch), number, context, constant)
             return tree.where(active, moved, carry), info._replace(active=active)
 
         number = jnp.arange(context.batches["mask"].shape[0])
-        first = Carry(start, self.rule.client_optimiser.init(start), memory, context.model_state)
+        model_state = () if self.frozen else context.model_state
+        first = Carry(start, self.rule.client_optimiser.init(start), memory, model_state)
         last, steps = jax.lax.scan(step, first, (context.batches, number))
-        return LocalResult(last.params, tree.difference(last.params, start), last.memory, last.model_state, steps)
+        model_state = context.model_state if self.frozen else last.model_state
+        return LocalResult(last.params, tree.difference(last.params, start), last.memory, model_state, steps)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the model's state is the same in every step."""
+        return policy_of(self.loss_fn) == "frozen"
 
     def step(
         self, carry: Carry, batch: Batch, number: Array, context: ClientContext, constant: Params | None
@@ -217,7 +245,9 @@ class Solver:
         key = jax.random.fold_in(context.key, number)
 
         def objective(params: Params) -> tuple[Scalar, Any]:
-            return evaluate(self.loss_fn, params, carry.model_state, batch, key)
+            model_state = context.model_state if self.frozen else carry.model_state
+            loss, (model_state, aux) = evaluate(self.loss_fn, params, model_state, batch, key)
+            return loss, (() if self.frozen else model_state, aux)
 
         gradient, memory, loss, (model_state, aux) = self.estimate(objective, carry.params, carry.memory)
         local = Local(carry.params, context.start, constant)

@@ -47,7 +47,8 @@ class Chunked:
         size = min(self.chunk_size, len(cohort.ids))
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), _padded(cohort, size))
         found = _accumulated(Vmap(), client, chunks, key)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(cohort.ids)], found)
+        slots = _without_sums(found)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(cohort.ids)], slots)
         return flat._replace(message=found.message, weight=found.weight)
 
 
@@ -181,10 +182,16 @@ def _accumulated(inner: Plan, client: ClientFn, chunks: Cohort, key: Key) -> Coh
             lambda: inner(client, chunk, key),
             lambda: tree.zeros_of(shapes)._replace(rows=chunk.rows),
         )
-        return tree.total(sums, (found.message, found.weight)), found._replace(message=(), weight=())
+        return tree.total(sums, (found.message, found.weight)), _without_sums(found)
 
     (message, weight), found = jax.lax.scan(visit, tree.zeros_of((shapes.message, shapes.weight)), chunks)
     return found._replace(message=message, weight=weight)
+
+
+def _without_sums(found: CohortResult) -> CohortResult:
+    """Only what every slot has of its own."""
+    nothing: Any = ()
+    return found._replace(message=nothing, weight=nothing)
 
 
 def _alone(client: ClientFn, member: Cohort, key: Key) -> CohortResult:
@@ -193,9 +200,9 @@ def _alone(client: ClientFn, member: Cohort, key: Key) -> CohortResult:
     Slots are scanned as they lie: an axis of length 1 in the loop's input makes XLA copy all batches.
     """
     update = client(member, jax.random.fold_in(key, member.ids))
-    one, updates = jax.tree.map(lambda leaf: leaf[None], (member, update))
+    one, updates = jax.tree.map(lambda leaf: leaf[None], (member._replace(batches={}), update))
     found = reduce(one, updates)
-    rest = jax.tree.map(lambda leaf: leaf[0], found._replace(message=(), weight=()))
+    rest = jax.tree.map(lambda leaf: leaf[0], _without_sums(found))
     return rest._replace(message=found.message, weight=found.weight)
 
 

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxfed import tree
-from jaxfed.algorithm import ClientRow, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server
-from jaxfed.data.batches import Batching, ClientData, draw_batches
+from jaxfed.algorithm import ClientRow, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server, as_given
+from jaxfed.data.batches import Batching, ClientData, draw_indices
 from jaxfed.places import Places, constrain
 from jaxfed.stores import DeviceStore
+from jaxfed.types import Batch
+
+INDEX = "index of the sample"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Recipe:
       plan: how the cohort is laid out.
       longest: samples of the longest client.
       seed: of batches and of the loss function's keys.
-      weighted: whether `World.weights` count.
+      lazy: samples are gathered step by step, which needs all of them on every device; else a round's at once.
     """
 
     algorithm: FederatedAlgorithm
@@ -34,7 +37,7 @@ class Recipe:
     plan: Plan
     longest: int
     seed: int
-    weighted: bool = False
+    lazy: bool = True
 
 
 class World(NamedTuple):
@@ -45,10 +48,12 @@ class World(NamedTuple):
 
 
 def cohort_of(recipe: Recipe, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
-    """The cohort of a round: its batches are drawn here, on the device."""
+    """The cohort of a round; its batches are drawn here, on the device, as indices where `play` fetches."""
     _, batch_key = jax.random.split(jax.random.key(recipe.seed))
     key = jax.random.fold_in(batch_key, round_number)
-    batches = draw_batches(world.data, ids, key, recipe.batching, recipe.longest)
+    index, mask = draw_indices(world.data, ids, key, recipe.batching, recipe.longest)
+    indices = {INDEX: index, "mask": mask}
+    batches = indices if recipe.lazy else fetched(world.data, indices)
     weights = None if world.weights is None else world.weights[jnp.maximum(ids, 0)]
     return Cohort(ids, rows, batches, weights)
 
@@ -57,9 +62,20 @@ def one_round(
     recipe: Recipe, server: Server, rows: ClientRow, world: World, ids: Array
 ) -> tuple[Server, ClientRow, RoundInfo]:
     """Batches drawn and one step: (server, rows [C, ...], info)."""
-    train_key, _ = jax.random.split(jax.random.key(recipe.seed))
     cohort = cohort_of(recipe, world, server.round, ids, rows)
-    return recipe.algorithm.step(server, cohort, train_key, plan=recipe.plan)
+    return play(recipe, server, cohort, world)
+
+
+def play(recipe: Recipe, server: Server, cohort: Cohort, world: World) -> tuple[Server, ClientRow, RoundInfo]:
+    """One step on a cohort that is drawn."""
+    train_key, _ = jax.random.split(jax.random.key(recipe.seed))
+    fetch = functools.partial(fetched, world.data) if recipe.lazy else as_given
+    return recipe.algorithm.step(server, cohort, train_key, plan=recipe.plan, fetch=fetch)
+
+
+def fetched(data: ClientData, batch: Batch) -> Batch:
+    """Samples [..., B, ...] in the place of their indices."""
+    return {**{name: array[batch[INDEX]] for name, array in data.arrays.items()}, "mask": batch["mask"]}
 
 
 BlockFn = Callable[[Server, PyTree, World, Array, Array], tuple[Server, PyTree, RoundInfo]]
@@ -72,7 +88,7 @@ def block(recipe: Recipe, store: DeviceStore, row: ClientRow, places: Places) ->
     The number of rounds done is an argument, so one program serves every block of at most R. The population is donated:
     its rows are updated in place.
     """
-    play = jax.jit(functools.partial(one_round, recipe))  # jitted here as well: its trace is used twice below
+    round_once = jax.jit(functools.partial(one_round, recipe))  # jitted here as well: its trace is used twice below
 
     def rows_of(population: PyTree, ids: Array) -> ClientRow:
         return tree.cast_like(store.gather(population, ids), row)
@@ -80,13 +96,13 @@ def block(recipe: Recipe, store: DeviceStore, row: ClientRow, places: Places) ->
     def body(number: Array, carry: tuple, world: World, ids: Array) -> tuple:
         server, population, infos = carry
         here = ids[number]
-        server, rows, info = play(server, rows_of(population, here), world, here)
+        server, rows, info = round_once(server, rows_of(population, here), world, here)
         infos = jax.tree.map(lambda all_rounds, this: all_rounds.at[number].set(this), infos, info)
         return server, constrain(store.scatter(population, here, rows), places.spread), infos
 
     def run(server: Server, population: PyTree, world: World, ids: Array, count: Array) -> tuple:
         rows = jax.eval_shape(rows_of, population, ids[0])
-        _, _, info = jax.eval_shape(play, server, rows, world, ids[0])
+        _, _, info = jax.eval_shape(round_once, server, rows, world, ids[0])
         empty = jax.tree.map(lambda leaf: jnp.zeros((len(ids), *leaf.shape), leaf.dtype), info)
         start = server, population, empty
         server, population, infos = jax.lax.fori_loop(0, count, lambda n, c: body(n, c, world, ids), start)

@@ -17,21 +17,24 @@ ROOT = Path(__file__).parents[1]
 # for all its modules. The package's own name is its facade (`__init__`), above everything it gathers.
 ORDER = {
     "jaxfed": """
-        checkpoint types checks
+        checkpoint types checks places
         tree
         stateful
+        trainable precision
         algorithm
         gradients corrections
         server local plans samplers
         compose stores
         algorithms
         data models privacy compression robust
-        shakespeare
-        history
+        metrics shakespeare
+        rounds history
+        autoplan engines
         resume
         simulate
         flower plot
         jaxfed
+        commands
         __main__
     """,
     "jaxspec": """

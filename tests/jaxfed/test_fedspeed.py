@@ -1,6 +1,5 @@
 """FedSpeed against NumPy oracles, and its reductions to FedDyn, FedProx and FedAvg."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -207,48 +206,6 @@ def test_paper_clips_the_loss_gradient_only():
     server, cohort = algorithm.init(problem.params, problems.CLIENTS), one_cohort(algorithm, problem, [1], num_steps=1)
     _, _, info = jax.jit(algorithm.step)(server, cohort, jax.random.key(0))
     np.testing.assert_allclose(info.client.delta_norm, 0.1 * 0.01, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", jaxfed.algorithms.registry)
-def test_compiles_once_and_keeps_shapes_and_dtypes(name):
-    chex.clear_trace_counter()
-    problem = problems.make_problem(8, np.float32)
-    algorithm = jaxfed.algorithms.get(name)(problems.loss_fn)
-    algorithm = algorithm._replace(step=chex.assert_max_traces(algorithm.step, n=1))
-    run(algorithm, problem)
-    server = algorithm.init(problem.params, problems.CLIENTS)
-    cohort = one_cohort(algorithm, problem, [1, 3])
-    after, rows, _ = jax.eval_shape(algorithm.step.__wrapped__, server, cohort, jax.random.key(0))
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, server)
-    chex.assert_trees_all_equal_shapes_and_dtypes(rows, cohort.rows)
-
-
-def test_jit_changes_nothing():
-    problem = problems.make_problem(8, np.float32)
-    algorithm = jaxfed.fedspeed(problems.loss_fn)
-    server, cohort = algorithm.init(problem.params, problems.CLIENTS), one_cohort(algorithm, problem, [0, 2])
-    plain = algorithm.step(server, cohort, jax.random.key(0))
-    chex.assert_trees_all_close(jax.jit(algorithm.step)(server, cohort, jax.random.key(0)), plain, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", jaxfed.algorithms.registry)
-def test_vmap_is_a_loop_over_clients(name):
-    problem = problems.make_problem(9, np.float32)
-    algorithm = jaxfed.algorithms.get(name)(problems.loss_fn)
-    server = algorithm.init(problem.params, problems.CLIENTS)
-    cohort = one_cohort(algorithm, problem, [0, 2, 4])
-    key = jax.random.key(3)
-    together, new_rows, info = algorithm.step(server, cohort, key)
-    members = [jax.tree.map(lambda leaf, slot=slot: leaf[slot], cohort) for slot in range(3)]
-    round_key = jax.random.fold_in(key, 0)
-    updates = [algorithm.client_update(server, each, jax.random.fold_in(round_key, each.ids)) for each in members]
-    message = jax.tree.map(lambda *leaves: sum(leaves) / 3, *(update.message for update in updates))
-    message = message._replace(total=jax.tree.map(lambda mean: 3 * mean, message.total))
-    one_by_one = algorithm.server_update(server, message, jnp.int32(3))
-    chex.assert_trees_all_close(together, one_by_one, atol=1e-6)
-    rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(update.row for update in updates))
-    chex.assert_trees_all_close(new_rows, rows, atol=1e-6)
-    np.testing.assert_allclose(info.client.loss, np.mean([update.info.loss for update in updates]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

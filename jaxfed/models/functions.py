@@ -1,6 +1,6 @@
-"""Small Flax networks for examples, and the way from any Flax NNX module to plain functions."""
+"""From any Flax NNX module to plain functions, and from these to loss and evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,42 +14,6 @@ from jaxfed.types import Batch, Key, LossFn, Params, Scalar
 
 ApplyFn = Callable[[Params, Array], Array]
 """`apply(params, x) -> output`, arrays [B, ...]."""
-
-
-class MLP(nnx.Module):
-    """Dense layers of the given sizes with tanh between them; two sizes give softmax regression's logits.
-
-    Attributes:
-      layers: the dense layers.
-    """
-
-    def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs) -> None:
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        self.layers = nnx.List([nnx.Linear(fan_in, fan_out, rngs=rngs) for fan_in, fan_out in pairs])
-
-    def __call__(self, x: Array) -> Array:
-        """Logits [B, sizes[-1]] of inputs [B, ...], which are flattened."""
-        x = x.reshape(x.shape[0], -1)
-        for layer in self.layers[:-1]:
-            x = jnp.tanh(layer(x))
-        return self.layers[-1](x)
-
-
-class NextCharacter(nnx.Module):
-    """An embedding of each of the last characters and an MLP over them: logits of the character that follows.
-
-    Attributes:
-      embedding: one vector of `width` numbers per character of the vocabulary.
-      mlp: one hidden layer over the `context` vectors side by side.
-    """
-
-    def __init__(self, vocabulary: int, context: int, width: int = 16, hidden: int = 192, *, rngs: nnx.Rngs) -> None:
-        self.embedding = nnx.Embed(vocabulary, width, rngs=rngs)
-        self.mlp = MLP((context * width, hidden, vocabulary), rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        """Logits [B, vocabulary] of characters int [B, context]."""
-        return self.mlp(self.embedding(x))
 
 
 def functional(module: nnx.Module) -> tuple[Params, ApplyFn]:
@@ -73,7 +37,8 @@ def functional(module: nnx.Module) -> tuple[Params, ApplyFn]:
 def cross_entropy(apply: ApplyFn) -> LossFn:
     """Loss function of a classifier: softmax cross-entropy of batch["y"] (int [B]) given batch["x"], masked mean.
 
-    Its aux is {"accuracy": fraction of the samples present}.
+    A language model has y int [B, T] and logits [B, T, vocabulary]; a sample's loss is then the mean over its T places.
+    Its aux is {"accuracy": fraction of the samples, or places, present that are right}.
     """
 
     def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Any]:
@@ -81,8 +46,10 @@ def cross_entropy(apply: ApplyFn) -> LossFn:
         logits = apply(params, batch["x"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         correct = jnp.argmax(logits, axis=-1) == batch["y"]
+        places = tuple(range(1, losses.ndim))
         mask = batch["mask"]
-        return masked_mean(losses, mask), {"accuracy": masked_mean(correct, mask)}
+        accuracy = masked_mean(jnp.mean(correct, axis=places), mask)
+        return masked_mean(jnp.mean(losses, axis=places), mask), {"accuracy": accuracy}
 
     return loss_fn
 
@@ -92,14 +59,14 @@ def evaluator(apply: ApplyFn, samples: Batch, batch_size: int = 4096) -> Callabl
 
     Args:
       apply: logits of inputs.
-      samples: "x" [n, ...] and "y" int [n], n ≥ 1.
+      samples: "x" [n, ...] and "y" int [n] or [n, T], n ≥ 1.
       batch_size: samples at a time, which bounds the memory taken.
     """
 
     def measure(params: Params, sample: Batch) -> tuple[Scalar, Array]:
         logits = apply(params, sample["x"][None])[0]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, sample["y"])
-        return loss, jnp.argmax(logits) == sample["y"]
+        return loss, jnp.argmax(logits, axis=-1) == sample["y"]
 
     @jax.jit
     def evaluate(params: Params, samples: Batch) -> dict[str, Scalar]:

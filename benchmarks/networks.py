@@ -1,0 +1,70 @@
+"""The networks that are timed: in JAX with our lowering and with native convolutions, and their torch twins."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxfed import models
+
+BATCH, VOCABULARY, CONTEXT = 50, 65, 16
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to time.
+
+    Attributes:
+      build: `build(native)` -> (params, apply); `native` asks for XLA's own convolutions.
+      shape: of one sample, channels last; integers below `VOCABULARY` if `tokens`.
+      classes: number of labels.
+      twin: name and arguments of the torch twin in `torch_loop`.
+      local_steps: K for a cohort of 10 and of 100, so that a round takes about a second.
+      plans: names of the plans tried.
+    """
+
+    build: Callable[[bool], tuple[Any, models.ApplyFn]]
+    shape: tuple[int, ...]
+    classes: int
+    twin: tuple[str, tuple[int, ...]]
+    local_steps: Mapping[int, int]
+    plans: tuple[str, ...] = ("map", "chunked(2)", "chunked(5)", "vmap")
+    tokens: bool = False
+
+    def batches(self, cohort: int, steps: int) -> dict[str, np.ndarray]:
+        """Random samples [C, K, B, ...]."""
+        draw, lead = np.random.default_rng(0), (cohort, steps, BATCH)
+        x = draw.integers(0, VOCABULARY, (*lead, *self.shape), np.int32) if self.tokens else None
+        x = draw.standard_normal((*lead, *self.shape), np.float32) if x is None else x
+        return {"x": x, "y": draw.integers(0, self.classes, lead, np.int32), "mask": np.ones(lead, bool)}
+
+
+def flax(name: str, *args: Any, **options: Any) -> Callable[[bool], tuple[Any, models.ApplyFn]]:
+    """A network of `jaxfed.models`, on demand with native convolutions."""
+
+    def build(native: bool) -> tuple[Any, models.ApplyFn]:
+        module = getattr(models, name)(*args, **options, rngs=nnx.Rngs(0))
+        for _, part in nnx.iter_modules(module):
+            if native and isinstance(part, nnx.Conv):
+                part.conv_general_dilated = jax.lax.conv_general_dilated
+        return models.functional(module)
+
+    return build
+
+
+NETWORKS = {
+    "mlp": Network(
+        flax("MLP", (784, 200, 200, 10), activation=jax.nn.relu), (784,), 10, ("mlp", ()), {10: 50, 100: 10}
+    ),
+    "char": Network(
+        flax("NextCharacter", VOCABULARY, CONTEXT), (CONTEXT,), VOCABULARY, ("character", (VOCABULARY, CONTEXT)),
+        {10: 100, 100: 20}, tokens=True,
+    ),
+    "lenet": Network(flax("LeNet"), (28, 28, 1), 10, ("lenet", ()), {10: 2, 100: 1}),
+    "resnet18": Network(
+        flax("ResNet18"), (32, 32, 3), 10, ("resnet18", ()), {10: 1}, ("map", "chunked(2)", "vmap")
+    ),
+}  # fmt: skip

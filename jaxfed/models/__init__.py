@@ -1,0 +1,24 @@
+"""Flax networks, a convolution that stays fast when clients are vectorised, and plain functions of any module."""
+
+from jaxfed.models.convolution import conv_general_dilated
+from jaxfed.models.dense import MLP, NextCharacter
+from jaxfed.models.functions import ApplyFn, cross_entropy, evaluator, functional
+from jaxfed.models.language import LanguageModel
+from jaxfed.models.lenet import LeNet
+from jaxfed.models.pooling import max_pool, relu_max_pool
+from jaxfed.models.resnet import ResNet18
+
+__all__ = [
+    "MLP",
+    "ApplyFn",
+    "LanguageModel",
+    "LeNet",
+    "NextCharacter",
+    "ResNet18",
+    "conv_general_dilated",
+    "cross_entropy",
+    "evaluator",
+    "functional",
+    "max_pool",
+    "relu_max_pool",
+]

@@ -1,0 +1,82 @@
+"""The benchmarks run, at toy size, and say what they should."""
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxfed
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """A gzipped idx file of bytes."""
+    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def toy_images(tmp_path):
+    """Fashion-MNIST's four files with 800 and 200 images, a bright row for every class."""
+    draw = np.random.default_rng(0)
+    for prefix, size in (("train", 800), ("t10k", 200)):
+        labels = draw.integers(0, 10, size)
+        images = draw.integers(0, 100, (size, 28, 28))
+        images[np.arange(size), 2 * labels] = 200
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_reproduce_says_which_orderings_hold(toy_images, monkeypatch, capsys):
+    """Rows in the order promised, equal to `simulate`'s accuracies, and not run twice."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import reproduce
+    import reproduction
+
+    scope = reproduce.Scope("mlp", ("fedspeed", "fedavg"), ("iid", "0.1"), (1, 5), seeds=2, samples_per_client=8)
+    out, picture = toy_images / "rows.jsonl", toy_images / "picture.png"
+    options = reproduce.Options(toy_images, rounds=4, evaluate_every=2, out=out, picture=picture, json=True)
+    reproduce.main(scope, options)
+    *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
+    grid = [("fedavg", "iid", 5), ("fedspeed", "iid", 5), ("fedavg", "0.1", 5), ("fedspeed", "0.1", 5)]
+    at_equal_samples = [("fedavg", "0.1", 1), ("fedspeed", "0.1", 1)]
+    assert [(row["algorithm"], row["partition"], row["epochs"]) for row in rows] == grid + at_equal_samples
+    assert all(row["rounds"] * row["local_steps"] == 4 for row in rows)
+    assert all(row["rounds_to_target"] is not None for row in rows if row["algorithm"] == "fedavg")
+    found = last["orderings"]
+    assert list(found["fedspeed_above_fedavg"]) == ["iid", "0.1"]
+    assert found["margin_with_local_epochs"]["margins"].keys() == {"1", "5"}
+    assert picture.stat().st_size > 0
+
+    written = out.read_text()
+    reproduce.main(scope, options)
+    assert out.read_text() == written
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == last
+
+    task = reproduction.problem(toy_images, "mlp", ("0.1",), 2, 8, False)
+    params, _ = jaxfed.models.functional(task.build(1))
+    loss_fn = jaxfed.models.cross_entropy(task.apply)
+    algorithm = jaxfed.fedspeed(loss_fn, **reproduction.SHARED)
+    _, history = jaxfed.simulate(
+        algorithm, algorithm.init(params, 100), task.worlds["0.1", 1].data, rounds=4, batch_size=50, local_steps=1,
+        cohort_size=10, seed=1, evaluate=task.evaluate, evaluate_every=2, plan=jaxfed.map(), progress=False,
+    )  # fmt: skip
+    row = next(row for row in map(json.loads, written.splitlines()) if row["cell"] == ["fedspeed", "0.1", 5])
+    np.testing.assert_allclose(row["curves"][1], history.evaluations["accuracy"], atol=0.006)
+    assert jax.default_backend() == rows[0]["device"]
+
+
+def test_reproduce_without_images_says_so(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delenv("JAXFED_FASHION_MNIST", raising=False)
+    import reproduce
+
+    reproduce.main()
+    assert list(json.loads(capsys.readouterr().out)) == ["skipped"]

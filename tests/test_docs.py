@@ -1,0 +1,60 @@
+"""Every Python block of the README and of the pages under docs/ runs as it stands."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+
+
+def blocks(page: pathlib.Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+README = blocks(ROOT / "README.md")
+
+
+def run(program: str, folder: pathlib.Path) -> str:
+    """What a fresh interpreter prints for a program, typed in a folder elsewhere, without the tests' devices."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readme_shows_both_packages():
+    """One block for each package, of about twenty lines."""
+    assert [("import jaxfed" in block or ", jaxfed" in block, "import jaxspec" in block) for block in README] == [
+        (True, False),
+        (False, True),
+    ]
+    assert max(block.count("\n") for block in README) <= 25
+
+
+@pytest.mark.parametrize("block", README, ids=["jaxfed", "jaxspec"])
+def test_block_of_the_readme_runs(block: str, tmp_path: pathlib.Path):
+    assert run(block, tmp_path).strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page_runs(page: pathlib.Path, tmp_path: pathlib.Path):
+    """The blocks of a page are one program. Where it prints "first → last", that is a loss, and falls."""
+    printed = run("\n".join(blocks(page)), tmp_path)
+    losses = [[float(number) for number in line.split("→")] for line in printed.splitlines() if "→" in line]
+    assert all(last < 0.8 * first for first, last in losses), losses
+    assert printed.strip()
+
+
+def test_an_own_algorithm_takes_under_forty_lines():
+    """The first block of the page is the whole algorithm, imports included."""
+    algorithm, *_ = blocks(ROOT / "docs" / "own_algorithm.md")
+    assert "compose(" in algorithm
+    assert algorithm.count("\n") < 40
