@@ -4,10 +4,11 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, ParamSpec, Protocol
+from typing import Any, NamedTuple, ParamSpec, Protocol, get_args
 
 from jaxtyping import Array, PyTree
 
+from jaxfed.checks import check_choice
 from jaxfed.types import Batch, Key, Params, Scalar
 
 
@@ -236,10 +237,23 @@ Arguments = ParamSpec("Arguments")
 
 
 def recorded(factory: Callable[Arguments, FederatedAlgorithm]) -> Callable[Arguments, FederatedAlgorithm]:
-    """Let what `factory` builds carry the factory's name and its arguments, those that are plain values."""
+    """Let what `factory` builds carry the factory's name and its arguments, those that are plain values.
+
+    The factory raises TypeError, with the nearest name, for an argument that it does not have.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    rest = [each.annotation for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD]
+    named = [each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    known = [*named, *(name for each in rest for options in get_args(each) for name in options.__annotations__)]
+    closed = all(get_args(each) for each in rest)
 
     @functools.wraps(factory)
     def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> FederatedAlgorithm:
+        for name in kwargs if closed else ():
+            try:
+                check_choice(f"an argument of {factory.__name__}", name, known)
+            except ValueError as error:
+                raise TypeError(str(error)) from None
         bound = inspect.signature(factory).bind(*args, **kwargs)
         bound.apply_defaults()
         given = {"algorithm": factory.__name__, **bound.arguments, **bound.arguments.get("options", {})}

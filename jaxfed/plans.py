@@ -97,7 +97,11 @@ def map() -> Plan:  # noqa: A001  the plan's name in the issue of every FL libra
 
 
 def sharded(mesh: Mesh, inner: Plan | None = None) -> Plan:
-    """Plan that spreads the slots over a mesh, each device following `inner` (default `vmap()`)."""
+    """Plan that spreads the slots over a mesh, each device following `inner` (default `vmap()`).
+
+    Arrays that lie on a mesh already, such as the server, must lie on one of Auto axes: `jaxfed.places.automatic(mesh)`
+    makes it of another; `simulate` does so by itself.
+    """
     return Sharded(mesh, inner or Vmap())
 
 

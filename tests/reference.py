@@ -89,27 +89,6 @@ def fedprox_round(
     return np.mean(results, axis=0)
 
 
-def reference_local(
-    gradient: Gradient,
-    start: Vector,
-    batches: Sequence[object],
-    *,
-    eta: float,
-    constant: Vector | float,
-    omega: float,
-    max_norm: float,
-    rho: float = 0.0,
-) -> Vector:
-    """G = ∇F(x + e) + b, clipped with b inside; x ← x − η·(G + ω·x): the authors' local loop."""
-    x = start.copy()
-    for batch in batches:
-        g1 = gradient(x, batch)
-        g = gradient(x + rho * g1 / (np.linalg.norm(g1) + 1e-7), batch) + constant
-        g = g * min(1.0, max_norm / (np.linalg.norm(g) + 1e-6))
-        x = x - eta * (g + omega * x)
-    return x
-
-
 @dataclasses.dataclass
 class ReferenceHyperparameters:
     """The symbols of the equations; `K` None takes each client's own number of steps."""

@@ -120,7 +120,8 @@ def by_patches(x: Array, kernel: Array, height: Axis, width: Axis, **as_product:
     """y = P·k with the patches P [B·H'·W', h·w·C], gathered along the width first: w + h copies instead of w·h."""
     rows = jnp.concatenate(width.windows(x, 2), axis=-1)
     patches = jnp.concatenate(height.windows(rows, 1), axis=-1)
-    return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())), **as_product)
+    y = lax.dot(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, kernel.shape[-1]), **as_product)
+    return y.reshape(*patches.shape[:-1], -1)
 
 
 def by_winograd(x: Array, kernel: Array, height: Axis, width: Axis, **as_product: Any) -> Array:

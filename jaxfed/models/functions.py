@@ -54,7 +54,7 @@ def cross_entropy(apply: ApplyFn) -> LossFn:
     return loss_fn
 
 
-def evaluator(apply: ApplyFn, samples: Batch, batch_size: int = 4096) -> Callable[[Params], dict[str, Scalar]]:
+def evaluator(apply: ApplyFn, samples: Batch, batch_size: int = 1024) -> Callable[[Params], dict[str, Scalar]]:
     """Return `evaluate(params)` -> {"loss", "accuracy"}: means of a classifier over all samples.
 
     Args:

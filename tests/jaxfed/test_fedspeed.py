@@ -147,58 +147,6 @@ def test_without_dual_is_fedprox_with_the_merged_gradient():
         np.testing.assert_allclose(actual, run_oracle(merged_prox, problem), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("max_norm", [0.4, 10.0])
-@pytest.mark.parametrize("relaxation", [0.0, 0.2])
-def test_reference_form_with_relaxed_initialisation(relaxation, max_norm):
-    """x⁰ = xᵗ + β·(xᵗ − wᵢ) in the client everywhere, xᵗ on the server; w = 0.3, wd = 0.02, ρ = 0.2."""
-    with jax.enable_x64(True):
-        problem = problems.make_problem(5)
-        algorithm = jaxfed.fedspeed(
-            problems.loss_fn,
-            prox_weight=0.3,
-            ascent_radius=0.2,
-            weight_decay=0.02,
-            clip_norm=max_norm,
-            relaxation=relaxation,
-            variant="reference",
-        )
-        duals, last = zeros(problem), [problems.flat(problem.params)] * problems.CLIENTS
-
-        def one_round(x, cohort):
-            for client, batches in cohort:
-                start = x + relaxation * (x - last[client])
-                constant = 0.3 * (duals[client] - start)
-                last[client] = reference.reference_local(
-                    GRADIENT, start, batches, eta=0.1, constant=constant, omega=0.32, max_norm=max_norm, rho=0.2
-                )
-                duals[client] = duals[client] + last[client] - start
-            return np.mean([last[client] for client, _ in cohort], axis=0) + np.mean(duals, axis=0)
-
-        np.testing.assert_allclose(run(algorithm, problem)[0], run_oracle(one_round, problem), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("relaxation", [0.0, 0.2])
-def test_reference_fedavg_adds_the_mean_of_what_clients_moved(relaxation):
-    with jax.enable_x64(True):
-        problem, last = problems.make_problem(6), {}
-        algorithm = jaxfed.fedavg(
-            problems.loss_fn, server_learning_rate=0.7, relaxation=relaxation, clip_norm=0.5, variant="reference"
-        )
-
-        def one_round(x, cohort):
-            moved = []
-            for client, batches in cohort:
-                start = x + relaxation * (x - last.get(client, problems.flat(problem.params)))
-                end = reference.reference_local(
-                    GRADIENT, start, batches, eta=0.1, constant=0.0, omega=0.0, max_norm=0.5
-                )
-                last[client] = end
-                moved.append(end - start)
-            return x + 0.7 * np.mean(moved, axis=0)
-
-        np.testing.assert_allclose(run(algorithm, problem)[0], run_oracle(one_round, problem), rtol=0, atol=1e-12)
-
-
 def test_paper_clips_the_loss_gradient_only():
     """At x = x⁰ with no dual the proximal force vanishes: one clipped step is exactly η·max_norm long."""
     problem = problems.make_problem(7, np.float32)
@@ -234,6 +182,12 @@ def test_refuses(hyperparameters, message):
 def test_hyperparameters_must_be_numbers():
     with pytest.raises(TypeError, match="prox_weight must be a Python number"):
         jaxfed.fedspeed(problems.loss_fn, prox_weight="0.1")
+
+
+@pytest.mark.parametrize("name", sorted(jaxfed.algorithms.registry))
+def test_unknown_hyperparameter_names_the_nearest(name):
+    with pytest.raises(TypeError, match=rf"an argument of {name} must be one of .*Did you mean 'clip_norm'"):
+        jaxfed.algorithms.get(name)(problems.loss_fn, clip_nrom=1.0)
 
 
 def test_unknown_algorithm_names_the_nearest():
