@@ -87,7 +87,7 @@ def test_any_model_trains(kind):
     """One round of FedSpeed over two vectorised clients: the loss on what they saw falls."""
     params, apply = KINDS[kind]()
     loss_fn = models.cross_entropy(apply)
-    algorithm = jaxfed.fedspeed(loss_fn, client_learning_rate=0.1)
+    algorithm = jaxfed.fedspeed(loss_fn, client_learning_rate=0.02)
     labels = jnp.arange(8).reshape(2, 1, 4).repeat(3, axis=1) % 4
     batches = {"x": normal(2, 1, 4, *SHAPE).repeat(3, axis=1), "y": labels, "mask": jnp.ones((2, 3, 4), bool)}
     first = jax.tree.map(lambda leaf: leaf[0, 0], batches)
