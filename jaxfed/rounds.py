@@ -29,7 +29,7 @@ class Recipe:
       plan: how the cohort is laid out.
       longest: samples of the longest client.
       seed: of batches and of the loss function's keys.
-      lazy: samples are gathered step by step, which needs all of them on every device; else a round's at once.
+      lazy: samples are gathered step by step; else a round's at once, which a plan over a mesh needs.
     """
 
     algorithm: FederatedAlgorithm

@@ -168,7 +168,8 @@ def simulate(
     if mesh is not None:
         check_divides(mesh, slots)
     world = World(data, _weights(client_weights, data))
-    recipe = Recipe(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, jax.process_count() == 1)
+    on_one_device = mesh is None and not isinstance(plan, Sharded)
+    recipe = Recipe(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = algorithm.init_client(server.params, server.model_state)
     start = Start(server, row, world, lambda number: sampler.draw(seed, number, num_clients), Places.of(mesh))
     report = Report(evaluate, evaluate_every, tuple(callbacks))
