@@ -63,8 +63,8 @@ NETWORKS = {
         flax("NextCharacter", VOCABULARY, CONTEXT), (CONTEXT,), VOCABULARY, ("character", (VOCABULARY, CONTEXT)),
         {10: 100, 100: 20}, tokens=True,
     ),
-    "lenet": Network(flax("LeNet"), (28, 28, 1), 10, ("lenet", ()), {10: 2, 100: 1}),
+    "lenet": Network(flax("LeNet"), (28, 28, 1), 10, ("lenet", ()), {10: 4, 100: 1}, ("map", "chunked(2)")),
     "resnet18": Network(
-        flax("ResNet18"), (32, 32, 3), 10, ("resnet18", ()), {10: 1}, ("map", "chunked(2)", "vmap")
+        flax("ResNet18"), (32, 32, 3), 10, ("resnet18", ()), {10: 1}, ("map", "chunked(2)")
     ),
 }  # fmt: skip

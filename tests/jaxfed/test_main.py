@@ -19,7 +19,8 @@ from jaxfed.commands.options import Method, build, store
 from jaxfed.commands.run import panels
 
 ROOT = Path(__file__).parents[2]
-TOY = ["--clients", "3", "--cohort-size", "2", "--local-steps", "2", "--batch-size", "16", "--client-learning-rate", "0.1"]
+TOY = ["--clients", "3", "--cohort-size", "2", "--local-steps", "2", "--batch-size", "16"]
+TOY += ["--client-learning-rate", "0.1"]
 
 
 def run(out: Path, *options: str) -> None:
