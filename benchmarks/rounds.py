@@ -1,6 +1,6 @@
 """How long is a local step? Our plans against the floor of bare gradients and a lean torch loop, in one process.
 
-    python benchmarks/rounds.py [--json] [--models mlp lenet] [--algorithms fedavg] [--cohorts 10] [--minutes 15]
+    python benchmarks/rounds.py [--json] [--models mlp lenet] [--algorithms fedavg] [--cohorts 10] [--minutes 7]
 
 Every line is one plan. ``floor_ms``: bare gradients at top level, one client at a time, with the faster of our
 lowering and native convolution (two gradients a step for FedSpeed); ``gemm_ms``: their FLOP at the GEMM rate measured

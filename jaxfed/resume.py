@@ -71,13 +71,16 @@ class Saver:
         if self._options is None:
             return History()
         directory = Path(self._options.directory)
-        for step in reversed(checkpoints.steps(directory)):
+        found = checkpoints.steps(directory)
+        multihost_utils.sync_global_devices("every process knows the same steps")
+        for step in reversed(found):
             try:
                 manifest = checkpoints.manifest(directory, step)
                 self._check(manifest)
                 like = engine.like(manifest.metadata["rows"])
                 engine.restore(checkpoints.load(directory, like=like, step=step))
             except checkpoints.DamagedError as damage:
+                multihost_utils.sync_global_devices("every process has seen the damage")
                 if jax.process_index() == 0:
                     folder = directory / f"{step:08d}"
                     folder.rename(folder.with_suffix(".damaged"))

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -20,20 +22,21 @@ def free_port():
 
 
 def play_together(out, *arguments):
-    """Run both processes to their end; their return codes and what they printed."""
+    """Run both processes to their end; what they printed, and their return codes."""
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.jaxfed.processes", str(out), str(free_port()), "2"]
-    both = [
-        subprocess.Popen(
-            [*command, str(index), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        for index in range(2)
-    ]
-    return [(process.communicate(timeout=240)[0], process.returncode) for process in both]
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)]
+        both = []
+        for index, file in enumerate(files):
+            given = [*command, str(index), *map(str, arguments)]
+            both.append(subprocess.Popen(given, stdout=file, stderr=file, env=environment))
+            stack.callback(both[-1].wait)
+            stack.callback(both[-1].kill)
+        codes = [process.wait(timeout=600) for process in both]
+        for file in files:
+            file.seek(0)
+        return [(file.read(), code) for file, code in zip(files, codes, strict=True)]
 
 
 @pytest.mark.slow
