@@ -4,8 +4,10 @@ Warnings are set in pyproject.toml. Code that must relax a rule says so at the o
 `with jax.numpy_dtype_promotion("standard")` around the application of an optax update.
 """
 
+import gc
 import importlib.util
 import os
+import pathlib
 import random
 import sys
 from collections.abc import Iterator
@@ -50,6 +52,16 @@ def same_world() -> Iterator[None]:
     for name, value in STRICT.items():
         jax.config.update(name, value)
     assert after == before, "the test changed more than itself: use jax's contexts, monkeypatch.setenv or .chdir"
+
+
+@pytest.fixture(autouse=True)
+def programs_let_go() -> Iterator[None]:
+    """Frees compiled programs before they use up the 65,530 memory mappings that Linux lets a process have."""
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
