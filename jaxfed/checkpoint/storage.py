@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ class Writer:
         with explaining(f"expected a directory that can be written at {directory}", "choose or create another"):
             self._directory.mkdir(parents=True, exist_ok=True)
         self._leads = jax.process_index() == 0
-        self._unlock = weakref.finalize(self, os.close, _locked(self._directory) if self._leads else os.dup(0))
+        self._unlock: Callable[[], object] = lambda: None
+        if self._leads:
+            self._unlock = weakref.finalize(self, os.close, _locked(self._directory))
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
