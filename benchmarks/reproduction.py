@@ -184,9 +184,7 @@ class Run:
         ids = np.stack([sampler.draw(self._seed, first + n, CLIENTS) for n in range(self._program.most)])
         began = time.perf_counter()
         self.server, self._population, infos = jax.block_until_ready(
-            self._program.play(
-                self.server, self._population, self._world, ids, np.int32(count), np.int32(self._seed)
-            )
+            self._program.play(self.server, self._population, self._world, ids, np.int32(count), np.int32(self._seed))
         )
         seconds = time.perf_counter() - began
         self.excluded += int(np.sum(infos.excluded))

@@ -54,8 +54,10 @@ def lenet(channels: int = 1, side: int = 28) -> Network:
 def resnet18(classes: int = 10, groups: int = 2) -> Network:
     """ResNet-18 with ImageNet's stem and GroupNorm; no biases in convolutions."""
     shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    blocks = [(a, b, 1 if b == a else 2) for a, b in zip([64, 64, 64, 128, 128, 256, 256, 512],
-                                                        [64, 64, 128, 128, 256, 256, 512, 512], strict=True)]
+    blocks = [
+        (a, b, 1 if b == a else 2)
+        for a, b in zip([64, 64, 64, 128, 128, 256, 256, 512], [64, 64, 128, 128, 256, 256, 512, 512], strict=True)
+    ]
     for a, b, stride in blocks:
         shapes += [(b, a, 3, 3), (b,), (b,), (b, b, 3, 3), (b,), (b,)]
         shapes += [(b, a, 1, 1), (b,), (b,)] if stride == 2 else []

@@ -64,9 +64,7 @@ def zeros_of(shapes: Tree) -> Tree:
 
 def scale_rows(factors: Array, tree: Tree) -> Tree:
     """factorsᵢ · treeᵢ for leaves [C, ...] and factors [C], in each leaf's own dtype."""
-    return jax.tree.map(
-        lambda leaf: jnp.expand_dims(factors.astype(leaf.dtype), range(1, leaf.ndim)) * leaf, tree
-    )
+    return jax.tree.map(lambda leaf: jnp.expand_dims(factors.astype(leaf.dtype), range(1, leaf.ndim)) * leaf, tree)
 
 
 def masked_sum(values: Tree, mask: Array) -> Tree:

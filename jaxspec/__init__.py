@@ -1,15 +1,19 @@
 """Mirror speculative decoding in JAX: lossless, with drafts that work while the target verifies."""
 
-from jaxspec import candidates, trace, zoo
+from jaxspec import acceptance, candidates, trace, zoo
 from jaxspec.autoregressive import autoregressive
 from jaxspec.config import DecoderConfig
 from jaxspec.decoding import DecodingMethod, StepInfo
 from jaxspec.exits import AffineLens, LogitLens
-from jaxspec.generate import Generation, Stats, generate
+from jaxspec.generate import Generation, Stats, generate, stream
 from jaxspec.mirror import mirror
 from jaxspec.models.decoder import decoder
+from jaxspec.models.huggingface import load_huggingface, save_huggingface
+from jaxspec.models.llama2c import load_llama2c
+from jaxspec.models.quantize import quantized
 from jaxspec.sharding import Placement, mesh_of
 from jaxspec.speculative import speculative
+from jaxspec.text import Text
 from jaxspec.types import Model, Network
 
 __all__ = [
@@ -23,13 +27,20 @@ __all__ = [
     "Placement",
     "Stats",
     "StepInfo",
+    "Text",
+    "acceptance",
     "autoregressive",
     "candidates",
     "decoder",
     "generate",
+    "load_huggingface",
+    "load_llama2c",
     "mesh_of",
     "mirror",
+    "quantized",
+    "save_huggingface",
     "speculative",
+    "stream",
     "trace",
     "zoo",
 ]

@@ -1,15 +1,18 @@
-"""The command line: ``python -m jaxspec demo | train | generate``."""
+"""The command line: ``python -m jaxspec demo | generate | convert | train``."""
 
-import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import tyro
 
+from jaxfed.checkpoint import CheckpointError
+from jaxspec.commands.convert import convert
+from jaxspec.commands.generate import generate
+from jaxspec.commands.shared import Flag, report
 from jaxspec.zoo.recipe import Recipe
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def demo(out: Path = Path("out/demo"), json: Flag = False) -> None:  # noqa: A002  the flag is called --json
@@ -44,48 +47,23 @@ def train(
 
     del pair
     figures = recipes.main(recipe, out)
-    _print(figures, json)
+    report(figures, json)
 
 
-def generate(
-    prompt: str,
-    method: Literal["autoregressive", "speculative", "mirror"] = "mirror",
-    max_new_tokens: int = 128,
-    pair: str = "shakespeare",
-    json: Flag = False,  # noqa: A002
-) -> None:
-    """Continue a prompt with an embedded pair.
-
-    Args:
-        prompt: raw text to continue.
-        method: how to decode; the text is the same.
-        max_new_tokens: tokens to add.
-        pair: name of an embedded pair, or a folder that ``train`` wrote.
-        json: end with one JSON object on one line.
-    """
-    import jaxspec
-    from jaxspec.bench import BUILDERS, Setting, batch_scheduling
-
-    batch_scheduling()
-    jax.config.update("jax_num_cpu_devices", 2)
-    loaded = jaxspec.zoo.load(pair)
-    setting = Setting(method, window=7, budget=4, num_candidates=4)
-    result = jaxspec.generate(
-        BUILDERS[method](setting, loaded), [prompt], max_new_tokens, tokenizer=loaded.tokenizer, progress=not json
-    )
-    stats = {"steps": result.stats.steps, "accepted_length": result.stats.accepted_length}
-    if not json:
-        print(prompt + (result.text or [""])[0])
-    _print({"tokens": result.tokens[0], "text": (result.text or [""])[0], "stats": stats} if json else stats, json)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "generate": generate,
+    "convert": convert,
+    "train": train,
+}
 
 
-def _print(found: dict, as_json: bool) -> None:
-    print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
-
-
-def main() -> None:
-    """Entry point of the installed command ``jaxspec``."""
-    tyro.extras.subcommand_cli_from_dict({"demo": demo, "train": train, "generate": generate}, prog="jaxspec")
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the installed command ``jaxspec``; exits with 1 after bad input."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxspec", args=args)
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError, CheckpointError) as error:
+        sys.exit(f"jaxspec: {error}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Plain decoding: one token a step. The reference whose tokens every other method must give."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,46 +9,49 @@ from jax.sharding import Mesh
 from jaxspec.channel import send
 from jaxspec.decoding import (
     DecodingMethod,
+    Request,
     StepInfo,
     TargetState,
     Watch,
     advance,
+    method_of,
     prefill,
     prefix_pass,
     suffix_pass,
     unwatched,
 )
 from jaxspec.sharding import place
-from jaxspec.types import Array, Model, Network, Params
+from jaxspec.types import Model, Network, Params
 
 
 def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
-    """One token a step: y = argmax p^(N)(· | prefix).
+    """One token a step: y drawn from p^(N)(· | prefix).
 
     Args:
         target: network and parameters.
-        mesh: where it runs; tensor-parallel over more than one device. Default: the first device.
-    """
-    network, (params, home) = target.network, place(target, mesh)
+        mesh: where it runs, tensor-parallel over ``model``, sequences over ``data``. Default: the first device.
 
-    def init(tokens: Array, lengths: Array, max_new_tokens: int, capacity: int) -> TargetState:
-        tokens, lengths = send((tokens, lengths), home)
-        return prefill(network, params, tokens, lengths, jnp.int32(max_new_tokens), capacity)
+    Raises:
+        ValueError: the mesh does not divide heads or hidden features.
+    """
+    network, params, home, _ = place(target, mesh)
+
+    def init(request: Request, capacity: int) -> TargetState:
+        return prefill(network, params, send(request, home), capacity)
 
     def step(state: TargetState, watch: Watch = unwatched) -> tuple[TargetState, StepInfo]:
         state, info = _step(network, params, state)
         watch("target", "step", info)
         return state, info
 
-    return DecodingMethod(init, step, 0, network.config.vocab_size)
+    return method_of(target, init, step, 0, mesh)
 
 
 @partial(jax.jit, static_argnames="network", donate_argnames="state")
-def _step(network: Network, params: Params, state: TargetState) -> tuple[TargetState, Any]:
-    count = network.config.num_layers
-    nothing = jnp.zeros((state.progress.last.shape[0], 0), jnp.int32)
-    x, cache = prefix_pass(network, params, state.cache, state.progress, nothing, count)
-    choices, _ = suffix_pass(network, params, (), state.progress, x, count)
-    progress, verdict, emitted = advance(state.progress, nothing, choices)
-    info = StepInfo(choices, emitted, verdict.num_accepted, jnp.zeros(emitted.shape, bool))
-    return TargetState(cache, progress), info
+def _step(network: Network, params: Params, state: TargetState) -> tuple[TargetState, StepInfo]:
+    count, progress = network.config.num_layers, state.progress
+    nothing = jnp.zeros((progress.last.shape[0], 0), jnp.int32)
+    x, cache = prefix_pass(network, params, state.cache, progress, nothing, count)
+    choices, _ = suffix_pass(network, params, (), progress, x, count, nothing)
+    progress, verdict, emitted = advance(progress, nothing, choices.tokens)
+    return TargetState(cache, progress), StepInfo(choices.packed(emitted, verdict.num_accepted))

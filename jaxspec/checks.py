@@ -1,5 +1,6 @@
 """Checks of arguments, made before any work starts: what was expected, what came, the remedy."""
 
+from jaxspec.text import Text
 from jaxspec.types import Model
 
 
@@ -11,10 +12,25 @@ def check_pair(target: Model, draft: Model, window: int) -> None:
             f"expected target and draft over one vocabulary, got {sizes[0]} and {sizes[1]} tokens; "
             "use a draft trained with the target's tokenizer"
         )
+    if target.text and draft.text and target.text.piece is not draft.text.piece:
+        _check_words(target.text, draft.text, sizes[0])
     if window < 1:
         raise ValueError(
             f"expected window >= 1 drafted token a step, got {window}; for none use jaxspec.autoregressive"
         )
+
+
+def _check_words(target: Text, draft: Text, size: int) -> None:
+    """Equal sizes hide the worst mistake: drafts of another tokenizer, of which nothing is ever accepted."""
+    if target.piece is None or draft.piece is None:
+        return
+    for token in range(size):
+        words = target.piece(token), draft.piece(token)
+        if words[0] != words[1]:
+            raise ValueError(
+                f"expected target and draft over one vocabulary, got {words[0]!r} and {words[1]!r} for token {token}; "
+                "use a draft trained with the target's tokenizer"
+            )
 
 
 def check_exit(target: Model, exit_layer: int, num_candidates: int) -> None:

@@ -1,11 +1,154 @@
-"""Static configuration: frozen, hashable, never traced."""
+"""Static configuration: frozen, hashable, never traced. Sizes in one place, what tells families apart in parts."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+import numpy as np
+
+Built = TypeVar("Built")
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation: every rotary frequency divided by ``factor``."""
+
+    factor: float
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        """Frequencies [head_size / 2], stretched."""
+        return frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1: wavelengths beyond original_length / low are stretched, those below original_length / high are kept.
+
+    Between them the two are blended by b = (original_length / wavelength − low) / (high − low).
+    """
+
+    factor: float
+    low: float
+    high: float
+    original_length: int
+
+    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
+        """Frequencies [head_size / 2], stretched."""
+        turns = self.original_length * frequencies / (2 * math.pi)
+        blend = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return (1 - blend) * frequencies / self.factor + blend * frequencies
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: the halves of a head turn by position · θ^(−2i/head_size), perhaps stretched."""
+
+    theta: float = 10_000.0
+    scaling: LinearScaling | Llama3Scaling | None = None
+
+    def frequencies(self, head_size: int) -> np.ndarray:
+        """Angles a position turns by: [head_size / 2] float32."""
+        plain = 1.0 / (self.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size))
+        return np.asarray(plain if self.scaling is None else self.scaling(plain), np.float32)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a query weighs what it sees: softmax(cap·tanh(scale·q·kᵀ / cap)) over the last ``window`` positions.
+
+    Attributes:
+        scale: factor of q·kᵀ; default 1/√head_size.
+        softcap: largest score, softly; default none.
+        window: positions that are seen, the own one included; default all before.
+    """
+
+    scale: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What tells attention blocks apart.
+
+    Attributes:
+        rotary: rotary positions; None: the positions are learned.
+        local_rotary: those of layers with a window, where they differ.
+        scores: how queries weigh keys, in layers without a window.
+        window: sliding window of the windowed layers.
+        windowed: which layers have it; empty: all, if there is a window.
+        qkv_bias, out_bias: whether projections have biases.
+        norm_heads: RMS norms of every query and key head, before they are turned.
+    """
+
+    rotary: Rotary | None = Rotary()
+    local_rotary: Rotary | None = None
+    scores: Scores = Scores()
+    window: int | None = None
+    windowed: tuple[bool, ...] = ()
+    qkv_bias: bool = False
+    out_bias: bool = False
+    norm_heads: bool = False
+
+    def is_windowed(self, layer: int) -> bool:
+        """Whether a layer sees only a sliding window."""
+        return self.window is not None and (not self.windowed or self.windowed[layer])
+
+    def scores_of(self, layer: int) -> Scores:
+        """The scores of one layer."""
+        window = self.window if self.is_windowed(layer) else None
+        return Scores(self.scores.scale, self.scores.softcap, window)
+
+    def rotary_of(self, layer: int) -> Rotary | None:
+        """The rotary positions of one layer."""
+        return self.local_rotary if self.local_rotary and self.is_windowed(layer) else self.rotary
+
+
+@dataclass(frozen=True)
+class Block:
+    """What tells residual blocks apart.
+
+    Attributes:
+        layer_norm: layer norms with biases instead of RMS norms.
+        epsilon: added to the mean square or variance.
+        norms: "before": x + f(norm(x)); "around": x + norm(f(norm(x))); "after": norm(x + f(x)).
+        activation: name in ``models.decoder.ACTIVATIONS``.
+        gated: activation(gate) · up instead of activation(up).
+        bias: whether the two projections have biases.
+    """
+
+    layer_norm: bool = False
+    epsilon: float = 1e-5
+    norms: Literal["before", "around", "after"] = "before"
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What tells embeddings and heads apart.
+
+    Attributes:
+        tied: the head is the embedding.
+        embedding_scale: factor of embedded tokens; default √width.
+        embedding_size: features of an embedding, if fewer than ``width``: projected in and out.
+        positions: rows of a learned table of positions, added to embedded tokens.
+        final_norm: whether there is a norm before the head.
+        softcap: largest logit, softly.
+    """
+
+    tied: bool = True
+    embedding_scale: float | None = None
+    embedding_size: int | None = None
+    positions: int | None = None
+    final_norm: bool = True
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a decoder-only transformer (RMS norms, rotary positions, grouped queries, gated SiLU, tied head).
+    """A decoder-only transformer; the defaults are Llama's blocks with a tied head.
 
     Attributes:
         vocab_size: rows of the embedding V.
@@ -14,9 +157,8 @@ class DecoderConfig:
         num_heads: query heads H.
         num_kv_heads: key-value heads G; H / G queries share one.
         head_size: features of one head.
-        hidden: features inside the gated block F.
-        rope_theta: base of the rotary frequencies.
-        norm_epsilon: added to the mean square.
+        hidden: features inside the feed-forward block F.
+        attention, block, ends: what tells families apart.
     """
 
     vocab_size: int
@@ -26,8 +168,9 @@ class DecoderConfig:
     num_kv_heads: int
     head_size: int
     hidden: int
-    rope_theta: float = 10_000.0
-    norm_epsilon: float = 1e-5
+    attention: Attention = Attention()
+    block: Block = Block()
+    ends: Ends = Ends()
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_size", "hidden"):
@@ -37,5 +180,29 @@ class DecoderConfig:
             raise ValueError(
                 f"expected num_heads divisible by num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
             )
-        if self.head_size % 2:
+        if self.attention.rotary and self.head_size % 2:
             raise ValueError(f"expected an even head_size (rotary pairs), got {self.head_size}")
+        if self.attention.windowed and len(self.attention.windowed) != self.num_layers:
+            raise ValueError(f"expected windowed for {self.num_layers} layers, got {len(self.attention.windowed)}")
+
+
+def build(kind: type[Built], values: dict[str, Any]) -> Built:
+    """A configuration from the dictionary that ``dataclasses.asdict`` made of it, perhaps by way of JSON.
+
+    Raises:
+        ValueError: a name that the configuration does not have.
+    """
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"expected names of {kind.__name__} ({', '.join(hints)}), got {', '.join(unknown)}")
+    return kind(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    choices = [choice for choice in (hint, *get_args(hint)) if is_dataclass(choice)]
+    fitting = [choice for choice in choices if {field.name for field in fields(choice)} == set(value)]
+    return build((fitting or choices)[0], value)  # type: ignore[arg-type]

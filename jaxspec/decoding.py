@@ -1,34 +1,64 @@
 """What every decoding method is made of: its protocol, and the target's side of a step as pure functions."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from jaxspec.cache import cached, init_cache
+from jaxspec.acceptance import Acceptance, match
+from jaxspec.cache import cached, fill
 from jaxspec.candidates import message
 from jaxspec.channel import pack
-from jaxspec.sampling import greedy
-from jaxspec.types import Array, Cache, Network, Params
-from jaxspec.verify import Verdict, match
+from jaxspec.sampling import Sampling, log_probability, noted, perturbed, seen_along
+from jaxspec.sharding import DATA_AXIS, axis_size
+from jaxspec.text import Text
+from jaxspec.types import Array, Cache, Model, Network, Params
+from jaxspec.verify import Verdict, longest_match
 
 
 class StepInfo(NamedTuple):
-    """What one step did, per sequence.
+    """What one step did, per sequence: one array for all of it, since every array that the host reads costs it time.
 
     Attributes:
-        tokens: the target's own tokens; the first ``num_emitted`` of a row are new text: [B, γ+1] int32.
-        num_emitted: tokens added, 0 once a sequence has all it may have: [B] int32.
-        num_accepted: drafted tokens that were confirmed, the extra token excluded: [B] int32.
-        reused: the next window was rolled out before the verdict was known: [B] bool.
+        packed: [B, 2·(γ+1) + 2] int32, what the properties read.
+        reused: the next window was rolled out before the verdict was known: [B] bool; None where that cannot be.
     """
 
-    tokens: Array
-    num_emitted: Array
-    num_accepted: Array
-    reused: Array
+    packed: Array
+    reused: Array | None = None
+
+    def read(self) -> "StepInfo":
+        """On the host; waits for the step."""
+        return StepInfo(np.asarray(self.packed), None if self.reused is None else np.asarray(self.reused))  # type: ignore[arg-type]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The target's own tokens; the first ``num_emitted`` of a row are new text: [B, γ+1]."""
+        return np.asarray(self.packed)[:, : self._places]
+
+    @property
+    def log_probabilities(self) -> np.ndarray:
+        """Of ``tokens`` under the target's own law, unfiltered, at temperature 1: [B, γ+1]."""
+        return np.ascontiguousarray(np.asarray(self.packed)[:, self._places : -2]).view(np.float32)
+
+    @property
+    def num_emitted(self) -> np.ndarray:
+        """Tokens added, 0 once a sequence has all it may have: [B]."""
+        return np.asarray(self.packed)[:, -2]
+
+    @property
+    def num_accepted(self) -> np.ndarray:
+        """Drafted tokens that were confirmed, the extra token excluded: [B]."""
+        return np.asarray(self.packed)[:, -1]
+
+    @property
+    def _places(self) -> int:
+        return self.packed.shape[1] // 2 - 1
 
 
 #: Called with (lane, name, outputs) for every program that a step enqueues.
@@ -43,24 +73,66 @@ class DecodingMethod(NamedTuple):
     """One way to decode; ``jaxspec.generate`` drives it.
 
     Attributes:
-        init: (tokens [B, P], lengths [B], max_new_tokens, capacity) → state; prompts are padded on the right.
+        init: (``Request``, capacity) → state.
         step: (state, watch) → (state, StepInfo).
         window: γ, tokens drafted a step; 0 for plain decoding.
         vocab_size: token ids lie below it.
+        text: how the target reads and writes, if it came with a tokenizer.
+        groups: sequences of a batch must divide by it (the ``data`` axis of the meshes).
+        max_length: most tokens of a sequence that the target can tell apart (learned positions), if limited.
     """
 
     init: Callable[..., Any]
     step: Callable[..., tuple[Any, StepInfo]]
     window: int
     vocab_size: int
+    text: Text | None = None
+    groups: int = 1
+    max_length: int | None = None
+
+
+def method_of(
+    target: Model, init: Callable[..., Any], step: Callable[..., Any], window: int, *meshes: Mesh | None
+) -> DecodingMethod:
+    """A method whose text is the target's."""
+    config, groups = target.network.config, math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in meshes))
+    return DecodingMethod(init, step, window, config.vocab_size, target.text, groups, config.ends.positions)
+
+
+class Request(NamedTuple):
+    """What a batch of sequences asks for.
+
+    Attributes:
+        tokens: prompts, padded on the right: [B, P] int32.
+        lengths: of the prompts: [B] int32.
+        max_new_tokens: [B] int32.
+        sampling: how tokens are drawn; None: every sequence takes the most likely ones.
+        seen: which tokens a prompt holds, [B, V] bool; None where no repetition is penalised.
+    """
+
+    tokens: Any
+    lengths: Any
+    max_new_tokens: Any
+    sampling: Sampling | None = None
+    seen: Any = None
 
 
 class Progress(NamedTuple):
-    """Where each sequence stands: last committed token, its position, and the last position it may reach; all [B]."""
+    """Where each sequence stands.
+
+    Attributes:
+        last: last committed token: [B].
+        position: its position: [B].
+        limit: the last position it may reach: [B].
+        sampling: how its tokens are drawn.
+        seen: tokens that it holds, [B, V] bool, where repetitions are penalised.
+    """
 
     last: Array
     position: Array
     limit: Array
+    sampling: Sampling | None
+    seen: Array | None
 
 
 class TargetState(NamedTuple):
@@ -71,16 +143,23 @@ class TargetState(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("network", "capacity"))
-def prefill(
-    network: Network, params: Params, tokens: Array, lengths: Array, max_new: Array, capacity: int
-) -> TargetState:
-    """Runs the prompts [B, P], padded on the right, and leaves each sequence at its last token."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-    cache = init_cache(network.config, tokens.shape[0], capacity)
-    x = network.embed(params, tokens)
-    _, cache = network.blocks(params, x, positions, cache, cached(positions), range(network.config.num_layers))
-    last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
-    return TargetState(cache, Progress(last, lengths - 1, lengths - 1 + max_new))
+def prefill(network: Network, params: Params, request: Request, capacity: int) -> TargetState:
+    """Runs the prompts and leaves each sequence at its last token."""
+    cache = fill(network, params, request.tokens, capacity)
+    last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
+    at = request.lengths - 1
+    return TargetState(cache, Progress(last, at, at + request.max_new_tokens, request.sampling, request.seen))
+
+
+class Choices(NamedTuple):
+    """The target's own tokens after the last committed one and each of the window, and their log-probabilities."""
+
+    tokens: Array
+    log_probabilities: Array
+
+    def packed(self, num_emitted: Array, num_accepted: Array) -> Array:
+        """What ``StepInfo`` holds."""
+        return pack((self.tokens, self.log_probabilities, num_emitted, num_accepted))
 
 
 def prefix_pass(
@@ -92,11 +171,27 @@ def prefix_pass(
 
 
 def suffix_pass(
-    network: Network, params: Params, cache: Cache, progress: Progress, x: Array, start: int
-) -> tuple[Array, Cache]:
-    """Layers ``start``+1..N over x [D, B, γ+1]: the target's own tokens [B, γ+1] and the new rows."""
+    network: Network,
+    params: Params,
+    cache: Cache,
+    progress: Progress,
+    x: Array,
+    start: int,
+    window: Array,
+    law: Any = None,
+    acceptance: Acceptance | None = None,
+) -> tuple[Choices, Cache]:
+    """Layers ``start``+1..N over x [D, B, γ+1]: the target's choices and the new rows."""
     x, cache = _run(network, params, x, cache, progress, range(start, network.config.num_layers))
-    return greedy(network.logits(params, x)), cache
+    logits = network.logits(params, x)
+    rule, seen = acceptance or match(), seen_along(progress.seen, window)
+    tokens = rule.choose(logits, window, law, progress.sampling, places(progress, window), seen)
+    return Choices(tokens, log_probability(logits, tokens)), cache
+
+
+def places(progress: Progress, window: Array) -> Array:
+    """Positions of the tokens that are chosen after the last committed one and each of the window: [B, γ+1]."""
+    return progress.position[:, None] + 1 + jnp.arange(window.shape[1] + 1)[None]
 
 
 def _run(
@@ -110,11 +205,12 @@ def _run(
 
 def advance(progress: Progress, window: Array, choices: Array) -> tuple[Progress, Verdict, Array]:
     """Verdict on a window, progress after it, and how many tokens it adds: A + 1, cut at the limit."""
-    verdict = match(window, choices, progress.position)
+    verdict = longest_match(window, choices, progress.position)
     emitted = jnp.minimum(verdict.num_accepted + 1, progress.limit - progress.position)
     newest = jnp.take_along_axis(choices, jnp.maximum(emitted - 1, 0)[:, None], axis=1)[:, 0]
     last = jnp.where(emitted > 0, newest, progress.last)
-    return Progress(last, progress.position + emitted, progress.limit), verdict, emitted
+    seen = noted(progress.seen, choices, emitted)
+    return progress._replace(last=last, position=progress.position + emitted, seen=seen), verdict, emitted
 
 
 @partial(jax.jit, static_argnames=("network", "exit_layer", "num_candidates"), donate_argnames="cache")
@@ -130,14 +226,24 @@ def target_prefix(
 ) -> tuple[Array, Cache, Array]:
     """The compiled prefix: hidden state, rows of layers 1..ℓₑ, and the packed message of the exit ``head``."""
     x, cache = prefix_pass(network, params, cache, progress, window, exit_layer)
-    return x, cache, pack(message(head(network, params, x), window, num_candidates))
+    seen = seen_along(progress.seen, window)
+    scores = perturbed(head(network, params, x), progress.sampling, places(progress, window), seen)
+    return x, cache, pack(message(scores, window, num_candidates))
 
 
-@partial(jax.jit, static_argnames=("network", "exit_layer"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("network", "exit_layer", "acceptance"), donate_argnames="cache")
 def target_suffix(
-    network: Network, exit_layer: int, params: Params, cache: Cache, progress: Progress, x: Array, window: Array
-) -> tuple[Array, Cache, Progress, Array, Array, Array]:
-    """The compiled suffix: the target's tokens, rows of layers ℓₑ+1..N, progress, packed verdict, A, tokens emitted."""
-    choices, cache = suffix_pass(network, params, cache, progress, x, exit_layer)
-    progress, verdict, emitted = advance(progress, window, choices)
-    return choices, cache, progress, pack(verdict), verdict.num_accepted, emitted
+    network: Network,
+    exit_layer: int,
+    acceptance: Acceptance,
+    params: Params,
+    cache: Cache,
+    progress: Progress,
+    x: Array,
+    window: Array,
+    law: Any,
+) -> tuple[Cache, Progress, Array, Array]:
+    """The compiled suffix: rows of layers ℓₑ+1..N, progress, the packed verdict, what ``StepInfo`` holds."""
+    choices, cache = suffix_pass(network, params, cache, progress, x, exit_layer, window, law, acceptance)
+    progress, verdict, emitted = advance(progress, window, choices.tokens)
+    return cache, progress, pack(verdict), choices.packed(emitted, verdict.num_accepted)

@@ -7,14 +7,17 @@ window, whose row nothing has needed so far.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.cache import attend_cache, cached, init_cache, visible, write
-from jaxspec.sampling import greedy
+from jaxspec.acceptance import Acceptance
+from jaxspec.cache import attend_cache, fill, visible, write
+from jaxspec.config import Scores
+from jaxspec.decoding import Request
+from jaxspec.sampling import Sampling
 from jaxspec.types import Array, Attend, Cache, Network, Params, Rows
 
 
@@ -25,16 +28,51 @@ class Pending(NamedTuple):
     position: Array
 
 
-class Drafted(NamedTuple):
-    """One drafted window: ``tokens`` [B, γ], and per layer its key and value rows [B, G, γ, head_size]."""
+class Branches(NamedTuple):
+    """Rolled out branches: ``tokens`` [B, R, γ], and where the rule wants it the ``law`` of each, [B, R, γ, …]."""
 
     tokens: Array
+    law: Any
+
+
+class Drafted(NamedTuple):
+    """One drafted window: ``tokens`` [B, γ], its law, and per layer its key and value rows [B, G, γ, head_size]."""
+
+    tokens: Array
+    law: Any
     rows: Cache
 
 
+class Proposer(NamedTuple):
+    """How a draft's tokens are drawn: the rule of acceptance, the sampling of each sequence, what branches have seen.
+
+    ``seen`` is [B, R, V], a branch's root included, where repetitions are penalised.
+    """
+
+    acceptance: Acceptance
+    sampling: Sampling | None
+    seen: Array | None = None
+
+    def __call__(self, logits: Array, positions: Array) -> tuple[Array, Any]:
+        """Tokens [B, R] from logits [V, B, R], for ``positions`` [B, R]; and their law."""
+        return self.acceptance.propose(logits, self.sampling, positions, self.seen)
+
+    def after(self, tokens: Array) -> "Proposer":
+        """Once branches have said ``tokens`` [B, R]."""
+        if self.seen is None:
+            return self
+        return self._replace(seen=self.seen | (tokens[..., None] == jnp.arange(self.seen.shape[-1])[None, None]))
+
+
 def rollout(
-    network: Network, params: Params, cache: Cache, roots: Pending, window: int, pending: Pending | None = None
-) -> tuple[Array, Cache]:
+    network: Network,
+    params: Params,
+    cache: Cache,
+    roots: Pending,
+    window: int,
+    proposer: Proposer,
+    pending: Pending | None = None,
+) -> tuple[Branches, Cache]:
     """Continues every root by ``window`` tokens.
 
     Args:
@@ -43,30 +81,36 @@ def rollout(
         cache: the draft's rows, shared by all branches; R·γ at its end are scratch.
         roots: first tokens of the branches and their positions, each [B, R]; branch b sees the rows below its position.
         window: γ, tokens to draft for every branch.
+        proposer: how they are drawn.
         pending: a token that is run along with the first step so that the cache gets its row.
 
     Returns:
-        Tokens of the branches [B, R, γ], and the cache with the pending row and the branches' rows in its scratch.
+        The branches, and the cache with the pending row and the branches' rows in its scratch.
     """
     branches = roots.token.shape[1]
     scratch = Scratch(branches, window, cache[0][0].shape[2])
 
-    def run(tokens: Array, positions: Array, cache: Cache, attend: Attend) -> tuple[Array, Cache]:
-        layers = range(network.config.num_layers)
-        x, cache = network.blocks(params, network.embed(params, tokens), positions, cache, attend, layers)
-        return greedy(network.logits(params, x[:, :, -branches:])), cache
+    def run(
+        say: Array | None, tokens: Array, positions: Array, number: Array | int, cache: Cache, pending: Pending | None
+    ) -> tuple[tuple[Array, Array | None, Cache], Any]:
+        attend = branching(scratch, roots.position, number, pending)
+        x = network.embed(params, tokens)
+        x, cache = network.blocks(params, x, positions, cache, attend, range(network.config.num_layers))
+        own = proposer._replace(seen=say)
+        said, law = own(network.logits(params, x[:, :, -branches:]), roots.position + number + 1)
+        return (said, own.after(said).seen, cache), (said, law)
 
-    def step(carry: tuple[Array, Cache], number: Array) -> tuple[tuple[Array, Cache], Array]:
-        tokens, cache = carry
-        attend = branching(scratch, roots.position, number)
-        return run(tokens, roots.position + number, cache, attend), tokens
+    def step(carry: tuple[Array, Array | None, Cache], number: Array) -> tuple[tuple[Array, Array | None, Cache], Any]:
+        tokens, seen, cache = carry
+        return run(seen, tokens, roots.position + number, number, cache, None)
 
     tokens, positions = roots
     if pending is not None:
         tokens, positions = (jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, roots, strict=True))
-    first = run(tokens, positions, cache, branching(scratch, roots.position, 0, pending))
-    (last, cache), drafted = jax.lax.scan(step, first, jnp.arange(1, window))
-    return jnp.moveaxis(jnp.concatenate([drafted, last[None]]), 0, 2), cache
+    carry, first = run(proposer.seen, tokens, positions, 0, cache, pending)
+    (_, _, cache), rest = jax.lax.scan(step, carry, jnp.arange(1, window))
+    joined = jax.tree.map(lambda one, many: jnp.moveaxis(jnp.concatenate([one[None], many]), 0, 2), first, rest)
+    return Branches(*joined), cache
 
 
 class Scratch(NamedTuple):
@@ -81,12 +125,14 @@ class Scratch(NamedTuple):
         """First scratch row."""
         return self.capacity - 1 - self.branches * self.window
 
-    def own(self, number: Array | int) -> Array:
-        """Which rows belong to a branch once it has row ``number``: [R, S]."""
+    def own(self, number: Array | int, reach: int | None = None) -> Array:
+        """Which rows a branch sees of its own once it has row ``number``, the last ``reach`` at most: [R, S]."""
         place = np.arange(self.capacity) - self.start
         inside = (place >= 0) & (place < self.branches * self.window)
         mine = inside & (place % self.branches == np.arange(self.branches)[:, None])
-        return mine & (place // self.branches <= number)[None]
+        row = place // self.branches
+        seen = (row <= number) if reach is None else (row <= number) & (row > number - reach)
+        return mine & seen[None]
 
 
 def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pending | None = None) -> Attend:
@@ -98,10 +144,15 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pe
         number: own rows that it has so far, the same for all.
         pending: token 0 of every sequence belongs to no branch and leaves its row in the shared part.
     """
-    seen = visible(scratch.capacity, lengths) | scratch.own(number)[None]
-    if pending is not None:
-        before = visible(scratch.capacity, pending.position[:, None] + 1)
-        seen = jnp.concatenate([before, seen], axis=1)
+
+    def seen(reach: int | None) -> Array:
+        shared = visible(scratch.capacity, lengths - 1)
+        if reach is not None:
+            shared &= visible(scratch.capacity, lengths + number, reach)
+        branches = shared | scratch.own(number, reach)[None]
+        if pending is None:
+            return branches
+        return jnp.concatenate([visible(scratch.capacity, pending.position[:, None], reach), branches], axis=1)
 
     def extended(rows: Array, new: Array) -> Array:
         if pending is not None:
@@ -109,47 +160,64 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pe
         own = new[:, :, -scratch.branches :]
         return jax.lax.dynamic_update_slice_in_dim(rows, own, scratch.start + number * scratch.branches, axis=2)
 
-    def attend(queries: Array, keys: Array, values: Array, rows: Rows) -> tuple[Array, Rows]:
+    def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
         rows = extended(rows[0], keys), extended(rows[1], values)
-        return attend_cache(queries, rows, seen), rows
+        return attend_cache(queries, rows, seen(scores.window), scores), rows
 
     return attend
 
 
-def take(tokens: Array, cache: Cache, branch: Array) -> Drafted:
-    """The window of one ``branch`` [B] of every sequence, from what ``rollout`` gave: ``tokens`` [B, R, γ], cache."""
-    batch, branches, window = tokens.shape
+def take(rolled: Branches, cache: Cache, branch: Array) -> Drafted:
+    """The window of one ``branch`` [B] of every sequence, from what ``rollout`` gave."""
+    batch, branches, window = rolled.tokens.shape
     start = Scratch(branches, window, cache[0][0].shape[2]).start
 
     def pick(rows: Array) -> Array:
         scratch = rows[:, :, start:-1].reshape(batch, rows.shape[1], window, branches, -1)
         return jnp.take_along_axis(scratch, branch[:, None, None, None, None], axis=3)[:, :, :, 0]
 
-    return Drafted(jnp.take_along_axis(tokens, branch[:, None, None], axis=1)[:, 0], jax.tree.map(pick, cache))
+    def choose(values: Array) -> Array:
+        return jnp.take_along_axis(values, branch.reshape(-1, *(1,) * (values.ndim - 1)), axis=1)[:, 0]
+
+    tokens, law = jax.tree.map(choose, rolled)
+    return Drafted(tokens, law, jax.tree.map(pick, cache))
 
 
-def commit(cache: Cache, drafted: Drafted, position: Array) -> tuple[Array, Cache]:
-    """Makes a drafted window the next one [B, γ]: its rows are written from ``position`` [B] on."""
-    return drafted.tokens, jax.tree.map(lambda old, new: write(old, new, position), cache, drafted.rows)
+class Window(NamedTuple):
+    """A window to verify: ``tokens`` [B, γ] and the law they were drawn from, where the rule wants it."""
+
+    tokens: Array
+    law: Any
 
 
-@partial(jax.jit, static_argnames=("network", "window", "capacity"))
+def commit(cache: Cache, drafted: Drafted, position: Array) -> tuple[Window, Cache]:
+    """Makes a drafted window the next one: its rows are written from ``position`` [B] on."""
+    rows = jax.tree.map(lambda old, new: write(old, new, position), cache, drafted.rows)
+    return Window(drafted.tokens, drafted.law), rows
+
+
+@partial(jax.jit, static_argnames=("network", "acceptance", "window", "capacity"))
 def first_window(
-    network: Network, params: Params, tokens: Array, lengths: Array, window: int, capacity: int
-) -> tuple[Array, Cache]:
-    """Runs the prompts [B, P] through the draft and drafts the first window [B, γ]."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-    cache = init_cache(network.config, tokens.shape[0], capacity)
-    x = network.embed(params, tokens)
-    _, cache = network.blocks(params, x, positions, cache, cached(positions), range(network.config.num_layers))
-    last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)
-    return drafted_next(network, params, cache, Pending(last[:, 0], lengths - 1), window)
+    network: Network, acceptance: Acceptance, params: Params, request: Request, window: int, capacity: int
+) -> tuple[Window, Cache]:
+    """Runs the prompts through the draft and drafts the first window."""
+    cache = fill(network, params, request.tokens, capacity)
+    last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
+    proposer = Proposer(acceptance, request.sampling, request.seen)
+    return drafted_next(network, params, cache, Pending(last, request.lengths - 1), window, proposer)
 
 
 def drafted_next(
-    network: Network, params: Params, cache: Cache, root: Pending, window: int, pending: Pending | None = None
-) -> tuple[Array, Cache]:
-    """Drafts one window [B, γ] after ``root`` and commits it."""
+    network: Network,
+    params: Params,
+    cache: Cache,
+    root: Pending,
+    window: int,
+    proposer: Proposer,
+    pending: Pending | None = None,
+) -> tuple[Window, Cache]:
+    """Drafts one window after ``root`` and commits it; the proposer has ``seen`` [B, V]."""
     roots = Pending(root.token[:, None], root.position[:, None])
-    tokens, cache = rollout(network, params, cache, roots, window, pending)
-    return commit(cache, take(tokens, cache, jnp.zeros_like(root.token)), root.position)
+    own = proposer if proposer.seen is None else proposer._replace(seen=proposer.seen[:, None])
+    rolled, cache = rollout(network, params, cache, roots, window, own, pending)
+    return commit(cache, take(rolled, cache, jnp.zeros_like(root.token)), root.position)

@@ -1,21 +1,20 @@
-"""The host loop: prompts in, tokens and statistics out, whatever the decoding method."""
+"""The host loop: prompts in; tokens, text and statistics out, whatever the decoding method."""
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
-import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from jaxspec.compilations import compiled_programs
 from jaxspec.decoding import DecodingMethod, StepInfo, Watch, unwatched
-from jaxspec.tokenizer import encode
+from jaxspec.requests import Each, Options, Prompt, check, encoded, request_of, text_of
+from jaxspec.stopping import Finish, Written
+from jaxspec.text import Text
 
-#: Prompts are padded to a multiple of this many tokens, so that prompts of like length share one compiled program.
-BUCKET = 32
 #: Steps enqueued before the oldest one's tokens are read.
 IN_FLIGHT = 3
 
@@ -32,6 +31,7 @@ class Stats:
         reused: those of ``needed`` whose next window had been rolled out ahead.
         prefill_seconds: prompts, and the first window.
         decode_seconds: everything after that.
+        compiled: programs compiled during the call; none from the second call in the same buckets on.
     """
 
     steps: int = 0
@@ -41,6 +41,7 @@ class Stats:
     reused: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    compiled: int = 0
 
     @property
     def accepted_length(self) -> float:
@@ -57,24 +58,44 @@ class Stats:
         """New tokens over the whole time of the call, prefill included."""
         return self.new_tokens / max(self.prefill_seconds + self.decode_seconds, 1e-9)
 
+    def to_dict(self) -> dict[str, float]:
+        """Counts and rates."""
+        rates = "accepted_length", "reuse_rate", "tokens_per_second"
+        return {**vars(self), **{name: getattr(self, name) for name in rates}}
+
 
 @dataclass
 class Generation:
-    """Result of ``generate``: per prompt the new token ids, their text (with a tokenizer), and the statistics."""
+    """Result of ``generate``, one entry a prompt.
+
+    Attributes:
+        tokens: new token ids; a stop token is kept.
+        text: their text without special tokens and up to the stop string; None without a tokenizer.
+        stats: counts over all sequences.
+        finish_reason: "stop" at a stop token or string, "length" at ``max_new_tokens``.
+        log_probabilities: of every new token under the target's own law (nats; no filter, temperature 1).
+    """
 
     tokens: list[list[int]]
     text: list[str] | None
     stats: Stats = field(default_factory=Stats)
+    finish_reason: list[Finish] = field(default_factory=list)
+    log_probabilities: list[list[float]] = field(default_factory=list)
 
 
 def generate(
     method: DecodingMethod,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
-    max_new_tokens: int = 128,
+    prompts: Sequence[Prompt],
+    max_new_tokens: Each[int] = 128,
     *,
-    temperature: float = 0.0,
-    stop: Sequence[int] = (),
-    tokenizer: Tokenizer | None = None,
+    temperature: Each[float] = 0.0,
+    top_k: Each[int] = 0,
+    top_p: Each[float] = 1.0,
+    min_p: Each[float] = 0.0,
+    repetition_penalty: Each[float] = 1.0,
+    seed: Each[int] = 0,
+    stop: Sequence[int | str] | None = None,
+    tokenizer: Tokenizer | Text | None = None,
     max_length: int = 4096,
     progress: bool = False,
     watch: Watch = unwatched,
@@ -83,102 +104,127 @@ def generate(
 
     Args:
         method: from ``jaxspec.autoregressive``, ``speculative`` or ``mirror``.
-        prompts: texts (with a ``tokenizer``) or token ids.
-        max_new_tokens: tokens to add to each.
-        temperature: 0, the target's most likely token.
-        stop: token ids after which a sequence ends; the stop token is kept.
-        tokenizer: encodes text prompts and decodes the result.
+        prompts: texts or conversations (with a tokenizer), or token ids.
+        max_new_tokens: tokens to add; this and the next six are one number, or one for each prompt.
+        temperature: 0, the most likely token; else a token is drawn from logits / temperature.
+        top_k: draw from the k most likely tokens; 0: from all.
+        top_p: draw from the fewest tokens that hold this probability.
+        min_p: draw from tokens of at least this share of the most likely one's probability.
+        repetition_penalty: logits of tokens said before are divided by it, or multiplied if negative.
+        seed: of the noise; a single one is counted up over the prompts.
+        stop: ids and texts after which a sequence ends; default: the stop tokens that the target came with.
+        tokenizer: encodes text prompts and decodes the result; default: the one the target came with.
         max_length: capacity of the cache, prompt and new tokens together.
         progress: show a bar.
         watch: sees every program that a step enqueues (``jaxspec.trace.Timeline``).
 
     Raises:
-        ValueError: no or an empty prompt, a token outside the vocabulary, a prompt too long for the cache, text without
-            a tokenizer, a temperature other than 0.
+        ValueError: no or an empty prompt, a token outside the vocabulary, a prompt too long for the cache, text or stop
+            strings without a tokenizer, an option out of its range.
     """
-    if temperature != 0:
-        raise ValueError(f"expected temperature 0 (greedy decoding), got {temperature}")
-    ids = _encode(prompts, tokenizer)
-    _check(ids, method, max_new_tokens, max_length)
-    tokens, lengths, capacity = _padded(ids, max_new_tokens, method.window)
-    stats, start = Stats(), time.perf_counter()
-    state = jax.block_until_ready(method.init(tokens, lengths, max_new_tokens, capacity))
-    stats.prefill_seconds = time.perf_counter() - start
-    new = _decode(method, state, len(ids), max_new_tokens, frozenset(stop), stats, progress, watch)
-    stats.decode_seconds = time.perf_counter() - start - stats.prefill_seconds
-    return Generation(new, None if tokenizer is None else [tokenizer.decode(row) for row in new], stats)
+    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    run = _Run(method, prompts, options, stop, text_of(method, tokenizer), max_length, watch)
+    total = int(sum(row.limit for row in run.rows))
+    with tqdm(total=total, desc="decode", unit="token", disable=not progress) as bar:
+        for added in run:
+            bar.update(added)
+    rows = run.rows
+    text = None if run.text is None else [row.show() for row in rows]
+    return Generation(
+        [row.tokens for row in rows],
+        text,
+        run.stats,
+        [row.finish or "length" for row in rows],
+        [row.log_probabilities for row in rows],
+    )
 
 
-def _decode(
+def stream(
     method: DecodingMethod,
-    state: Any,
-    batch: int,
-    limit: int,
-    stop: frozenset,
-    stats: Stats,
-    progress: bool,
-    watch: Watch,
-) -> list[list[int]]:
-    new: list[list[int]] = [[] for _ in range(batch)]
-    done, flying = [False] * batch, deque[StepInfo]()
-    with tqdm(total=batch * limit, desc="decode", unit="token", disable=not progress) as bar:
-        while not all(done):
-            slowest = min(len(row) for row, ended in zip(new, done, strict=True) if not ended)
-            while not flying or (len(flying) < IN_FLIGHT and slowest + len(flying) * (method.window + 1) < limit):
-                state, info = method.step(state, watch)
+    prompt: Prompt,
+    max_new_tokens: int = 128,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[int | str] | None = None,
+    tokenizer: Tokenizer | Text | None = None,
+    max_length: int = 4096,
+) -> Iterator[str]:
+    """The text of one sequence, piece by piece as it is decoded: whole characters, and nothing of a stop string.
+
+    The arguments are those of ``generate``; all pieces together are its text.
+    """
+    options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    text = text_of(method, tokenizer)
+    if text is None:
+        raise ValueError("expected a tokenizer to write text with, got none; pass tokenizer=")
+    run, shown = _Run(method, [prompt], options, stop, text, max_length, unwatched), 0
+    for _ in run:
+        written = run.rows[0].show()
+        if len(written) > shown:
+            yield written[shown:]
+            shown = len(written)
+
+
+class _Run:
+    """One batch from its prompts to its last token; iterating decodes, and says how many tokens each step added."""
+
+    def __init__(
+        self,
+        method: DecodingMethod,
+        prompts: Sequence[Prompt],
+        options: Options,
+        stop: Sequence[int | str] | None,
+        text: Text | None,
+        max_length: int,
+        watch: Watch,
+    ):
+        if not len(prompts):
+            raise ValueError("expected at least one prompt, got none")
+        self.method, self.watch, self.text, self.stats = method, watch, text, Stats()
+        ids, arrays = encoded(prompts, text), options.arrays(len(prompts))
+        check(ids, method, arrays["max_new_tokens"], max_length)
+        self.request, self.capacity = request_of(ids, arrays, method)
+        default = text.stop if text else ()
+        ends = default if stop is None else [stop] if isinstance(stop, str) else stop
+        strings = tuple(end for end in ends if isinstance(end, str))
+        if strings and text is None or "" in strings:
+            raise ValueError(f"expected stop strings that are not empty, with a tokenizer, got {strings}")
+        tokens = frozenset(int(end) for end in ends if not isinstance(end, str))
+        decode = text.decode if text else None
+        self.rows = [Written(int(new), tokens, strings, decode) for new in arrays["max_new_tokens"]]
+
+    def __iter__(self) -> Iterator[int]:
+        start, programs = time.perf_counter(), compiled_programs()
+        state = jax.block_until_ready(self.method.init(self.request, self.capacity))
+        self.stats.prefill_seconds = time.perf_counter() - start
+        flying, ahead = deque[StepInfo](), self.method.window + 1
+        while active := [row for row in self.rows if row.finish is None]:
+            most = max(row.limit - len(row.tokens) for row in active)
+            while not flying or (len(flying) < IN_FLIGHT and len(flying) * ahead < most):
+                state, info = self.method.step(state, self.watch)
                 flying.append(info)
-            before = stats.new_tokens
-            _collect(jax.device_get(flying.popleft()), new, done, limit, stop, stats)
-            bar.update(stats.new_tokens - before)
-    return new
+            yield self._collect(flying.popleft().read())
+            self.stats.decode_seconds = time.perf_counter() - start - self.stats.prefill_seconds
+            self.stats.compiled = compiled_programs() - programs
 
-
-def _collect(info: StepInfo, new: list[list[int]], done: list[bool], limit: int, stop: frozenset, stats: Stats) -> None:
-    """Adds what one step emitted; ends sequences at the limit or after a stop token."""
-    for index, row in enumerate(new):
-        if done[index]:
-            continue
-        emitted = info.tokens[index, : info.num_emitted[index]].tolist()
-        if stop and (ends := [place for place, token in enumerate(emitted) if token in stop]):
-            emitted, done[index] = emitted[: ends[0] + 1], True
-        row.extend(emitted)
-        done[index] |= len(row) >= limit
-        stats.steps += 1
-        stats.new_tokens += len(emitted)
-        stats.accepted += int(info.num_accepted[index])
-        stats.needed += not done[index]
-        stats.reused += bool(info.reused[index]) and not done[index]
-
-
-def _encode(prompts: Sequence[Any], tokenizer: Tokenizer | None) -> list[np.ndarray]:
-    if any(isinstance(prompt, str) for prompt in prompts) and tokenizer is None:
-        raise ValueError("expected token ids, got text; pass tokenizer= or encode the prompts")
-    return [encode(tokenizer, p) if tokenizer and isinstance(p, str) else np.asarray(p, np.int32) for p in prompts]
-
-
-def _check(ids: list[np.ndarray], method: DecodingMethod, max_new_tokens: int, max_length: int) -> None:
-    if not ids:
-        raise ValueError("expected at least one prompt, got none")
-    if max_new_tokens < 1:
-        raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
-    for index, row in enumerate(ids):
-        if row.ndim != 1 or not len(row):
-            raise ValueError(f"prompt {index}: expected at least one token, got shape {row.shape}")
-        if row.min() < 0 or row.max() >= method.vocab_size:
-            raise ValueError(
-                f"prompt {index}: expected token ids in [0, {method.vocab_size}), got {row.min()}..{row.max()}"
-            )
-        if len(row) + max_new_tokens > max_length:
-            raise ValueError(
-                f"prompt {index}: expected prompt and new tokens to fit the cache of {max_length}, got {len(row)} + "
-                f"{max_new_tokens}; shorten the prompt or raise max_length"
-            )
-
-
-def _padded(ids: list[np.ndarray], max_new_tokens: int, window: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Prompts [B, P] padded on the right to a bucket, their lengths, and the cache rows that decoding can touch."""
-    lengths = np.asarray([len(row) for row in ids], np.int32)
-    size = -(-int(lengths.max()) // BUCKET) * BUCKET
-    tokens = np.stack([np.pad(row, (0, size - len(row))) for row in ids])
-    capacity = -(-(size + max_new_tokens + 2 * (window + 1)) // BUCKET) * BUCKET
-    return tokens, lengths, capacity
+    def _collect(self, info: StepInfo) -> int:
+        """Adds what one step emitted to every sequence that goes on."""
+        stats, before = self.stats, self.stats.new_tokens
+        tokens, values = info.tokens.tolist(), info.log_probabilities.tolist()
+        emitted, accepted = info.num_emitted.tolist(), info.num_accepted.tolist()
+        reused = [False] * len(emitted) if info.reused is None else info.reused.tolist()
+        for index, row in enumerate(self.rows):
+            if row.finish is not None:
+                continue
+            count = emitted[index]
+            stats.new_tokens += row.add(tokens[index][:count], values[index][:count])
+            stats.steps += 1
+            stats.accepted += accepted[index]
+            stats.needed += row.finish is None
+            stats.reused += reused[index] and row.finish is None
+        return stats.new_tokens - before

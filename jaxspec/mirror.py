@@ -16,32 +16,46 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import candidates
+from jaxspec.acceptance import Acceptance, match
 from jaxspec.candidates import Policy, Roots, message_like
 from jaxspec.channel import send, unpack
 from jaxspec.checks import check_exit, check_pair
 from jaxspec.decoding import (
     DecodingMethod,
+    Request,
     StepInfo,
     TargetState,
     Watch,
+    method_of,
     prefill,
     target_prefix,
     target_suffix,
     unwatched,
 )
-from jaxspec.drafts import Drafted, Pending, commit, first_window, rollout, take
+from jaxspec.drafts import Branches, Drafted, Pending, Proposer, Window, commit, first_window, rollout, take
 from jaxspec.exits import LogitLens
+from jaxspec.sampling import Sampling, noted, seen_along
 from jaxspec.sharding import Placement, default_placement, place
 from jaxspec.types import Array, Cache, Model, Network, Params
 from jaxspec.verify import verdict_like
 
 
 class DraftState(NamedTuple):
-    """The draft mesh's side: rows, the window under verification [B, γ], position of the last committed token [B]."""
+    """The draft mesh's side.
+
+    Attributes:
+        cache: rows.
+        window: the window under verification.
+        position: of the last committed token: [B].
+        sampling: how tokens are drawn.
+        seen: tokens of the committed text, [B, V] bool, where repetitions are penalised.
+    """
 
     cache: Cache
-    window: Array
+    window: Window
     position: Array
+    sampling: Sampling | None
+    seen: Array | None
 
 
 class MirrorState(NamedTuple):
@@ -61,6 +75,7 @@ def mirror(
     exit: Any = None,
     policy: Policy | None = None,
     placement: Placement | None = None,
+    acceptance: Acceptance | None = None,
 ) -> DecodingMethod:
     """Mirror-SD: lossless, with the next window hidden behind the target's suffix whenever a branch comes true.
 
@@ -75,6 +90,7 @@ def mirror(
         exit: exit head; default ``LogitLens()``.
         policy: which branches are rolled out; default ``candidates.mirror()``, all (γ+1)·κ of them.
         placement: target and draft mesh; default: the first two devices.
+        acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
 
     Raises:
         ValueError: vocabularies differ, window or num_candidates < 1, exit layer out of range.
@@ -84,78 +100,98 @@ def mirror(
     check_pair(target, draft, window)
     exit_layer = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
     check_exit(target, exit_layer, num_candidates)
-    where = placement or default_placement()
-    policy = policy or candidates.mirror()
-    (target_params, target_home), (draft_params, draft_home) = place(target, where.target), place(draft, where.draft)
-    head = send(LogitLens() if exit is None else exit, target_home)
-    prefix = partial(target_prefix, target.network, exit_layer, num_candidates, target_params, head)
-    suffix = partial(target_suffix, target.network, exit_layer, target_params)
-    ahead = partial(draft_rollout, draft.network, policy, num_candidates, draft_params)
-    choose = partial(draft_select, draft.network, draft_params)
+    where, rule, policy = placement or default_placement(), acceptance or match(), policy or candidates.mirror()
+    network, target_params, target_home, target_shared = place(target, where.target)
+    drafter, draft_params, draft_home, _ = place(draft, where.draft)
+    head = send(LogitLens() if exit is None else exit, target_shared)
+    prefix = partial(target_prefix, network, exit_layer, num_candidates, target_params, head)
+    suffix = partial(target_suffix, network, exit_layer, rule, target_params)
+    ahead = partial(draft_rollout, drafter, rule, policy, num_candidates, draft_params)
+    choose = partial(draft_select, drafter, rule, draft_params)
     scratch = window * jax.eval_shape(policy, message_like(1, window, num_candidates)).tokens.shape[1]
 
-    def init(tokens: Array, lengths: Array, max_new_tokens: int, capacity: int) -> MirrorState:
-        state = prefill(
-            target.network, target_params, *send((tokens, lengths, jnp.int32(max_new_tokens)), target_home), capacity
-        )
-        tokens, lengths = send((tokens, lengths), draft_home)
-        first, cache = first_window(draft.network, draft_params, tokens, lengths, window, capacity + scratch)
-        return MirrorState(state, DraftState(cache, first, lengths - 1))
+    def init(request: Request, capacity: int) -> MirrorState:
+        state = prefill(network, target_params, send(request, target_home), capacity)
+        asked = send(request, draft_home)
+        first, cache = first_window(drafter, rule, draft_params, asked, window, capacity + scratch)
+        return MirrorState(state, DraftState(cache, first, asked.lengths - 1, asked.sampling, asked.seen))
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
         (cache, progress), drafting = state
-        window = send(drafting.window, target_home)
+        window, law = send(drafting.window, target_home)
         x, lower, sent = prefix(cache[:exit_layer], progress, window)
         watch("target", "prefix", sent)
-        choices, upper, progress, verdict, accepted, emitted = suffix(cache[exit_layer:], progress, x, window)
-        watch("target", "suffix", choices)
+        upper, progress, verdict, packed = suffix(cache[exit_layer:], progress, x, window, law)
+        watch("target", "suffix", packed)
         rolled, roots, rows = ahead(*drafting, send(sent, draft_home))
         watch("draft", "rollout", rolled)
-        drafting, reused = choose(rows, rolled, roots, send(verdict, draft_home))
+        drafting, reused = choose(rows, *drafting[1:], rolled, roots, send(verdict, draft_home))
         watch("draft", "select", reused)
-        return MirrorState(TargetState((*lower, *upper), progress), drafting), StepInfo(
-            choices, emitted, accepted, reused
-        )
+        return MirrorState(TargetState((*lower, *upper), progress), drafting), StepInfo(packed, reused)
 
-    return DecodingMethod(init, step, window, target.network.config.vocab_size)
+    return method_of(target, init, step, window, where.target, where.draft)
 
 
-@partial(jax.jit, static_argnames=("network", "policy", "num_candidates"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("network", "acceptance", "policy", "num_candidates"), donate_argnames="cache")
 def draft_rollout(
     network: Network,
+    acceptance: Acceptance,
     policy: Policy,
     num_candidates: int,
     params: Params,
     cache: Cache,
-    window: Array,
+    window: Window,
     position: Array,
+    sampling: Sampling | None,
+    seen: Array | None,
     received: Array,
-) -> tuple[Array, Roots, Cache]:
+) -> tuple[Branches, Roots, Cache]:
     """Ranks the candidates of the packed message and rolls out the chosen branches, γ tokens each."""
-    roots = policy(unpack(received, message_like(window.shape[0], window.shape[1], num_candidates)))
-    pending = Pending(window[:, -1], position + window.shape[1])
+    drafted = window.tokens
+    roots = policy(unpack(received, message_like(drafted.shape[0], drafted.shape[1], num_candidates)))
+    pending = Pending(drafted[:, -1], position + drafted.shape[1])
     at = Pending(roots.tokens, position[:, None] + roots.accepted + 1)
-    rolled, cache = rollout(network, params, cache, at, window.shape[1], pending)
+    proposer = Proposer(acceptance, sampling, seen_at(seen, drafted, roots)).after(roots.tokens)
+    rolled, cache = rollout(network, params, cache, at, drafted.shape[1], proposer, pending)
     return rolled, roots, cache
 
 
-@partial(jax.jit, static_argnames="network", donate_argnames="cache")
+def seen_at(seen: Array | None, window: Array, roots: Roots) -> Array | None:
+    """What branches have seen before their roots: [B, R, V]."""
+    along = seen_along(seen, window)
+    return None if along is None else jnp.take_along_axis(along, roots.accepted[..., None], axis=1)
+
+
+@partial(jax.jit, static_argnames=("network", "acceptance"), donate_argnames="cache")
 def draft_select(
-    network: Network, params: Params, cache: Cache, rolled: Array, roots: Roots, received: Array
+    network: Network,
+    acceptance: Acceptance,
+    params: Params,
+    cache: Cache,
+    window: Window,
+    position: Array,
+    sampling: Sampling | None,
+    seen: Array | None,
+    rolled: Branches,
+    roots: Roots,
+    received: Array,
 ) -> tuple[DraftState, Array]:
     """The branch that came true becomes the next window; where none did, a fresh rollout does."""
     verdict = unpack(received, verdict_like(received.shape[0]))
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
     reused, chosen = jnp.any(hit, axis=1), take(rolled, cache, jnp.argmax(hit, axis=1))
     root = Pending(verdict.next_token[:, None], verdict.position[:, None])
+    seen = noted(noted(seen, window.tokens, verdict.num_accepted), root.token, jnp.ones_like(verdict.position))
+    proposer = Proposer(acceptance, sampling, None if seen is None else seen[:, None])
 
     def fall_back(_: None) -> Drafted:
-        fresh = take(*rollout(network, params, cache, root, rolled.shape[2]), jnp.zeros_like(verdict.position))
+        again = rollout(network, params, cache, root, window.tokens.shape[1], proposer)
+        fresh = take(*again, jnp.zeros_like(verdict.position))
         return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), chosen, fresh)
 
     following = jax.lax.cond(jnp.all(reused), lambda _: chosen, fall_back, None)
     window, cache = commit(cache, following, verdict.position)
-    return DraftState(cache, window, verdict.position), reused
+    return DraftState(cache, window, verdict.position, sampling, seen), reused
 
 
 def _like(flags: Array, array: Array) -> Array:

@@ -4,80 +4,91 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxspec.acceptance import Acceptance, match
 from jaxspec.channel import send
 from jaxspec.checks import check_pair
 from jaxspec.decoding import (
     DecodingMethod,
+    Request,
     StepInfo,
     TargetState,
     Watch,
     advance,
+    method_of,
     prefill,
     prefix_pass,
     suffix_pass,
     unwatched,
 )
-from jaxspec.drafts import Pending, drafted_next, first_window
+from jaxspec.drafts import Pending, Proposer, Window, drafted_next, first_window
 from jaxspec.sharding import place
-from jaxspec.types import Array, Cache, Model, Network, Params
+from jaxspec.types import Cache, Model, Network, Params
 
 
 class SpeculativeState(NamedTuple):
-    """Target state, the draft's rows, and the window to verify next [B, γ]."""
+    """Target state, the draft's rows, and the window to verify next."""
 
     target: TargetState
     draft_cache: Cache
-    window: Array
+    window: Window
 
 
-def speculative(target: Model, draft: Model, window: int = 7, mesh: Mesh | None = None) -> DecodingMethod:
-    """Drafts γ tokens, verifies them in one target pass, keeps the matching prefix and the target's next token.
+def speculative(
+    target: Model, draft: Model, window: int = 7, mesh: Mesh | None = None, *, acceptance: Acceptance | None = None
+) -> DecodingMethod:
+    """Drafts γ tokens, verifies them in one target pass, keeps what is accepted and the target's next token.
 
-    The whole step, drafting included, is one compiled program on one mesh. Greedy output equals plain greedy decoding.
+    The whole step, drafting included, is one compiled program on one mesh. Under ``match`` the output equals that of
+    plain decoding with the same seed, token for token; under ``ratio`` its law does.
 
     Args:
         target: network and parameters whose text comes out.
         draft: a model over the same vocabulary.
         window: γ, tokens drafted a step.
         mesh: where both run. Default: the first device.
+        acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
 
     Raises:
-        ValueError: vocabularies differ, or ``window`` < 1.
+        ValueError: vocabularies differ, ``window`` < 1, or the mesh does not divide one of the models.
 
-    Source: Leviathan et al. (arXiv 2211.17192), with sample-and-match verification.
+    Source: Leviathan et al. (arXiv 2211.17192).
     """
     check_pair(target, draft, window)
-    networks = target.network, draft.network
-    (target_params, home), (draft_params, _) = place(target, mesh), place(draft, mesh)
+    rule, (network, target_params, home, _) = acceptance or match(), place(target, mesh)
+    drafter, draft_params, _, _ = place(draft, mesh)
 
-    def init(tokens: Array, lengths: Array, max_new_tokens: int, capacity: int) -> SpeculativeState:
-        tokens, lengths = send((tokens, lengths), home)
-        state = prefill(networks[0], target_params, tokens, lengths, jnp.int32(max_new_tokens), capacity)
-        first, cache = first_window(networks[1], draft_params, tokens, lengths, window, capacity + window)
+    def init(request: Request, capacity: int) -> SpeculativeState:
+        request = send(request, home)
+        state = prefill(network, target_params, request, capacity)
+        first, cache = first_window(drafter, rule, draft_params, request, window, capacity + window)
         return SpeculativeState(state, cache, first)
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
-        state, info = _step(networks, target_params, draft_params, state)
+        state, info = _step((network, drafter), rule, target_params, draft_params, state)
         watch("target", "step", info)
         return state, info
 
-    return DecodingMethod(init, step, window, target.network.config.vocab_size)
+    return method_of(target, init, step, window, mesh)
 
 
-@partial(jax.jit, static_argnames="networks", donate_argnames="state")
+@partial(jax.jit, static_argnames=("networks", "acceptance"), donate_argnames="state")
 def _step(
-    networks: tuple[Network, Network], target_params: Params, draft_params: Params, state: SpeculativeState
+    networks: tuple[Network, Network],
+    acceptance: Acceptance,
+    target_params: Params,
+    draft_params: Params,
+    state: SpeculativeState,
 ) -> tuple[SpeculativeState, StepInfo]:
-    (target, draft), window, old = networks, state.window, state.target.progress
+    (target, draft), (window, law), old = networks, state.window, state.target.progress
     count = target.config.num_layers
     x, cache = prefix_pass(target, target_params, state.target.cache, old, window, count)
-    choices, _ = suffix_pass(target, target_params, (), old, x, count)
-    progress, verdict, emitted = advance(old, window, choices)
+    choices, _ = suffix_pass(target, target_params, (), old, x, count, window, law, acceptance)
+    progress, verdict, emitted = advance(old, window, choices.tokens)
     pending = Pending(window[:, -1], old.position + window.shape[1])
     root = Pending(verdict.next_token, verdict.position)
-    following, rows = drafted_next(draft, draft_params, state.draft_cache, root, window.shape[1], pending)
-    info = StepInfo(choices, emitted, verdict.num_accepted, jnp.zeros(emitted.shape, bool))
+    proposer = Proposer(acceptance, progress.sampling, progress.seen)
+    following, rows = drafted_next(draft, draft_params, state.draft_cache, root, window.shape[1], proposer, pending)
+    info = StepInfo(choices.packed(emitted, verdict.num_accepted))
     return SpeculativeState(TargetState(cache, progress), rows, following), info

@@ -87,7 +87,7 @@ def lens_loss(target: Model, exit_layer: int) -> LossFn:
     The parameters are the exit head's own, such as ``exits.init_affine_lens``; target, norm and output head stay as
     they are.
     """
-    network, frozen = target
+    network, frozen = target.network, target.params
 
     def loss_fn(lens: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         early, final = hidden_states(network, frozen, batch["tokens"], (exit_layer,))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxspec.config import DecoderConfig
+from jaxspec.config import DecoderConfig, Scores
+from jaxspec.text import Text
 
 Array = jax.Array
 #: A plain pytree of arrays.
@@ -22,15 +23,19 @@ Cache = tuple[Rows, ...]
 
 
 class Attend(Protocol):
-    """Attention with memory: (queries, keys, values, rows of this layer) → (context, new rows)."""
+    """Attention with memory: (queries, keys, values, rows of this layer, scores) → (context, new rows)."""
 
-    def __call__(self, queries: Array, keys: Array, values: Array, rows: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, queries: Array, keys: Array, values: Array, rows: Any, scores: Scores = Scores()
+    ) -> tuple[Array, Any]:
         """Queries [B, G, Q, T, head_size], keys and values [B, G, T, head_size]; context is shaped as the queries."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """A language model as three pure functions; anything that has them can be a target or a draft.
+
+    Compiled programs belong to one network object: make it once (``models.decoder.network`` keeps those it made).
 
     Attributes:
         config: shape of the network; the engine reads vocabulary, layers and the size of a cache row.
@@ -38,6 +43,7 @@ class Network:
         blocks: (params, x, positions [B, T], cache, attend, layers: range) → (x, cache).
         logits: (params, x [D, B, T]) → [V, B, T].
         partition: params → a partition specification for each, over the mesh axis ``model``.
+        with_config: the same kind of network with another configuration; lets a mesh repeat key-value heads.
     """
 
     config: DecoderConfig
@@ -45,10 +51,18 @@ class Network:
     blocks: Callable[..., tuple[Array, Any]]
     logits: Callable[..., Array]
     partition: Callable[[Params], Any]
+    with_config: Callable[[DecoderConfig], "Network"] | None = None
 
 
 class Model(NamedTuple):
-    """A network and its parameters, bundled at the edge; inside compiled programs only the parameters travel."""
+    """A network and its parameters, bundled at the edge; inside compiled programs only the parameters travel.
+
+    Attributes:
+        network: pure functions.
+        params: their parameters.
+        text: tokenizer, chat template and stop tokens, for a model that came with them.
+    """
 
     network: Network
     params: Params
+    text: Text | None = None

@@ -1,4 +1,4 @@
-"""Sample and match: what of a window the target's own tokens confirm. Sees tokens only, no model."""
+"""Verification: what of a window the target's own choices confirm. Sees tokens only, no model."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ def verdict_like(batch: int) -> Verdict:
     return Verdict(field, field, field)
 
 
-def match(window: Array, choices: Array, position: Array) -> Verdict:
+def longest_match(window: Array, choices: Array, position: Array) -> Verdict:
     """A = length of the longest prefix in which ŷⱼ = yⱼ; c = y_{A+1}.
 
     Args:

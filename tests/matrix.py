@@ -1,38 +1,109 @@
 """The full product of settings: ``make matrix``. Resumable; the last line says how many of them are identical.
 
-Every window 1-8 × κ 1-8 × exit layer decodes a batch of unequal prompts with tiny random models and is compared,
-token by token, with plain decoding. Finished rows stand in ``out/matrix.jsonl`` and are not run again.
+Two products are decoded and compared, token by token, with plain decoding: mirror decoding of the tiny pair, greedily,
+over every window 1-8 × κ 1-8 × exit layer; and speculative and mirror decoding of a pair like each published family
+over window 1-8 × batch × temperature, with filters, penalties and seeds that cycle. Rows that share programs run one
+after the other: temperature, filters and seed are traced, so that they compile nothing. A sequence that differs is
+printed with the gap between its two best tokens at that place; less than ``pairs.TIE`` is a tie and no difference.
+Finished rows stand in ``out/matrix.jsonl`` and are not run again, unless the package has changed since.
 """
 
+import hashlib
 import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
 import jaxspec
-from tests.jaxspec import models
+from tests.jaxspec import models, pairs
 
 OUT = Path("out/matrix.jsonl")
-ROWS = list(product(range(1, 9), range(1, 9), range(1, models.TARGET.num_layers + 1)))
+EXITS = range(1, models.TARGET.num_layers + 1)
+#: Groups of rows; the rows of a group share programs, and so do neighbouring groups in part.
+GROUPS = [
+    *([("exits", *pair, exit_layer) for exit_layer in EXITS] for pair in product(range(1, 9), range(1, 9))),
+    *(
+        [(kind, *setting, temperature) for kind in pairs.METHODS for temperature in pairs.TEMPERATURES]
+        for setting in product(pairs.FAMILIES, pairs.BATCHES, pairs.WINDOWS)
+    ),
+]
+_shared: list = []
 
 
-def identical(window: int, kappa: int, exit_layer: int) -> bool:
-    """Whether one setting gives the tokens of plain decoding."""
-    method = models.mirror(window, kappa, exit_layer)
-    return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+def code() -> str:
+    """What the results belong to."""
+    files = sorted(Path(jaxspec.__file__).parent.rglob("*.py")) + [Path(models.__file__), Path(pairs.__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def run(group: list[tuple], done: set[tuple]) -> list[dict]:
+    """The rows of a group that are not ``done``: whether each gives the tokens of plain decoding."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    share = group[0][:2] if group[0][0] == "exits" else group[0][1:3]
+    if _shared != [share]:
+        jax.clear_caches()
+        _shared[:] = [share]
+    return [{"row": row} | (exits if row[0] == "exits" else families)(*row) for row in group if row not in done]
+
+
+def exits(_: str, window: int, kappa: int, exit_layer: int) -> dict:
+    """Mirror decoding of the tiny pair."""
+    tokens = jaxspec.generate(models.mirror(window, kappa, exit_layer), models.PROMPTS, models.NEW_TOKENS).tokens
+    return {"identical": tokens == models.expected(), "tokens": sum(map(len, tokens)), "partings": []}
+
+
+def families(*row) -> dict:
+    """One method on a pair like a family's; ties do not count as differences."""
+    result, found = pairs.compared(*row)
+    identical = all(parting.gap < pairs.TIE for parting in found)
+    return {"identical": identical, "tokens": result.stats.new_tokens, "partings": found}
+
+
+def finished(version: str) -> dict[tuple, dict]:
+    """Rows in the file, of this version of the package."""
+    lines = OUT.read_text().splitlines() if OUT.exists() else []
+    return {tuple(line["row"]): line for line in map(json.loads, lines) if line.get("code") == version}
+
+
+def results(done: set[tuple]) -> Iterator[dict]:
+    """Missing rows, as they are ready."""
+    groups = [group for group in GROUPS if not done.issuperset(group)]
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), get_context("spawn")) as pool:
+        for rows in pool.map(partial(run, done=done), groups):
+            yield from rows
+
+
+def report(line: dict) -> None:
+    """Prints what differs in a row."""
+    for sequence, place, gap in line["partings"]:
+        word = "tie" if gap < pairs.TIE else "DIFFERENT"
+        tqdm.write(f"{line['row']}: sequence {sequence}, token {place}: {word}, top-2 gap {gap:.2e}")
 
 
 def main() -> None:
     """Runs what is missing, then counts."""
     OUT.parent.mkdir(exist_ok=True)
-    lines = OUT.read_text().splitlines() if OUT.exists() else []
-    done = {tuple(row["row"]): row["identical"] for row in map(json.loads, lines)}
-    with OUT.open("a") as file:
-        for row in tqdm([row for row in ROWS if row not in done], "matrix"):
-            done[row] = identical(*row)
-            print(json.dumps({"row": row, "identical": done[row]}), file=file, flush=True)
-    print(f"{sum(done[row] for row in ROWS)} of {len(ROWS)} identical")
+    version, rows = code(), [row for group in GROUPS for row in group]
+    done = finished(version)
+    with OUT.open("a") as file, tqdm(total=len(rows), initial=len(done), desc="matrix") as bar:
+        for line in results(set(done)):
+            done[tuple(line["row"])] = line
+            print(json.dumps(line | {"code": version}), file=file, flush=True)
+            report(line)
+            bar.update()
+    ties = sum(parting[2] < pairs.TIE for row in rows for parting in done[row]["partings"])
+    identical = sum(done[row]["identical"] for row in rows)
+    print(f"{sum(done[row]['tokens'] for row in rows)} tokens, {ties} ties (top-2 gap below {pairs.TIE})")
+    print(f"{identical} of {len(rows)} identical", flush=True)
+    sys.exit(identical < len(rows))
 
 
 if __name__ == "__main__":

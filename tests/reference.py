@@ -191,9 +191,9 @@ def decoder_hidden(params: dict, config: object, tokens: Sequence[int], num_laye
     embedding = np.asarray(params["embedding"], np.float64)
     x = embedding[np.asarray(tokens)] * np.sqrt(config.width)
     for layer in params["layers"][:num_layers]:
-        p = {name: np.asarray(leaf, np.float64) for name, leaf in layer.items() if not isinstance(leaf, dict)}
-        x = x + attention_block(p, config, rms_norm(x, layer["attention_norm"]["scale"], config.norm_epsilon))
-        gate, up = (rms_norm(x, layer["mlp_norm"]["scale"], config.norm_epsilon) @ w.T for w in p["gate_up"])
+        p = {name: np.asarray(leaf, np.float64) for part in ("attention", "mlp") for name, leaf in layer[part].items()}
+        x = x + attention_block(p, config, rms_norm(x, layer["attention_norm"]["scale"], config.block.epsilon))
+        gate, up = (rms_norm(x, layer["mlp_norm"]["scale"], config.block.epsilon) @ w.T for w in p["gate_up"])
         x = x + (gate / (1 + np.exp(-gate)) * up) @ p["down"].T
     return x
 
@@ -201,7 +201,7 @@ def decoder_hidden(params: dict, config: object, tokens: Sequence[int], num_laye
 def decoder_logits(params: dict, config: object, tokens: Sequence[int], num_layers: int | None = None) -> np.ndarray:
     """Logits [T, V]: final norm and tied head over ``decoder_hidden``."""
     x = decoder_hidden(params, config, tokens, num_layers)
-    return rms_norm(x, params["final_norm"]["scale"], config.norm_epsilon) @ np.asarray(params["embedding"], float).T
+    return rms_norm(x, params["final_norm"]["scale"], config.block.epsilon) @ np.asarray(params["embedding"], float).T
 
 
 def rms_norm(x: np.ndarray, scale: object, epsilon: float) -> np.ndarray:
@@ -214,8 +214,8 @@ def attention_block(p: dict, config: object, x: np.ndarray) -> np.ndarray:
     shared, heads = config.num_heads // config.num_kv_heads, []
     for head in range(config.num_heads):
         weights = p["qkv"][head // shared]
-        query = [turned(weights[head % shared] @ row, t, config.rope_theta) for t, row in enumerate(x)]
-        key = [turned(weights[shared] @ row, t, config.rope_theta) for t, row in enumerate(x)]
+        query = [turned(weights[head % shared] @ row, t, config.attention.rotary.theta) for t, row in enumerate(x)]
+        key = [turned(weights[shared] @ row, t, config.attention.rotary.theta) for t, row in enumerate(x)]
         value = x @ weights[shared + 1].T
         context = []
         for t in range(len(x)):

@@ -55,8 +55,9 @@ def third_party(path: Path) -> tuple[set[str], set[str]]:
 
 
 def modules(requirements: list[Requirement]) -> set[str]:
-    """Top-level import names; the one distribution here whose import name differs is orbax-checkpoint."""
-    return {requirement.name.replace("-", "_") for requirement in requirements} | {"orbax", "jaxlib"}
+    """Top-level import names, with jax's own jaxlib and ml_dtypes; only orbax-checkpoint goes by another one."""
+    own = {requirement.name.replace("-", "_") for requirement in requirements}
+    return own | {"orbax", "jaxlib", "ml_dtypes"}
 
 
 @pytest.mark.parametrize("path", [*PER_PYTHON, PEERS], ids=lambda path: path.stem)

@@ -38,12 +38,15 @@ ORDER = {
         __main__
     """,
     "jaxspec": """
-        config types
-        checks models tokenizer cache sharding channel sampling
-        verify exits
-        candidates drafts
+        config text compilations
+        types
+        sampling
+        acceptance
+        checks models tokenizer verify cache sharding channel exits candidates
         decoding
+        drafts
         autoregressive speculative mirror
+        requests stopping
         latency trace
         generate
         train
@@ -51,6 +54,7 @@ ORDER = {
         specbench plot zoo
         bench demo
         jaxspec
+        commands
         __main__
     """,
 }

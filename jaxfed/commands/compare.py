@@ -142,9 +142,7 @@ def message_bytes(algorithm: jaxfed.FederatedAlgorithm, problem: Problem, schedu
 
     def update(params: Any, arrays: Any) -> jaxfed.Message:
         batches = {name: jnp.broadcast_to(array[0], (*steps, *array.shape[1:])) for name, array in arrays.items()}
-        member = jaxfed.Cohort(
-            jnp.int32(0), algorithm.init_client(params), {**batches, "mask": jnp.ones(steps, bool)}
-        )
+        member = jaxfed.Cohort(jnp.int32(0), algorithm.init_client(params), {**batches, "mask": jnp.ones(steps, bool)})
         return algorithm.client_update(algorithm.init(params, schedule.clients), member, jax.random.key(0)).message
 
     shapes = jax.eval_shape(update, problem.params, problem.data.arrays)

@@ -35,10 +35,12 @@ def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mes
     (most_clients, most_samples), devices = counts.max(axis=0), mesh.size // len(counts)
     padded = -(-int(most_samples) // devices) * devices
     every_length = _gathered(np.pad(lengths, (0, int(most_clients) - len(lengths))))
-    offsets = np.concatenate([
-        process * padded + np.cumsum(row[:count]) - row[:count]
-        for process, (row, count) in enumerate(zip(every_length, counts[:, 0], strict=True))
-    ])
+    offsets = np.concatenate(
+        [
+            process * padded + np.cumsum(row[:count]) - row[:count]
+            for process, (row, count) in enumerate(zip(every_length, counts[:, 0], strict=True))
+        ]
+    )
     lengths = np.concatenate([row[:count] for row, count in zip(every_length, counts[:, 0], strict=True)])
 
     def spread(array: ArrayLike) -> jax.Array:

@@ -186,9 +186,7 @@ def _shares(generator: np.random.Generator, size: int, num_clients: int, concent
     return np.repeat(np.arange(num_clients), np.diff(ends, prepend=0))
 
 
-def _filled_up(
-    owner: np.ndarray, num_clients: int, min_samples: int, generator: np.random.Generator
-) -> np.ndarray:
+def _filled_up(owner: np.ndarray, num_clients: int, min_samples: int, generator: np.random.Generator) -> np.ndarray:
     """The clients of all samples, once those with too few have taken samples from those with most."""
     counts = np.bincount(owner, minlength=num_clients)
     mixed = generator.permutation(len(owner))

@@ -1,4 +1,4 @@
-"""One decoder-only transformer: defined in Flax, used as pure functions over a range of layers.
+"""One decoder-only transformer for all families: defined in Flax, used as pure functions over a range of layers.
 
 Activations are feature-major, x [D, B, T]: with few tokens W [N, K] @ x [K, T] streams the weights once, whatever T,
 which is what makes verifying a window cost little more than one step. Attention is a callback, so that training,
@@ -14,87 +14,52 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxspec.config import DecoderConfig
+from jaxspec.models.layers import Layer, norm, project, turning, weight
+from jaxspec.models.quantize import Int8
 from jaxspec.types import Array, Attend, Model, Network, Params
 
 
-class RMSNorm(nnx.Module):
-    """x / √(mean x² + ε) · scale over the feature axis 0."""
-
-    def __init__(self, features: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones((features,)))
-        self.epsilon = epsilon
-
-    def __call__(self, x: Array) -> Array:
-        """Normalises x [D, ...]."""
-        scale = self.scale[...].reshape(-1, *(1,) * (x.ndim - 1))
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=0, keepdims=True) + self.epsilon) * scale
-
-
-class Layer(nnx.Module):
-    """x + O·attend(QKV·norm(x)), then x + down·(silu(gate) · up): one pre-norm block with fused projections."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        c, queries = config, config.num_heads // config.num_kv_heads
-        self.attention_norm = RMSNorm(c.width, c.norm_epsilon)
-        self.mlp_norm = RMSNorm(c.width, c.norm_epsilon)
-        residual_scale = (2 * c.num_layers) ** -0.5
-        self.qkv = _weight(rngs, (c.num_kv_heads, queries + 2, c.head_size, c.width), c.width)
-        self.out = _weight(rngs, (c.width, c.num_heads * c.head_size), c.num_heads * c.head_size, residual_scale)
-        self.gate_up = _weight(rngs, (2, c.hidden, c.width), c.width)
-        self.down = _weight(rngs, (c.width, c.hidden), c.hidden, residual_scale)
-
-    def __call__(self, x: Array, rotary: tuple[Array, Array], attend: Attend, rows: Any) -> tuple[Array, Any]:
-        """Runs the block on x [D, B, T]; ``attend`` reads and extends this layer's cache ``rows``."""
-        qkv = jnp.einsum("gqhd,dbt->gqhbt", self.qkv[...], self.attention_norm(x))
-        qkv = jnp.transpose(qkv, (3, 0, 1, 4, 2))
-        rotated = rotate(qkv[:, :, :-1], *rotary)
-        context, rows = attend(rotated[:, :, :-1], rotated[:, :, -1], qkv[:, :, -1], rows)
-        context = jnp.transpose(context, (1, 2, 4, 0, 3)).reshape(-1, *x.shape[1:])
-        x = x + jnp.einsum("dc,cbt->dbt", self.out[...], context)
-        gate, up = jnp.einsum("gfd,dbt->gfbt", self.gate_up[...], self.mlp_norm(x))
-        return x + jnp.einsum("df,fbt->dbt", self.down[...], jax.nn.silu(gate) * up), rows
-
-
 class Decoder(nnx.Module):
-    """Embedding, layers, final norm and tied output head."""
+    """Embedding, layers, final norm and output head."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.embedding = _weight(rngs, (config.vocab_size, config.width), config.width)
-        self.layers = nnx.List([Layer(config, rngs) for _ in range(config.num_layers)])
-        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
+        c, ends = config, config.ends
+        size = ends.embedding_size or c.width
+        self.embedding = weight(rngs, (c.vocab_size, size), c.width)
+        self.layers = nnx.List([Layer(config, rngs) for _ in range(c.num_layers)])
+        self.final_norm = norm(c.width, c.block) if ends.final_norm else None
+        self.head = None if ends.tied else weight(rngs, (c.vocab_size, size), size)
+        self.positions = weight(rngs, (ends.positions, c.width), c.width) if ends.positions else None
+        self.project_in = weight(rngs, (c.width, size), size) if size != c.width else None
+        self.project_out = weight(rngs, (size, c.width), c.width) if size != c.width else None
         self.config = config
 
     def embed(self, tokens: Array) -> Array:
-        """Token ids [B, T] to x [D, B, T], scaled by √D to unit size."""
-        return jnp.moveaxis(self.embedding[...][tokens], -1, 0) * self.config.width**0.5
+        """Token ids [B, T] to x [D, B, T]."""
+        table, scale = self.embedding[...], self.config.ends.embedding_scale
+        scale = self.config.width**0.5 if scale is None else scale
+        x = jnp.moveaxis(table[tokens], -1, 0) * jnp.asarray(scale, table.dtype)
+        return x if self.project_in is None else project("de,ebt->dbt", self.project_in, x)
 
     def blocks(self, x: Array, positions: Array, cache: Any, attend: Attend, layers: range) -> tuple[Array, Any]:
         """Runs ``layers`` on x [D, B, T] at ``positions`` [B, T]; ``cache`` holds one entry per layer of the model."""
-        rotary, cache = rotary_tables(positions, self.config), list(cache)
+        attention, cache = self.config.attention, list(cache)
+        if self.positions is not None and 0 in layers:
+            x = x + jnp.moveaxis(self.positions[...][positions], -1, 0)
+        kinds = {attention.rotary_of(index) for index in layers}
+        turns = {kind: turning(kind, positions, self.config.head_size) for kind in kinds}
         for index in layers:
-            x, cache[index] = self.layers[index](x, rotary, attend, cache[index])
+            turn, scores = turns[attention.rotary_of(index)], attention.scores_of(index)
+            x, cache[index] = self.layers[index](x, turn, attend, cache[index], scores)
         return x, tuple(cache)
 
     def logits(self, x: Array) -> Array:
-        """Hidden state x [D, B, T] through the final norm and the head: [V, B, T]."""
-        return jnp.einsum("vd,dbt->vbt", self.embedding[...], self.final_norm(x))
-
-
-def rotary_tables(positions: Array, config: DecoderConfig) -> tuple[Array, Array]:
-    """cos and sin of position · θ^(−2i/head_size): each [B, T, head_size / 2]."""
-    frequencies = config.rope_theta ** (-jnp.arange(0, config.head_size, 2, dtype=jnp.float32) / config.head_size)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies[None, None]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    # XLA:CPU would compute both anew in every layer, for every head: it takes cosines for cheap. Divisions it does not.
-    one = cos * cos + sin * sin
-    return cos / one, sin / one
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Turns the halves of every head of x [B, G, Q, T, head_size] by the rotary angles."""
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        """Hidden state x [D, B, T] through the final norm and the head: [V, B, T] float32."""
+        x = x if self.final_norm is None else self.final_norm(x)
+        x = x if self.project_out is None else project("ed,dbt->ebt", self.project_out, x)
+        head, cap = self.embedding if self.head is None else self.head, self.config.ends.softcap
+        logits = jnp.einsum("vd,dbt->vbt", head[...], x, preferred_element_type=jnp.float32)
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 @lru_cache
@@ -106,15 +71,33 @@ def network(config: DecoderConfig) -> Network:
         return getattr(nnx.merge(graph, _to_state(params)), name)(*args)
 
     embed, blocks, logits = (partial(method, name) for name in ("embed", "blocks", "logits"))
-    return Network(config, embed, blocks, logits, partition)
+    return Network(config, embed, blocks, logits, partition, network)
+
+
+#: Tensor parallelism by heads and hidden features (Megatron): two all-reduces a layer; embedding and head by words.
+#: What is not named is replicated.
+AXES = {
+    "embedding": PartitionSpec("model"),
+    "head": PartitionSpec("model"),
+    "qkv": PartitionSpec("model"),
+    "qkv_bias": PartitionSpec("model"),
+    "out": PartitionSpec(None, "model"),
+    "gate_up": PartitionSpec(None, "model"),
+    "gate_up_bias": PartitionSpec(None, "model"),
+    "down": PartitionSpec(None, "model"),
+}
 
 
 def partition(params: Params) -> Params:
-    """Tensor parallelism by heads and hidden features (Megatron): two all-reduces a layer, the rest is replicated."""
-    axes = {"qkv": PartitionSpec("model"), "gate_up": PartitionSpec(None, "model")}
-    axes |= dict.fromkeys(("out", "down"), PartitionSpec(None, "model"))
-    name = lambda path: str(getattr(path[-1], "key", ""))  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, _: axes.get(name(path), PartitionSpec()), params)
+    """A partition specification for every leaf; scales of eight-bit weights follow the features that they scale."""
+
+    def spec(path: tuple, leaf: Any) -> Any:
+        own = AXES.get(str(getattr(path[-1], "key", "")), PartitionSpec())
+        if not isinstance(leaf, Int8):
+            return own
+        return Int8(own, PartitionSpec(*own[: leaf.scale.ndim]))  # type: ignore[arg-type]
+
+    return jax.tree_util.tree_map_with_path(spec, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
 
 
 def init_params(config: DecoderConfig, key: Array) -> Params:
@@ -130,7 +113,3 @@ def decoder(config: DecoderConfig, key: Array) -> Model:
 
 def _to_state(params: Params) -> Params:
     return {**params, "layers": dict(enumerate(params["layers"]))}
-
-
-def _weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> nnx.Param:
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * (scale * fan_in**-0.5))

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors import flax as safetensors
 from tokenizers import Tokenizer
 
-from jaxspec.config import DecoderConfig
+from jaxspec.config import DecoderConfig, build
 from jaxspec.exits import AffineLens, LogitLens
 from jaxspec.models.decoder import init_params, network
+from jaxspec.text import Text
 from jaxspec.types import Model, Params
 
 #: Names that ``load`` knows.
@@ -49,10 +50,11 @@ def load(name_or_path: str | Path = "shakespeare") -> Pair:
         raise ValueError(
             f"pair.safetensors: expected a readable safetensors file, got {error}; copy it again"
         ) from error
-    models = {name: _model(DecoderConfig(**about[name]), name, weights) for name in ("target", "draft")}
+    models = {name: _model(build(DecoderConfig, about[name]), name, weights) for name in ("target", "draft")}
     lens = {key.split(".")[1]: jnp.asarray(value, jnp.float32) for key, value in weights.items() if key[:5] == "exit."}
     exit_head = AffineLens(**lens) if lens else LogitLens()
     tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    models = {name: model._replace(text=Text.of(tokenizer)) for name, model in models.items()}
     return Pair(models["target"], models["draft"], exit_head, about["exit_layer"], tokenizer, about["figures"])
 
 

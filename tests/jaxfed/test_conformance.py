@@ -265,9 +265,7 @@ def test_step_is_its_two_halves_with_weights(name):
     client = jax.jit(algorithm.client_update)
     updates = [client(server, member(cohort, slot), jax.random.fold_in(key, cohort.ids[slot])) for slot in range(3)]
     messages = [update.message for update in updates]
-    mean = jax.tree.map(
-        lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)) / 4.0, *messages
-    )
+    mean = jax.tree.map(lambda *leaves: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)) / 4.0, *messages)
     total = jax.tree.map(lambda *leaves: sum(leaves), *(message.total for message in messages)) or ()
     halves = algorithm.server_update(server, mean._replace(total=total), jnp.int32(3))
     chex.assert_trees_all_close(together, halves, atol=1e-6)

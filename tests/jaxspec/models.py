@@ -9,6 +9,7 @@ import numpy as np
 
 import jaxspec
 from jaxspec import DecoderConfig, Model
+from jaxspec.decoding import Request
 from jaxspec.models.decoder import network
 from jaxspec.train import hidden_states
 
@@ -86,6 +87,13 @@ def greedy_text(model, prompt, count):
         padded[0, : len(tokens)] = tokens
         tokens.append(int(_choices(model.network, model.params, jnp.asarray(padded))[0, len(tokens) - 1]))
     return tokens[len(prompt) :]
+
+
+def request(prompts=PROMPTS, max_new_tokens=NEW_TOKENS, size=32):
+    """What a decoding method is asked for: padded prompts, greedy unless replaced."""
+    tokens = np.stack([np.pad(np.asarray(prompt, np.int32), (0, size - len(prompt))) for prompt in prompts])
+    lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    return Request(tokens, lengths, np.full_like(lengths, max_new_tokens))
 
 
 def _forward(net, params, tokens):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxspec.cache import MAX_SLICES, attend_cache, softmax_attention, visible, write
+from jaxspec.config import Scores
 
 GROUPS, SHARED, CAPACITY, SIZE = 2, 3, 12, 4
 
@@ -14,30 +15,34 @@ def draw(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def oracle(queries, keys, values, seen):
-    """One query at a time, in NumPy, over the rows it sees."""
+SCORES = {"plain": Scores(), "scaled": Scores(0.9), "capped": Scores(softcap=0.5), "window": Scores(window=3)}
+
+
+def oracle(queries, keys, values, positions, scores):
+    """One query at a time, in NumPy, over the rows up to its own."""
     out = np.zeros(queries.shape)
     for b, g, q, t in np.ndindex(*queries.shape[:4]):
-        rows = np.flatnonzero(seen[b, t])
-        scores = keys[b, g, rows] @ queries[b, g, q, t] / SIZE**0.5
-        weights = np.exp(scores - scores.max())
+        first = 0 if scores.window is None else max(0, positions[b, t] + 1 - scores.window)
+        rows = range(first, positions[b, t] + 1)
+        logits = keys[b, g, rows] @ queries[b, g, q, t] * (scores.scale or SIZE**-0.5)
+        weights = np.exp(logits if scores.softcap is None else scores.softcap * np.tanh(logits / scores.softcap))
         out[b, g, q, t] = weights / weights.sum() @ values[b, g, rows]
     return out
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("attention", [softmax_attention, "cache"])
-def test_attention_is_softmax_over_the_rows_seen(tokens, attention):
+@pytest.mark.parametrize("attention", [softmax_attention, attend_cache], ids=["all rows", "cache"])
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
+def test_attention_is_softmax_over_the_rows_seen(tokens, attention, scores):
     """The last row of a cache is free: no token sees it, one alone or several."""
     queries = draw(0, 2, GROUPS, SHARED, tokens, SIZE)
     keys, values = draw(1, 2, GROUPS, CAPACITY, SIZE), draw(2, 2, GROUPS, CAPACITY, SIZE)
-    seen = visible(CAPACITY, jnp.asarray([[3], [CAPACITY - tokens]]) + jnp.arange(tokens)[None])
-    if attention is softmax_attention:
-        found = attention(queries, keys, values, seen)
-    else:
-        found = attend_cache(queries, (keys, values), seen)
+    positions = np.asarray([[3], [CAPACITY - 1 - tokens]]) + np.arange(tokens)[None]
+    seen = visible(CAPACITY, jnp.asarray(positions), scores.window)
+    rows = ((keys, values),) if attention is attend_cache else (keys, values)
+    found = attention(queries, *rows, seen, scores)
     arrays = (np.asarray(a, np.float64) for a in (queries, keys, values))
-    np.testing.assert_allclose(found, oracle(*arrays, np.asarray(seen)), atol=1e-5)
+    np.testing.assert_allclose(found, oracle(*arrays, positions, scores), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [2, MAX_SLICES + 1])

@@ -7,7 +7,7 @@ import numpy as np
 from jaxspec.candidates import Message, message, message_like
 from jaxspec.channel import pack, send, unpack
 from jaxspec.sharding import mesh_of, replicated
-from jaxspec.verify import match, verdict_like
+from jaxspec.verify import longest_match, verdict_like
 from tests.jaxspec import models
 
 BATCH, WINDOW, KAPPA = 2, 3, 4
@@ -36,7 +36,7 @@ def test_a_message_comes_back():
 
 def test_a_verdict_comes_back():
     window, choices = jnp.zeros((BATCH, WINDOW), jnp.int32), jnp.ones((BATCH, WINDOW + 1), jnp.int32)
-    check(match(window, choices, jnp.asarray([4, 9])), verdict_like(BATCH))
+    check(longest_match(window, choices, jnp.asarray([4, 9])), verdict_like(BATCH))
 
 
 def test_no_number_is_special():

@@ -10,6 +10,7 @@ import pytest
 
 from jaxspec import DecoderConfig
 from jaxspec.cache import cached, init_cache
+from jaxspec.config import Attention, Block, Rotary
 from jaxspec.train import hidden_states
 from tests import reference
 from tests.jaxspec import models
@@ -18,7 +19,7 @@ CONFIGS = {
     "grouped": models.TARGET,
     "one group": replace(models.TARGET, num_layers=2, num_kv_heads=1),
     "no groups": replace(models.TARGET, num_layers=2, num_kv_heads=4),
-    "narrow": DecoderConfig(7, 6, 1, 3, 3, 2, 5, rope_theta=50.0, norm_epsilon=0.1),
+    "narrow": DecoderConfig(7, 6, 1, 3, 3, 2, 5, Attention(Rotary(50.0)), Block(epsilon=0.1)),
 }
 LENGTH, CAPACITY = 12, 24
 TOKENS = np.random.default_rng(0).integers(models.VOCAB, size=(2, LENGTH)).astype(np.int32)
@@ -31,7 +32,7 @@ def _whole(network, params, tokens, num_layers):
 
 def whole(model, tokens, num_layers=None):
     """Logits [V, B, T] of one pass without a cache, after all or the first layers."""
-    return _whole(*model, jnp.asarray(tokens), num_layers or model.network.config.num_layers)
+    return _whole(*model[:2], jnp.asarray(tokens), num_layers or model.network.config.num_layers)
 
 
 @partial(jax.jit, static_argnums=(0, 5))
@@ -44,7 +45,7 @@ def run_cached(model, cache, tokens, starts, layers=None, x=None):
     """Runs tokens [B, T] at positions from ``starts`` [B] on; hidden state and cache."""
     x = model.network.embed(model.params, jnp.asarray(tokens)) if x is None else x
     layers = range(model.network.config.num_layers) if layers is None else layers
-    return _run_cached(*model, cache, x, jnp.asarray(starts, jnp.int32), layers)
+    return _run_cached(*model[:2], cache, x, jnp.asarray(starts, jnp.int32), layers)
 
 
 def with_norm_scales(model):

@@ -8,27 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.acceptance import match
 from jaxspec.cache import cached, init_cache
-from jaxspec.drafts import Pending, Scratch, commit, first_window, rollout, take
+from jaxspec.config import Attention
+from jaxspec.drafts import Pending, Proposer, Scratch, commit, first_window, rollout, take
 from tests.jaxspec import models
 
 WINDOW, CAPACITY = 3, 64
 #: Roots (accepted tokens r of the window, next token v), for both sequences alike; all positions and several tokens.
 ROOTS = [(0, 4), (1, 0), (1, 9), (2, 7), (3, 2), (3, 10)]
-roll = jax.jit(rollout, static_argnums=(0, 4))
-DRAFTS = {"one layer": models.draft, "four layers": models.target}
+WINDOWED = replace(models.TARGET, num_layers=2, attention=Attention(window=4, windowed=(False, True)))
+DRAFTS = {
+    "one layer": models.draft,
+    "four layers": models.target,
+    "sliding window": lambda: models.random_model(WINDOWED, 3),
+}
 
 
-@pytest.fixture(params=DRAFTS, scope="module")
+@pytest.fixture(
+    params=["one layer", "four layers", pytest.param("sliding window", marks=pytest.mark.slow)], scope="module"
+)
 def draft(request):
     return DRAFTS[request.param]()
 
 
 def first(draft, prompts=models.PROMPTS):
-    """Padded prompts, their lengths, and the first window with the draft's rows."""
-    lengths = jnp.asarray([len(prompt) for prompt in prompts], jnp.int32)
-    tokens = jnp.asarray([[*prompt, *[0] * (32 - len(prompt))] for prompt in prompts], jnp.int32)
-    return lengths, *first_window(draft.network, draft.params, tokens, lengths, WINDOW, CAPACITY)
+    """The prompts' lengths, and the first window's tokens with the draft's rows."""
+    request = models.request(prompts)
+    window, cache = first_window(draft.network, match(), draft.params, request, WINDOW, CAPACITY)
+    return jnp.asarray(request.lengths), window.tokens, cache
+
+
+def roll(draft, cache, roots, pending):
+    """Greedy branches, and the cache with their rows."""
+    return _roll(*draft[:2], cache, roots, pending)
+
+
+@partial(jax.jit, static_argnums=0)
+def _roll(network, params, cache, roots, pending):
+    return rollout(network, params, cache, roots, WINDOW, Proposer(match(), None), pending)
 
 
 def roots_of(lengths, roots=ROOTS):
@@ -51,7 +69,7 @@ def text_of(window, index, root):
 
 def rows_of(draft, text):
     """Cache rows of a text by one pass over it: per layer keys and values [G, T, head_size]."""
-    cache = _rows(*draft, jnp.asarray([[*text, *[0] * (16 - len(text))]], jnp.int32))
+    cache = _rows(*draft[:2], jnp.asarray([[*text, *[0] * (16 - len(text))]], jnp.int32))
     return jax.tree.map(lambda rows: rows[0, :, : len(text)], cache)
 
 
@@ -69,10 +87,10 @@ def test_the_first_window_is_greedy_text(draft):
 
 def test_every_branch_is_greedy_text_from_its_root(draft):
     lengths, window, cache = first(draft)
-    rolled, _ = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    rolled, _ = roll(draft, cache, roots_of(lengths), pending_of(lengths, window))
     for index in range(len(models.PROMPTS)):
         expected = [continued(draft, text_of(window, index, root)) for root in ROOTS]
-        assert rolled[index].tolist() == expected
+        assert rolled.tokens[index].tolist() == expected
 
 
 def test_branches_of_different_positions_in_one_batch(draft):
@@ -81,14 +99,14 @@ def test_branches_of_different_positions_in_one_batch(draft):
     roots = [[(0, 1), (3, 5)], [(2, 8), (1, 3)]]
     accepted, tokens = (jnp.asarray([[r[i] for r in row] for row in roots], jnp.int32) for i in (0, 1))
     at = Pending(tokens, lengths[:, None] + accepted)
-    rolled, _ = roll(*draft, cache, at, WINDOW, pending_of(lengths, window))
+    rolled, _ = roll(draft, cache, at, pending_of(lengths, window))
     for index, row in enumerate(roots):
-        assert rolled[index].tolist() == [continued(draft, text_of(window, index, root)) for root in row]
+        assert rolled.tokens[index].tolist() == [continued(draft, text_of(window, index, root)) for root in row]
 
 
 def test_the_pending_token_gets_its_row(draft):
     lengths, window, cache = first(draft)
-    _, cache = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    _, cache = roll(draft, cache, roots_of(lengths), pending_of(lengths, window))
     for index, prompt in enumerate(models.PROMPTS):
         expected = rows_of(draft, [*prompt, *window[index].tolist()])
         size = len(prompt) + WINDOW
@@ -99,7 +117,7 @@ def test_the_pending_token_gets_its_row(draft):
 def test_a_rollout_leaves_the_shared_rows_alone(draft):
     """Beside the pending row and the scratch nothing of the cache changes, whatever the branches say."""
     lengths, window, cache = first(draft)
-    _, after = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    _, after = roll(draft, cache, roots_of(lengths), pending_of(lengths, window))
     start, end = Scratch(len(ROOTS), WINDOW, CAPACITY).start, CAPACITY - 1
     for before_rows, rows in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
         changed = np.argwhere(np.any(np.asarray(before_rows != rows), axis=(1, 3))).tolist()
@@ -110,28 +128,28 @@ def test_a_rollout_leaves_the_shared_rows_alone(draft):
 def test_a_committed_branch_is_the_text_from_which_the_next_one_goes_on(draft):
     """Two steps in a row; the sequences take other branches, one of them after a partial acceptance."""
     lengths, window, cache = first(draft)
-    rolled, cache = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    rolled, cache = roll(draft, cache, roots_of(lengths), pending_of(lengths, window))
     branch = [2, 4]
     positions = lengths + jnp.asarray([ROOTS[b][0] for b in branch])
-    second, cache = commit(cache, take(rolled, cache, jnp.asarray(branch)), positions)
+    (second, _), cache = commit(cache, take(rolled, cache, jnp.asarray(branch)), positions)
     texts = [text_of(window, index, ROOTS[b]) for index, b in enumerate(branch)]
     assert second.tolist() == [continued(draft, text) for text in texts]
     roots = [(2, 6), (3, 1)]
     at = roots_of(positions + 1, roots)
-    rolled, _ = roll(*draft, cache, at, WINDOW, Pending(second[:, -1], positions + WINDOW))
+    rolled, _ = roll(draft, cache, at, Pending(second[:, -1], positions + WINDOW))
     for index, text in enumerate(texts):
         expected = [continued(draft, [*text, *second[index, :r].tolist(), v]) for r, v in roots]
-        assert rolled[index].tolist() == expected
+        assert rolled.tokens[index].tolist() == expected
 
 
 def test_take_picks_a_branch_for_each_sequence(draft):
     """Its tokens, and the rows that one pass over its text would have left."""
     lengths, window, cache = first(draft)
-    rolled, cache = roll(*draft, cache, roots_of(lengths), WINDOW, pending_of(lengths, window))
+    rolled, cache = roll(draft, cache, roots_of(lengths), pending_of(lengths, window))
     branch = [5, 0]
     taken = take(rolled, cache, jnp.asarray(branch))
     for index, b in enumerate(branch):
-        np.testing.assert_array_equal(taken.tokens[index], rolled[index, b])
+        np.testing.assert_array_equal(taken.tokens[index], rolled.tokens[index, b])
         text = [*text_of(window, index, ROOTS[b]), *taken.tokens[index, :-1].tolist()]
         expected = jax.tree.map(lambda rows: rows[:, -WINDOW:], rows_of(draft, text))
         found = jax.tree.map(lambda rows, i=index: rows[i], taken.rows)
@@ -153,5 +171,6 @@ def test_tokens_processed_do_not_grow_with_the_prefix(size, with_pending):
     pending = pending_of(lengths, window) if with_pending else None
     roots = roots_of(lengths) if with_pending else roots_of(lengths, [(0, 4)] * len(ROOTS))
     with jax.disable_jit():
-        rollout(replace(draft.network, embed=embed), draft.params, cache, roots, WINDOW, pending)
+        proposer = Proposer(match(), None)
+        rollout(replace(draft.network, embed=embed), draft.params, cache, roots, WINDOW, proposer, pending)
     assert sum(counted) == len(prompts) * (len(ROOTS) * WINDOW + with_pending)

@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import jaxspec
-from jaxspec import DecoderConfig, candidates
+from jaxspec import DecoderConfig, Text, candidates
+from jaxspec.tokenizer import train_tokenizer
 from tests.jaxspec import models
 
 
@@ -16,6 +19,10 @@ def other_vocabulary():
 
 def generate(prompts, max_new_tokens=4, **options):
     return jaxspec.generate(jaxspec.autoregressive(models.target()), prompts, max_new_tokens, **options)
+
+
+def stream(prompt, **options):
+    return jaxspec.stream(jaxspec.autoregressive(models.target()), prompt, 4, **options)
 
 
 #: What is done, and what the message must say.
@@ -38,6 +45,8 @@ TABLE = {
     ),
     "budget 0": (lambda: candidates.mirror(0), "expected a branch budget >= 1, got 0"),
     "no prompts": (lambda: generate([]), "expected at least one prompt, got none"),
+    "text that is no list": (lambda: generate("abc"), r"expected a list of prompts, got a single one; pass \[prompt\]"),
+    "messages that are no list": (lambda: generate([{"role": "user"}]), "expected a list of prompts, got a single one"),
     "an empty prompt": (lambda: generate([[1, 2], []]), r"prompt 1: expected at least one token, got shape \(0,\)"),
     "a nested prompt": (lambda: generate([[[1, 2]]]), r"prompt 0: expected .*got shape \(1, 2\)"),
     "a negative token": (lambda: generate([[1], [3, -1]]), r"prompt 1: expected token ids in \[0, 11\), got -1\.\.3"),
@@ -47,8 +56,37 @@ TABLE = {
         r"prompt 1: expected .* fit the cache of 64, got 61 \+ 4",
     ),
     "no new tokens": (lambda: generate([[1]], 0), "expected max_new_tokens >= 1, got 0"),
-    "a temperature": (lambda: generate([[1]], temperature=0.7), "expected temperature 0.*got 0.7"),
+    "no new tokens for one": (lambda: generate([[1], [2]], [4, 0]), r"expected max_new_tokens >= 1, got \[4, 0\]"),
+    "a negative temperature": (lambda: generate([[1]], temperature=-0.1), "expected temperature >= 0, got -0.1"),
+    "no temperature": (lambda: generate([[1]], temperature=float("nan")), "expected temperature >= 0, got nan"),
+    "top-p 0": (lambda: generate([[1]], top_p=0.0), r"expected top_p in \(0, 1\], got 0.0"),
+    "top-p above 1": (lambda: generate([[1]], top_p=1.1), r"expected top_p in \(0, 1\], got 1.1"),
+    "a negative top-k": (lambda: generate([[1]], top_k=-1), r"expected top_k >= 0 \(0: all tokens\), got -1"),
+    "half a token": (lambda: generate([[1]], top_k=2.5), "expected top_k to be whole numbers, got 2.5"),
+    "min-p above 1": (lambda: generate([[1]], min_p=1.5), r"expected min_p in \[0, 1\], got 1.5"),
+    "a negative min-p": (lambda: generate([[1]], min_p=-0.5), r"expected min_p in \[0, 1\], got -0.5"),
+    "no repetition penalty": (
+        lambda: generate([[1]], repetition_penalty=0),
+        "expected repetition_penalty > 0, got 0",
+    ),
+    "a negative seed": (lambda: generate([[1]], seed=-1), r"expected seed in \[0, 2\^32\), got -1"),
+    "a seed too large": (lambda: generate([[1]], seed=2**32), r"expected seed in \[0, 2\^32\), got 4294967296"),
+    "options for other prompts": (
+        lambda: generate([[1], [2]], temperature=[0.5, 0.5, 0.5]),
+        r"expected one temperature or 2, one for each prompt, got shape \(3,\)",
+    ),
+    "a table of options": (
+        lambda: generate([[1], [2]], top_k=[[1], [2]]),
+        r"expected one top_k or 2, one for each prompt, got shape \(2, 1\)",
+    ),
     "text without a tokenizer": (lambda: generate(["abc"]), "expected token ids, got text"),
+    "messages without a tokenizer": (lambda: generate([[{"role": "user", "content": "a"}]]), "expected token ids, got"),
+    "stop strings without a tokenizer": (lambda: generate([[1]], stop=["."]), "expected stop strings .*tokenizer"),
+    "an empty stop string": (
+        lambda: generate([[1]], stop=["a", ""], tokenizer=train_tokenizer(["abcdefghij"])),
+        "expected stop strings that are not empty",
+    ),
+    "a stream without a tokenizer": (lambda: next(stream([1])), "expected a tokenizer to write text with"),
 }
 
 
@@ -92,3 +130,15 @@ def test_integers_of_any_kind_are_taken():
 def test_configurations_are_values():
     assert DecoderConfig(11, 16, 4, 4, 2, 4, 16) == models.TARGET
     assert hash(replace(models.TARGET)) == hash(models.TARGET)
+
+
+def test_words_of_target_and_draft_are_compared_one_by_one():
+    """Vocabularies of one size over other words are the silent mistake: nothing would ever be accepted."""
+    target, draft = (
+        model._replace(text=Text.of(Tokenizer(WordLevel({word: index for index, word in enumerate(words)}))))
+        for model, words in ((models.target(), "abcdefghijk"), (models.draft(), "abcdefgxijk"))
+    )
+    for build in (jaxspec.speculative, jaxspec.mirror):
+        with pytest.raises(ValueError, match="one vocabulary, got 'h' and 'x' for token 7"):
+            build(target, draft)
+    assert jaxspec.speculative(target, draft._replace(text=target.text)).text is target.text

@@ -1,20 +1,35 @@
-"""Lossless: speculative and mirror decoding give the tokens of plain decoding, whatever the settings."""
+"""Lossless: speculative and mirror decoding give the tokens of plain decoding, whatever the settings.
+
+Under ``match`` the very tokens, at any temperature; under ``ratio`` their law.
+"""
 
 from itertools import combinations, product
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec import candidates
+from jaxspec import acceptance, candidates
 from jaxspec.exits import init_affine_lens
-from tests.jaxspec import models
+from jaxspec.requests import Options, request_of
+from jaxspec.train import log_probabilities
+from tests.jaxspec import models, pairs
+from tests.jaxspec.test_acceptance import fits
+from tests.jaxspec.test_sampling import softmax, sorted_filter
 
 WINDOWS, KAPPAS, EXITS = range(1, 9), range(1, 9), range(1, models.TARGET.num_layers + 1)
 #: Windows × κ in full, and an exit layer so chosen that every exit meets every window and every κ.
 COVERING = [(window, kappa, 1 + (window + kappa) % len(EXITS)) for window, kappa in product(WINDOWS, KAPPAS)]
 DIAGONAL = [(1, 1, 4), (2, 3, 1), (3, 2, 2), (4, 8, 3), (5, 4, 1), (8, 1, 2)]
+
+#: Every family meets every window; batches and methods are so chosen that any two values of any two axes meet.
+FAMILY_ROWS = [
+    ("mirror" if (number + window) % 3 == 0 else "speculative", name, pairs.BATCHES[(number + 2 * window) % 3], window)
+    for (number, name), window in product(enumerate(pairs.FAMILIES), pairs.WINDOWS)
+]
+QUICK_ROWS = [("mirror", "gemma2", 1, 6), ("speculative", "mistral", 3, 8)]
 
 BUILDERS = [models.mirror, pytest.param(models.speculative, marks=pytest.mark.slow)]
 
@@ -117,3 +132,154 @@ def test_more_sequences_than_slices(build):
     prompts = [*models.PROMPTS, *extra]
     result = decode(build(window=3), prompts, 6)
     assert result.tokens == [models.greedy_text(models.target(), prompt, 6) for prompt in prompts]
+
+
+def test_the_rows_of_families_hold_every_pair_of_values():
+    axes = (pairs.METHODS, pairs.FAMILIES, pairs.BATCHES, pairs.WINDOWS)
+    for first, second in combinations(range(4), 2):
+        assert {(row[first], row[second]) for row in FAMILY_ROWS} == set(product(axes[first], axes[second]))
+    assert set(QUICK_ROWS) <= set(product(*axes))
+
+
+def check_family_row(kind, name, batch, window):
+    """All temperatures; prints where and by how much a sequence differs; a tie of the target's own is none."""
+    found = {t: pairs.compared(kind, name, batch, window, t)[1] for t in pairs.TEMPERATURES}
+    wrong = {t: [p for p in rows if p.gap >= pairs.TIE] for t, rows in found.items()}
+    assert not any(wrong.values()), wrong
+
+
+@pytest.mark.parametrize(("kind", "name", "batch", "window"), QUICK_ROWS)
+def test_like_published_families(kind, name, batch, window):
+    check_family_row(kind, name, batch, window)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name", "batch", "window"), FAMILY_ROWS)
+def test_like_published_families_over_the_covering_array(kind, name, batch, window):
+    check_family_row(kind, name, batch, window)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_users_compile")
+@pytest.mark.parametrize(("kind", "name", "batch", "window"), QUICK_ROWS)
+def test_like_published_families_compiled_as_users_do(kind, name, batch, window):
+    check_family_row(kind, name, batch, window)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", pairs.FAMILIES)
+def test_pairs_like_families_say_something(name):
+    """Lively text even at temperature 0, and drafts that are right at times."""
+    result = pairs.compared("speculative", name, 3, 3, 0.0)[0]
+    assert len(set(sum(result.tokens, []))) > 3
+    assert 0.1 < result.stats.accepted_length < 2.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", pairs.FAMILIES)
+def test_branches_of_a_draft_equal_to_the_target_are_accepted_in_full(name):
+    """Whatever its positions and windows, a branch sees what the same text in the cache would have seen."""
+    method = models.mirror(6, 1, 1, target=pairs.target(name), draft=pairs.target(name))
+    options = pairs.options_of(name, 3, 6, 0.8)
+    stats = jaxspec.generate(method, pairs.PROMPTS[:3], 28, **options).stats
+    assert stats.accepted == 6 * stats.steps
+    assert stats.steps == 3 * 4
+
+
+def test_a_difference_is_found_and_measured():
+    """Otherwise the array could say nothing but yes."""
+    options, prompts = pairs.options_of("mistral", 3, 1, 0.7), pairs.PROMPTS[:3]
+    expected = jaxspec.generate(pairs.autoregressive("mistral"), prompts, 6, **options).tokens
+    found = [list(row) for row in expected]
+    found[1][4] = (found[1][4] + 1) % pairs.VOCAB
+    ((sequence, place, gap),) = pairs.partings("mistral", found, expected, options)
+    assert (sequence, place) == (1, 4)
+    assert gap > pairs.TIE
+
+
+METHODS = {
+    "autoregressive": lambda: jaxspec.autoregressive(models.target()),
+    "speculative": models.speculative,
+    "mirror": models.mirror,
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["autoregressive", *(pytest.param(name, marks=pytest.mark.slow) for name in ("speculative", "mirror"))]
+)
+def test_neighbours_change_nothing(name):
+    """Alone, in a batch, and in the same batch in another order."""
+    method, temperature = METHODS[name](), [0.8] * 7 + [0.0]
+    run = lambda rows: jaxspec.generate(  # noqa: E731
+        method,
+        [pairs.PROMPTS[row] for row in rows],
+        [5 + row for row in rows],
+        temperature=[temperature[row] for row in rows],
+        top_p=[1.0 - row / 20 for row in rows],
+        seed=[100 + row for row in rows],
+    )
+    together = run(range(8))
+    assert [len(row) for row in together.tokens] == [5 + row for row in range(8)]
+    for order in ([3, 0, 7, 1, 6, 2, 5, 4], list(range(8))[::-1]):
+        assert run(order).tokens == [together.tokens[row] for row in order]
+    assert [run([row]).tokens[0] for row in range(8)] == together.tokens
+
+
+@pytest.mark.slow
+def test_drafts_of_mirror_are_those_of_speculative_decoding():
+    """The same windows, hence the same steps: rolling out ahead only changes when they are drafted."""
+    settings = {"temperature": 0.8, "top_k": 6, "seed": 3}
+    one, other = (
+        jaxspec.generate(METHODS[name](), pairs.PROMPTS, 20, **settings) for name in ("speculative", "mirror")
+    )
+    assert one.tokens == other.tokens
+    assert (one.stats.steps, one.stats.accepted) == (other.stats.steps, other.stats.accepted)
+    assert 0 < other.stats.reused < other.stats.needed
+
+
+SEEDS, SETTINGS = 4000, {"temperature": 1.1, "top_p": 0.9}
+
+
+def two_steps(method, first_seed):
+    """What two steps say after one prompt, for many seeds as one batch: (tokens, counts) of both, and who reused."""
+    prompts = [np.asarray(models.PROMPTS[0], np.int32)] * SEEDS
+    options = Options(max_new_tokens=8, seed=first_seed, **SETTINGS).arrays(SEEDS)
+    state = method.init(*request_of(prompts, options, method))
+    state, first = method.step(state)
+    _, second = method.step(state)
+    return jax.device_get(
+        (
+            first.tokens,
+            first.num_emitted,
+            second.tokens,
+            first.reused if first.reused is not None else np.zeros(SEEDS, bool),
+        )
+    )
+
+
+def laws_after(texts):
+    """The target's filtered law after each text [N, T]: [V, N]."""
+    logits = np.asarray(log_probabilities(*models.target()[:2], jnp.asarray(texts, jnp.int32))[:, :, -1])
+    return np.stack([softmax(sorted_filter(row, **SETTINGS)) for row in logits.T], axis=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [models.speculative, models.mirror])
+def test_ratio_keeps_the_law_of_two_tokens(build):
+    """Against enumeration; the second token of a later step apart, by whether its window had been rolled out ahead."""
+    method = build(
+        window=1, acceptance=acceptance.ratio(6), **({"num_candidates": 1} if build is models.mirror else {})
+    )
+    parts = [two_steps(method, SEEDS * number) for number in range(5)]
+    tokens, emitted, later, reused = (np.concatenate(part) for part in zip(*parts, strict=True))
+    first, second = tokens[:, 0], np.where(emitted > 1, tokens[:, 1], later[:, 0])
+    words, prompt = np.arange(models.VOCAB), models.PROMPTS[0]
+    law = laws_after([prompt])[:, 0]
+    following = laws_after([[*prompt, word] for word in words]).T
+    joint = np.bincount(first * models.VOCAB + second, minlength=models.VOCAB**2)
+    assert fits(joint, len(first) * law[:, None] * following)
+    for flag in (False, True) if build is models.mirror else (False,):
+        apart = (emitted == 1) & (reused == flag)
+        assert apart.sum() > 1000
+        counts = np.stack([np.bincount(second[apart & (first == word)], minlength=models.VOCAB) for word in words])
+        assert fits(counts, counts.sum(axis=1, keepdims=True) * following)

@@ -23,16 +23,16 @@ def tensor(array):
 
 def layer_weights(index, layer):
     """One layer under Llama's names; heads of a group are neighbours there as here."""
-    qkv, name = np.asarray(layer["qkv"]), f"model.layers.{index}."
+    qkv, name = np.asarray(layer["attention"]["qkv"]), f"model.layers.{index}."
     flat = lambda part: part.reshape(-1, CONFIG.width)  # noqa: E731
     return {
         f"{name}self_attn.q_proj.weight": flat(qkv[:, :-2]),
         f"{name}self_attn.k_proj.weight": flat(qkv[:, -2]),
         f"{name}self_attn.v_proj.weight": flat(qkv[:, -1]),
-        f"{name}self_attn.o_proj.weight": layer["out"],
-        f"{name}mlp.gate_proj.weight": layer["gate_up"][0],
-        f"{name}mlp.up_proj.weight": layer["gate_up"][1],
-        f"{name}mlp.down_proj.weight": layer["down"],
+        f"{name}self_attn.o_proj.weight": layer["attention"]["out"],
+        f"{name}mlp.gate_proj.weight": layer["mlp"]["gate_up"][0],
+        f"{name}mlp.up_proj.weight": layer["mlp"]["gate_up"][1],
+        f"{name}mlp.down_proj.weight": layer["mlp"]["down"],
         f"{name}input_layernorm.weight": layer["attention_norm"]["scale"],
         f"{name}post_attention_layernorm.weight": layer["mlp_norm"]["scale"],
     }
@@ -63,7 +63,7 @@ def llama():
         num_attention_heads=CONFIG.num_heads,
         num_key_value_heads=CONFIG.num_kv_heads,
         head_dim=CONFIG.head_size,
-        rms_norm_eps=CONFIG.norm_epsilon,
+        rms_norm_eps=CONFIG.block.epsilon,
         max_position_embeddings=64,
         tie_word_embeddings=False,
         attention_bias=False,
@@ -81,7 +81,7 @@ def llama():
 def test_logits_of_llama(llama, prompt):
     import torch
 
-    network, params = models.target()
+    network, params, _ = models.target()
     text = prompt + models.greedy_text(models.target(), prompt, 20)
     with torch.no_grad():
         expected = llama(torch.tensor([text])).logits[0].numpy()

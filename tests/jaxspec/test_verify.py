@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from jaxspec.verify import match
+from jaxspec.verify import longest_match
 
 
 def loop(window, choices, position):
@@ -16,7 +16,7 @@ def loop(window, choices, position):
 
 
 def check(window, choices, position):
-    found = match(np.asarray(window, np.int32), np.asarray(choices, np.int32), np.asarray(position, np.int32))
+    found = longest_match(np.asarray(window, np.int32), np.asarray(choices, np.int32), np.asarray(position, np.int32))
     expected = [loop(*row) for row in zip(window, choices, position, strict=True)]
     np.testing.assert_array_equal(np.stack(found, axis=1), expected)
 
@@ -44,6 +44,6 @@ def test_match_on_random_windows(window):
     ids=["bonus after all", "correction of the first", "later agreement does not count"],
 )
 def test_match_examples(window, choices, expected):
-    verdict = match(np.array([window], np.int32), np.array([choices], np.int32), np.array([10], np.int32))
+    verdict = longest_match(np.array([window], np.int32), np.array([choices], np.int32), np.array([10], np.int32))
     assert tuple(int(part[0]) for part in verdict) == expected
     assert all(part.dtype == np.int32 for part in verdict)

@@ -76,7 +76,7 @@ def test_a_truncated_file_is_named(folder, keep):
         zoo.load(folder)
 
 
-@pytest.mark.parametrize("name", ["target.layers.3.qkv", "draft.embedding", "draft.layers.0.mlp_norm.scale"])
+@pytest.mark.parametrize("name", ["target.layers.3.attention.qkv", "draft.embedding", "draft.layers.0.mlp_norm.scale"])
 @pytest.mark.parametrize("change", ["missing", "another shape"])
 def test_a_weight_that_does_not_fit_is_named(folder, name, change):
     weights = safetensors.load_file(folder / "pair.safetensors")

@@ -1,0 +1,339 @@
+"""How fast does jaxspec decode? One JSON object per line.
+
+    python benchmarks/decode.py [--suite engine] [--sizes 1M 3M 10M 30M 100M 200M] [--json]
+
+engine: random weights of Llama's form, float32, batch 1. ``forward``: milliseconds of one compiled pass over T tokens
+with a cache (a target's verification; T = 1 is a step of plain decoding), beside ``floor_ms``, the bytes of the weights
+it reads over the read bandwidth (the best of several reads of 1 GiB by two threads in the same run). ``generate``:
+tokens per second of greedy ``jaxspec.generate``; ``ratio_to_transformers`` = ours / transformers' ``generate`` on the
+same weights, interleaved, torch at its best number of threads; ``host_fraction``: time of the loop that is not the
+compiled step's. Every row is measured in two processes, with and without Eigen threads; the better one is printed.
+``int8``: what eight-bit weights of the embedded target change: logits, most likely tokens, bits per character.
+``bfloat16``: where speculative decoding leaves plain decoding with the embedded pair in bfloat16 (kernels for one row
+and for eight round differently): the place, and the gap between the two best logits of the target there.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxspec
+from jaxspec import zoo
+from jaxspec.autoregressive import _step
+from jaxspec.bench import batch_scheduling
+from jaxspec.cache import init_cache
+from jaxspec.config import DecoderConfig, Ends
+from jaxspec.decoding import Progress, TargetState, prefix_pass, suffix_pass
+from jaxspec.requests import Options as Requested
+from jaxspec.requests import request_of
+
+VOCAB, CAPACITY, PROMPT = 4096, 256, 32
+#: width, layers, query heads, key-value heads, hidden.
+SIZES = {
+    "1M": (128, 4, 4, 2, 352),
+    "3M": (192, 7, 6, 3, 512),
+    "10M": (320, 8, 5, 5, 864),
+    "30M": (512, 10, 8, 4, 1376),
+    "50M": (640, 10, 10, 5, 1792),
+    "100M": (768, 14, 12, 6, 2112),
+    "200M": (1024, 17, 16, 8, 2752),
+}
+TOKENS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    Attributes:
+        suite: engine.
+        sizes: of the models.
+        repeats: timed calls a row, at least; medians.
+        new_tokens: decoded for a ``generate`` row.
+        transformers: compare with transformers, where it is installed.
+        json: JSON lines only (this is what is printed anyway).
+        eigen_threads: internal: measure in this process.
+    """
+
+    suite: str = "engine"
+    sizes: tuple[str, ...] = tuple(SIZES)
+    repeats: int = 15
+    new_tokens: int = 64
+    transformers: bool = True
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    eigen_threads: bool | None = None
+
+
+def config_of(size: str) -> DecoderConfig:
+    """A tied Llama of this size."""
+    width, layers, heads, kv_heads, hidden = SIZES[size]
+    ends = Ends(tied=True, embedding_scale=1.0)
+    return DecoderConfig(VOCAB, width, layers, heads, kv_heads, width // heads, hidden, ends=ends)
+
+
+def weight_bytes(params: Any) -> int:
+    """Bytes that a pass must read: every matrix once; of the embedding, which is also the head, all rows."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def read_bandwidth(size: int = 2**30, tries: int = 5) -> float:
+    """Bytes a second that two threads read: the best of several sums over a GiB."""
+    halves = np.array_split(np.ones(size // 8, np.float64), 2)
+    best = float("inf")
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(tries):
+            start = time.perf_counter()
+            list(pool.map(np.sum, halves))
+            best = min(best, time.perf_counter() - start)
+    return size / best
+
+
+def median_ms(run: Callable[[], Any], repeats: int, least_seconds: float = 0.3) -> float:
+    """Median milliseconds of a blocking call, over ``repeats`` calls and some time at least."""
+    run()
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < least_seconds:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+def forward(model: jaxspec.Model, tokens: int) -> Callable[[], Any]:
+    """One compiled pass over ``tokens`` tokens; the cache is donated from call to call, as in decoding."""
+    network, params = model.network, model.params
+    count, window = network.config.num_layers, jnp.zeros((1, tokens - 1), jnp.int32)
+    start = jnp.full(1, PROMPT, jnp.int32)
+    progress = Progress(jnp.ones(1, jnp.int32), start, start + 64, None, None)
+
+    def run(params: Any, cache: Any) -> tuple[Any, Any]:
+        x, cache = prefix_pass(network, params, cache, progress, window, count)
+        return suffix_pass(network, params, (), progress, x, count, window)[0], cache
+
+    compiled = jax.jit(run, donate_argnums=1)
+    held = [init_cache(network.config, 1, CAPACITY)]
+
+    def call() -> None:
+        choices, held[0] = compiled(params, held[0])
+        jax.block_until_ready(choices)
+
+    return call
+
+
+def step_ms(method: jaxspec.DecodingMethod, model: jaxspec.Model, repeats: int) -> float:
+    """A plain decoding step as compiled, many enqueued one after the other: no loop around it."""
+    ids = [np.arange(PROMPT, dtype=np.int32)]
+    request, capacity = request_of(ids, Requested(repeats * 8 + 8).arrays(1), method)
+    state: TargetState = method.init(request, capacity)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(8):
+            state, _ = _step(model.network, model.params, state)
+        jax.block_until_ready(state)
+        times.append((time.perf_counter() - start) / 8)
+    return 1e3 * float(np.median(times))
+
+
+def peer(model: jaxspec.Model, new_tokens: int) -> Callable[[int], Callable[[], Any]]:
+    """transformers' greedy ``generate`` with the same weights, by number of threads."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        jaxspec.save_huggingface(model, folder)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.arange(PROMPT)[None]
+
+    def with_threads(count: int) -> Callable[[], Any]:
+        def run() -> Any:
+            torch.set_num_threads(count)
+            with torch.inference_mode():
+                return theirs.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=new_tokens,
+                    min_new_tokens=new_tokens,
+                    do_sample=False,
+                )
+
+        return run
+
+    return with_threads
+
+
+def generate_row(model: jaxspec.Model, options: Options) -> dict[str, Any]:
+    """Tokens per second, interleaved with transformers; its best number of threads is found first."""
+    method, new = jaxspec.autoregressive(model), options.new_tokens
+    sides: dict[str, Callable[[], Any]] = {
+        "ours": lambda: jaxspec.generate(method, [list(range(PROMPT))], new, stop=())
+    }
+    if options.transformers:
+        with_threads = peer(model, new)
+        trial = {count: _seconds(with_threads(count), 2) for count in (1, 2)}
+        sides["theirs"] = with_threads(min(trial, key=lambda count: trial[count]))
+    sides["ours"]()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(5):
+        for name, run in sides.items():
+            time.sleep(0.3)  # the other side's threads spin for a while
+            seconds[name].append(_seconds(run, 1))
+    ours = float(np.median(seconds["ours"]))
+    step = step_ms(method, model, options.repeats)
+    result = sides["ours"]().stats
+    row = {
+        "tokens_per_second": round(new / ours, 1),
+        "step_ms": round(step, 4),
+        "host_fraction": round(max(0.0, 1 - step * new / (1e3 * result.decode_seconds)), 4),
+    }
+    if "theirs" in sides:
+        row["ratio_to_transformers"] = round(float(np.median(seconds["theirs"])) / ours, 3)
+    return row
+
+
+def _seconds(run: Callable[[], Any], times: int) -> float:
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def engine(options: Options) -> Iterator[dict[str, Any]]:
+    """Rows of all sizes, in this process."""
+    bandwidth = read_bandwidth()
+    for size in options.sizes:
+        config = config_of(size)
+        model = jaxspec.decoder(config, jax.random.key(0))
+        count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        floor = 1e3 * weight_bytes(model.params) / bandwidth
+        about = {"size": size, "parameters": count, "eigen_threads": options.eigen_threads}
+        calls = {tokens: forward(model, tokens) for tokens in TOKENS}
+        for tokens, call in calls.items():
+            ms = median_ms(call, options.repeats)
+            yield {"kind": "forward", **about, "tokens": tokens, "ms": round(ms, 4), "floor_ms": round(floor, 4)}
+        del calls
+        yield {"kind": "generate", **about, **generate_row(model, options)}
+
+
+def quality() -> dict[str, Any]:
+    """Eight-bit weights of the embedded target on held-out text: what they change."""
+    from jaxspec import federated
+    from jaxspec.tokenizer import encode
+    from jaxspec.train import bits_per_character, hidden_states
+    from jaxspec.zoo.recipe import held_out_ids
+
+    pair = zoo.load()
+    small = pair.target._replace(params=jaxspec.quantized(pair.target.params))
+    roles = {role.id: role.text for role in federated.read_roles()}
+    tokens = encode(pair.tokenizer, "".join(roles[number] for number in held_out_ids()[:16]))[:20_000]
+
+    def logits(model: jaxspec.Model) -> np.ndarray:
+        x = hidden_states(model.network, model.params, jnp.asarray(tokens[None, :512]))[-1]
+        return np.asarray(model.network.logits(model.params, x))[:, 0]
+
+    whole, eight = logits(pair.target), logits(small)
+    bits = [bits_per_character(model, tokens, len(tokens)) for model in (pair.target, small)]
+    return {
+        "kind": "int8",
+        "weight_bytes": [weight_bytes(pair.target.params), weight_bytes(small.params)],
+        "largest_logit_difference": round(float(np.abs(whole - eight).max()), 4),
+        "same_most_likely_token": round(float(np.mean(whole.argmax(0) == eight.argmax(0))), 4),
+        "bits_per_character": [round(float(value), 4) for value in bits],
+    }
+
+
+def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
+    """Plain and speculative greedy decoding in bfloat16: how often they part, and how near the choice was there."""
+    from jaxspec import federated
+    from jaxspec.tokenizer import encode
+    from jaxspec.train import hidden_states
+    from jaxspec.zoo.recipe import held_out_ids
+
+    pair = zoo.load()
+    short = lambda model: model._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))  # noqa: E731
+    target, draft = short(pair.target), short(pair.draft)
+    roles = {role.id: role.text for role in federated.read_roles()}
+    asked = [encode(pair.tokenizer, roles[number])[:48].tolist() for number in held_out_ids()[:prompts]]
+    plain = jaxspec.generate(jaxspec.autoregressive(target), asked, new_tokens).tokens
+    drafted = jaxspec.generate(jaxspec.speculative(target, draft, 7), asked, new_tokens).tokens
+    parted = []
+    for prompt, ours, other in zip(asked, plain, drafted, strict=True):
+        if ours == other:
+            continue
+        place = next(i for i, (a, b) in enumerate(zip(ours, other, strict=True)) if a != b)
+        text = jnp.asarray([[*prompt, *ours[:place]]])
+        logits = target.network.logits(target.params, hidden_states(target.network, target.params, text)[-1])[:, 0, -1]
+        second, first = np.sort(np.asarray(logits, np.float32))[-2:]
+        parted.append({"place": place, "gap": round(float(first - second), 5)})
+    return {"kind": "bfloat16", "sequences": prompts, "tokens": new_tokens, "divergences": parted}
+
+
+def best_of_both(options: Options) -> Iterator[dict[str, Any]]:
+    """Measures in two processes, one after the other, and keeps the better row of each pair."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for threads in (True, False):
+        for row in _child(options, threads):
+            key = row["kind"], row["parameters"], row.get("tokens")
+            if key not in found or _better(row, found[key]):
+                found[key] = row
+    yield from found.values()
+
+
+def _better(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    if row["kind"] == "forward":
+        return row["ms"] < other["ms"]
+    return row["tokens_per_second"] > other["tokens_per_second"]
+
+
+def _child(options: Options, threads: bool) -> Iterator[dict[str, Any]]:
+    flags = f"--xla_cpu_multi_thread_eigen={str(threads).lower()}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+    command = [sys.executable, str(Path(__file__)), "--eigen-threads", str(threads), "--sizes", *options.sizes]
+    command += ["--repeats", str(options.repeats), "--new-tokens", str(options.new_tokens)]
+    command += [] if options.transformers else ["--no-transformers"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield json.loads(line)
+    if process.returncode:
+        raise SystemExit(f"a measuring process ended with status {process.returncode}; see its message above")
+
+
+#: What ``--suite`` names.
+SUITES: dict[str, Callable[[Options], Iterator[dict[str, Any]]]] = {"engine": best_of_both}
+
+
+def main() -> None:
+    """Prints one line a row."""
+    options = tyro.cli(Options, description=__doc__)
+    if options.suite not in SUITES:
+        raise SystemExit(f"expected --suite {' or '.join(SUITES)}, got {options.suite!r}")
+    if unknown := [size for size in options.sizes if size not in SIZES]:
+        raise SystemExit(f"expected sizes among {', '.join(SIZES)}, got {', '.join(unknown)}")
+    batch_scheduling()
+    measured = options.eigen_threads is not None
+    for row in engine(options) if measured else SUITES[options.suite](options):
+        print(json.dumps(row), flush=True)
+    if not measured:
+        for found in (quality(), divergences()):
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

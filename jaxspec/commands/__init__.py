@@ -1,0 +1,1 @@
+"""The commands of ``python -m jaxspec``, one module each."""

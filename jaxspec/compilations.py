@@ -1,0 +1,18 @@
+"""How many programs this process has compiled: what a second call of the same shape must not add to."""
+
+import jax
+
+_COUNT = [0]
+
+
+def compiled_programs() -> int:
+    """Programs compiled since this module was imported."""
+    return _COUNT[0]
+
+
+def _count(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _COUNT[0] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)

@@ -1,0 +1,270 @@
+"""Published checkpoints, read straight onto a mesh and written back: config.json, safetensors, tokenizer."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from jaxspec.config import DecoderConfig
+from jaxspec.models.decoder import init_params, network, partition
+from jaxspec.models.families import FAMILIES, Family, family_for, family_of
+from jaxspec.models.quantize import Int8, is_quantized, quantized_matrix
+from jaxspec.models.weights import SHARD_BYTES, Weights, write
+from jaxspec.sharding import Home, check_divides, leaf_homes, shared_heads, spread_heads
+from jaxspec.text import Text
+from jaxspec.types import Model, Params
+
+#: Published arrays that hold nothing of their own.
+IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias")
+#: What config.json says that our configuration does not.
+KEPT = ("bos_token_id", "pad_token_id", "max_position_embeddings")
+#: Where Linux says how much memory is free.
+MEMORY = Path("/proc/meminfo")
+#: Room that is left for activations and caches when memory is estimated.
+HEADROOM = 1.1
+
+
+def load_huggingface(
+    path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False, progress: bool = False
+) -> Model:
+    """Reads a published checkpoint, array by array, each straight to where it will live.
+
+    Args:
+        path: folder with ``config.json``, ``*.safetensors`` and, for text, ``tokenizer.json`` or ``tokenizer.model``.
+        mesh: where the parameters go, tensor-parallel over its ``model`` axis; default: the first device.
+        dtype: of the matrices (norms stay float32); default: float32 on CPU, else what ``config.json`` says.
+        int8: keep the layers' matrices in eight bits with a scale for every output feature.
+        progress: show a bar.
+
+    Returns:
+        A ``Model`` with its ``text``: tokenizer, chat template, tokens that end a sequence.
+
+    Raises:
+        ValueError: unknown architecture, pickles, a truncated file, weights that are missing, unexpected or mis-shaped
+            (named), a mesh that does not divide the heads, a dtype that is not a float.
+        MemoryError: the parameters would not fit; says what would.
+    """
+    folder = Path(path)
+    published = _config(folder)
+    family = family_of(published)
+    config = family.read(published)
+    kind = _dtype(published, dtype)
+    weights = Weights(folder)
+    sources = _sources(family, config, weights)
+    check_divides(config, mesh)
+    check_memory(config, kind, mesh, int8)
+    params = _read(config, sources, weights, mesh, kind, int8, progress)
+    return Model(network(shared_heads(config, mesh)), params, Text.read(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: expected a folder with config.json and *.safetensors, got no config.json")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: expected JSON, got {error}; copy it again") from error
+
+
+def _dtype(published: dict[str, Any], asked: Any) -> Any:
+    own = published.get("dtype") or published.get("torch_dtype") or "float32"
+    on_cpu = jax.default_backend() == "cpu"
+    try:
+        kind = jnp.dtype(asked if asked is not None else jnp.float32 if on_cpu else str(own))
+    except TypeError as error:
+        raise ValueError(f"expected dtype float32, bfloat16 or float16, got {asked!r}") from error
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"expected dtype float32, bfloat16 or float16, got {kind}; for eight bits pass int8=True")
+    return kind
+
+
+def _named_leaves(config: DecoderConfig) -> list[tuple[tuple, jax.ShapeDtypeStruct]]:
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return jax.tree_util.tree_leaves_with_path(shapes)
+
+
+def _rule(family: Family, path: tuple) -> tuple[Any, list[str]]:
+    """The rule of one leaf and the published names it takes."""
+    steps = [str(getattr(step, "key", getattr(step, "idx", step))) for step in path]
+    layer, name = (steps[1], ".".join(steps[2:])) if steps[0] == "layers" else ("", ".".join(steps))
+    rule = family.weights[name]
+    return rule, [published.format(layer) for published in rule.names]
+
+
+def _sources(family: Family, config: DecoderConfig, weights: Weights) -> dict[tuple, tuple[Any, list[str]]]:
+    """Which arrays make each leaf; checks names and shapes before anything is read.
+
+    Raises:
+        ValueError: arrays missing, unexpected or mis-shaped.
+    """
+    found, used, missing = {}, set(), []
+    for path, leaf in _named_leaves(config):
+        rule, names = _rule(family, path)
+        own = [name if name in weights.entries else name.removeprefix("model.") for name in names]
+        if absent := [name for name, there in zip(names, own, strict=True) if there not in weights.entries]:
+            missing += absent
+            continue
+        zeros = np.broadcast_to(np.zeros((), np.float32), leaf.shape)
+        for name, part in zip(own, rule.split(zeros, config), strict=True):
+            if weights.entries[name].shape != part.shape:
+                raise ValueError(
+                    f"weight {name}: expected shape {part.shape}, got {weights.entries[name].shape}; "
+                    "config.json belongs to another model"
+                )
+        used |= set(own)
+        found[path] = rule, own
+    if missing:
+        raise ValueError(f"expected weights that the files do not have: {_some(missing)}")
+    tied = {name for name in family.weights["head"].names if config.ends.tied}
+    if extra := [name for name in weights.entries if name not in used | tied and not IGNORED.search(name)]:
+        raise ValueError(f"the files have weights that config.json does not ask for: {_some(extra)}")
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _read(
+    config: DecoderConfig,
+    sources: dict[tuple, tuple[Any, list[str]]],
+    weights: Weights,
+    mesh: Mesh | None,
+    dtype: Any,
+    int8: bool,
+    progress: bool,
+) -> Params:
+    placed = shared_heads(config, mesh)
+    shapes = jax.eval_shape(lambda: init_params(placed, jax.random.key(0)))
+    homes = leaf_homes(partition(shapes), shapes, mesh)
+
+    def leaf(path: tuple, home: Home) -> Any:
+        rule, names = sources[path]
+        rounded = int8 and is_quantized(path)
+        kind = jnp.float32 if rounded else leaf_dtype(path, dtype)
+        array = rule.join([weights[name].astype(kind, copy=False) for name in names], config)
+        array = spread_heads(path, array, config, mesh)
+        return place_leaf(quantized_matrix(array) if rounded else array, home)
+
+    pairs = jax.tree_util.tree_leaves_with_path(homes)
+    leaves = [leaf(path, home) for path, home in tqdm(pairs, "load", disable=not progress, unit="array")]
+    return jax.tree.unflatten(jax.tree.structure(homes), leaves)
+
+
+def place_leaf(array: Any, home: Home) -> Any:
+    """Puts one leaf where it lives; scales of eight-bit weights follow the features that they scale."""
+    if not isinstance(array, Int8):
+        return jax.device_put(array, home)
+    beside = home
+    if isinstance(home, NamedSharding):
+        beside = NamedSharding(home.mesh, PartitionSpec(*home.spec[: array.scale.ndim]))
+    return Int8(jax.device_put(array.values, home), jax.device_put(array.scale, beside))
+
+
+def leaf_dtype(path: tuple, dtype: Any) -> Any:
+    """Norms stay float32; everything else is of ``dtype``."""
+    return jnp.float32 if any("norm" in str(getattr(step, "key", "")) for step in path) else dtype
+
+
+def parameter_bytes(config: DecoderConfig, dtype: Any, int8: bool = False) -> int:
+    """Bytes of the parameters."""
+    size = lambda path: 1 if int8 and is_quantized(path) else jnp.dtype(leaf_dtype(path, dtype)).itemsize  # noqa: E731
+    return sum(int(np.prod(leaf.shape)) * size(path) for path, leaf in _named_leaves(config))
+
+
+def check_memory(config: DecoderConfig, dtype: Any, mesh: Mesh | None, int8: bool = False) -> None:
+    """Estimates the memory of the parameters before they are read.
+
+    Raises:
+        MemoryError: more than is free.
+    """
+    devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
+    shares = 1 if mesh is None else dict(mesh.shape).get("model", 1)
+    needed, free = parameter_bytes(config, dtype, int8) * HEADROOM / shares, _free(devices)
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"expected {needed / 1e9:.2f} GB free on each of {len(devices)} devices for the parameters, got "
+            f"{free / 1e9:.2f} GB; load with int8=True, a shorter dtype, or over more devices"
+        )
+
+
+def _free(devices: list[jax.Device]) -> float | None:
+    """Free bytes on the fullest of the devices; host devices share the machine's memory."""
+    if devices[0].platform == "cpu":
+        lines = MEMORY.read_text().splitlines() if MEMORY.is_file() else []
+        kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+        return 1024 * kilobytes[0] / len(devices) if kilobytes else None
+    stats = [device.memory_stats() for device in devices]
+    return min((s["bytes_limit"] - s["bytes_in_use"] for s in stats if s), default=None)
+
+
+def save_huggingface(model: Model, path: str | Path, *, dtype: Any = None, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes a model so that ``transformers`` loads it: config.json, safetensors, and the tokenizer it has.
+
+    A scale of embedded tokens that no family knows is multiplied into an embedding with a head of its own.
+
+    Args:
+        model: network and parameters; eight-bit weights are written as floats.
+        path: folder, made if need be.
+        dtype: of the matrices; default: as they are.
+        shard_bytes: largest file.
+
+    Raises:
+        ValueError: no family can say the configuration.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, params = _sayable(model.network.config, model.params)
+    family = family_for(config)
+    arrays = _written(family, config, params, dtype)
+    write(folder, arrays, shard_bytes)
+    own = jnp.dtype(params["embedding"].dtype if dtype is None else dtype).name
+    stop = list(model.text.stop) if model.text and model.text.stop else None
+    about = _kept(model) | {"dtype": own, "eos_token_id": stop} | family.config_json(config)
+    (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    if model.text is not None:
+        model.text.write(folder)
+
+
+def _kept(model: Model) -> dict[str, Any]:
+    """What the config.json that the model came with says besides its network."""
+    file = model.text.files.get("config.json") if model.text else None
+    published = _config(file.parent) if file and file.is_file() else {}
+    return {name: published[name] for name in KEPT if name in published}
+
+
+def _sayable(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
+    """The same function as a configuration that a family can say."""
+    scale = config.ends.embedding_scale
+    if any(family.carries(config) for family in FAMILIES):
+        return config, params
+    scale = config.width**0.5 if scale is None else scale
+    head = params.get("head", params["embedding"])
+    table = np.asarray(params["embedding"], np.float32) * np.float32(scale)
+    ends = replace(config.ends, tied=False, embedding_scale=1.0)
+    return replace(config, ends=ends), {**params, "embedding": table.astype(params["embedding"].dtype), "head": head}
+
+
+def _written(family: Family, config: DecoderConfig, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
+    whole = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+    for path, leaf in whole:
+        rule, names = _rule(family, path)
+        wide = _plain(leaf)
+        own = params["embedding"].dtype if isinstance(leaf, Int8) else wide.dtype
+        kind = leaf_dtype(path, own if dtype is None else dtype)
+        yield from zip(names, (part.astype(kind) for part in rule.split(wide, config)), strict=True)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, Int8):
+        return np.asarray(leaf.values, np.float32) * np.asarray(leaf.scale, np.float32)[..., None]
+    return np.asarray(leaf)

@@ -1,0 +1,48 @@
+"""Weights of eight bits: half of bfloat16, a quarter of float32, with one scale for every output feature."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.types import Array, Params
+
+#: Leaves that are quantised: the matrices of the layers. Embedding, head, norms and biases stay as they are.
+QUANTIZED = ("qkv", "out", "gate_up", "down")
+
+
+class Int8(NamedTuple):
+    """W ≈ values · scale, per output feature.
+
+    Attributes:
+        values: int8 [..., K].
+        scale: [...], the largest magnitude of a row over 127.
+    """
+
+    values: Array
+    scale: Array
+
+
+def quantized_matrix(matrix: np.ndarray | Array) -> Int8:
+    """Rounds a matrix [..., K] to 255 levels a row."""
+    library = np if isinstance(matrix, np.ndarray) else jnp
+    wide = matrix.astype(np.float32)
+    scale = library.maximum(library.max(library.abs(wide), axis=-1), np.float32(1e-30)) / np.float32(127)
+    values = library.round(wide / scale[..., None]).astype(np.int8)
+    return Int8(values, scale)
+
+
+def is_quantized(path: tuple) -> bool:
+    """Whether the leaf at this path is one that ``quantized`` rounds."""
+    return bool(path) and str(getattr(path[-1], "key", "")) in QUANTIZED
+
+
+def quantized(params: Params) -> Params:
+    """Parameters with the layers' matrices in eight bits; what is so already stays."""
+    leaf = lambda node: isinstance(node, Int8)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(
+        lambda path, node: quantized_matrix(node) if is_quantized(path) and not leaf(node) else node,
+        params,
+        is_leaf=leaf,
+    )

@@ -1,0 +1,143 @@
+"""Models in the checkpoint layer: verified, resumable to any mesh; and one way to open whatever holds a model."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from jaxfed import checkpoint
+from jaxspec.config import DecoderConfig, build
+from jaxspec.models.decoder import init_params, network, partition
+from jaxspec.models.huggingface import check_memory, leaf_dtype, load_huggingface, save_huggingface
+from jaxspec.models.llama2c import load_llama2c
+from jaxspec.models.quantize import Int8, quantized
+from jaxspec.sharding import Home, check_divides, leaf_homes
+from jaxspec.text import Text
+from jaxspec.types import Model, Params
+
+KIND = "model"
+#: Folder beside the steps that holds the tokenizer's files.
+TEXT = "text"
+
+
+def save_model(model: Model, directory: str | Path) -> None:
+    """Saves a model of ours as the next step of a checkpoint directory, its tokenizer's files beside it."""
+    directory = Path(directory)
+    is_int8 = any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(model.params, is_leaf=_is_int8))
+    about = {
+        "config": asdict(model.network.config),
+        "dtype": jnp.dtype(model.params["embedding"].dtype).name,
+        "int8": is_int8,
+        "stop": list(model.text.stop) if model.text else [],
+    }
+    step = -1 if (last := checkpoint.latest(directory)) is None else last
+    checkpoint.save(directory, step + 1, {"params": model.params}, kind=KIND, metadata=about)
+    if model.text is not None:
+        (directory / TEXT).mkdir(exist_ok=True)
+        model.text.write(directory / TEXT)
+
+
+def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
+    """Loads a model that ``save_model`` wrote, straight onto a mesh.
+
+    Raises:
+        ValueError: the directory holds something else, or the mesh does not divide the heads.
+        jaxfed.checkpoint.CheckpointError: no complete step, or a damaged file (named).
+        MemoryError: the parameters would not fit.
+    """
+    directory, found = Path(directory), checkpoint.manifest(directory)
+    if found.kind != KIND:
+        raise ValueError(f"{directory}: expected a checkpoint of kind {KIND!r}, got {found.kind!r}")
+    about = found.metadata
+    config, dtype = build(DecoderConfig, about["config"]), jnp.dtype(about["dtype"])
+    check_divides(config, mesh)
+    check_memory(config, dtype, mesh, about["int8"])
+    like = jax.eval_shape(lambda: _empty(config, dtype, about["int8"]))
+    homes = jax.tree.map(_sharding, leaf_homes(partition(like), like, mesh))
+    params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
+    text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
+    if text is not None and about["stop"]:
+        text = text.stopping(about["stop"])
+    return Model(network(config), params, text)
+
+
+def _sharding(home: Home) -> Sharding:
+    return home if isinstance(home, Sharding) else SingleDeviceSharding(home)
+
+
+def _empty(config: DecoderConfig, dtype: Any, int8: bool) -> Params:
+    params = init_params(config, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(leaf_dtype(path, dtype)), params)
+    return quantized(params) if int8 else params
+
+
+def _is_int8(node: Any) -> bool:
+    return isinstance(node, Int8)
+
+
+def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False) -> Model:
+    """Opens a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer beside it.
+
+    Args:
+        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (of the ``.model`` files beside it the
+            only one is its tokenizer).
+        mesh: where the parameters go.
+        dtype: of published checkpoints, see ``load_huggingface``; the others keep theirs unless it is given.
+        int8: keep the layers' matrices in eight bits.
+
+    Raises:
+        ValueError: none of these.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return load_huggingface(path, mesh, dtype, int8=int8)
+    if path.is_dir() and checkpoint.latest(path) is not None:
+        return _changed(load_model(path, mesh), dtype, int8)
+    if path.is_file() and path.suffix == ".bin":
+        beside = sorted(path.parent.glob("*.model"))
+        return _changed(load_llama2c(path, beside[0] if len(beside) == 1 else None), dtype, int8)
+    raise ValueError(
+        f"{path}: expected a folder with config.json, a checkpoint directory that jaxspec convert wrote, or a llama2.c "
+        ".bin file, got none of them"
+    )
+
+
+def _changed(model: Model, dtype: Any, int8: bool) -> Model:
+    params = model.params
+    if dtype is not None:
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(leaf_dtype(path, jnp.dtype(dtype))),
+            params,
+        )
+    return model._replace(params=quantized(params) if int8 else params)
+
+
+def convert(source: str | Path, out: str | Path) -> str:
+    """A published checkpoint or llama2.c file into the checkpoint layer, or a directory of ours into a published one.
+
+    Returns:
+        What was written: "checkpoint" or "huggingface".
+
+    Raises:
+        ValueError: ``out`` exists and holds something, or ``source`` is none of what ``open_model`` takes.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: expected a new or empty folder to write to, got one that holds something")
+    ours = source.is_dir() and not (source / "config.json").is_file()
+    model = open_model(source, dtype=None if ours else _own_dtype(source))
+    save_huggingface(model, out) if ours else save_model(model, out)
+    return "huggingface" if ours else "checkpoint"
+
+
+def _own_dtype(source: Path) -> Any:
+    """The dtype that a published checkpoint has on disk, so that converting changes no number."""
+    import json
+
+    if not (source / "config.json").is_file():
+        return None
+    about = json.loads((source / "config.json").read_text())
+    return about.get("dtype") or about.get("torch_dtype")
