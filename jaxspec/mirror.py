@@ -40,22 +40,36 @@ from jaxspec.types import Array, Cache, Model, Network, Params
 from jaxspec.verify import verdict_like
 
 
-class DraftState(NamedTuple):
-    """The draft mesh's side.
+class Standing(NamedTuple):
+    """Where the draft's side of each sequence stands.
 
     Attributes:
-        cache: rows.
         window: the window under verification.
         position: of the last committed token: [B].
         sampling: how tokens are drawn.
         seen: tokens of the committed text, [B, V] bool, where repetitions are penalised.
     """
 
-    cache: Cache
     window: Window
     position: Array
     sampling: Sampling | None
     seen: Array | None
+
+
+class DraftState(NamedTuple):
+    """The draft mesh's side: its rows, and where it stands."""
+
+    cache: Cache
+    standing: Standing
+
+
+class Drafter(NamedTuple):
+    """What is fixed on the draft's side; static in its programs."""
+
+    network: Network
+    acceptance: Acceptance
+    policy: Policy
+    num_candidates: int
 
 
 class MirrorState(NamedTuple):
@@ -106,53 +120,44 @@ def mirror(
     head = send(LogitLens() if exit is None else exit, target_shared)
     prefix = partial(target_prefix, network, exit_layer, num_candidates, target_params, head)
     suffix = partial(target_suffix, network, exit_layer, rule, target_params)
-    ahead = partial(draft_rollout, drafter, rule, policy, num_candidates, draft_params)
-    choose = partial(draft_select, drafter, rule, draft_params)
+    side = Drafter(drafter, rule, policy, num_candidates)
     scratch = window * jax.eval_shape(policy, message_like(1, window, num_candidates)).tokens.shape[1]
 
     def init(request: Request, capacity: int) -> MirrorState:
         state = prefill(network, target_params, send(request, target_home), capacity)
         asked = send(request, draft_home)
         first, cache = first_window(drafter, rule, draft_params, asked, window, capacity + scratch)
-        return MirrorState(state, DraftState(cache, first, asked.lengths - 1, asked.sampling, asked.seen))
+        standing = Standing(first, asked.lengths - 1, asked.sampling, asked.seen)
+        return MirrorState(state, DraftState(cache, standing))
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
-        (cache, progress), drafting = state
-        window, law = send(drafting.window, target_home)
+        (cache, progress), (rows, standing) = state
+        window, law = send(standing.window, target_home)
         x, lower, sent = prefix(cache[:exit_layer], progress, window)
         watch("target", "prefix", sent)
         upper, progress, verdict, packed = suffix(cache[exit_layer:], progress, x, window, law)
         watch("target", "suffix", packed)
-        rolled, roots, rows = ahead(*drafting, send(sent, draft_home))
+        rolled, roots, rows = draft_rollout(side, draft_params, rows, standing, send(sent, draft_home))
         watch("draft", "rollout", rolled)
-        drafting, reused = choose(rows, *drafting[1:], rolled, roots, send(verdict, draft_home))
+        drafting, reused = draft_select(side, draft_params, rows, standing, rolled, roots, send(verdict, draft_home))
         watch("draft", "select", reused)
         return MirrorState(TargetState((*lower, *upper), progress), drafting), StepInfo(packed, reused)
 
     return method_of(target, init, step, window, where.target, where.draft)
 
 
-@partial(jax.jit, static_argnames=("network", "acceptance", "policy", "num_candidates"), donate_argnames="cache")
+@partial(jax.jit, static_argnames="side", donate_argnames="cache")
 def draft_rollout(
-    network: Network,
-    acceptance: Acceptance,
-    policy: Policy,
-    num_candidates: int,
-    params: Params,
-    cache: Cache,
-    window: Window,
-    position: Array,
-    sampling: Sampling | None,
-    seen: Array | None,
-    received: Array,
+    side: Drafter, params: Params, cache: Cache, standing: Standing, received: Array
 ) -> tuple[Branches, Roots, Cache]:
     """Ranks the candidates of the packed message and rolls out the chosen branches, γ tokens each."""
-    drafted = window.tokens
-    roots = policy(unpack(received, message_like(drafted.shape[0], drafted.shape[1], num_candidates)))
+    drafted, position = standing.window.tokens, standing.position
+    roots = side.policy(unpack(received, message_like(drafted.shape[0], drafted.shape[1], side.num_candidates)))
     pending = Pending(drafted[:, -1], position + drafted.shape[1])
     at = Pending(roots.tokens, position[:, None] + roots.accepted + 1)
-    proposer = Proposer(acceptance, sampling, seen_at(seen, drafted, roots)).after(roots.tokens)
-    rolled, cache = rollout(network, params, cache, at, drafted.shape[1], proposer, pending)
+    seen = seen_at(standing.seen, drafted, roots)
+    proposer = Proposer(side.acceptance, standing.sampling, seen).after(roots.tokens)
+    rolled, cache = rollout(side.network, params, cache, at, drafted.shape[1], proposer, pending)
     return rolled, roots, cache
 
 
@@ -162,36 +167,27 @@ def seen_at(seen: Array | None, window: Array, roots: Roots) -> Array | None:
     return None if along is None else jnp.take_along_axis(along, roots.accepted[..., None], axis=1)
 
 
-@partial(jax.jit, static_argnames=("network", "acceptance"), donate_argnames="cache")
+@partial(jax.jit, static_argnames="side", donate_argnames="cache")
 def draft_select(
-    network: Network,
-    acceptance: Acceptance,
-    params: Params,
-    cache: Cache,
-    window: Window,
-    position: Array,
-    sampling: Sampling | None,
-    seen: Array | None,
-    rolled: Branches,
-    roots: Roots,
-    received: Array,
+    side: Drafter, params: Params, cache: Cache, standing: Standing, rolled: Branches, roots: Roots, received: Array
 ) -> tuple[DraftState, Array]:
     """The branch that came true becomes the next window; where none did, a fresh rollout does."""
     verdict = unpack(received, verdict_like(received.shape[0]))
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
     reused, chosen = jnp.any(hit, axis=1), take(rolled, cache, jnp.argmax(hit, axis=1))
     root = Pending(verdict.next_token[:, None], verdict.position[:, None])
-    seen = noted(noted(seen, window.tokens, verdict.num_accepted), root.token, jnp.ones_like(verdict.position))
-    proposer = Proposer(acceptance, sampling, None if seen is None else seen[:, None])
+    seen = noted(standing.seen, standing.window.tokens, verdict.num_accepted)
+    seen = noted(seen, root.token, jnp.ones_like(verdict.position))
+    proposer = Proposer(side.acceptance, standing.sampling, None if seen is None else seen[:, None])
 
     def fall_back(_: None) -> Drafted:
-        again = rollout(network, params, cache, root, window.tokens.shape[1], proposer)
+        again = rollout(side.network, params, cache, root, rolled.tokens.shape[2], proposer)
         fresh = take(*again, jnp.zeros_like(verdict.position))
         return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), chosen, fresh)
 
     following = jax.lax.cond(jnp.all(reused), lambda _: chosen, fall_back, None)
     window, cache = commit(cache, following, verdict.position)
-    return DraftState(cache, window, verdict.position, sampling, seen), reused
+    return DraftState(cache, Standing(window, verdict.position, standing.sampling, seen)), reused
 
 
 def _like(flags: Array, array: Array) -> Array:
