@@ -547,7 +547,7 @@ def test_steps_that_are_not_there_are_named(saved: Path, tmp_path_factory: pytes
 @pytest.mark.parametrize(
     ("leaf", "got"),
     [(object(), "object"), (np.array(["a"]), "ndarray <U1"), (b"raw", "bytes"), (1j, "complex")],
-    ids=str,
+    ids=["object", "text", "bytes", "complex"],
 )
 def test_leaves_that_cannot_be_saved_are_named(tmp_path: Path, leaf: Any, got: str) -> None:
     with pytest.raises(checkpoint.CheckpointError, match=f"a.0: expected an array of numbers.* got {got}; convert it"):
