@@ -11,7 +11,6 @@ PEERS ?=
 TORCH_INDEX ?=
 UPGRADE ?=
 TESTS ?=
-WORKERS ?= 2
 PYTEST_FLAGS ?= -q
 DEMO_FLAGS ?=
 
@@ -32,11 +31,11 @@ setup: check-python $(INSTALLED)  ## .venv with the pinned versions (PYTHON=pyth
 demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out DIR")
 	$(RUN) -m jaxspec demo $(DEMO_FLAGS)
 
-test: setup  ## every test (PEERS=1 also compares with torch and transformers; TESTS=path, PYTEST_FLAGS=..., WORKERS=2)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) $(TESTS)
+test: setup  ## every test (PEERS=1 also compares with torch and transformers; TESTS=path, PYTEST_FLAGS=...)
+	$(RUN) -m pytest $(PYTEST_FLAGS) $(TESTS)
 
 fast: setup  ## the tests that take no longer than a few seconds each
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) -m "not slow" $(TESTS)
+	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
 
 matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical"
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.matrix
