@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from jaxspec.config import DecoderConfig, Scores
 from jaxspec.types import Array, Attend, Cache, Network, Params, Rows
 
-#: Up to this batch rows are written as a slice; beyond, as a scatter, which is faster and stays on its devices.
-MAX_SLICES = 1
 #: Tokens of a prompt that are run at a time.
 CHUNK = 256
 
@@ -25,9 +23,9 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtyp
 def write(rows: Array, new: Array, positions: Array) -> Array:
     """Writes new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B] on."""
     update = lambda old, part, place: jax.lax.dynamic_update_slice(old, part, (0, place, 0))  # noqa: E731
-    if rows.shape[0] > MAX_SLICES:
-        return jax.vmap(update)(rows, new, positions)
-    return update(rows[0], new[0], positions[0])[None]
+    if rows.shape[0] == 1:
+        return update(rows[0], new[0], positions[0])[None]
+    return jax.vmap(update)(rows, new, positions)
 
 
 def fill(network: Network, params: Params, tokens: Array, capacity: int) -> Cache:

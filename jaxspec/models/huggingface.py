@@ -18,7 +18,7 @@ from jaxspec.models.decoder import init_params, network, partition
 from jaxspec.models.families import FAMILIES, Family, family_for, family_of
 from jaxspec.models.quantize import Int8, is_quantized, quantized_matrix
 from jaxspec.models.weights import SHARD_BYTES, Weights, write
-from jaxspec.sharding import Home, check_divides, leaf_homes, shared_heads, spread_heads
+from jaxspec.sharding import MODEL_AXIS, Home, axis_size, check_divides, leaf_homes, shared_heads, spread_heads
 from jaxspec.text import Text
 from jaxspec.types import Model, Params
 
@@ -76,7 +76,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _dtype(published: dict[str, Any], asked: Any) -> Any:
-    own = published.get("dtype") or published.get("torch_dtype") or "float32"
+    own = _own_dtype(published)
     on_cpu = jax.default_backend() == "cpu"
     try:
         kind = jnp.dtype(asked if asked is not None else jnp.float32 if on_cpu else str(own))
@@ -85,6 +85,15 @@ def _dtype(published: dict[str, Any], asked: Any) -> Any:
     if not jnp.issubdtype(kind, jnp.floating):
         raise ValueError(f"expected dtype float32, bfloat16 or float16, got {kind}; for eight bits pass int8=True")
     return kind
+
+
+def _own_dtype(published: dict[str, Any]) -> str:
+    return published.get("dtype") or published.get("torch_dtype") or "float32"
+
+
+def published_dtype(folder: Path) -> str:
+    """The dtype that a published checkpoint says it has on disk."""
+    return _own_dtype(_config(folder))
 
 
 def _named_leaves(config: DecoderConfig) -> list[tuple[tuple, jax.ShapeDtypeStruct]]:
@@ -188,8 +197,8 @@ def check_memory(config: DecoderConfig, dtype: Any, mesh: Mesh | None, int8: boo
         MemoryError: more than is free.
     """
     devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
-    shares = 1 if mesh is None else dict(mesh.shape).get("model", 1)
-    needed, free = parameter_bytes(config, dtype, int8) * HEADROOM / shares, _free(devices)
+    needed = parameter_bytes(config, dtype, int8) * HEADROOM / axis_size(mesh, MODEL_AXIS)
+    free = _free(devices)
     if free is not None and needed > free:
         raise MemoryError(
             f"expected {needed / 1e9:.2f} GB free on each of {len(devices)} devices for the parameters, got "

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jaxfed import checkpoint
 from jaxspec.config import DecoderConfig, build
 from jaxspec.models.decoder import init_params, network, partition
-from jaxspec.models.huggingface import check_memory, leaf_dtype, load_huggingface, save_huggingface
+from jaxspec.models.huggingface import check_memory, leaf_dtype, load_huggingface, published_dtype, save_huggingface
 from jaxspec.models.llama2c import load_llama2c
 from jaxspec.models.quantize import Int8, quantized
 from jaxspec.sharding import Home, check_divides, leaf_homes
@@ -127,17 +127,8 @@ def convert(source: str | Path, out: str | Path) -> str:
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder to write to, got one that holds something")
-    ours = source.is_dir() and not (source / "config.json").is_file()
-    model = open_model(source, dtype=None if ours else _own_dtype(source))
+    published = (source / "config.json").is_file()
+    ours = source.is_dir() and not published
+    model = open_model(source, dtype=published_dtype(source) if published else None)
     save_huggingface(model, out) if ours else save_model(model, out)
     return "huggingface" if ours else "checkpoint"
-
-
-def _own_dtype(source: Path) -> Any:
-    """The dtype that a published checkpoint has on disk, so that converting changes no number."""
-    import json
-
-    if not (source / "config.json").is_file():
-        return None
-    about = json.loads((source / "config.json").read_text())
-    return about.get("dtype") or about.get("torch_dtype")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.cache import MAX_SLICES, attend_cache, softmax_attention, visible, write
+from jaxspec.cache import attend_cache, softmax_attention, visible, write
 from jaxspec.config import Scores
 
 GROUPS, SHARED, CAPACITY, SIZE = 2, 3, 12, 4
@@ -45,7 +45,7 @@ def test_attention_is_softmax_over_the_rows_seen(tokens, attention, scores):
     np.testing.assert_allclose(found, oracle(*arrays, positions, scores), atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [2, MAX_SLICES + 1])
+@pytest.mark.parametrize("batch", [1, 2, 9])
 def test_rows_are_written_where_each_sequence_stands(batch):
     rows, new = draw(3, batch, GROUPS, CAPACITY, SIZE), draw(4, batch, GROUPS, 2, SIZE)
     positions = np.arange(batch) % (CAPACITY - 1)
