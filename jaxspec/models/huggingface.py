@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxspec.config import DecoderConfig
 from jaxspec.models.decoder import init_params, network, partition
 from jaxspec.models.families import FAMILIES, Family, family_for, family_of
-from jaxspec.models.quantize import Int8, is_quantized, quantized_matrix
+from jaxspec.models.quantize import Int8, is_quantized, quantized, quantized_matrix
 from jaxspec.models.weights import SHARD_BYTES, Weights, write
-from jaxspec.sharding import MODEL_AXIS, Home, axis_size, check_divides, leaf_homes, shared_heads, spread_heads
+from jaxspec.sharding import MODEL_AXIS, axis_size, check_divides, leaf_homes, shared_heads, spread_heads
 from jaxspec.text import Text
 from jaxspec.types import Model, Params
 
@@ -152,31 +152,35 @@ def _read(
     int8: bool,
     progress: bool,
 ) -> Params:
-    placed = shared_heads(config, mesh)
-    shapes = jax.eval_shape(lambda: init_params(placed, jax.random.key(0)))
-    homes = leaf_homes(partition(shapes), shapes, mesh)
+    like = like_params(shared_heads(config, mesh), dtype, int8)
+    homes = leaf_homes(partition(like), like, mesh)
 
-    def leaf(path: tuple, home: Home) -> Any:
+    def leaf(path: tuple, home: Any) -> Any:
         rule, names = sources[path]
         rounded = int8 and is_quantized(path)
         kind = jnp.float32 if rounded else leaf_dtype(path, dtype)
         array = rule.join([weights[name].astype(kind, copy=False) for name in names], config)
         array = spread_heads(path, array, config, mesh)
-        return place_leaf(quantized_matrix(array) if rounded else array, home)
+        return jax.device_put(quantized_matrix(array) if rounded else array, home)
 
-    pairs = jax.tree_util.tree_leaves_with_path(homes)
+    pairs = jax.tree_util.tree_leaves_with_path(homes, is_leaf=_is_int8)
     leaves = [leaf(path, home) for path, home in tqdm(pairs, "load", disable=not progress, unit="array")]
-    return jax.tree.unflatten(jax.tree.structure(homes), leaves)
+    return jax.tree.unflatten(jax.tree.structure(homes, is_leaf=_is_int8), leaves)
 
 
-def place_leaf(array: Any, home: Home) -> Any:
-    """Puts one leaf where it lives; scales of eight-bit weights follow the features that they scale."""
-    if not isinstance(array, Int8):
-        return jax.device_put(array, home)
-    beside = home
-    if isinstance(home, NamedSharding):
-        beside = NamedSharding(home.mesh, PartitionSpec(*home.spec[: array.scale.ndim]))
-    return Int8(jax.device_put(array.values, home), jax.device_put(array.scale, beside))
+def like_params(config: DecoderConfig, dtype: Any, int8: bool = False) -> Params:
+    """Shapes and dtypes of the parameters as they are kept."""
+
+    def build() -> Params:
+        params = init_params(config, jax.random.key(0))
+        params = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(leaf_dtype(path, dtype)), params)
+        return quantized(params) if int8 else params
+
+    return jax.eval_shape(build)
+
+
+def _is_int8(node: Any) -> bool:
+    return isinstance(node, Int8)
 
 
 def leaf_dtype(path: tuple, dtype: Any) -> Any:
@@ -264,7 +268,7 @@ def _sayable(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Para
 
 
 def _written(family: Family, config: DecoderConfig, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
-    whole = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+    whole = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_int8)
     for path, leaf in whole:
         rule, names = _rule(family, path)
         wide = _plain(leaf)

@@ -10,13 +10,20 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxfed import checkpoint
 from jaxspec.config import DecoderConfig, build
-from jaxspec.models.decoder import init_params, network, partition
-from jaxspec.models.huggingface import check_memory, leaf_dtype, load_huggingface, published_dtype, save_huggingface
+from jaxspec.models.decoder import network, partition
+from jaxspec.models.huggingface import (
+    check_memory,
+    leaf_dtype,
+    like_params,
+    load_huggingface,
+    published_dtype,
+    save_huggingface,
+)
 from jaxspec.models.llama2c import load_llama2c
 from jaxspec.models.quantize import Int8, quantized
 from jaxspec.sharding import Home, check_divides, leaf_homes
 from jaxspec.text import Text
-from jaxspec.types import Model, Params
+from jaxspec.types import Model
 
 KIND = "model"
 #: Folder beside the steps that holds the tokenizer's files.
@@ -55,7 +62,7 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
     config, dtype = build(DecoderConfig, about["config"]), jnp.dtype(about["dtype"])
     check_divides(config, mesh)
     check_memory(config, dtype, mesh, about["int8"])
-    like = jax.eval_shape(lambda: _empty(config, dtype, about["int8"]))
+    like = like_params(config, dtype, about["int8"])
     homes = jax.tree.map(_sharding, leaf_homes(partition(like), like, mesh))
     params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
     text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
@@ -66,12 +73,6 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
 
 def _sharding(home: Home) -> Sharding:
     return home if isinstance(home, Sharding) else SingleDeviceSharding(home)
-
-
-def _empty(config: DecoderConfig, dtype: Any, int8: bool) -> Params:
-    params = init_params(config, jax.random.key(0))
-    params = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(leaf_dtype(path, dtype)), params)
-    return quantized(params) if int8 else params
 
 
 def _is_int8(node: Any) -> bool:
