@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -89,9 +91,9 @@ BUILDERS: dict[str, Callable[[Setting, Pair], DecodingMethod]] = {
 }
 
 
-def measure(method: DecodingMethod, prompts: Prompts, max_new_tokens: int) -> Measurement:
-    """Decodes the prompts one by one."""
-    results = [generate(method, [prompt], max_new_tokens) for prompt in prompts]
+def measure(method: DecodingMethod, prompts: Prompts, new: int) -> Measurement:
+    """Decodes ``new`` tokens after each prompt, one by one."""
+    results = [generate(method, [prompt], new) for prompt in prompts]
     stats = [result.stats for result in results]
     return Measurement(
         [result.tokens[0] for result in results],
@@ -117,13 +119,14 @@ class Worker:
         assert self._process.stdout is not None
         self._commands, self._answers = self._process.stdin, self._process.stdout
 
-    def send(self, command: str, setting: Setting, prompts: Prompts, max_new_tokens: int) -> None:
-        """Gives a command without waiting for its answer."""
-        request = {"command": command, "setting": asdict(setting), "prompts": prompts, "new": max_new_tokens}
+    def send(self, command: str, settings: Sequence[Setting], prompts: Prompts, max_new_tokens: int) -> None:
+        """Gives a command without waiting for its answers, one a setting."""
+        tried = [asdict(setting) for setting in settings]
+        request = {"command": command, "settings": tried, "prompts": prompts, "new": max_new_tokens}
         print(json.dumps(request), file=self._commands, flush=True)
 
     def receive(self) -> Any:
-        """The answer to the oldest command not yet answered.
+        """The oldest answer not yet received.
 
         Raises:
             RuntimeError: the worker ended; its own message stands on standard error.
@@ -135,12 +138,12 @@ class Worker:
 
     def measure(self, setting: Setting, prompts: Prompts, max_new_tokens: int) -> Measurement:
         """Measures one setting now."""
-        self.send("measure", setting, prompts, max_new_tokens)
+        self.send("measure", [setting], prompts, max_new_tokens)
         return Measurement(*self.receive())
 
     def timeline(self, setting: Setting, prompts: Prompts, max_new_tokens: int) -> list[Span]:
         """Decodes the first prompt under a timeline."""
-        self.send("timeline", setting, prompts[:1], max_new_tokens)
+        self.send("timeline", [setting], prompts[:1], max_new_tokens)
         return [Span(*span) for span in self.receive()]
 
     def __enter__(self) -> "Worker":
@@ -177,16 +180,20 @@ def batch_scheduling() -> None:
 
 
 def main(pair_name: str) -> None:
-    """The worker's loop: one JSON command a line in, one JSON answer a line out; ends with its input."""
+    """The worker's loop: one JSON command a line in, one JSON answer a setting out; ends with its input.
+
+    Settings of one command are compiled side by side: only "warm" has several.
+    """
     batch_scheduling()
-    pair, methods = load(pair_name), {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        setting = Setting(**request["setting"])
-        if setting not in methods:
-            methods[setting] = BUILDERS[setting.method](setting, pair)
-        answer = COMMANDS[request["command"]](methods[setting], request["prompts"], request["new"])
-        print(json.dumps(answer), flush=True)
+    pair = load(pair_name)
+    built = cache(lambda setting: BUILDERS[setting.method](setting, pair))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for line in sys.stdin:
+            request = json.loads(line)
+            methods = [built(Setting(**each)) for each in request["settings"]]
+            run = partial(COMMANDS[request["command"]], prompts=request["prompts"], new=request["new"])
+            for answer in pool.map(run, methods) if len(methods) > 1 else map(run, methods):
+                print(json.dumps(answer), flush=True)
 
 
 def _timeline(method: DecodingMethod, prompts: Prompts, new: int) -> list[Span]:

@@ -177,8 +177,9 @@ def _warm(
     workers: dict[bool, Worker], tried: list[Setting], prompts: list[list[int]], new: int, progress: bool
 ) -> None:
     """Compiles settings, both workers at once."""
-    for setting in tried:
-        workers[setting.eigen_threads].send("warm", setting, prompts[:1], new)
+    tried = sorted(tried, key=lambda setting: setting.eigen_threads, reverse=True)
+    for threads, worker in workers.items():
+        worker.send("warm", [setting for setting in tried if setting.eigen_threads == threads], prompts[:1], new)
     for setting in tqdm(tried, "compile", disable=not progress):
         workers[setting.eigen_threads].receive()
 

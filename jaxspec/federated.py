@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
+from tqdm import tqdm
 
 import jaxfed
 from jaxfed import checkpoint
@@ -70,7 +71,7 @@ class Federation:
     cohort_size: int = 8
     local_steps: int = 4
     batch_size: int = 4
-    learning_rates: tuple[float, ...] = (0.3, 0.5)
+    learning_rates: tuple[float, ...] = (0.5, 1.0)
     fedspeed: FedSpeedSettings = FedSpeedSettings()
     clip_norm: float = 1.0
     evaluate_every: int = 2
@@ -119,9 +120,16 @@ def windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
     return tokens[starts[:, None] + np.arange(length)[None]]
 
 
-def continued(target: Model, prompts: np.ndarray, new_tokens: int, progress: bool = False) -> Continued:
-    """The target's greedy continuation of prompts [n, P] by ``new_tokens``, as one batch."""
-    new = generate(autoregressive(target), prompts.tolist(), new_tokens, progress=progress).tokens
+def continued(
+    target: Model, prompts: np.ndarray, new_tokens: int, progress: bool = False, batch_size: int = 96
+) -> Continued:
+    """The target's greedy continuation of prompts [n, P] by ``new_tokens``, at most ``batch_size`` at a time."""
+    method, new = autoregressive(target), []
+    with tqdm(total=len(prompts), desc="continue", unit="text", disable=not progress) as bar:
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            new += generate(method, batch.tolist(), new_tokens).tokens
+            bar.update(len(batch))
     return Continued(np.concatenate([prompts, np.asarray(new, np.int32)], axis=1), prompts.shape[1])
 
 
