@@ -1,5 +1,6 @@
 """The benchmarks run, at toy size, and say what they should."""
 
+import dataclasses
 import gzip
 import json
 import struct
@@ -80,3 +81,24 @@ def test_reproduce_without_images_says_so(monkeypatch, capsys):
 
     reproduce.main()
     assert list(json.loads(capsys.readouterr().out)) == ["skipped"]
+
+
+@pytest.mark.slow
+@pytest.mark.peers("torch")
+def test_rounds_times_what_fits_and_names_what_does_not(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import rounds
+
+    small = dataclasses.replace(rounds.NETWORKS["mlp"], plans=("vmap", "map"), local_steps={10: 2})
+    monkeypatch.setitem(rounds.NETWORKS, "mlp", small)
+    setting = rounds.setting(rounds.Case("mlp", "fedspeed", 10), small.batches(10, 2))
+    monkeypatch.setattr(rounds, "MOST_BYTES", 1.01 * rounds.compiled(setting, "map").peak_bytes)
+    options = rounds.Options(("mlp",), ("fedspeed",), (10,), minutes=0.02, repeats=1, json=True)
+    rounds.main(options)
+    rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    timed, too_large, auto = rows
+    assert (too_large["plan"], set(too_large)) == ("vmap", {"model", "algorithm", "cohort", "plan", "skipped"})
+    assert (timed["plan"], auto["plan"], auto["chosen"]) == ("map", "auto", "map")
+    assert timed["ratio_to_torch"] == pytest.approx(timed["torch_ms"] / timed["ms_per_local_step"])
+    assert timed["ratio_to_floor"] == pytest.approx(timed["ms_per_local_step"] / timed["floor_ms"])
+    assert timed["gemm_ms"] > 0
