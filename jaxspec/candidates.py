@@ -1,26 +1,29 @@
 """Candidates: which next windows are worth rolling out before the verdict is known.
 
-The target's early exit sends a ``Message``; a policy turns it into the roots of branches: pairs (position r, token v),
-"r tokens of the window are accepted, then v comes".
+Both sides can name likely outcomes of a verification as a ``Message``: the draft, from its own law, as soon as a window
+is drafted; the target's early exit, which knows better, after the prefix. A ``Policy`` says whose message is ranked and
+how: a ranking turns one into the roots of branches, pairs (position r, token v), "r tokens of the window are accepted,
+then v comes".
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.types import Array
 
 
 class Message(NamedTuple):
-    """What crosses the token channel after the prefix: ids and log-probabilities, never hidden states.
+    """Likely outcomes of a verification; what crosses the token channel after the prefix, never hidden states.
 
     Attributes:
-        tokens: top-κ of the exit at each of γ+1 positions, the drafted token excluded: [B, γ+1, κ] int32.
-        scores: their log-probabilities under the exit: [B, γ+1, κ].
-        drafted: log p^E(ŷᵣ₊₁) at the first γ positions: [B, γ].
+        tokens: top-κ at each of γ+1 positions, the drafted token excluded: [B, γ+1, κ] int32.
+        scores: their log-probabilities: [B, γ+1, κ].
+        drafted: log-probability of ŷᵣ₊₁ at the first γ positions: [B, γ].
     """
 
     tokens: Array
@@ -35,8 +38,23 @@ class Roots(NamedTuple):
     tokens: Array
 
 
-#: A policy: from a message to the R roots to roll out, or None where nothing is rolled out ahead.
-Policy = Callable[[Message], Roots]
+#: From a message, and roots that are rolled out already, to the roots to roll out; equal ones share programs.
+Ranking = Callable[[Message, Roots | None], Roots]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is rolled out ahead of the verdict.
+
+    Attributes:
+        ahead: ranks the draft's own message; these branches start together with the target's prefix.
+        exit: ranks the exit's message; these start after the prefix. Without it the target runs as one program.
+        num_candidates: κ of the draft's own message.
+    """
+
+    ahead: Ranking | None = None
+    exit: Ranking | None = None
+    num_candidates: int = 8
 
 
 def message_like(batch: int, window: int, num_candidates: int) -> Message:
@@ -47,51 +65,104 @@ def message_like(batch: int, window: int, num_candidates: int) -> Message:
 
 
 def message(logits: Array, window: Array, num_candidates: int) -> Message:
-    """Builds the message from exit logits [V, B, γ+1] and the window ŷ [B, γ].
+    """Builds the message from logits [V, B, γ+1] and the window ŷ [B, γ].
 
     A correction at a position r < γ can never be the drafted token ŷᵣ₊₁, so that token is masked before the top-κ is
     taken: one free slot at each of these positions.
     """
-    log_exit = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
-    drafted = jnp.pad(window, ((0, 0), (0, 1)), constant_values=-1)
+    found = likely(logits, jnp.pad(window, ((0, 0), (0, 1)), constant_values=-1), num_candidates)
+    return Message(found.tokens, found.scores, found.drafted[:, :-1])
+
+
+def likely(logits: Array, drafted: Array, num_candidates: int) -> Message:
+    """The best tokens of logits [V, B, T] but for the ``drafted`` one [B, T] (−1: none was), and that one's chance."""
+    log_law = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
     is_drafted = jnp.arange(logits.shape[0])[None, None] == drafted[:, :, None]
-    scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_exit), num_candidates)
-    chosen = jnp.sum(jnp.where(is_drafted, log_exit, 0.0), axis=-1)[:, :-1]
-    return Message(tokens.astype(jnp.int32), scores, chosen)
+    scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_law), num_candidates)
+    return Message(tokens.astype(jnp.int32), scores, jnp.sum(jnp.where(is_drafted, log_law, 0.0), axis=-1))
 
 
-@lru_cache
+def join(window: Message, bonus: Message) -> Message:
+    """The message of γ drafted positions and of the one behind them."""
+    both = lambda one, other: jnp.concatenate([one, other], axis=1)  # noqa: E731
+    return Message(both(window.tokens, bonus.tokens), both(window.scores, bonus.scores), window.drafted)
+
+
 def mirror(budget: int | None = None, sharpness: float = 5.0) -> Policy:
-    """The exit's top-κ at every position, ranked, the best ``budget`` (R) of them; all (γ+1)·κ without a budget.
+    """Mirror-SD: the exit's top-κ at every position, the likeliest ``budget`` (R) outcomes of them; all without one.
+
+    Source: Mirror-SD (arXiv 2510.13161), §3; ranking under a budget is ours (``Likeliest``).
+    """
+    return Policy(exit=Likeliest(budget, sharpness))
+
+
+def saguaro(budget: int = 8, acceptance_rate: float = 0.8, exponent: float = 0.5, num_candidates: int = 8) -> Policy:
+    """SSD: the draft's own most likely tokens, from the start of the step, with geometric fan-out (``Geometric``)."""
+    return Policy(Geometric(budget, acceptance_rate, exponent), num_candidates=num_candidates)
+
+
+def pearl() -> Policy:
+    """PEARL's post-verify: the draft goes on as if its whole window were accepted, one branch from the start.
+
+    Source: Liu et al., PEARL (arXiv 2408.11850).
+    """
+    return Policy(Geometric(1, 1.0), num_candidates=1)
+
+
+def none() -> Policy:
+    """Nothing is rolled out ahead: vanilla speculative decoding over two meshes."""
+    return Policy()
+
+
+def hybrid(ahead: int = 4, budget: int = 4, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
+    """The draft's ``ahead`` likeliest outcomes during the prefix, then the exit's ``budget`` likeliest other ones."""
+    return Policy(Likeliest(ahead, sharpness), Likeliest(budget, sharpness), num_candidates)
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The likeliest outcomes under a message's law.
 
     score(r, v) = Σ_{j≤r} log q(ŷⱼ | j) + log q(v | r): how likely it is that exactly r tokens are accepted and v comes
     next. Greedy verification asks which token is the target's most likely one, and of that the exit is surer than its
-    law says: q ∝ (p^E)^β over the tokens that the message holds for a position.
+    law says: q ∝ p^β over the tokens that the message holds for a position.
 
-    Args:
-        budget: R, branches rolled out for each sequence.
-        sharpness: β; 1 is the exit's own law.
+    Attributes:
+        budget: R, branches rolled out for each sequence; None: all (γ+1)·κ.
+        sharpness: β; 1 is the law as it was sent.
 
     Raises:
         ValueError: a budget below 1, or a sharpness that is not positive.
-
-    Source: Mirror-SD (arXiv 2510.13161), §3; ranking under a budget is ours.
     """
-    if budget is not None and budget < 1:
-        raise ValueError(f"expected a branch budget >= 1, got {budget}; without a limit pass None")
-    if not sharpness > 0:
-        raise ValueError(f"expected sharpness > 0, got {sharpness}")
 
-    def policy(received: Message) -> Roots:
-        drafted, scores = _sharpened(received, sharpness)
+    budget: int | None = None
+    sharpness: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check_budget(self.budget)
+        if not self.sharpness > 0:
+            raise ValueError(f"expected sharpness > 0, got {self.sharpness}")
+
+    def __call__(self, received: Message, known: Roots | None = None) -> Roots:
+        """The best R roots that are not ``known``."""
+        drafted, scores = _sharpened(received, self.sharpness)
         reach = jnp.pad(jnp.cumsum(drafted, axis=1), ((0, 0), (1, 0)))
         scores = reach[:, :, None] + scores
         batch, positions, kappa = scores.shape
-        count = positions * kappa if budget is None else min(budget, positions * kappa)
+        if known is not None:
+            scores = jnp.where(_among(received, known), -jnp.inf, scores)
+        count = positions * kappa if self.budget is None else min(self.budget, positions * kappa)
         best = jax.lax.top_k(scores.reshape(batch, -1), count)[1].astype(jnp.int32)
         return Roots(best // kappa, jnp.take_along_axis(received.tokens.reshape(batch, -1), best, axis=1))
 
-    return policy
+
+def _among(received: Message, known: Roots) -> Array:
+    """Which candidates [B, γ+1, κ] are known roots."""
+    places = jnp.arange(received.tokens.shape[1])[None, :, None]
+    same = (known.accepted[:, None, None] == places[..., None]) & (
+        known.tokens[:, None, None] == received.tokens[..., None]
+    )
+    return jnp.any(same, axis=-1)
 
 
 def _sharpened(received: Message, sharpness: float) -> tuple[Array, Array]:
@@ -100,3 +171,56 @@ def _sharpened(received: Message, sharpness: float) -> tuple[Array, Array]:
     known = jnp.concatenate([drafted, received.scores], axis=2) * sharpness
     law = jax.nn.log_softmax(known, axis=2)
     return law[:, :-1, 0], law[:, :, 1:]
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """A fixed number of candidates a position: F_r ∝ a^(r/(1+e)) for r < γ, F_γ ∝ a^(γ/(1+e))·(1 − a)^(−1/(1+e)).
+
+    It maximises the hit rate if every token is accepted with probability a and a position's miss rate falls as F^(−e).
+
+    Attributes:
+        budget: R = Σ F_r, at most κ for one position.
+        acceptance_rate: a; 1 puts all on the position behind the window.
+        exponent: e.
+
+    Raises:
+        ValueError: a budget below 1, a rate outside (0, 1], an exponent that is not positive.
+
+    Source: Kumar et al., Speculative Speculative Decoding (arXiv 2603.03251), theorem on the geometric fan-out.
+    """
+
+    budget: int
+    acceptance_rate: float = 0.8
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_budget(self.budget)
+        if not 0 < self.acceptance_rate <= 1 or not self.exponent > 0:
+            given = f"{self.acceptance_rate} and {self.exponent}"
+            raise ValueError(f"expected 0 < acceptance_rate <= 1 and exponent > 0, got {given}")
+
+    def __call__(self, received: Message, known: Roots | None = None) -> Roots:
+        """The first F_r candidates of every position r; the same positions for all sequences."""
+        batch, positions, kappa = received.tokens.shape
+        counts = self.fan_out(positions - 1, kappa)
+        places = np.repeat(np.arange(positions), counts)
+        rank = np.concatenate([np.arange(count) for count in counts])
+        accepted = jnp.broadcast_to(jnp.asarray(places, jnp.int32), (batch, len(places)))
+        return Roots(accepted, received.tokens[:, places, rank])
+
+    def fan_out(self, window: int, most: int) -> np.ndarray:
+        """F_0..F_γ: whole numbers that add up to R, at most ``most`` each, apportioned by highest averages."""
+        power = 1 / (1 + self.exponent)
+        share = self.acceptance_rate ** (power * np.arange(window + 1))
+        share[-1] *= max(1 - self.acceptance_rate, 1e-12) ** -power
+        counts = np.zeros(window + 1, int)
+        for _ in range(min(self.budget, most * (window + 1))):
+            open_places = counts < most
+            counts[np.argmax(np.where(open_places, share / (counts + 1), -1.0))] += 1
+        return counts
+
+
+def _check_budget(budget: int | None) -> None:
+    if budget is not None and budget < 1:
+        raise ValueError(f"expected a branch budget >= 1, got {budget}; without a limit pass None")

@@ -247,3 +247,15 @@ def target_suffix(
     choices, cache = suffix_pass(network, params, cache, progress, x, exit_layer, window, law, acceptance)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
     return cache, progress, pack(verdict), choices.packed(emitted, verdict.num_accepted)
+
+
+@partial(jax.jit, static_argnames=("network", "acceptance"), donate_argnames="cache")
+def target_whole(
+    network: Network, acceptance: Acceptance, params: Params, cache: Cache, progress: Progress, window: Array, law: Any
+) -> tuple[Cache, Progress, Array, Array]:
+    """Prefix and suffix in one, without a message: what ``target_suffix`` returns, with the rows of all layers."""
+    count = network.config.num_layers
+    x, cache = prefix_pass(network, params, cache, progress, window, count)
+    choices, _ = suffix_pass(network, params, (), progress, x, count, window, law, acceptance)
+    progress, verdict, emitted = advance(progress, window, choices.tokens)
+    return cache, progress, pack(verdict), choices.packed(emitted, verdict.num_accepted)

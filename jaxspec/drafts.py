@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.acceptance import Acceptance
-from jaxspec.cache import attend_cache, fill, visible, write
+from jaxspec.cache import attend_cache, cached, fill, visible, write
+from jaxspec.candidates import Message, likely
 from jaxspec.config import Scores
 from jaxspec.decoding import Request
-from jaxspec.sampling import Sampling
+from jaxspec.sampling import Sampling, perturbed
 from jaxspec.types import Array, Attend, Cache, Network, Params, Rows
 
 
@@ -28,34 +29,57 @@ class Pending(NamedTuple):
     position: Array
 
 
+class Notes(NamedTuple):
+    """What comes with drafted tokens, leaves shaped as they are with trailing axes; None where nobody asks for it.
+
+    Attributes:
+        law: what they were drawn from, for the rule of acceptance.
+        likely: the draft's other candidates, for the policy.
+    """
+
+    law: Any
+    likely: Message | None
+
+
 class Branches(NamedTuple):
-    """Rolled out branches: ``tokens`` [B, R, γ], and where the rule wants it the ``law`` of each, [B, R, γ, …]."""
+    """Rolled out branches: ``tokens`` [B, R, γ], and their notes."""
 
     tokens: Array
-    law: Any
+    notes: Notes
 
 
 class Drafted(NamedTuple):
-    """One drafted window: ``tokens`` [B, γ], its law, and per layer its key and value rows [B, G, γ, head_size]."""
+    """One drafted window: ``tokens`` [B, γ], its notes, and per layer its key and value rows [B, G, γ, head_size]."""
 
     tokens: Array
-    law: Any
+    notes: Notes
     rows: Cache
 
 
 class Proposer(NamedTuple):
-    """How a draft's tokens are drawn: the rule of acceptance, the sampling of each sequence, what branches have seen.
+    """How a draft's tokens are drawn.
 
-    ``seen`` is [B, R, V], a branch's root included, where repetitions are penalised.
+    Attributes:
+        acceptance: the rule.
+        sampling: of each sequence.
+        seen: what branches have said, [B, R, V], a branch's root included, where repetitions are penalised.
+        num_candidates: κ, other likely tokens that are noted with each; 0: none.
     """
 
     acceptance: Acceptance
     sampling: Sampling | None
     seen: Array | None = None
+    num_candidates: int = 0
 
-    def __call__(self, logits: Array, positions: Array) -> tuple[Array, Any]:
-        """Tokens [B, R] from logits [V, B, R], for ``positions`` [B, R]; and their law."""
-        return self.acceptance.propose(logits, self.sampling, positions, self.seen)
+    def __call__(self, logits: Array, positions: Array) -> tuple[Array, Notes]:
+        """Tokens [B, R] from logits [V, B, R], for ``positions`` [B, R]; and their notes."""
+        tokens, law = self.acceptance.propose(logits, self.sampling, positions, self.seen)
+        return tokens, Notes(law, self.others(logits, tokens, positions) if self.num_candidates else None)
+
+    def others(self, logits: Array, drafted: Array, positions: Array) -> Message:
+        """The draft's likeliest tokens there but for the drafted ones (−1: none); the target's noise counts."""
+        scores = perturbed(logits, self.sampling, positions, self.seen)
+        return likely(scores, drafted, self.num_candidates)
 
     def after(self, tokens: Array) -> "Proposer":
         """Once branches have said ``tokens`` [B, R]."""
@@ -72,6 +96,7 @@ def rollout(
     window: int,
     proposer: Proposer,
     pending: Pending | None = None,
+    place: tuple[int, int] | None = None,
 ) -> tuple[Branches, Cache]:
     """Continues every root by ``window`` tokens.
 
@@ -83,24 +108,28 @@ def rollout(
         window: γ, tokens to draft for every branch.
         proposer: how they are drawn.
         pending: a token that is run along with the first step so that the cache gets its row.
+        place: of the first branch in a scratch for so many, where another rollout has filled the rest; default (0, R).
 
     Returns:
         The branches, and the cache with the pending row and the branches' rows in its scratch.
     """
     branches = roots.token.shape[1]
-    scratch = Scratch(branches, window, cache[0][0].shape[2])
+    first_place, places = place or (0, branches)
+    scratch = Scratch(places, window, cache[0][0].shape[2], first_place, branches)
 
     def run(
         say: Array | None, tokens: Array, positions: Array, number: Array | int, cache: Cache, pending: Pending | None
-    ) -> tuple[tuple[Array, Array | None, Cache], Any]:
+    ) -> tuple[tuple[Array, Array | None, Cache], tuple[Array, Notes]]:
         attend = branching(scratch, roots.position, number, pending)
         x = network.embed(params, tokens)
         x, cache = network.blocks(params, x, positions, cache, attend, range(network.config.num_layers))
         own = proposer._replace(seen=say)
-        said, law = own(network.logits(params, x[:, :, -branches:]), roots.position + number + 1)
-        return (said, own.after(said).seen, cache), (said, law)
+        said, notes = own(network.logits(params, x[:, :, -branches:]), roots.position + number + 1)
+        return (said, own.after(said).seen, cache), (said, notes)
 
-    def step(carry: tuple[Array, Array | None, Cache], number: Array) -> tuple[tuple[Array, Array | None, Cache], Any]:
+    def step(
+        carry: tuple[Array, Array | None, Cache], number: Array
+    ) -> tuple[tuple[Array, Array | None, Cache], tuple[Array, Notes]]:
         tokens, seen, cache = carry
         return run(seen, tokens, roots.position + number, number, cache, None)
 
@@ -114,23 +143,42 @@ def rollout(
 
 
 class Scratch(NamedTuple):
-    """Where the rows of R branches of γ tokens lie in a cache of ``capacity`` rows."""
+    """Where the rows of branches lie in a cache of ``capacity`` rows.
 
-    branches: int
+    Attributes:
+        total: R, branches that have a place in the scratch.
+        window: γ, rows of each.
+        capacity: S.
+        first: place of the first branch of a rollout.
+        branches: branches of that rollout; None: all.
+    """
+
+    total: int
     window: int
     capacity: int
+    first: int = 0
+    branches: int | None = None
+
+    @property
+    def rolled(self) -> int:
+        """Branches of the rollout."""
+        return self.total if self.branches is None else self.branches
 
     @property
     def start(self) -> int:
         """First scratch row."""
-        return self.capacity - 1 - self.branches * self.window
+        return self.capacity - 1 - self.total * self.window
+
+    def row(self, number: Array | int) -> Array | int:
+        """Where the rollout's rows ``number`` begin."""
+        return self.start + number * self.total + self.first
 
     def own(self, number: Array | int, reach: int | None = None) -> Array:
         """Which rows a branch sees of its own once it has row ``number``, the last ``reach`` at most: [R, S]."""
         place = np.arange(self.capacity) - self.start
-        inside = (place >= 0) & (place < self.branches * self.window)
-        mine = inside & (place % self.branches == np.arange(self.branches)[:, None])
-        row = place // self.branches
+        inside = (place >= 0) & (place < self.total * self.window)
+        mine = inside & (place % self.total == self.first + np.arange(self.rolled)[:, None])
+        row = place // self.total
         seen = (row <= number) if reach is None else (row <= number) & (row > number - reach)
         return mine & seen[None]
 
@@ -157,8 +205,7 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pe
     def extended(rows: Array, new: Array) -> Array:
         if pending is not None:
             rows = write(rows, new[:, :, :1], pending.position)
-        own = new[:, :, -scratch.branches :]
-        return jax.lax.dynamic_update_slice_in_dim(rows, own, scratch.start + number * scratch.branches, axis=2)
+        return jax.lax.dynamic_update_slice_in_dim(rows, new[:, :, -scratch.rolled :], scratch.row(number), axis=2)
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
         rows = extended(rows[0], keys), extended(rows[1], values)
@@ -179,8 +226,8 @@ def take(rolled: Branches, cache: Cache, branch: Array) -> Drafted:
     def choose(values: Array) -> Array:
         return jnp.take_along_axis(values, branch.reshape(-1, *(1,) * (values.ndim - 1)), axis=1)[:, 0]
 
-    tokens, law = jax.tree.map(choose, rolled)
-    return Drafted(tokens, law, jax.tree.map(pick, cache))
+    tokens, notes = jax.tree.map(choose, rolled)
+    return Drafted(tokens, notes, jax.tree.map(pick, cache))
 
 
 class Window(NamedTuple):
@@ -190,20 +237,26 @@ class Window(NamedTuple):
     law: Any
 
 
-def commit(cache: Cache, drafted: Drafted, position: Array) -> tuple[Window, Cache]:
-    """Makes a drafted window the next one: its rows are written from ``position`` [B] on."""
+def commit(cache: Cache, drafted: Drafted, position: Array) -> tuple[Window, Message | None, Cache]:
+    """Makes a drafted window the next one: its rows are written from ``position`` [B] on. Also its other candidates."""
     rows = jax.tree.map(lambda old, new: write(old, new, position), cache, drafted.rows)
-    return Window(drafted.tokens, drafted.law), rows
+    return Window(drafted.tokens, drafted.notes.law), drafted.notes.likely, rows
 
 
-@partial(jax.jit, static_argnames=("network", "acceptance", "window", "capacity"))
+@partial(jax.jit, static_argnames=("network", "acceptance", "window", "capacity", "num_candidates"))
 def first_window(
-    network: Network, acceptance: Acceptance, params: Params, request: Request, window: int, capacity: int
-) -> tuple[Window, Cache]:
+    network: Network,
+    acceptance: Acceptance,
+    params: Params,
+    request: Request,
+    window: int,
+    capacity: int,
+    num_candidates: int = 0,
+) -> tuple[Window, Message | None, Cache]:
     """Runs the prompts through the draft and drafts the first window."""
     cache = fill(network, params, request.tokens, capacity)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
-    proposer = Proposer(acceptance, request.sampling, request.seen)
+    proposer = Proposer(acceptance, request.sampling, request.seen, num_candidates)
     return drafted_next(network, params, cache, Pending(last, request.lengths - 1), window, proposer)
 
 
@@ -215,9 +268,31 @@ def drafted_next(
     window: int,
     proposer: Proposer,
     pending: Pending | None = None,
-) -> tuple[Window, Cache]:
+) -> tuple[Window, Message | None, Cache]:
     """Drafts one window after ``root`` and commits it; the proposer has ``seen`` [B, V]."""
-    roots = Pending(root.token[:, None], root.position[:, None])
     own = proposer if proposer.seen is None else proposer._replace(seen=proposer.seen[:, None])
-    rolled, cache = rollout(network, params, cache, roots, window, own, pending)
-    return commit(cache, take(rolled, cache, jnp.zeros_like(root.token)), root.position)
+    drafted, cache = drafted_after(network, params, cache, root, window, own, pending)
+    return commit(cache, drafted, root.position)
+
+
+def drafted_after(
+    network: Network,
+    params: Params,
+    cache: Cache,
+    root: Pending,
+    window: int,
+    proposer: Proposer,
+    pending: Pending | None = None,
+) -> tuple[Drafted, Cache]:
+    """Drafts one window; its rows are in the scratch only."""
+    roots = Pending(root.token[:, None], root.position[:, None])
+    rolled, cache = rollout(network, params, cache, roots, window, proposer, pending)
+    return take(rolled, cache, jnp.zeros_like(root.token)), cache
+
+
+def extend(network: Network, params: Params, cache: Cache, pending: Pending) -> tuple[Array, Cache]:
+    """Gives the cache the row of one token of every sequence; what the draft says after it: logits [V, B, 1]."""
+    positions = pending.position[:, None]
+    x = network.embed(params, pending.token[:, None])
+    x, cache = network.blocks(params, x, positions, cache, cached(positions), range(network.config.num_layers))
+    return network.logits(params, x), cache

@@ -62,7 +62,7 @@ def speculative(
     def init(request: Request, capacity: int) -> SpeculativeState:
         request = send(request, home)
         state = prefill(network, target_params, request, capacity)
-        first, cache = first_window(drafter, rule, draft_params, request, window, capacity + window)
+        first, _, cache = first_window(drafter, rule, draft_params, request, window, capacity + window)
         return SpeculativeState(state, cache, first)
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
@@ -89,6 +89,6 @@ def _step(
     pending = Pending(window[:, -1], old.position + window.shape[1])
     root = Pending(verdict.next_token, verdict.position)
     proposer = Proposer(acceptance, progress.sampling, progress.seen)
-    following, rows = drafted_next(draft, draft_params, state.draft_cache, root, window.shape[1], proposer, pending)
+    following, _, rows = drafted_next(draft, draft_params, state.draft_cache, root, window.shape[1], proposer, pending)
     info = StepInfo(choices.packed(emitted, verdict.num_accepted))
     return SpeculativeState(TargetState(cache, progress), rows, following), info

@@ -81,7 +81,7 @@ def test_the_bonus_position_may_repeat_any_token():
 def test_ranking_is_the_probability_of_each_outcome(num_candidates, sharpness, budget):
     for seed in range(3):
         message, law, drafted = received(num_candidates, seed)
-        roots = candidates.mirror(budget, sharpness)(message)
+        roots = candidates.mirror(budget, sharpness).exit(message)
         for b in range(BATCH):
             chances = outcomes(known_law(law[b], drafted[b], num_candidates, sharpness), drafted[b])
             best = sorted(chances, key=chances.get, reverse=True)[:budget]
@@ -91,24 +91,70 @@ def test_ranking_is_the_probability_of_each_outcome(num_candidates, sharpness, b
 def test_sharpness_matters():
     """A surer exit makes longer acceptance likelier."""
     message, _, _ = received(2)
-    flat, sharp = (candidates.mirror(4, sharpness)(message).accepted[0].mean() for sharpness in (0.1, 5.0))
+    flat, sharp = (candidates.mirror(4, sharpness).exit(message).accepted[0].mean() for sharpness in (0.1, 5.0))
     assert flat < sharp
 
 
 @pytest.mark.parametrize("budget", [None, 999])
 def test_without_a_limit_all_candidates_are_rolled_out_once(budget):
     message, _, _ = received(2)
-    roots = candidates.mirror(budget)(message)
+    roots = candidates.mirror(budget).exit(message)
     assert roots.accepted.shape == roots.tokens.shape == (BATCH, (WINDOW + 1) * 2)
     for b in range(BATCH):
         expected = {(r, int(v)) for r in range(WINDOW + 1) for v in message.tokens[b, r]}
         assert set(zip(roots.accepted[b].tolist(), roots.tokens[b].tolist(), strict=True)) == expected
 
 
+def test_roots_that_are_known_are_not_ranked_again():
+    message, _, _ = received(VOCAB - 1)
+    rank = candidates.Likeliest(12)
+    first, all_of_them = candidates.Likeliest(5)(message), rank(message)
+    others = candidates.Likeliest(7)(message, first)
+    for b in range(BATCH):
+        parts = [list(zip(r.accepted[b].tolist(), r.tokens[b].tolist(), strict=True)) for r in (first, others)]
+        assert [*parts[0], *parts[1]] == list(zip(*(a[b].tolist() for a in all_of_them), strict=True))
+
+
+@pytest.mark.parametrize("budget", [1, 4, 8, 13])
+@pytest.mark.parametrize("rate", [0.5, 0.8, 1.0])
+def test_geometric_fan_out(rate, budget):
+    """Whole numbers nearest to the optimum F_r ∝ a^(r/(1+e)), the last one over (1 − a)^(1/(1+e)), none above κ."""
+    counts = candidates.Geometric(budget, rate, 0.5).fan_out(WINDOW, 8)
+    assert counts.sum() == budget
+    share = rate ** (np.arange(WINDOW + 1) / 1.5)
+    share[-1] /= max(1 - rate, 1e-12) ** (1 / 1.5)
+    if share.max() / share.sum() * budget < 8:
+        assert np.all(np.abs(counts - budget * share / share.sum()) < 1)
+    assert np.all(np.diff(counts[:-1]) <= 0)
+    assert counts.max() <= 8
+
+
+def test_geometric_roots_are_the_best_candidates_of_each_position():
+    message, _, _ = received(3)
+    roots = candidates.Geometric(6)(message)
+    counts = candidates.Geometric(6).fan_out(WINDOW, 3)
+    for b in range(BATCH):
+        expected = [(r, int(v)) for r in range(WINDOW + 1) for v in message.tokens[b, r, : counts[r]]]
+        assert list(zip(roots.accepted[b].tolist(), roots.tokens[b].tolist(), strict=True)) == expected
+
+
+def test_pearl_bets_on_the_whole_window():
+    message, _, _ = received(1)
+    roots = candidates.pearl().ahead(message)
+    assert np.all(roots.accepted == WINDOW)
+    np.testing.assert_array_equal(roots.tokens, message.tokens[:, -1])
+
+
 @pytest.mark.parametrize("budget", [0, -1])
 def test_budget_below_one(budget):
     with pytest.raises(ValueError, match=rf"expected a branch budget >= 1, got {budget}"):
         candidates.mirror(budget)
+
+
+@pytest.mark.parametrize("settings", [{"acceptance_rate": 0.0}, {"acceptance_rate": 1.1}, {"exponent": 0.0}])
+def test_a_fan_out_that_cannot_be(settings):
+    with pytest.raises(ValueError, match=r"expected 0 < acceptance_rate <= 1 and exponent > 0, got"):
+        candidates.saguaro(**settings)
 
 
 @pytest.mark.parametrize("sharpness", [0.0, -1.0, float("nan")])

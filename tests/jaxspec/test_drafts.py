@@ -35,7 +35,7 @@ def draft(request):
 def first(draft, prompts=models.PROMPTS):
     """The prompts' lengths, and the first window's tokens with the draft's rows."""
     request = models.request(prompts)
-    window, cache = first_window(draft.network, match(), draft.params, request, WINDOW, CAPACITY)
+    window, _, cache = first_window(draft.network, match(), draft.params, request, WINDOW, CAPACITY)
     return jnp.asarray(request.lengths), window.tokens, cache
 
 
@@ -131,7 +131,7 @@ def test_a_committed_branch_is_the_text_from_which_the_next_one_goes_on(draft):
     rolled, cache = roll(draft, cache, roots_of(lengths), pending_of(lengths, window))
     branch = [2, 4]
     positions = lengths + jnp.asarray([ROOTS[b][0] for b in branch])
-    (second, _), cache = commit(cache, take(rolled, cache, jnp.asarray(branch)), positions)
+    (second, _), _, cache = commit(cache, take(rolled, cache, jnp.asarray(branch)), positions)
     texts = [text_of(window, index, ROOTS[b]) for index, b in enumerate(branch)]
     assert second.tolist() == [continued(draft, text) for text in texts]
     roots = [(2, 6), (3, 1)]
