@@ -33,6 +33,7 @@ demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out D
 
 test: setup  ## every test (PEERS=1 also compares with torch and transformers; TESTS=path, PYTEST_FLAGS=...)
 	$(RUN) -m pytest $(PYTEST_FLAGS) $(TESTS)
+	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS))
 
 fast: setup  ## the tests that take no longer than a few seconds each
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)

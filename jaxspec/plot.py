@@ -8,9 +8,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
 
-from jaxspec.trace import Span  # noqa: E402
+from jaxspec.trace import VERDICT, Span  # noqa: E402
 
-COLOURS = {"prefix": "#4878a8", "suffix": "#86b0d6", "rollout": "#e1812c", "select": "#b85c12", "step": "#4878a8"}
+COLOURS = {
+    "prefix": "#4878a8",
+    "suffix": "#86b0d6",
+    "whole": "#86b0d6",
+    "step": "#4878a8",
+    "ahead": "#f0b27a",
+    "rollout": "#e1812c",
+    "select": "#b85c12",
+}
 
 
 def timeline(spans: Sequence[Span], path: str | Path, first_step: int = 2, num_steps: int = 4) -> None:
@@ -32,8 +40,8 @@ def timeline(spans: Sequence[Span], path: str | Path, first_step: int = 2, num_s
             label=None if span.name in labelled else span.name,
         )
         labelled.add(span.name)
-    _rendezvous(axes, shown, origin, "prefix", "#2a7f3f", "message (exit → draft)")
-    _rendezvous(axes, shown, origin, "suffix", "#9b2335", "verdict (target → draft)")
+    _rendezvous(axes, shown, origin, ("prefix",), "#2a7f3f", "message (exit → draft)")
+    _rendezvous(axes, shown, origin, VERDICT, "#9b2335", "verdict (target → draft)")
     axes.set_yticks(list(lanes.values()), list(lanes))
     axes.set(xlabel="milliseconds", title=f"Mirror-SD: {num_steps} steps on two meshes", ylim=(-0.5, 1.5))
     axes.spines[["top", "right"]].set_visible(False)
@@ -42,9 +50,11 @@ def timeline(spans: Sequence[Span], path: str | Path, first_step: int = 2, num_s
     plt.close(figure)
 
 
-def _rendezvous(axes: plt.Axes, spans: Sequence[Span], origin: float, name: str, colour: str, label: str) -> None:
-    """Arrows from the target lane to the draft lane at the end of every span ``name``."""
-    for index, span in enumerate(s for s in spans if s.name == name):
+def _rendezvous(
+    axes: plt.Axes, spans: Sequence[Span], origin: float, names: tuple[str, ...], colour: str, label: str
+) -> None:
+    """Arrows from the target lane to the draft lane at the end of every span of these names."""
+    for index, span in enumerate(s for s in spans if s.name in names):
         at = 1e3 * (span.end - origin)
         axes.annotate("", (at, 0.27), (at, 0.73), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.3})
         axes.plot([], [], color=colour, marker=7, linestyle="none", label=label if index == 0 else None)

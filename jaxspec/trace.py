@@ -31,8 +31,8 @@ class Enqueued(NamedTuple):
     ready: Future[float] | float
 
 
-#: Programs at whose end one side waits for the other.
-RENDEZVOUS = ("prefix", "select", "step")
+#: Programs at whose end one side waits for the other; those that give the verdict; those that end a step.
+RENDEZVOUS, VERDICT, LAST = ("prefix", "select", "step"), ("suffix", "whole"), ("select", "step")
 
 
 class Timeline:
@@ -67,13 +67,13 @@ class Timeline:
         """
         spans: list[Span] = []
         free: dict[str, float] = {}
-        step, verdict = -1, 0.0
+        step, verdict = 0, 0.0
         for index, (lane, name, enqueued, ready) in enumerate(self._enqueued):
-            step += name in ("prefix", "step")
             end = ready if isinstance(ready, float) else min(ready.result(), self._end_of_step(index))
             start = max(enqueued, free.get(lane, 0.0), verdict if name == "select" else 0.0)
             spans.append(Span(lane, name, step, min(start, end), end))
-            free[lane], verdict = end, end if name == "suffix" else verdict
+            free[lane], verdict = end, end if name in VERDICT else verdict
+            step += name in LAST
         return spans
 
     def _end_of_step(self, index: int) -> float:

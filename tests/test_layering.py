@@ -45,6 +45,7 @@ ORDER = {
         checks models tokenizer verify cache sharding channel exits candidates
         decoding
         drafts
+        drafting
         autoregressive speculative mirror
         requests stopping
         latency trace

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 import jaxspec
+from jaxspec import candidates, plot
 from jaxspec.trace import Span, Timeline, median_milliseconds
 from tests.jaxspec import models
 
@@ -67,6 +68,26 @@ def test_methods_of_one_program_have_one_lane(build):
     assert result.tokens == models.expected()
     assert {(span.lane, span.name) for span in spans} == {("target", "step")}
     assert [span.step for span in spans] == list(range(len(spans)))
+
+
+PROGRAMS = {
+    "none": (candidates.none(), {"whole", "select"}),
+    "saguaro": (candidates.saguaro(2), {"whole", "ahead", "select"}),
+    "hybrid": (candidates.hybrid(2, 2), {"prefix", "ahead", "suffix", "rollout", "select"}),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_of_other_policies(name, tmp_path):
+    policy, programs = PROGRAMS[name]
+    result, spans = traced(models.mirror(policy=policy))
+    assert result.tokens == models.expected()
+    steps = by_step(spans)
+    assert sorted(steps) == list(range(len(steps)))
+    assert all(set(step) == programs for step in steps.values())
+    assert all(step["select"].start >= step.get("whole", step.get("suffix")).end for step in steps.values())
+    plot.timeline(spans, tmp_path / "timeline.png")
+    assert (tmp_path / "timeline.png").stat().st_size > 0
 
 
 def test_median_milliseconds():
