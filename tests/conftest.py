@@ -11,21 +11,13 @@ import pathlib
 import random
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 
 if "jax" in sys.modules:
     raise RuntimeError("expected to set XLA_FLAGS before jax is imported, but a pytest plugin has imported it already")
 
-DEVICES = "--xla_force_host_platform_device_count"
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
-AS_USERS = bool(os.environ.get("AS_USERS"))
-if not AS_USERS and version("jaxlib").startswith("0.10."):
-    # Kernels of XLA's older kind: the same numbers, compiled in half the time. Later versions have no choice.
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("MPLBACKEND", "agg")
+from tests import environment  # noqa: E402
 
+# isort: split
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -80,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chance.shuffle(items)
         rank = {path: chance.random() for path in dict.fromkeys(item.path for item in items)}
         items.sort(key=lambda item: rank[item.path])
-    left_out = [item for item in items if bool(item.get_closest_marker("as_users")) != AS_USERS]
+    left_out = [item for item in items if bool(item.get_closest_marker("as_users")) != environment.AS_USERS]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
     for item in items:

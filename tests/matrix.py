@@ -19,6 +19,9 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
+from tests import environment  # noqa: F401
+
+# isort: split
 import jax
 from tqdm import tqdm
 

@@ -1,0 +1,14 @@
+"""What must be set before jax is imported, by the tests and by ``make matrix``."""
+
+import os
+from importlib.metadata import version
+
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+AS_USERS = bool(os.environ.get("AS_USERS"))
+if not AS_USERS and version("jaxlib").startswith("0.10."):
+    # Kernels of XLA's older kind: the same numbers, compiled in half the time. Later versions have no choice.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
