@@ -1,4 +1,4 @@
-"""The command line: ``python -m jaxspec demo | generate | convert | train``."""
+"""The command line: ``python -m jaxspec demo | generate | doctor | convert | train``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ import tyro
 
 from jaxfed.checkpoint import CheckpointError
 from jaxspec.commands.convert import convert
+from jaxspec.commands.doctor import doctor
 from jaxspec.commands.generate import generate
 from jaxspec.commands.shared import Flag, report
 from jaxspec.zoo.recipe import Recipe
@@ -53,6 +54,7 @@ def train(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "generate": generate,
+    "doctor": doctor,
     "convert": convert,
     "train": train,
 }

@@ -79,12 +79,14 @@ def likely(logits: Array, drafted: Array, num_candidates: int) -> Message:
     log_law = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
     is_drafted = jnp.arange(logits.shape[0])[None, None] == drafted[:, :, None]
     scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_law), num_candidates)
-    return Message(tokens.astype(jnp.int32), scores, jnp.sum(jnp.where(is_drafted, log_law, 0.0), axis=-1))
+    chances = jnp.where(drafted < 0, -jnp.inf, jnp.sum(jnp.where(is_drafted, log_law, 0.0), axis=-1))
+    return Message(tokens.astype(jnp.int32), scores, chances)
 
 
-def join(window: Message, bonus: Message) -> Message:
-    """The message of γ drafted positions and of the one behind them."""
-    both = lambda one, other: jnp.concatenate([one, other], axis=1)  # noqa: E731
+def join(window: Message, bonus: Message, count: Array) -> Message:
+    """The message of ``count`` [B] drafted positions, of γ at most, and of the one behind them, [B, 1, κ]."""
+    behind = (jnp.arange(window.tokens.shape[1] + 1)[None] == count[:, None])[..., None]
+    both = lambda one, other: jnp.where(behind, other, jnp.pad(one, ((0, 0), (0, 1), (0, 0))))  # noqa: E731
     return Message(both(window.tokens, bonus.tokens), both(window.scores, bonus.scores), window.drafted)
 
 
@@ -117,6 +119,24 @@ def none() -> Policy:
 def hybrid(ahead: int = 4, budget: int = 4, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
     """The draft's ``ahead`` likeliest outcomes during the prefix, then the exit's ``budget`` likeliest other ones."""
     return Policy(Likeliest(ahead, sharpness), Likeliest(budget, sharpness), num_candidates)
+
+
+def named(name: str, budget: int) -> Policy:
+    """A policy by its name, for the command line.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    table: dict[str, Callable[[], Policy]] = {
+        "none": none,
+        "pearl": pearl,
+        "saguaro": lambda: saguaro(budget),
+        "mirror": lambda: mirror(budget),
+        "hybrid": lambda: hybrid(budget, budget),
+    }
+    if name not in table:
+        raise ValueError(f"expected a policy out of {', '.join(table)}, got {name!r}")
+    return table[name]()
 
 
 @dataclass(frozen=True)

@@ -165,8 +165,8 @@ class Choices(NamedTuple):
 def prefix_pass(
     network: Network, params: Params, cache: Cache, progress: Progress, window: Array, stop: int
 ) -> tuple[Array, Cache]:
-    """Layers 1..``stop`` over the last committed token and the window [B, γ]: x [D, B, γ+1] and the new rows."""
-    tokens = jnp.concatenate([progress.last[:, None], window], axis=1)
+    """Layers 1..``stop`` over the last token and the window [B, γ] (−1: nothing): x [D, B, γ+1] and the new rows."""
+    tokens = jnp.concatenate([progress.last[:, None], jnp.maximum(window, 0)], axis=1)
     return _run(network, params, network.embed(params, tokens), cache, progress, range(stop))
 
 

@@ -1,5 +1,6 @@
 """The draft's side of a step as three compiled programs: roll out what it foresees, what the exit foresees, select."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +17,11 @@ from jaxspec.drafts import (
     Proposer,
     Window,
     commit,
-    drafted_after,
     extend,
     rollout,
     take,
 )
+from jaxspec.fallbacks import Fallback, Need, Text
 from jaxspec.sampling import Sampling, noted, seen_along
 from jaxspec.types import Array, Cache, Network, Params
 from jaxspec.verify import Verdict, verdict_like
@@ -35,6 +36,7 @@ class Standing(NamedTuple):
         position: of the last committed token: [B].
         sampling: how tokens are drawn.
         seen: tokens of the committed text, [B, V] bool, where repetitions are penalised.
+        text: the committed text, [B, S], where the fallback reads it.
     """
 
     window: Window
@@ -42,12 +44,18 @@ class Standing(NamedTuple):
     position: Array
     sampling: Sampling | None
     seen: Array | None
+    text: Array | None
+
+    @property
+    def size(self) -> Array:
+        """Tokens of the window, which may be a short one: [B]."""
+        return jnp.sum(self.window.tokens >= 0, axis=1)
 
     @property
     def pending(self) -> Pending:
         """The window's last token, whose row nothing has needed so far."""
-        tokens = self.window.tokens
-        return Pending(tokens[:, -1], self.position + tokens.shape[1])
+        last = jnp.take_along_axis(self.window.tokens, self.size[:, None] - 1, axis=1)[:, 0]
+        return Pending(last, self.position + self.size)
 
 
 class DraftState(NamedTuple):
@@ -65,12 +73,14 @@ class Drafter(NamedTuple):
         acceptance: the rule.
         policy: what is rolled out ahead.
         num_candidates: κ of the exit's message.
+        fallback: what is drafted where no branch came true.
     """
 
     network: Network
     acceptance: Acceptance
     policy: Policy
     num_candidates: int
+    fallback: Fallback
 
     def branches(self, window: int) -> tuple[int, int]:
         """Branches rolled out from the draft's own message, and from the exit's."""
@@ -113,7 +123,8 @@ def draft_ahead(side: Drafter, params: Params, cache: Cache, standing: Standing)
     along = seen_along(standing.seen, standing.window.tokens)
     proposer = side.proposer(standing, None if along is None else along[:, -1:])
     behind = proposer.others(logits, jnp.full_like(pending.token, -1)[:, None], pending.position[:, None] + 1)
-    return _rolled(side, params, cache, standing, side.policy.ahead(join(standing.likely, behind), None), None, None)
+    roots = side.policy.ahead(join(standing.likely, behind, standing.size), None)
+    return _rolled(side, params, cache, standing, roots, None, None)
 
 
 @partial(jax.jit, static_argnames="side", donate_argnames="cache")
@@ -161,31 +172,48 @@ def draft_select(
     """The branch that came true becomes the next window; where none did, a fresh rollout does."""
     drafted, window = standing.window.tokens, standing.window.tokens.shape[1]
     verdict = unpack(received, verdict_like(drafted.shape[0]))
-    root = Pending(verdict.next_token, verdict.position)
     seen = noted(standing.seen, drafted, verdict.num_accepted)
     seen = noted(seen, verdict.next_token[:, None], jnp.ones_like(verdict.position))
-    proposer = side.proposer(standing, None if seen is None else seen[:, None])
+    text = written(standing.text, drafted, verdict)
+    need = Need(
+        Pending(verdict.next_token, verdict.position),
+        standing.pending if rolled is None else None,
+        side.proposer(standing, None if seen is None else seen[:, None]),
+        None if text is None else Text(text, verdict.position),
+    )
+    again = lambda: side.fallback(side.network, params, cache, window, need)  # noqa: E731
     if rolled is None:
-        following, cache = drafted_after(side.network, params, cache, root, window, proposer, standing.pending)
-        reused = jnp.zeros(drafted.shape[0], bool)
+        (following, cache), reused = again(), jnp.zeros(drafted.shape[0], bool)
     else:
-        following, reused = _chosen(side, params, cache, rolled, verdict, root, proposer)
+        following, reused = _chosen(cache, rolled, verdict, again)
     new, likely, cache = commit(cache, following, verdict.position)
-    return DraftState(cache, Standing(new, likely, verdict.position, standing.sampling, seen)), reused
+    return DraftState(cache, Standing(new, likely, verdict.position, standing.sampling, seen, text)), reused
+
+
+def written(text: Array | None, drafted: Array, verdict: Verdict) -> Array | None:
+    """Committed text [B, S] after a verdict; what stands behind the next token counts for nothing."""
+    if text is None:
+        return None
+    places = jnp.arange(drafted.shape[1] + 1)[None]
+    new = jnp.where(
+        places == verdict.num_accepted[:, None], verdict.next_token[:, None], jnp.pad(drafted, ((0, 0), (0, 1)))
+    )
+    return jax.vmap(lambda old, part, start: jax.lax.dynamic_update_slice_in_dim(old, part, start, axis=0))(
+        text, new, verdict.position - verdict.num_accepted
+    )
 
 
 def _chosen(
-    side: Drafter, params: Params, cache: Cache, rolled: Rolled, verdict: Verdict, root: Pending, proposer: Proposer
+    cache: Cache, rolled: Rolled, verdict: Verdict, again: Callable[[], tuple[Drafted, Cache]]
 ) -> tuple[Drafted, Array]:
     roots, branches = rolled
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
     reused, chosen = jnp.any(hit, axis=1), take(branches, cache, jnp.argmax(hit, axis=1))
 
-    def fall_back(nothing: None) -> Drafted:
-        again, _ = drafted_after(side.network, params, cache, root, branches.tokens.shape[2], proposer)
-        return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), chosen, again)
+    def mixed(_: None) -> Drafted:
+        return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), chosen, again()[0])
 
-    return jax.lax.cond(jnp.all(reused), lambda _: chosen, fall_back, None), reused
+    return jax.lax.cond(jnp.all(reused), lambda _: chosen, mixed, None), reused
 
 
 def _like(flags: Array, array: Array) -> Array:

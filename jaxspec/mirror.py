@@ -15,6 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxspec import candidates
 from jaxspec.acceptance import Acceptance, match
 from jaxspec.candidates import Policy
@@ -36,6 +38,7 @@ from jaxspec.decoding import (
 from jaxspec.drafting import Drafter, DraftState, Rolled, Standing, draft_ahead, draft_rollout, draft_select
 from jaxspec.drafts import first_window
 from jaxspec.exits import LogitLens
+from jaxspec.fallbacks import Fallback, Full
 from jaxspec.sharding import Home, Placement, default_placement, place
 from jaxspec.types import Model, Params
 
@@ -58,6 +61,7 @@ def mirror(
     policy: Policy | None = None,
     placement: Placement | None = None,
     acceptance: Acceptance | None = None,
+    fallback: Fallback = Full(),
 ) -> DecodingMethod:
     """Mirror-SD: lossless, with the next window hidden behind the target's suffix whenever a branch comes true.
 
@@ -73,6 +77,7 @@ def mirror(
         policy: what is rolled out ahead; default ``candidates.mirror()``, all (γ+1)·κ of the exit's candidates.
         placement: target and draft mesh; default: the first two devices.
         acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
+        fallback: what is drafted where no branch came true: ``fallbacks.Full()`` (default), ``Short`` or ``NGram``.
 
     Raises:
         ValueError: vocabularies differ, window or num_candidates < 1, exit layer out of range.
@@ -91,7 +96,7 @@ def mirror(
         partial(target_suffix, network, exit_layer, rule, target_params),
         partial(target_whole, network, rule, target_params),
     )
-    side = Drafter(drafter, rule, policy, num_candidates)
+    side = Drafter(drafter, rule, policy, num_candidates, fallback)
     scratch = window * max(1, sum(side.branches(window)))
 
     def init(request: Request, capacity: int) -> MirrorState:
@@ -99,7 +104,8 @@ def mirror(
         asked = send(request, draft_home)
         room = capacity + scratch
         first, others, cache = first_window(drafter, rule, draft_params, asked, window, room, side.noted)
-        standing = Standing(first, others, asked.lengths - 1, asked.sampling, asked.seen)
+        text = jnp.pad(asked.tokens, ((0, 0), (0, room - asked.tokens.shape[1]))) if fallback.reads_text else None
+        standing = Standing(first, others, asked.lengths - 1, asked.sampling, asked.seen, text)
         return MirrorState(state, DraftState(cache, standing))
 
     step = _step(programs, exit_layer, side, draft_params, target_home, draft_home)

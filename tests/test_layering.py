@@ -45,13 +45,15 @@ ORDER = {
         checks models tokenizer verify cache sharding channel exits candidates
         decoding
         drafts
+        fallbacks
         drafting
         autoregressive speculative mirror
         requests stopping
-        latency trace
+        trace
         generate
+        latency
         train
-        federated
+        probe federated
         specbench plot zoo
         bench demo
         jaxspec

@@ -1,0 +1,57 @@
+"""``jaxspec doctor``: do the meshes overlap, and what does the law make of it?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxspec.commands.methods import Drafting, method_named, two_devices
+from jaxspec.commands.shared import Flag, report
+from jaxspec.zoo import PAIRS
+
+
+def doctor(
+    target: str = PAIRS[0],
+    draft: Path | None = None,
+    prompt: str = "Now is the winter of our discontent\n",
+    max_new_tokens: int = 128,
+    drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
+    json: Flag = False,  # noqa: A002  the flag is called --json
+) -> None:
+    """Time every program of a Mirror-SD step alone, then the step as it is; say whether the two meshes overlap.
+
+    Args:
+        target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
+        draft: a smaller model over the same vocabulary; an embedded pair brings its own.
+        prompt: text to continue.
+        max_new_tokens: tokens decoded for every measurement.
+        drafting: window, policy, exit.
+        json: end with one JSON object on one line.
+    """
+    from jaxspec import latency
+    from jaxspec.sharding import default_placement
+
+    two_devices()
+    method = method_named(target, draft, "mirror", None, False, drafting)
+    found = latency.measure(method, default_placement(), [prompt], max_new_tokens)
+    milliseconds = {name: round(1e3 * seconds, 3) for name, seconds in vars(found.parts).items()}
+    summary = {
+        **{f"{name}_ms": value for name, value in milliseconds.items()},
+        "step_ms": round(1e3 * found.step, 3),
+        "law_ms": round(1e3 * found.law, 3),
+        "overlap": round(found.overlap, 3),
+        "accepted_length": round(found.stats.accepted_length, 3),
+        "reuse_rate": round(found.stats.reuse_rate, 3),
+    }
+    report(summary, json)
+    if not json:
+        print(verdict(found.overlap))
+
+
+def verdict(overlap: float) -> str:
+    """The measurement in words."""
+    if overlap > 0.8:
+        return "The meshes overlap: what the draft rolls out ahead is hidden."
+    if overlap > 0.3:
+        return "The meshes overlap in part: they share cores, memory or the thread that enqueues."
+    return "The meshes do not overlap: use speculative decoding, or give them devices of their own."

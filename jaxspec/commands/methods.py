@@ -1,0 +1,84 @@
+"""From names on the command line to a decoding method."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from jaxspec.decoding import DecodingMethod
+from jaxspec.zoo import PAIRS
+
+Method = Literal["autoregressive", "speculative", "mirror"]
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """How windows are drafted and verified.
+
+    Attributes:
+        window: tokens drafted a step (γ).
+        num_candidates: tokens that the exit sends for each position (κ), for mirror.
+        policy: what the draft rolls out ahead, for mirror.
+        budget: branches that it rolls out (R); with hybrid, as many for either side.
+        exit_layer: layers before the exit; default: the pair's own, else half of the target's.
+        acceptance: match gives the tokens of plain decoding with the same seed, ratio their law.
+    """
+
+    window: int = 7
+    num_candidates: int = 4
+    policy: Literal["none", "pearl", "saguaro", "mirror", "hybrid"] = "mirror"
+    budget: int = 4
+    exit_layer: int | None = None
+    acceptance: Literal["match", "ratio"] = "match"
+
+
+def two_devices() -> None:
+    """On a CPU two host devices stand for two meshes; nothing where devices have been made already."""
+    from jaxspec.bench import batch_scheduling
+
+    batch_scheduling()
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", 2)
+
+
+def method_named(
+    target: str, draft: Path | None, method: Method | None, dtype: str | None, int8: bool, how: Drafting
+) -> DecodingMethod:
+    """The method for an embedded pair or for models in files, on the first two devices.
+
+    Raises:
+        ValueError: no draft for a method that needs one; whatever the models have to complain about.
+    """
+    import jaxspec
+    from jaxspec import acceptance, candidates, zoo
+    from jaxspec.models.store import open_model
+
+    rule = getattr(acceptance, how.acceptance)()
+    if target in PAIRS or (Path(target) / "pair.json").is_file():
+        pair = zoo.load(target)
+        large, small, head, layer = pair.target, pair.draft, pair.exit, pair.exit_layer
+        method = method or "mirror"
+    else:
+        large, head, layer = open_model(target, dtype=dtype, int8=int8), None, None
+        small = None
+        method = method or ("autoregressive" if draft is None else "speculative")
+    if draft is not None:
+        small = open_model(draft, dtype=dtype)
+    if method == "autoregressive":
+        return jaxspec.autoregressive(large)
+    if small is None:
+        raise ValueError(f"expected --draft for --method {method}, got none; name a smaller model, same tokenizer")
+    if method == "speculative":
+        return jaxspec.speculative(large, small, how.window, acceptance=rule)
+    return jaxspec.mirror(
+        large,
+        small,
+        window=how.window,
+        num_candidates=how.num_candidates,
+        exit_layer=how.exit_layer or layer,
+        exit=head,
+        policy=candidates.named(how.policy, how.budget),
+        acceptance=rule,
+    )

@@ -1,0 +1,182 @@
+"""The law of a step: how long each program takes alone, what is hidden behind what, and what a policy would gain.
+
+    T = max(T_target, T_draft side) + T_rv + T_select + FF_B·T_fallback
+    T_draft side = max(T_prefix + T_rv, T_ahead) + T_rollout      with an exit's message
+                 = T_ahead                                        without one
+    FF_B = 1 − (1 − FF)^B
+
+A step adds 1 + E[A] tokens to a sequence. FF is the chance that no branch of a sequence comes true; a batch drafts anew
+if one of its sequences must, since enqueued programs cannot be recalled.
+
+Source: Mirror-SD (arXiv 2510.13161), §3; the term of the fallback is ours.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxspec.decoding import DecodingMethod
+from jaxspec.generate import Stats, generate
+from jaxspec.requests import Prompt
+from jaxspec.sharding import Placement
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of every program, each alone on its mesh, what was enqueued for it included.
+
+    Attributes:
+        prefix: layers 1..ℓₑ and the exit's message.
+        suffix: the other layers and the verdict; with a policy that sends no message, the whole pass.
+        ahead: rollouts from the draft's own message.
+        rollout: rollouts from the exit's message.
+        select: taking the branch that came true.
+        fallback: drafting anew, beyond that.
+        rendezvous: a message from one mesh to the other.
+    """
+
+    prefix: float = 0.0
+    suffix: float = 0.0
+    ahead: float = 0.0
+    rollout: float = 0.0
+    select: float = 0.0
+    fallback: float = 0.0
+    rendezvous: float = 0.0
+
+    @property
+    def target(self) -> float:
+        """T_target, which no step of Mirror-SD undercuts."""
+        return self.prefix + self.suffix
+
+    @property
+    def drafting(self) -> float:
+        """When the draft's side is done rolling out, counted from the start of the step."""
+        if not self.rollout:
+            return self.ahead
+        return max(self.prefix + self.rendezvous, self.ahead) + self.rollout
+
+
+def step_time(parts: Parts, fallback_rate: float, batch: int = 1) -> float:
+    """T of the law, in the unit of ``parts``; ``fallback_rate`` is FF of one sequence.
+
+    Raises:
+        ValueError: a rate outside [0, 1], or a batch below 1.
+    """
+    if not 0 <= fallback_rate <= 1 or batch < 1:
+        raise ValueError(f"expected 0 <= fallback_rate <= 1 and batch >= 1, got {fallback_rate} and {batch}")
+    failing = 1 - (1 - fallback_rate) ** batch
+    return max(parts.target, parts.drafting) + parts.rendezvous + parts.select + failing * parts.fallback
+
+
+def speed_up(parts: Parts, fallback_rate: float, accepted_length: float, plain_step: float, batch: int = 1) -> float:
+    """Tokens a second over those of plain decoding, whose step takes ``plain_step``."""
+    return (1 + accepted_length) * plain_step / step_time(parts, fallback_rate, batch)
+
+
+def accepted_length(acceptance_rate: float, window: int) -> float:
+    """E[A] = Σ_{r=1..γ} αʳ, if every token is accepted with probability α."""
+    return float(np.sum(acceptance_rate ** np.arange(1, window + 1)))
+
+
+@dataclass
+class Alone:
+    """A ``Watch`` that lets one program run at a time, and notes how long each took.
+
+    Selections of a step in which a sequence had to draft anew are noted as "fallback".
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    _last: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, lane: str, name: str, outputs: Any) -> None:
+        """Waits for a program here."""
+        jax.block_until_ready(outputs)
+        now = time.perf_counter()
+        name = "fallback" if name == "select" and not np.all(outputs) else name
+        self.seconds[name].append(now - self._last)
+        self._last = time.perf_counter()
+
+
+def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> float:
+    """Seconds that ``count`` numbers take from the target's mesh to the draft's; median."""
+    there = NamedSharding(placement.target, PartitionSpec())
+    here = NamedSharding(placement.draft, PartitionSpec())
+    times = []
+    for number in range(repeats):
+        message = jax.block_until_ready(jax.device_put(np.full((1, count), number, np.int32), there))
+        start = time.perf_counter()
+        jax.block_until_ready(jax.device_put(message, here))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What ``measure`` found: parts alone, seconds of a step as it is, and the counts of the run."""
+
+    parts: Parts
+    step: float
+    stats: Stats
+    batch: int = 1
+
+    @property
+    def fallback_rate(self) -> float:
+        """FF of one sequence."""
+        return 1 - self.stats.reuse_rate
+
+    @property
+    def law(self) -> float:
+        """What the law makes of the parts, at this run's rate of fallback."""
+        return step_time(self.parts, self.fallback_rate, self.batch)
+
+    @property
+    def overlap(self) -> float:
+        """Share of what could be hidden that is: 1 at the law's time, 0 where all programs run in turn."""
+        hidden = min(self.parts.target, self.parts.drafting)
+        return 1 - (self.step - self.law) / max(hidden, 1e-9)
+
+
+def measure(
+    method: DecodingMethod, placement: Placement, prompts: Sequence[Prompt], new_tokens: int = 64, repeats: int = 3
+) -> Measured:
+    """Decodes with one program at a time and as usual, in turns; medians.
+
+    Args:
+        method: from ``jaxspec.mirror``.
+        placement: its meshes.
+        prompts: one batch.
+        new_tokens: decoded each time.
+        repeats: of both, after one that compiles.
+    """
+    generate(method, prompts, new_tokens)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    steps, stats = [], Stats()
+    for _ in range(repeats):
+        watch = Alone()
+        generate(method, prompts, new_tokens, watch=watch)
+        for name, times in watch.seconds.items():
+            seconds[name] += times[1:] if name in ("prefix", "whole") else times
+        stats = generate(method, prompts, new_tokens).stats
+        steps.append(stats.decode_seconds / max(stats.steps / len(prompts), 1))
+    return Measured(_parts(seconds, rendezvous(placement)), float(np.median(steps)), stats, len(prompts))
+
+
+def _parts(seconds: dict[str, list[float]], message: float) -> Parts:
+    """Medians; what a program waits for its message is counted apart."""
+    median = {name: float(np.median(times)) for name, times in seconds.items() if times}
+    select = max(median.get("select", 0.0) - message, 0.0)
+    return Parts(
+        median.get("prefix", 0.0),
+        median.get("suffix", 0.0) + median.get("whole", 0.0),
+        median.get("ahead", 0.0),
+        max(median["rollout"] - message, 0.0) if "rollout" in median else 0.0,
+        select,
+        max(median.get("fallback", 0.0) - message - select, 0.0),
+        message,
+    )

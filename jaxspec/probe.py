@@ -1,0 +1,146 @@
+"""What an exit knows at every layer, found without decoding: one teacher-forced pass over the target's own text.
+
+Along text that the target wrote itself, a drafted token is accepted where the draft would say what stands there, so
+every step of greedy speculative decoding can be read off: where it ends, and whether the exit holds the token that
+comes next. Nothing here looks at a run's own count of reused windows.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.exits import LogitLens
+from jaxspec.train import hidden_states
+from jaxspec.types import Array, Model, Network, Params
+
+
+class Knowledge(NamedTuple):
+    """What the exit after ``layer`` layers knows; every share is by κ.
+
+    Attributes:
+        layer: ℓₑ.
+        contained: how often its top-κ hold the target's most likely token.
+        mass: Ω_κ, the target's probability of its top-κ.
+        at_correction: how often its top-κ but for the drafted token hold the correction, where one is needed.
+        foreseen: Ω′, how often they hold the token that ends a step, correction or bonus; FF = 1 − Ω′ if all (γ+1)·κ
+            branches are rolled out.
+    """
+
+    layer: int
+    contained: dict[int, float]
+    mass: dict[int, float]
+    at_correction: dict[int, float]
+    foreseen: dict[int, float]
+
+
+class Read(NamedTuple):
+    """Of every place [n, T]: the target's and the draft's choice, and of each exit the choice's ranks and its mass."""
+
+    agrees: Any
+    ranks: Any
+    masked_ranks: Any
+    mass: Any
+
+
+def probe(
+    target: Model,
+    draft: Model,
+    tokens: np.ndarray,
+    prompt_length: int,
+    *,
+    window: int = 7,
+    num_candidates: Sequence[int] = (1, 4, 8),
+    layers: Sequence[int] | None = None,
+    exit: Any = None,
+) -> list[Knowledge]:
+    """What exits know, layer by layer.
+
+    Args:
+        target: whose exits are probed.
+        draft: decides where windows end.
+        tokens: prompts and the target's own greedy continuation of them: [n, P + L].
+        prompt_length: P.
+        window: γ.
+        num_candidates: κ.
+        layers: ℓₑ; default: all.
+        exit: exit head; default ``LogitLens()``.
+
+    Raises:
+        ValueError: no text behind the prompts, or a layer that is none.
+    """
+    count = target.network.config.num_layers
+    chosen = tuple(range(1, count + 1)) if layers is None else tuple(layers)
+    if any(not 1 <= layer <= count for layer in chosen):
+        raise ValueError(f"expected layers from 1 to {count}, got {chosen}")
+    if tokens.shape[1] - prompt_length <= window:
+        raise ValueError(
+            f"expected more than {window} tokens behind the prompts, got {tokens.shape[1] - prompt_length}"
+        )
+    head = LogitLens() if exit is None else exit
+    nets = target.network, draft.network
+    outputs = _read(nets, chosen, tuple(num_candidates), target.params, draft.params, head, jnp.asarray(tokens))
+    read = Read(*(np.asarray(leaf)[..., prompt_length - 1 : -1] for leaf in outputs))
+    ends = step_ends(read.agrees, window)
+    return [_knowledge(read, index, layer, tuple(num_candidates), ends, window) for index, layer in enumerate(chosen)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _read(
+    nets: tuple[Network, Network],
+    layers: tuple[int, ...],
+    kappas: tuple[int, ...],
+    target_params: Params,
+    draft_params: Params,
+    head: Any,
+    tokens: Array,
+) -> Read:
+    target, draft = nets
+    *early, final = hidden_states(target, target_params, tokens, layers)
+    logits = target.logits(target_params, final)
+    law, choice = jax.nn.softmax(logits, axis=0), jnp.argmax(logits, axis=0)
+    drafted = jnp.argmax(draft.logits(draft_params, hidden_states(draft, draft_params, tokens)[-1]), axis=0)
+    found = [_exit(head(target, target_params, x), law, choice, drafted, kappas) for x in early]
+    ranks, masked, mass = (jnp.stack(leaves) for leaves in zip(*found, strict=True))
+    return Read(drafted == choice, ranks, masked, mass)
+
+
+def _exit(
+    scores: Array, law: Array, choice: Array, drafted: Array, kappas: tuple[int, ...]
+) -> tuple[Array, Array, Array]:
+    """Rank of the target's choice under the exit, with and without the drafted token, [n, T]; Ω_κ, [κ, n, T]."""
+    own = jnp.take_along_axis(scores, choice[None], axis=0)
+    above = scores > own
+    rank = jnp.sum(above, axis=0)
+    drafted_above = jnp.take_along_axis(above, drafted[None], axis=0)[0]
+    order = jnp.argsort(-scores, axis=0)
+    summed = jnp.cumsum(jnp.take_along_axis(law, order, axis=0), axis=0)
+    mass = jnp.stack([summed[kappa - 1] for kappa in kappas])
+    return rank, rank - drafted_above.astype(rank.dtype), mass
+
+
+def step_ends(agrees: np.ndarray, window: int) -> list[tuple[int, int, int]]:
+    """(sequence, place, A) of every step of greedy speculative decoding: the place of the token that ends it."""
+    ends = []
+    for row, line in enumerate(agrees):
+        place = 0
+        while place + window < len(line):
+            wrong = np.flatnonzero(~line[place : place + window])
+            accepted = int(wrong[0]) if len(wrong) else window
+            ends.append((row, place + accepted, accepted))
+            place += accepted + 1
+    return ends
+
+
+def _knowledge(
+    read: Read, index: int, layer: int, kappas: tuple[int, ...], ends: list[tuple[int, int, int]], window: int
+) -> Knowledge:
+    rank, masked = read.ranks[index], read.masked_ranks[index]
+    corrections = np.asarray([masked[row, place] for row, place, accepted in ends if accepted < window])
+    last = np.asarray([(rank if accepted == window else masked)[row, place] for row, place, accepted in ends])
+    share = lambda ranks: {kappa: float(np.mean(ranks < kappa)) if len(ranks) else 1.0 for kappa in kappas}  # noqa: E731
+    mass = {kappa: float(np.mean(read.mass[index, number])) for number, kappa in enumerate(kappas)}
+    return Knowledge(layer, share(rank), mass, share(corrections), share(last))

@@ -1,0 +1,86 @@
+"""Grown models: larger ones that compute a small one's function, to measure systems at scale with a real acceptance.
+
+Width and depth are added so that nothing changes: new features of the residual stream stay zero, new heads and hidden
+units are random but are projected to nothing, new layers likewise. New layers lie evenly between the old ones, so that
+an exit knows at each fraction of the depth what the small model's exit knows there. A grown model costs what its size
+says; that it is no better than the small one must be said wherever it is used.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.config import Block, DecoderConfig, Ends
+from jaxspec.models.decoder import decoder
+from jaxspec.types import Array, Model, Params
+
+
+def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
+    """The same function, ``width`` times as wide (features, heads, hidden units) and ``depth`` times as deep.
+
+    Args:
+        model: Llama's blocks with a tied head, in floating point.
+        width: factor of D, H, G and F; the size of a head stays.
+        depth: factor of N; layer i·N′/N of the grown model is layer i.
+        seed: of the weights that make no difference.
+
+    Raises:
+        ValueError: a factor below 1, or a model of another kind.
+    """
+    config = model.network.config
+    if width < 1 or depth < 1:
+        raise ValueError(f"expected width and depth >= 1, got {width} and {depth}")
+    if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends(config.ends.tied):
+        raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another kind")
+    large = grown_config(config, width, depth)
+    grown, small = decoder(large, jax.random.key(seed)), model.params
+    kept = {number * depth - 1: number - 1 for number in range(1, config.num_layers + 1)}
+    shrink = (config.width / large.width) ** 0.5
+    layers = [
+        _layer(layer, small["layers"][kept[index]] if index in kept else None, shrink)
+        for index, layer in enumerate(grown.params["layers"])
+    ]
+    params = {
+        **grown.params,
+        "embedding": _within(jnp.zeros_like(grown.params["embedding"]), small["embedding"]),
+        "final_norm": {"scale": _within(grown.params["final_norm"]["scale"], small["final_norm"]["scale"] * shrink)},
+        "layers": layers,
+    }
+    return Model(grown.network, params, model.text)
+
+
+def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig:
+    """Sizes of the grown model; what depends on the width of the residual stream is made up for."""
+    block: Block = replace(config.block, epsilon=config.block.epsilon / width)
+    scale = config.width**0.5 if config.ends.embedding_scale is None else config.ends.embedding_scale
+    return replace(
+        config,
+        width=config.width * width,
+        num_layers=config.num_layers * depth,
+        num_heads=config.num_heads * width,
+        num_kv_heads=config.num_kv_heads * width,
+        hidden=config.hidden * width,
+        block=block,
+        ends=replace(config.ends, embedding_scale=scale),
+    )
+
+
+def _layer(large: Params, small: Params | None, shrink: float) -> Params:
+    """A random layer that adds nothing to the residual stream, or no more than the small one does."""
+    nothing = {("attention", "out"), ("mlp", "down")}
+    norms = ("attention_norm", "mlp_norm")
+    found: dict[str, Any] = {}
+    for part, leaves in large.items():
+        found[part] = {}
+        for name, leaf in leaves.items():
+            base = jnp.zeros_like(leaf) if (part, name) in nothing else leaf
+            old = None if small is None else small[part][name] * (shrink if part in norms else 1.0)
+            found[part][name] = base if old is None else _within(base, old)
+    return found
+
+
+def _within(large: Array, small: Array) -> Array:
+    """The small array in the first corner of the large one."""
+    return large.at[tuple(slice(size) for size in small.shape)].set(small)
