@@ -4,7 +4,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import PyTree
 
 Tree = TypeVar("Tree", bound=PyTree)
@@ -58,6 +58,18 @@ def put(tree: Tree, place: Sharding | None) -> Tree:
         return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
 
     return jax.tree.map(part, tree)
+
+
+def on_device(place: Sharding | None) -> Sharding:
+    """`place`, or the default device by name."""
+    return place or SingleDeviceSharding(jax.local_devices()[0])
+
+
+def pinned(tree: Tree, place: Sharding | None) -> Tree:
+    """`tree` in page-locked host memory beside `place`, if there is some: it moves from there while devices compute."""
+    place = on_device(place)
+    kinds = {memory.kind for memory in next(iter(place.device_set)).addressable_memories()}  # type: ignore[attr-defined]
+    return jax.device_put(tree, place.with_memory_kind("pinned_host")) if "pinned_host" in kinds else tree
 
 
 def constrain(tree: Tree, place: Sharding | None) -> Tree:

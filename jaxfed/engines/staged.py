@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from jaxfed import tree
 from jaxfed.algorithm import ClientRow, RoundInfo
 from jaxfed.engines.base import Start
-from jaxfed.places import put
+from jaxfed.places import on_device, pinned, put
 from jaxfed.rounds import Recipe, RoundFn, single
 from jaxfed.stores import DiskStore, HostStore
 
@@ -20,7 +20,7 @@ from jaxfed.stores import DiskStore, HostStore
 class StagedEngine:
     """One worker thread reads and writes, in order: the rows of round t are written before those of t+2 are read.
 
-    A client of two cohorts in a row hands its row over on the mesh.
+    A client of two cohorts in a row hands its row over on the mesh. Rows that are fetched wait in page-locked memory.
     """
 
     def __init__(self, store: HostStore | DiskStore, start: Start) -> None:
@@ -56,7 +56,7 @@ class StagedEngine:
         rows = self._rows_of(number, ids)
         self.server, new_rows, info = self._one(self.server, rows, self.world, self._put(ids))
         handed_over = positions(following, ids)
-        fetched = self._worker.submit(self._population.read, np.where(handed_over < 0, following, -1))
+        fetched = self._worker.submit(self._fetch, np.where(handed_over < 0, following, -1))
         self._writing.append(self._worker.submit(self._write, ids, new_rows))
         self._next = number + 1, self._merge(new_rows, self._put(fetched.result()), self._put(handed_over))
         return info
@@ -64,17 +64,20 @@ class StagedEngine:
     def _rows_of(self, number: int, ids: np.ndarray) -> ClientRow:
         if self._next is not None and self._next[0] == number:
             return self._next[1]
-        return self._put(self._worker.submit(self._population.read, ids).result())
+        return self._put(self._worker.submit(self._fetch, ids).result())
+
+    def _fetch(self, ids: np.ndarray) -> ClientRow:
+        return pinned(self._population.read(ids), self._start.places.spread)
 
     def _write(self, ids: np.ndarray, rows: ClientRow) -> None:
         self._population.write(ids, jax.device_get(rows))
 
     def _put(self, arrays: PyTree) -> PyTree:
-        return put(arrays, self._start.places.spread)
+        return put(arrays, on_device(self._start.places.spread))
 
     def sample(self, ids: np.ndarray) -> ClientRow:
         """See `Engine`."""
-        rows = self._worker.submit(self._population.read, ids).result()
+        rows = self._worker.submit(self._fetch, ids).result()
         return tree.cast_like(self._put(rows), self._start.row)
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:

@@ -163,7 +163,7 @@ class DiskPopulation(Population):
 
 @dataclasses.dataclass(frozen=True)
 class HostStore:
-    """Rows in host memory (pageable): as many clients as it holds of those ever drawn, moved to the mesh a round ahead.
+    """Rows in host memory: as many clients as it holds of those ever drawn; the next cohort's are page-locked.
 
     Attributes:
       dtype: floating-point type in which rows are kept, for instance bfloat16; None keeps the algorithm's own.

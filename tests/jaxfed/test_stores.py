@@ -128,6 +128,18 @@ def test_slots_that_a_checkpoint_refers_to_are_never_written():
     assert slots.size <= 20 * 6
 
 
+@pytest.mark.parametrize("mesh", [None, jax.make_mesh((2,), ("clients",))], ids=["one device", "mesh"])
+def test_fetched_rows_wait_in_page_locked_memory(mesh):
+    from jaxfed.places import Places, on_device, pinned, put
+
+    place, rows = Places.of(mesh).spread, {"dual": np.arange(8.0, dtype=np.float32).reshape(4, 2)}
+    waiting = pinned(rows, place)
+    moved = put(waiting, on_device(place))
+    assert (waiting["dual"].sharding.memory_kind, moved["dual"].sharding.memory_kind) == ("pinned_host", "device")
+    assert moved["dual"].sharding.num_devices == (1 if mesh is None else 2)
+    np.testing.assert_array_equal(moved["dual"], rows["dual"])
+
+
 def test_rows_handed_over_are_those_of_the_same_client():
     np.testing.assert_array_equal(positions(np.array([4, -1, 2, 9]), np.array([2, 4, -1, 7])), [1, -1, 0, -1])
 
