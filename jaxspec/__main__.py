@@ -1,4 +1,4 @@
-"""The command line: ``python -m jaxspec demo | generate | doctor | convert | train``."""
+"""The command line: ``python -m jaxspec demo | generate | doctor | probe | convert | train``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from jaxfed.checkpoint import CheckpointError
 from jaxspec.commands.convert import convert
 from jaxspec.commands.doctor import doctor
 from jaxspec.commands.generate import generate
+from jaxspec.commands.probe import probe
 from jaxspec.commands.shared import Flag, report
 from jaxspec.zoo.recipe import Recipe
 
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "generate": generate,
     "doctor": doctor,
+    "probe": probe,
     "convert": convert,
     "train": train,
 }

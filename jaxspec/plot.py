@@ -7,7 +7,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+from matplotlib.ticker import PercentFormatter  # noqa: E402
 
+from jaxspec.probe import Knowledge  # noqa: E402
 from jaxspec.trace import VERDICT, Span  # noqa: E402
 
 COLOURS = {
@@ -80,5 +82,28 @@ def acceptance(
     right.set_ylim(0, max(final.values()) * 1.15)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def probe(found: Sequence[Knowledge], path: str | Path) -> None:
+    """Draws what exits know against their layer: top-1 and top-κ, Ω_κ, and the windows that they foresee."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    layers, (least, *_, most) = [row.layer for row in found], found[0].contained
+    lines = {
+        f"target's choice among the exit's first {least}": [row.contained[least] for row in found],
+        f"… among its first {most}": [row.contained[most] for row in found],
+        f"target's probability of its first {most}": [row.mass[most] for row in found],
+        f"correction among its first {most}, where one is needed": [row.at_correction[most] for row in found],
+        f"windows foreseen with {most} candidates a place": [row.foreseen[most] for row in found],
+    }
+    for (label, values), colour in zip(
+        lines.items(), ("#999999", "#4878a8", "#86b0d6", "#6a9f58", "#e1812c"), strict=True
+    ):
+        axes.plot(layers, values, marker="o", markersize=3.5, color=colour, label=label, linewidth=1.8)
+    axes.set(xlabel="layers before the exit", ylim=(0, 1.02), xticks=layers)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)

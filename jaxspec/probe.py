@@ -5,7 +5,8 @@ every step of greedy speculative decoding can be read off: where it ends, and wh
 comes next. Nothing here looks at a run's own count of reused windows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.exits import LogitLens
+from jaxspec.latency import Parts, step_time
 from jaxspec.train import hidden_states
 from jaxspec.types import Array, Model, Network, Params
 
@@ -144,3 +146,28 @@ def _knowledge(
     share = lambda ranks: {kappa: float(np.mean(ranks < kappa)) if len(ranks) else 1.0 for kappa in kappas}  # noqa: E731
     mass = {kappa: float(np.mean(read.mass[index, number])) for number, kappa in enumerate(kappas)}
     return Knowledge(layer, share(rank), mass, share(corrections), share(last))
+
+
+class Proposal(NamedTuple):
+    """What the law makes of an exit: ``layer`` ℓₑ, ``num_candidates`` κ, and the time of a step in seconds."""
+
+    layer: int
+    num_candidates: int
+    step: float
+
+
+def proposals(found: Sequence[Knowledge], parts: Mapping[int, Parts], num_layers: int) -> list[Proposal]:
+    """All exits and κ, the fastest step first, if all (γ+1)·κ branches are rolled out.
+
+    Args:
+        found: by ``probe``.
+        parts: what was measured with each κ, at any exit; a prefix takes the share of the target that its layers are.
+        num_layers: N.
+    """
+    tried = []
+    for knowledge in found:
+        for kappa, measured in parts.items():
+            prefix = measured.target * knowledge.layer / num_layers
+            moved = replace(measured, prefix=prefix, suffix=measured.target - prefix)
+            tried.append(Proposal(knowledge.layer, kappa, step_time(moved, 1 - knowledge.foreseen[kappa])))
+    return sorted(tried, key=lambda proposal: proposal.step)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from jaxfed import checkpoint
 from jaxspec.cache import causal
+from jaxspec.exits import AffineLens, init_affine_lens
 from jaxspec.types import Array, Model, Network, Params
 
 LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
@@ -202,6 +203,49 @@ def fit(
             tqdm.write(f"{label}: saved step {done} in {directory}; the same command goes on from there")
         raise
     return state.params
+
+
+def fit_lens(
+    target: Model,
+    exit_layer: int,
+    corpus: np.ndarray,
+    *,
+    rank: int = 32,
+    schedule: Schedule = Schedule(steps=200, learning_rate=5e-3),  # noqa: B008  a frozen default
+    seed: int = 0,
+    directory: str | Path | None = None,
+    progress: bool = True,
+) -> AffineLens:
+    """Fits an exit head to a target that was trained without one: an affine lens, distilled from p^(N) (``lens_loss``).
+
+    Args:
+        target: stays as it is.
+        exit_layer: ℓₑ.
+        corpus: tokens to distil on, flat, longer than one window of the schedule.
+        rank: of the lens.
+        schedule: optimiser steps; the default takes a minute or two for the embedded target on two cores.
+        seed: of the lens and the batches.
+        directory: where to save, and to go on from.
+        progress: show a bar.
+
+    Raises:
+        ValueError: an exit layer out of range, a rank below 1, a corpus shorter than a window.
+    """
+    config = target.network.config
+    if not 1 <= exit_layer <= config.num_layers or rank < 1:
+        raise ValueError(f"expected 1 <= exit_layer <= {config.num_layers} and rank >= 1, got {exit_layer} and {rank}")
+    if len(corpus) <= schedule.sequence_length + 1:
+        raise ValueError(f"expected more than {schedule.sequence_length + 1} tokens to fit a lens, got {len(corpus)}")
+    return fit(
+        lens_loss(target, exit_layer),
+        init_affine_lens(config.width, rank, jax.random.key(seed)),
+        lambda step: {"tokens": schedule.batch(corpus, seed, step)["tokens"]},
+        schedule,
+        directory=directory,
+        seed=seed,
+        label="lens",
+        progress=progress,
+    )
 
 
 def _step(loss_fn: LossFn, optimiser: Any, state: TrainState, batch: Any, key: Array) -> tuple[TrainState, Array, Any]:

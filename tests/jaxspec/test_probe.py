@@ -1,10 +1,16 @@
 """The probe by hand, and against what decoding with all branches then reuses."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec.probe import probe, step_ends
+from jaxspec import __main__ as command_line
+from jaxspec.latency import Parts
+from jaxspec.probe import probe, proposals, step_ends
+from jaxspec.train import Schedule, fit_lens
 from tests.jaxspec import models, pairs
 
 KAPPAS = (1, 2, 4, 8)
@@ -56,6 +62,62 @@ def test_fallbacks_are_foretold(found, text, layer, kappa):
     expected = next(row for row in found if row.layer == layer).foreseen[kappa]
     error = 3 * np.sqrt(max(expected * (1 - expected), 0.01) / stats.needed)
     assert stats.reuse_rate == pytest.approx(expected, abs=error)
+
+
+def test_the_law_proposes_the_exit_with_the_shortest_step(found):
+    """Late exits foresee more, early ones leave more of the target to hide behind."""
+    parts = Parts(prefix=1.0, suffix=3.0, rollout=1.5, fallback=1.0, select=0.1)
+    best, *others = proposals(found, {1: parts, 4: replace(parts, rollout=2.9)}, 4)
+    assert len(others) == 7
+    assert all(best.step <= other.step for other in others)
+    for layer, kappa, step in (best, *others):
+        rate = 1 - next(row for row in found if row.layer == layer).foreseen[kappa]
+        rollout = {1: 1.5, 4: 2.9}[kappa]
+        assert step == pytest.approx(max(4.0, layer + rollout) + 0.1 + rate)
+
+
+@pytest.mark.slow
+def test_a_fitted_lens_knows_more_than_the_logit_lens(text):
+    """And then no less at every layer further up, nor with every candidate more."""
+    corpus = text[:, 3:].reshape(-1)
+    schedule = Schedule(steps=150, batch_size=8, sequence_length=32, learning_rate=2e-2, warmup=5)
+    for layer in (1, 2):
+        lens = fit_lens(models.target(), layer, corpus, rank=8, schedule=schedule, progress=False)
+        plain, fitted = (
+            probe(models.target(), models.draft(), text, 3, window=3, layers=[layer], num_candidates=KAPPAS, exit=head)[
+                0
+            ]
+            for head in (None, lens)
+        )
+        assert fitted.mass[1] > plain.mass[1]
+        assert sum(fitted.contained.values()) >= sum(plain.contained.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exit_layer": 0}, "expected 1 <= exit_layer <= 4 and rank >= 1, got 0 and 32"),
+        ({"exit_layer": 2, "rank": 0}, "got 2 and 0"),
+        ({"exit_layer": 2}, "expected more than 257 tokens to fit a lens, got 100"),
+    ],
+)
+def test_a_lens_that_cannot_be_fitted(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fit_lens(models.target(), corpus=np.zeros(100, np.int32), **arguments)
+
+
+@pytest.mark.slow
+def test_command(tmp_path, capsys):
+    picture = tmp_path / "new" / "probe.png"
+    options = ["--prompts", "3", "--new-tokens", "40", "--num-candidates", "1", "8", "--plot", str(picture)]
+    command_line.main(["probe", *options, "--law", "--json"])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["layer"] for row in told["layers"]] == list(range(1, 9))
+    assert told["layers"][-1]["foreseen"] == {"1": 1.0, "8": 1.0}
+    assert told["proposals"][0]["step"] > 0
+    assert picture.stat().st_size > 0
+    command_line.main(["probe", *options])
+    assert "picture in" in capsys.readouterr().out
 
 
 def test_bad_input(text):
