@@ -1,5 +1,12 @@
 """Checks of arguments, made before any work starts: what was expected, what came, the remedy."""
 
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
 from jaxspec.text import Text
 from jaxspec.types import Model
 
@@ -33,10 +40,40 @@ def _check_words(target: Text, draft: Text, size: int) -> None:
             )
 
 
-def check_exit(target: Model, exit_layer: int, num_candidates: int) -> None:
-    """An exit layer inside the target, and candidates that its vocabulary can fill."""
+def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> None:
+    """An exit layer inside the target, candidates that its vocabulary can fill, and a head made for its features."""
     count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
     if not 1 <= exit_layer <= count:
         raise ValueError(f"expected 1 <= exit_layer <= {count} (layers of the target), got {exit_layer}")
     if not 1 <= num_candidates < vocabulary:
         raise ValueError(f"expected 1 <= num_candidates < {vocabulary} (the vocabulary), got {num_candidates}")
+    try:
+        logits = jax.eval_shape(partial(head, target.network), target.params, _hidden(target))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected an exit head for this target, got another model's: {error}") from error
+    if logits.shape != (vocabulary, 1, 1):
+        raise ValueError(f"expected an exit head over {vocabulary} tokens, got logits of shape {logits.shape}")
+
+
+def _hidden(target: Model) -> Any:
+    """Shape and dtype of the hidden state of one token."""
+    return jax.eval_shape(target.network.embed, target.params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+
+
+def check_meshes(target: Mesh, draft: Mesh) -> None:
+    """Meshes without a common device, for overlap, or the same one for both, without."""
+    one, other = (set(mesh.devices.flat) for mesh in (target, draft))
+    if one != other and one & other:
+        raise ValueError(
+            f"expected target and draft on disjoint meshes, or both on one, got {len(one & other)} devices in both; "
+            "slice jax.devices() in two"
+        )
+
+
+def check_candidates(target: Model, num_candidates: int) -> None:
+    """Candidates of the draft's own that its vocabulary can fill."""
+    vocabulary = target.network.config.vocab_size
+    if not 1 <= num_candidates < vocabulary:
+        raise ValueError(
+            f"expected 1 <= num_candidates < {vocabulary} (the vocabulary) of the policy, got {num_candidates}"
+        )

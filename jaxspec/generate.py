@@ -1,6 +1,7 @@
 """The host loop: prompts in; tokens, text and statistics out, whatever the decoding method."""
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,12 @@ from jaxspec.requests import Each, Options, Prompt, check, encoded, request_of, 
 from jaxspec.stopping import Finish, Written
 from jaxspec.text import Text
 
-#: Steps enqueued before the oldest one's tokens are read.
-IN_FLIGHT = 3
+#: Steps enqueued before the oldest one's tokens are read; steps without acceptance that are no accident.
+IN_FLIGHT, MANY = 3, 64
+NEVER = (
+    "no drafted token was accepted in {} steps: plain decoding would be faster; is the draft trained on text like the "
+    "target's, with the same tokenizer (ids in the same order), and are its weights the trained ones?"
+)
 
 
 @dataclass
@@ -211,6 +216,8 @@ class _Run:
             yield self._collect(flying.popleft().read())
             self.stats.decode_seconds = time.perf_counter() - start - self.stats.prefill_seconds
             self.stats.compiled = compiled_programs() - programs
+        if self.method.window and self.stats.steps >= MANY and not self.stats.accepted:
+            warnings.warn(NEVER.format(self.stats.steps), RuntimeWarning, stacklevel=3)
 
     def _collect(self, info: StepInfo) -> int:
         """Adds what one step emitted to every sequence that goes on."""

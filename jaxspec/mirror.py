@@ -21,7 +21,7 @@ from jaxspec import candidates
 from jaxspec.acceptance import Acceptance, match
 from jaxspec.candidates import Policy
 from jaxspec.channel import send
-from jaxspec.checks import check_exit, check_pair
+from jaxspec.checks import check_candidates, check_exit, check_meshes, check_pair
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -80,17 +80,22 @@ def mirror(
         fallback: what is drafted where no branch came true: ``fallbacks.Full()`` (default), ``Short`` or ``NGram``.
 
     Raises:
-        ValueError: vocabularies differ, window or num_candidates < 1, exit layer out of range.
+        ValueError: vocabularies differ, window or num_candidates < 1, exit layer out of range, an exit head of another
+            model, meshes that overlap in part.
 
     Source: Bhendawade et al., Mirror Speculative Decoding (arXiv 2510.13161), §3.
     """
     check_pair(target, draft, window)
     exit_layer = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
-    check_exit(target, exit_layer, num_candidates)
     where, rule, policy = placement or default_placement(), acceptance or match(), policy or candidates.mirror()
+    exit = LogitLens() if exit is None else exit
+    check_exit(target, exit_layer, num_candidates, exit)
+    check_meshes(where.target, where.draft)
+    if policy.ahead is not None:
+        check_candidates(target, policy.num_candidates)
     network, target_params, target_home, target_shared = place(target, where.target)
     drafter, draft_params, draft_home, _ = place(draft, where.draft)
-    head = send(LogitLens() if exit is None else exit, target_shared)
+    head = send(exit, target_shared)
     programs = Programs(
         partial(target_prefix, network, exit_layer, num_candidates, target_params, head),
         partial(target_suffix, network, exit_layer, rule, target_params),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -9,6 +10,7 @@ from tokenizers.models import WordLevel
 
 import jaxspec
 from jaxspec import DecoderConfig, Text, candidates
+from jaxspec.exits import init_affine_lens
 from jaxspec.tokenizer import train_tokenizer
 from tests.jaxspec import models
 
@@ -42,6 +44,28 @@ TABLE = {
     "mirror vocabulary": (
         lambda: models.mirror(draft=other_vocabulary()),
         "expected target and draft over one vocabulary, got 11 and 12",
+    ),
+    "an exit head of a wider model": (
+        lambda: models.mirror(exit=init_affine_lens(32, 2, jax.random.key(0))),
+        "expected an exit head for this target, got another model's",
+    ),
+    "an exit head over other tokens": (
+        lambda: models.mirror(exit=lambda network, params, x: x),
+        r"expected an exit head over 11 tokens, got logits of shape \(16, 1, 1\)",
+    ),
+    "meshes that overlap in part": (
+        lambda: models.mirror(
+            placement=jaxspec.Placement(jaxspec.mesh_of(jax.devices()[:2]), jaxspec.mesh_of(jax.devices()[1:2]))
+        ),
+        "expected target and draft on disjoint meshes, or both on one, got 1 devices in both",
+    ),
+    "more of the draft's candidates than tokens": (
+        lambda: models.mirror(policy=candidates.saguaro(num_candidates=11)),
+        r"expected 1 <= num_candidates < 11 \(the vocabulary\) of the policy, got 11",
+    ),
+    "an unknown policy": (
+        lambda: candidates.named("mirrors", 4),
+        "expected a policy out of none, pearl, saguaro, mirror, hybrid, got 'mirrors'",
     ),
     "budget 0": (lambda: candidates.mirror(0), "expected a branch budget >= 1, got 0"),
     "no prompts": (lambda: generate([]), "expected at least one prompt, got none"),
@@ -142,3 +166,15 @@ def test_words_of_target_and_draft_are_compared_one_by_one():
         with pytest.raises(ValueError, match="one vocabulary, got 'h' and 'x' for token 7"):
             build(target, draft)
     assert jaxspec.speculative(target, draft._replace(text=target.text)).text is target.text
+
+
+def test_a_draft_that_is_never_right_is_reported():
+    """Its only word is one that the target does not say after this prompt."""
+    prompt = [1, 5, 3]
+    text = jaxspec.generate(jaxspec.autoregressive(models.target()), [prompt], 70).tokens
+    word = min(set(range(models.VOCAB)) - set(text[0]))
+    column = np.eye(models.VOCAB, dtype=np.float32)[word][:, None, None]
+    net, params = models.draft()[:2]
+    draft = jaxspec.Model(replace(net, logits=lambda params, x: column + 0 * net.logits(params, x)), params)
+    with pytest.warns(RuntimeWarning, match="no drafted token was accepted in 70 steps.*same tokenizer"):
+        assert jaxspec.generate(models.speculative(2, draft=draft), [prompt], 70).tokens == text
