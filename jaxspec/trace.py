@@ -4,12 +4,17 @@ A timeline stops the loop at both rendezvous, the message and the end of the ste
 run side by side as they do untraced. The loop loses its enqueuing ahead, so a traced step is a little longer.
 """
 
+import json
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from jaxspec.decoding import StepInfo
 
 
 class Span(NamedTuple):
@@ -22,13 +27,21 @@ class Span(NamedTuple):
     end: float
 
 
+class Outcome(NamedTuple):
+    """What a step did, for every sequence: A, and whether the next window was ready; None where it cannot be."""
+
+    num_accepted: list[int]
+    reused: list[bool] | None
+
+
 class Enqueued(NamedTuple):
-    """A program, when it was enqueued, and when its outputs were (or will be) ready."""
+    """A program, when it was enqueued, when its outputs were (or will be) ready, and what tells the step's outcome."""
 
     lane: str
     name: str
     time: float
     ready: Future[float] | float
+    outputs: Any = None
 
 
 #: Programs at whose end one side waits for the other; those that give the verdict; those that end a step.
@@ -45,12 +58,12 @@ class Timeline:
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
         """Notes a program; waits for it here at a rendezvous, else in the lane's own thread."""
-        now = self._now()
+        now, kept = self._now(), outputs if name in (*VERDICT, *LAST) else None
         if name in RENDEZVOUS:
-            self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs)))
+            self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs), kept))
         else:
             thread = self._threads.setdefault(lane, ThreadPoolExecutor(1, thread_name_prefix=lane))
-            self._enqueued.append(Enqueued(lane, name, now, thread.submit(self._wait, outputs)))
+            self._enqueued.append(Enqueued(lane, name, now, thread.submit(self._wait, outputs), kept))
 
     def _wait(self, outputs: Any) -> float:
         jax.block_until_ready(outputs)
@@ -68,7 +81,7 @@ class Timeline:
         spans: list[Span] = []
         free: dict[str, float] = {}
         step, verdict = 0, 0.0
-        for index, (lane, name, enqueued, ready) in enumerate(self._enqueued):
+        for index, (lane, name, enqueued, ready, _) in enumerate(self._enqueued):
             end = ready if isinstance(ready, float) else min(ready.result(), self._end_of_step(index))
             start = max(enqueued, free.get(lane, 0.0), verdict if name == "select" else 0.0)
             spans.append(Span(lane, name, step, min(start, end), end))
@@ -81,6 +94,24 @@ class Timeline:
         later = (item.ready for item in self._enqueued[index:] if isinstance(item.ready, float))
         return next(later, float("inf"))
 
+    def outcomes(self) -> list[Outcome]:
+        """What every step did."""
+        return [Outcome(np.asarray(info.num_accepted).tolist(), flags) for info, flags in self._outcomes()]
+
+    def _outcomes(self) -> Iterator[tuple[StepInfo, list[bool] | None]]:
+        packed: Any = None
+        for item in self._enqueued:
+            if item.name in VERDICT:
+                packed = item.outputs
+            elif item.name == "select":
+                yield StepInfo(packed), np.asarray(item.outputs).tolist()
+            elif item.name == "step":
+                yield item.outputs, None
+
+    def save(self, path: str | Path) -> None:
+        """Writes a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open: lanes, programs, A and reuse."""
+        Path(path).write_text(json.dumps(perfetto(self.spans(), self.outcomes())))
+
     def close(self) -> None:
         """Ends the waiting threads."""
         for thread in self._threads.values():
@@ -91,6 +122,39 @@ class Timeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def perfetto(spans: list[Span], outcomes: Sequence[Outcome] = ()) -> dict[str, Any]:
+    """The spans as Chrome's trace events: one thread a lane, the two rendezvous as instants, outcomes as arguments."""
+    lanes = {name: number for number, name in enumerate(dict.fromkeys(span.lane for span in spans), start=1)}
+    names = [
+        {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
+        for name, number in lanes.items()
+    ]
+    return {"traceEvents": [*names, *(event for span in spans for event in _events(span, lanes, outcomes))]}
+
+
+def _events(span: Span, lanes: dict[str, int], outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+    about: dict[str, Any] = {"step": span.step}
+    if span.name in LAST and span.step < len(outcomes):
+        about |= outcomes[span.step]._asdict()
+    place = {"pid": 1, "tid": lanes[span.lane]}
+    yield place | {
+        "ph": "X",
+        "name": span.name,
+        "ts": 1e6 * span.start,
+        "dur": 1e6 * (span.end - span.start),
+        "args": about,
+    }
+    message = {"prefix": "message"} | dict.fromkeys(VERDICT, "verdict")
+    if span.name in message:
+        yield place | {
+            "ph": "i",
+            "s": "p",
+            "name": message[span.name],
+            "ts": 1e6 * span.end,
+            "args": {"step": span.step},
+        }
 
 
 def median_milliseconds(spans: list[Span]) -> dict[str, float]:

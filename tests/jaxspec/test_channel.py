@@ -1,11 +1,15 @@
 """The token channel: what arrives is bit for bit what was sent, in one array."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.acceptance import ratio
 from jaxspec.candidates import Message, message, message_like
 from jaxspec.channel import pack, send, unpack
+from jaxspec.requests import Options, request_of
 from jaxspec.sharding import mesh_of, replicated
 from jaxspec.verify import longest_match, verdict_like
 from tests.jaxspec import models
@@ -53,3 +57,28 @@ def test_send_moves_to_another_mesh():
     sent = send(a_message(), home)
     assert all(leaf.devices() == set(jax.devices()[1:3]) for leaf in sent)
     jax.tree.map(np.testing.assert_array_equal, sent, a_message())
+
+
+def sent_in_a_step(monkeypatch, **options):
+    """Bytes that cross in one step, per sequence of two; sampled, with the paper's window and κ."""
+    crossed, method = [], models.mirror(7, 8, 2, **options)
+    prompts = [np.asarray(prompt, np.int32) for prompt in models.PROMPTS]
+    state = method.init(*request_of(prompts, Options(max_new_tokens=8, temperature=1.0).arrays(2), method))
+    counted = lambda tree, home: crossed.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) or send(tree, home)  # noqa: E731
+    monkeypatch.setattr(sys.modules["jaxspec.mirror"], "send", counted)
+    method.step(state)
+    return [size / 2 for size in crossed]
+
+
+def test_a_step_sends_less_than_a_kibibyte(monkeypatch):
+    """Window, message and verdict: ids and log-probabilities, whatever the vocabulary and the width."""
+    window, message, verdict = sent_in_a_step(monkeypatch)
+    assert (window, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
+    assert window + message + verdict <= 1024
+
+
+def test_the_ratio_test_sends_the_drafts_law_besides(monkeypatch):
+    """Its most likely tokens and their log-probabilities for every drafted one: at most 64 of them."""
+    window, message, verdict = sent_in_a_step(monkeypatch, acceptance=ratio())
+    law = 7 * min(64, models.VOCAB) * 8
+    assert (window - law, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)

@@ -1,5 +1,6 @@
 """The timeline: which programs ran, on which lane, in which order."""
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -88,6 +89,28 @@ def test_programs_of_other_policies(name, tmp_path):
     assert all(step["select"].start >= step.get("whole", step.get("suffix")).end for step in steps.values())
     plot.timeline(spans, tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("build", [models.mirror, models.speculative])
+def test_a_trace_for_perfetto(build, tmp_path):
+    """Every program on its lane, both rendezvous, and with the end of a step what it did."""
+    with Timeline() as watch:
+        stats = jaxspec.generate(build(), models.PROMPTS[:1], models.NEW_TOKENS, watch=watch).stats
+        spans, outcomes = watch.spans(), watch.outcomes()
+        watch.save(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    programs = [event for event in events if event["ph"] == "X"]
+    assert [event["name"] for event in programs] == [span.name for span in spans]
+    assert [event["ts"] for event in programs] == pytest.approx([1e6 * span.start for span in spans])
+    assert sum(outcome.num_accepted[0] for outcome in outcomes[: stats.steps]) == stats.accepted
+    ends = [event["args"] for event in programs if "num_accepted" in event["args"]]
+    assert [end["num_accepted"] for end in ends] == [outcome.num_accepted for outcome in outcomes]
+    instants = [event["name"] for event in events if event["ph"] == "i"]
+    if build is models.mirror:
+        assert instants == ["message", "verdict"] * len(outcomes)
+        assert sum(end["reused"][0] for end in ends[: stats.steps - 1]) == stats.reused
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert [lanes[event["tid"]] for event in programs] == [span.lane for span in spans]
 
 
 def test_median_milliseconds():
