@@ -1,4 +1,4 @@
-"""The command line: ``python -m jaxspec demo | generate | doctor | probe | convert | train``."""
+"""The command line: ``python -m jaxspec demo | generate | doctor | probe | bench | convert | train``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import jax
 import tyro
 
 from jaxfed.checkpoint import CheckpointError
+from jaxspec.commands.bench import bench
 from jaxspec.commands.convert import convert
 from jaxspec.commands.doctor import doctor
 from jaxspec.commands.generate import generate
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "doctor": doctor,
     "probe": probe,
+    "bench": bench,
     "convert": convert,
     "train": train,
 }

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxspec.commands.methods import Drafting, method_named, two_devices
+from jaxspec.commands.methods import Drafting, load, method_of, two_devices
 from jaxspec.commands.shared import Flag, report
 from jaxspec.zoo import PAIRS
 
@@ -32,7 +32,7 @@ def doctor(
     from jaxspec.sharding import default_placement
 
     two_devices()
-    method = method_named(target, draft, "mirror", None, False, drafting)
+    method = method_of(load(target, draft), "mirror", drafting)
     found = latency.measure(method, default_placement(), [prompt], max_new_tokens)
     milliseconds = {name: round(1e3 * seconds, 3) for name, seconds in vars(found.parts).items()}
     summary = {

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxspec.commands.methods import Drafting, Method, method_named, two_devices
+from jaxspec.commands.methods import Drafting, Method, load, method_of, two_devices
 from jaxspec.commands.shared import Flag, report
 from jaxspec.zoo import PAIRS
 
@@ -57,7 +57,7 @@ def generate(
     import jaxspec
 
     two_devices()
-    chosen = method_named(target, draft, method, dtype, int8, drafting)
+    chosen = method_of(load(target, draft, dtype, int8), method, drafting)
     prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
     ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
     result = jaxspec.generate(

@@ -3,11 +3,12 @@
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxspec.decoding import DecodingMethod
+from jaxspec.types import Model
 from jaxspec.zoo import PAIRS
 
 Method = Literal["autoregressive", "speculative", "mirror"]
@@ -43,29 +44,43 @@ def two_devices() -> None:
         jax.config.update("jax_num_cpu_devices", 2)
 
 
-def method_named(
-    target: str, draft: Path | None, method: Method | None, dtype: str | None, int8: bool, how: Drafting
-) -> DecodingMethod:
-    """The method for an embedded pair or for models in files, on the first two devices.
+class Loaded(NamedTuple):
+    """Models by their names: target, draft if there is one, and the exit of an embedded pair."""
+
+    target: Model
+    draft: Model | None
+    exit: Any
+    exit_layer: int | None
+
+
+def load(target: str, draft: Path | None, dtype: str | None = None, int8: bool = False) -> Loaded:
+    """An embedded or trained pair, or models in files.
 
     Raises:
-        ValueError: no draft for a method that needs one; whatever the models have to complain about.
+        ValueError: whatever the models have to complain about.
     """
-    import jaxspec
-    from jaxspec import acceptance, candidates, zoo
+    from jaxspec import zoo
     from jaxspec.models.store import open_model
 
-    rule = getattr(acceptance, how.acceptance)()
+    own = None if draft is None else open_model(draft, dtype=dtype)
     if target in PAIRS or (Path(target) / "pair.json").is_file():
         pair = zoo.load(target)
-        large, small, head, layer = pair.target, pair.draft, pair.exit, pair.exit_layer
-        method = method or "mirror"
-    else:
-        large, head, layer = open_model(target, dtype=dtype, int8=int8), None, None
-        small = None
-        method = method or ("autoregressive" if draft is None else "speculative")
-    if draft is not None:
-        small = open_model(draft, dtype=dtype)
+        return Loaded(pair.target, own or pair.draft, pair.exit, pair.exit_layer)
+    return Loaded(open_model(target, dtype=dtype, int8=int8), own, None, None)
+
+
+def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingMethod:
+    """The method on the first two devices; without a name mirror for a pair, speculative with a draft, else plain.
+
+    Raises:
+        ValueError: no draft for a method that needs one.
+    """
+    import jaxspec
+    from jaxspec import acceptance, candidates
+
+    large, small, head, layer = models
+    rule = getattr(acceptance, how.acceptance)()
+    method = method or ("autoregressive" if small is None else "speculative" if layer is None else "mirror")
     if method == "autoregressive":
         return jaxspec.autoregressive(large)
     if small is None:

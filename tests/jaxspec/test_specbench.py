@@ -1,0 +1,77 @@
+"""Spec-Bench's file is read as published, and methods are compared on equal terms."""
+
+import json
+
+import pytest
+
+from jaxspec import __main__ as command_line
+from jaxspec.specbench import TASKS, read_questions, run
+from tests.jaxspec import models
+
+LINES = [
+    {"question_id": 81, "category": "writing", "turns": ["Speak, speak.", "Once more."]},
+    {"question_id": 101, "category": "reasoning", "turns": ["What news?", "And then?"]},
+    {"question_id": 201, "category": "translation", "turns": ["Good morrow, lords."], "reference": ["x"]},
+    {"question_id": 241, "category": "summarization", "turns": ["The king is come."]},
+    {"question_id": 321, "category": "qa", "turns": ["Who goes there?"]},
+    {"question_id": 401, "category": "math_reasoning", "turns": ["Three and four?"]},
+    {"question_id": 561, "category": "rag", "turns": ["Where is thy father?"]},
+]
+
+
+def write(path, lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path):
+    return write(tmp_path / "question.jsonl", LINES)
+
+
+def test_questions_are_read_task_by_task(questions):
+    found = read_questions(questions)
+    assert [question.id for question in found] == [line["question_id"] for line in LINES]
+    assert len({question.task for question in found}) == len(set(TASKS.values())) == 6
+    assert found[0].turns == ["Speak, speak.", "Once more."]
+    assert [question.id for question in read_questions(questions, per_task=1)] == [81, 201, 241, 321, 401, 561]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: expected question_id"),
+        ({"question_id": 1, "category": "poetry", "turns": []}, "line 2: .*got 'poetry'"),
+        ({"question_id": 1, "category": "qa"}, "line 2: .*got 'turns'"),
+    ],
+)
+def test_a_line_that_is_no_question_is_named(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        read_questions(write(tmp_path / "q.jsonl", [LINES[0], line]))
+
+
+def test_an_empty_file(tmp_path):
+    with pytest.raises(ValueError, match="expected a question on every line, got none"):
+        read_questions(write(tmp_path / "q.jsonl", [""]))
+
+
+def test_no_runs():
+    with pytest.raises(ValueError, match="expected at least one method and one run, got 1 and 0"):
+        run({"mirror": models.mirror()}, [], runs=0)
+
+
+@pytest.mark.slow
+def test_methods_are_compared_on_the_same_prompts(questions, capsys):
+    options = ["--per-task", "1", "--max-new-tokens", "24", "--runs", "2"]
+    command_line.main(["bench", str(questions), *options, "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    tasks = [*dict.fromkeys(TASKS.values()), "all"]
+    assert [(row["task"], row["method"]) for row in rows] == [
+        (task, method) for task in tasks for method in ("autoregressive", "speculative", "mirror")
+    ]
+    assert all(row["identical"] for row in rows)
+    assert [row["tokens"] for row in rows[::3]] == [48, 24, 24, 24, 24, 24, 168]
+    for row in rows:
+        base = next(other for other in rows if other["task"] == row["task"])
+        assert row["ratio"] == pytest.approx(row["tokens_per_second"] / base["tokens_per_second"])
+        assert (row["accepted_length"] > 0) == (row["method"] != "autoregressive")
