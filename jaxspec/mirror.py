@@ -136,6 +136,7 @@ def _step(
         rolled: Rolled | None = None
         if exits:
             x, lower, sent = programs.prefix(cache[:exit_layer], progress, window)
+            watch("target", "prefix", sent)
         else:
             cache, progress, verdict, packed = programs.whole(cache, progress, window, law)
             watch("target", "whole", packed)
@@ -143,7 +144,6 @@ def _step(
             rolled, rows = draft_ahead(side, params, rows, standing)
             watch("draft", "ahead", rolled)
         if exits:
-            watch("target", "prefix", sent)
             upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law)
             watch("target", "suffix", packed)
             cache = (*lower, *upper)

@@ -1,7 +1,7 @@
 """When each program of a step ran: lanes of the target and the draft, as spans in seconds.
 
-A timeline stops the loop at both rendezvous, the message and the end of the step, and nowhere else: suffix and rollout
-run side by side as they do untraced. The loop loses its enqueuing ahead, so a traced step is a little longer.
+A timeline stops the loop at the end of every step, and nowhere else: inside a step all runs as it does untraced. The
+loop loses its enqueuing ahead, so a traced step is a little longer.
 """
 
 import json
@@ -44,8 +44,8 @@ class Enqueued(NamedTuple):
     outputs: Any = None
 
 
-#: Programs at whose end one side waits for the other; those that give the verdict; those that end a step.
-RENDEZVOUS, VERDICT, LAST = ("prefix", "select", "step"), ("suffix", "whole"), ("select", "step")
+#: Programs that give the verdict; those that end a step.
+VERDICT, LAST = ("suffix", "whole"), ("select", "step")
 
 
 class Timeline:
@@ -57,9 +57,9 @@ class Timeline:
         self._enqueued: list[Enqueued] = []
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
-        """Notes a program; waits for it here at a rendezvous, else in the lane's own thread."""
+        """Notes a program; waits for the last one of a step here, for the others in the lane's own thread."""
         now, kept = self._now(), outputs if name in (*VERDICT, *LAST) else None
-        if name in RENDEZVOUS:
+        if name in LAST:
             self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs), kept))
         else:
             thread = self._threads.setdefault(lane, ThreadPoolExecutor(1, thread_name_prefix=lane))
@@ -75,24 +75,30 @@ class Timeline:
     def spans(self) -> list[Span]:
         """All spans in the order they were enqueued; one starts when it is enqueued and its lane is free.
 
-        The selection also waits for the verdict, that is, for the suffix. A waiting thread may wake late: what ends a
-        step ends everything in it.
+        The rollout also waits for the message, that is, for the prefix; the selection for the verdict. A waiting thread
+        may wake late: no program ends after one that waits for it.
         """
         spans: list[Span] = []
         free: dict[str, float] = {}
-        step, verdict = 0, 0.0
+        step, message, verdict = 0, 0.0, 0.0
         for index, (lane, name, enqueued, ready, _) in enumerate(self._enqueued):
-            end = ready if isinstance(ready, float) else min(ready.result(), self._end_of_step(index))
-            start = max(enqueued, free.get(lane, 0.0), verdict if name == "select" else 0.0)
+            end = ready if isinstance(ready, float) else min(ready.result(), self._latest(index))
+            waits = {"rollout": message, "select": verdict}.get(name, 0.0)
+            start = max(enqueued, free.get(lane, 0.0), waits)
             spans.append(Span(lane, name, step, min(start, end), end))
-            free[lane], verdict = end, end if name in VERDICT else verdict
+            free[lane] = end
+            message, verdict = (end if name == "prefix" else message), (end if name in VERDICT else verdict)
             step += name in LAST
         return spans
 
-    def _end_of_step(self, index: int) -> float:
-        """When the next rendezvous after a program was reached."""
-        later = (item.ready for item in self._enqueued[index:] if isinstance(item.ready, float))
-        return next(later, float("inf"))
+    def _latest(self, index: int) -> float:
+        """When what waits for a program had ended: the end of its step, and of a prefix the rollout."""
+        for item in self._enqueued[index:]:
+            if isinstance(item.ready, float):
+                return item.ready
+            if self._enqueued[index].name == "prefix" and item.name == "rollout":
+                return min(item.ready.result(), self._latest(index + 1))
+        return float("inf")
 
     def outcomes(self) -> list[Outcome]:
         """What every step did."""
