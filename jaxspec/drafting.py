@@ -119,7 +119,7 @@ def draft_ahead(side: Drafter, params: Params, cache: Cache, standing: Standing)
     assert side.policy.ahead is not None
     assert standing.likely is not None
     pending = standing.pending
-    logits, cache = extend(side.network, params, cache, pending)
+    logits, cache = extend(side.network, params, cache, pending.token[:, None], pending.position)
     along = seen_along(standing.seen, standing.window.tokens)
     proposer = side.proposer(standing, None if along is None else along[:, -1:])
     behind = proposer.others(logits, jnp.full_like(pending.token, -1)[:, None], pending.position[:, None] + 1)

@@ -290,9 +290,9 @@ def drafted_after(
     return take(rolled, cache, jnp.zeros_like(root.token)), cache
 
 
-def extend(network: Network, params: Params, cache: Cache, pending: Pending) -> tuple[Array, Cache]:
-    """Gives the cache the row of one token of every sequence; what the draft says after it: logits [V, B, 1]."""
-    positions = pending.position[:, None]
-    x = network.embed(params, pending.token[:, None])
+def extend(network: Network, params: Params, cache: Cache, tokens: Array, position: Array) -> tuple[Array, Cache]:
+    """Gives the cache the rows of tokens [B, T] from ``position`` [B] on; what the draft says after each: [V, B, T]."""
+    positions = position[:, None] + jnp.arange(tokens.shape[1])[None]
+    x = network.embed(params, tokens)
     x, cache = network.blocks(params, x, positions, cache, cached(positions), range(network.config.num_layers))
     return network.logits(params, x), cache

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.acceptance import Law
-from jaxspec.cache import cached
 from jaxspec.candidates import Message
 from jaxspec.drafts import Drafted, Notes, Pending, Proposer, drafted_after, extend
 from jaxspec.types import Array, Cache, Network, Params, Rows
@@ -119,18 +118,16 @@ class NGram:
         root, pending, proposer, text = need
         assert text is not None
         if pending is not None:
-            _, cache = extend(network, params, cache, pending)
+            _, cache = extend(network, params, cache, pending.token[:, None], pending.position)
         looked_up = continuation(text, self.size, window)
         known = jnp.maximum(jnp.concatenate([root.token[:, None], looked_up[:, :-1]], axis=1), 0)
-        positions = root.position[:, None] + jnp.arange(window)[None]
-        x = network.embed(params, known)
-        x, cache = network.blocks(params, x, positions, cache, cached(positions), range(network.config.num_layers))
-        logits = network.logits(params, x)
-        own, _ = proposer(logits[:, :, :1], positions[:, :1] + 1)
+        logits, cache = extend(network, params, cache, known, root.position)
+        places = root.position[:, None] + 1 + jnp.arange(window)[None]
+        own, _ = proposer(logits[:, :, :1], places[:, :1])
         first = jnp.where(looked_up[:, :1] >= 0, looked_up[:, :1], own)
         tokens = jnp.concatenate([first, looked_up[:, 1:]], axis=1)
         rows = jax.tree.map(lambda leaf: rows_at(leaf, root.position, window), cache)
-        return Drafted(tokens, _certain(proposer, logits, tokens, positions + 1), rows), cache
+        return Drafted(tokens, _certain(proposer, logits, tokens, places), rows), cache
 
 
 def continuation(text: Text, size: int, count: int) -> Array:
@@ -172,14 +169,9 @@ def filled(drafted: Drafted, window: int) -> Drafted:
 
 def _certain(proposer: Proposer, logits: Array, tokens: Array, positions: Array) -> Notes:
     """Notes of looked-up tokens: each was certain, and the draft's other candidates are its own."""
-    seen = None if proposer.seen is None else proposer.seen[:, :1]
-    own = proposer._replace(seen=seen)
-    _, (law, likely) = own(logits, positions)
-    nothing = tokens < 0
+    _, law = proposer.acceptance.propose(logits, proposer.sampling, positions, proposer.seen)
     if law is not None:
         order = jnp.arange(law.tokens.shape[2])[None, None]
         others = (jnp.maximum(tokens, 0)[..., None] + order) % logits.shape[0]
-        law = Law(others, jnp.where((order == 0) & ~nothing[..., None], 0.0, -jnp.inf))
-    if likely is not None:
-        likely = own.others(logits, tokens, positions)
-    return Notes(law, likely)
+        law = Law(others, jnp.where((order == 0) & (tokens >= 0)[..., None], 0.0, -jnp.inf))
+    return Notes(law, proposer.others(logits, tokens, positions) if proposer.num_candidates else None)

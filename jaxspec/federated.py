@@ -21,6 +21,7 @@ from jaxfed import checkpoint
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
 from jaxspec.autoregressive import autoregressive
 from jaxspec.generate import generate
+from jaxspec.probe import step_ends
 from jaxspec.tokenizer import encode
 from jaxspec.train import distillation_loss, log_probabilities
 from jaxspec.types import Array, Model, Network, Params
@@ -153,21 +154,7 @@ def accepted_length(network: Network, params: Params, data: Continued, window: i
     acceptance; the result equals a real decode of all but the last γ tokens of ``data``.
     """
     agrees = np.asarray(_agreement(network, params, jnp.asarray(data.tokens)))[:, data.prompt_length - 1 :]
-    runs = np.zeros((agrees.shape[0], agrees.shape[1] + 1), int)
-    for place in reversed(range(agrees.shape[1])):
-        runs[:, place] = np.where(agrees[:, place], runs[:, place + 1] + 1, 0)
-    accepted, limit = np.minimum(runs, window), agrees.shape[1] - window
-    steps = [row[place] for row in accepted for place in _starts(row, limit)]
-    return float(np.mean(steps))
-
-
-def _starts(accepted: np.ndarray, limit: int) -> list[int]:
-    """Where the steps of one sequence begin: each goes on behind the accepted tokens and the extra one."""
-    starts, place = [], 0
-    while place < limit:
-        starts.append(place)
-        place += int(accepted[place]) + 1
-    return starts
+    return float(np.mean([accepted for _, _, accepted in step_ends(agrees, window)]))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -53,7 +53,8 @@ ORDER = {
         generate
         latency
         train
-        probe federated
+        probe
+        federated
         specbench plot zoo
         bench demo
         jaxspec
