@@ -2,7 +2,7 @@
 
 from jaxspec import acceptance, candidates, fallbacks, latency, trace, zoo
 from jaxspec.autoregressive import autoregressive
-from jaxspec.config import DecoderConfig
+from jaxspec.config import DecoderConfig, Tracks
 from jaxspec.decoding import DecodingMethod, StepInfo
 from jaxspec.exits import AffineLens, LogitLens
 from jaxspec.generate import Generation, Stats, generate, stream
@@ -29,6 +29,7 @@ __all__ = [
     "Stats",
     "StepInfo",
     "Text",
+    "Tracks",
     "acceptance",
     "autoregressive",
     "candidates",

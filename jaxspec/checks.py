@@ -45,6 +45,9 @@ def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -
     count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
     if not 1 <= exit_layer <= count:
         raise ValueError(f"expected 1 <= exit_layer <= {count} (layers of the target), got {exit_layer}")
+    tracks = target.network.config.tracks
+    if tracks is not None and tracks.count > 1 and exit_layer not in (meetings := tracks.meetings(count)):
+        raise ValueError(f"expected an exit_layer where the target's tracks meet, of {meetings[1:]}, got {exit_layer}")
     if not 1 <= num_candidates < vocabulary:
         raise ValueError(f"expected 1 <= num_candidates < {vocabulary} (the vocabulary), got {num_candidates}")
     try:

@@ -147,8 +147,34 @@ class Ends:
 
 
 @dataclass(frozen=True)
+class Tracks:
+    """Narrow decoders side by side that meet only at the ends of segments: x ← x + Σ_t (h_t − x).
+
+    Heads and hidden units of every layer are shared out among the tracks; through a segment track t runs from h_t = x
+    on, and sees what it adds itself. On as many devices a forward has one all-reduce a segment; tensor parallelism has
+    two a layer. Parameters are shaped as without tracks, but what is computed is another function, whatever the mesh.
+    Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
+
+    Attributes:
+        count: tracks n; one track is the model without them.
+        segments: of equal depth.
+    """
+
+    count: int
+    segments: int = 2
+
+    def meetings(self, num_layers: int) -> tuple[int, ...]:
+        """Layer counts after which all tracks hold the same x: 0, and the ends of the segments."""
+        return tuple(range(0, num_layers + 1, num_layers // self.segments))
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A decoder-only transformer; the defaults are Llama's blocks with a tied head.
+
+    A draft for several devices may run in tracks, one on each, to meet twice a forward instead of twice a layer:
+    ``DecoderConfig(32_000, 1024, 16, 16, 8, 64, 2816, tracks=Tracks(8))``. It is trained as any other, perhaps from the
+    parameters of one without tracks, which fit it.
 
     Attributes:
         vocab_size: rows of the embedding V.
@@ -159,6 +185,10 @@ class DecoderConfig:
         head_size: features of one head.
         hidden: features inside the feed-forward block F.
         attention, block, ends: what tells families apart.
+        tracks: whether and how the layers run in tracks; default: they do not.
+
+    Raises:
+        ValueError: sizes that do not divide, or tracks in a block that does not add to the residual stream.
     """
 
     vocab_size: int
@@ -171,6 +201,7 @@ class DecoderConfig:
     attention: Attention = Attention()
     block: Block = Block()
     ends: Ends = Ends()
+    tracks: Tracks | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_size", "hidden"):
@@ -184,6 +215,22 @@ class DecoderConfig:
             raise ValueError(f"expected an even head_size (rotary pairs), got {self.head_size}")
         if self.attention.windowed and len(self.attention.windowed) != self.num_layers:
             raise ValueError(f"expected windowed for {self.num_layers} layers, got {len(self.attention.windowed)}")
+        if self.tracks is not None:
+            _check_tracks(self, self.tracks)
+
+
+def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
+    parts = {"num_kv_heads": tracks.count, "hidden": tracks.count, "num_layers": tracks.segments}
+    if tracks.count < 1 or tracks.segments < 1:
+        raise ValueError(f"expected tracks and segments >= 1, got {tracks.count} and {tracks.segments}")
+    for name, by in parts.items():
+        if getattr(config, name) % by:
+            what = "segments" if name == "num_layers" else "tracks"
+            raise ValueError(f"expected {name} divisible by {by} {what}, got {getattr(config, name)}; use fewer {what}")
+    if config.block.norms == "after" and tracks.count > 1:
+        raise ValueError(
+            'expected blocks that add to the residual stream under tracks (norms "before" or "around"), got "after"'
+        )
 
 
 def build(kind: type[Built], values: dict[str, Any]) -> Built:

@@ -5,17 +5,17 @@ which is what makes verifying a window cost little more than one step. Attention
 cached decoding and branch rollouts run the same layers.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from jaxspec.config import DecoderConfig
 from jaxspec.models.layers import Layer, norm, project, turning, weight
-from jaxspec.models.quantize import Int8
+from jaxspec.models.partition import partition
+from jaxspec.models.tracks import meet, segments, side_by_side, spread
 from jaxspec.types import Array, Attend, Model, Network, Params
 
 
@@ -42,15 +42,28 @@ class Decoder(nnx.Module):
         return x if self.project_in is None else project("de,ebt->dbt", self.project_in, x)
 
     def blocks(self, x: Array, positions: Array, cache: Any, attend: Attend, layers: range) -> tuple[Array, Any]:
-        """Runs ``layers`` on x [D, B, T] at ``positions`` [B, T]; ``cache`` holds one entry per layer of the model."""
+        """Runs ``layers`` on x [D, B, T] at ``positions`` [B, T]; ``cache`` holds one entry per layer of the model.
+
+        Raises:
+            ValueError: the layers begin or end within a segment of tracks.
+        """
         attention, cache = self.config.attention, list(cache)
         if self.positions is not None and 0 in layers:
             x = x + jnp.moveaxis(self.positions[...][positions], -1, 0)
         kinds = {attention.rotary_of(index) for index in layers}
         turns = {kind: turning(kind, positions, self.config.head_size) for kind in kinds}
-        for index in layers:
-            turn, scores = turns[attention.rotary_of(index)], attention.scores_of(index)
-            x, cache[index] = self.layers[index](x, turn, attend, cache[index], scores)
+
+        def run(x: Array, layers: range, call: Callable) -> Array:
+            for index in layers:
+                turn, scores = turns[attention.rotary_of(index)], attention.scores_of(index)
+                x, cache[index] = call(self.layers[index], x, turn, attend, cache[index], scores)
+            return x
+
+        tracks = self.config.tracks
+        if tracks is None or tracks.count == 1:
+            return run(x, layers, Layer.__call__), tuple(cache)
+        for segment in segments(tracks, self.config.num_layers, layers):
+            x = meet(x, run(spread(x, tracks.count), segment, side_by_side))
         return x, tuple(cache)
 
     def logits(self, x: Array) -> Array:
@@ -72,32 +85,6 @@ def network(config: DecoderConfig) -> Network:
 
     embed, blocks, logits = (partial(method, name) for name in ("embed", "blocks", "logits"))
     return Network(config, embed, blocks, logits, partition, network)
-
-
-#: Tensor parallelism by heads and hidden features (Megatron): two all-reduces a layer; embedding and head by words.
-#: What is not named is replicated.
-AXES = {
-    "embedding": PartitionSpec("model"),
-    "head": PartitionSpec("model"),
-    "qkv": PartitionSpec("model"),
-    "qkv_bias": PartitionSpec("model"),
-    "out": PartitionSpec(None, "model"),
-    "gate_up": PartitionSpec(None, "model"),
-    "gate_up_bias": PartitionSpec(None, "model"),
-    "down": PartitionSpec(None, "model"),
-}
-
-
-def partition(params: Params) -> Params:
-    """A partition specification for every leaf; scales of eight-bit weights follow the features that they scale."""
-
-    def spec(path: tuple, leaf: Any) -> Any:
-        own = AXES.get(str(getattr(path[-1], "key", "")), PartitionSpec())
-        if not isinstance(leaf, Int8):
-            return own
-        return Int8(own, PartitionSpec(*own[: leaf.scale.ndim]))  # type: ignore[arg-type]
-
-    return jax.tree_util.tree_map_with_path(spec, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
 
 
 def init_params(config: DecoderConfig, key: Array) -> Params:

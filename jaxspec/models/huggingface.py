@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxspec.config import DecoderConfig
-from jaxspec.models.decoder import init_params, network, partition
+from jaxspec.models.decoder import init_params, network
 from jaxspec.models.families import FAMILIES, Family, family_for, family_of
+from jaxspec.models.partition import partition
 from jaxspec.models.quantize import Int8, is_quantized, quantized, quantized_matrix
 from jaxspec.models.weights import SHARD_BYTES, Weights, write
 from jaxspec.sharding import MODEL_AXIS, axis_size, check_divides, leaf_homes, shared_heads, spread_heads

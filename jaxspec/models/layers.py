@@ -92,10 +92,8 @@ class SelfAttention(nnx.Module):
         self.query_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
         self.key_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
 
-    def __call__(
-        self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
-    ) -> tuple[Array, Any]:
-        """Attention of x [D, B, T]; ``turn`` gives heads their rotary positions, ``rows`` are this layer's cache."""
+    def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+        """What ``attend`` takes of x [D, B, T]: queries, keys, values; ``turn`` gives heads their rotary positions."""
         qkv = project("gqhd,dbt->gqhbt", self.qkv, x, self.qkv_bias)
         if self.query_norm is None or self.key_norm is None:
             turned, values = turn(_heads(qkv[:, :-1])), _heads(qkv[:, -1:])
@@ -103,9 +101,12 @@ class SelfAttention(nnx.Module):
         else:
             queries, keys = _normed(self.query_norm, qkv[:, :-2]), _normed(self.key_norm, qkv[:, -2:-1])
             queries, keys, values = turn(_heads(queries)), turn(_heads(keys)), _heads(qkv[:, -1:])
-        context, rows = attend(queries, keys[:, :, 0], values[:, :, 0], rows, scores)
-        context = jnp.transpose(context, (1, 2, 4, 0, 3)).reshape(-1, *x.shape[1:])
-        return project("dc,cbt->dbt", self.out, context, self.out_bias), rows
+        return queries, keys[:, :, 0], values[:, :, 0]
+
+    def output(self, context: Array) -> Array:
+        """The block's output [D, B, T] for a context [B, G, Q, T, head_size]."""
+        context = jnp.transpose(context, (1, 2, 4, 0, 3)).reshape(-1, context.shape[0], context.shape[3])
+        return project("dc,cbt->dbt", self.out, context, self.out_bias)
 
 
 def _heads(x: Array) -> Array:
@@ -151,11 +152,19 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
     ) -> tuple[Array, Any]:
-        """Runs the layer on x [D, B, T]."""
-        branch, rows = self.attention(x if self.after else self.attention_norm(x), turn, attend, rows, scores)
-        x = self._joined(x, branch, self.attention_norm, self.attention_post_norm)
+        """Runs the layer on x [D, B, T]; ``turn`` gives heads their rotary positions, ``rows`` are its cache."""
+        context, rows = attend(*self.heads(x, turn), rows, scores)
+        return self.after_attention(x, context), rows
+
+    def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+        """The layer up to attention: queries, keys, values."""
+        return self.attention.heads(x if self.after else self.attention_norm(x), turn)
+
+    def after_attention(self, x: Array, context: Array) -> Array:
+        """The layer from attention on, for its input x [D, B, T] and the context."""
+        x = self._joined(x, self.attention.output(context), self.attention_norm, self.attention_post_norm)
         branch = self.mlp(x if self.after else self.mlp_norm(x))
-        return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm), rows
+        return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm)
 
     def _joined(self, x: Array, branch: Array, own: Callable, post: Callable | None) -> Array:
         if self.after:

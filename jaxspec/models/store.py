@@ -10,7 +10,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxfed import checkpoint
 from jaxspec.config import DecoderConfig, build
-from jaxspec.models.decoder import network, partition
+from jaxspec.models.decoder import network
 from jaxspec.models.huggingface import (
     check_memory,
     leaf_dtype,
@@ -20,6 +20,7 @@ from jaxspec.models.huggingface import (
     save_huggingface,
 )
 from jaxspec.models.llama2c import load_llama2c
+from jaxspec.models.partition import partition
 from jaxspec.models.quantize import Int8, quantized
 from jaxspec.sharding import Home, check_divides, leaf_homes
 from jaxspec.text import Text

@@ -34,6 +34,8 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
         raise ValueError(f"expected width and depth >= 1, got {width} and {depth}")
     if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends(config.ends.tied):
         raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another kind")
+    if config.tracks is not None:
+        raise ValueError(f"expected a model without tracks to grow (new heads would mix them), got {config.tracks}")
     large = grown_config(config, width, depth)
     grown, small = decoder(large, jax.random.key(seed)), model.params
     kept = {number * depth - 1: number - 1 for number in range(1, config.num_layers + 1)}
