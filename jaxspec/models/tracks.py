@@ -3,6 +3,9 @@
 A mesh whose ``model`` axis has as many devices as there are tracks holds one on each, because parameters are split
 along the very axes along which a mesh cuts them (``partition``). Attention is the one thing that is called for all
 tracks at once: heads know nothing of each other, so the callback and its cache [B, G, S, head_size] stay as they are.
+
+Where a device holds several tracks, XLA:CPU transposes weights in every forward: decoding with four tracks on a single
+device took four to five times as long as without. Tracks pay on a mesh.
 """
 
 from collections.abc import Callable

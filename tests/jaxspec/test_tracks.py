@@ -265,6 +265,7 @@ def test_decoding_with_a_draft_in_tracks_is_plain_decoding(method, size, text):
     assert 0 < found.stats.accepted_length < 3
 
 
+@pytest.mark.slow
 def test_a_draft_in_tracks_says_while_decoding_what_it_says_in_one_pass():
     """Otherwise it would only be accepted less often, unnoticed."""
     prompts = np.random.default_rng(2).integers(models.VOCAB, size=(4, 4)).astype(np.int32)
@@ -279,7 +280,7 @@ SCHEDULE = Schedule(steps=40, batch_size=4, sequence_length=8, learning_rate=1e-
 def test_training_lowers_the_loss_of_a_draft_in_tracks():
     """Which starts from a plain draft's parameters."""
     model, batch = draft(), {"tokens": TOKENS}
-    loss_fn, least = (distillation_loss(net, wide()) for net in (model.network, wide().network))
+    loss_fn, least = (jax.jit(distillation_loss(net, wide())) for net in (model.network, wide().network))
     params = fit(loss_fn, model.params, lambda step: batch, SCHEDULE, progress=False)
     entropy = least(wide().params, batch, jax.random.key(0))[0]
     before, after = (loss_fn(tree, batch, jax.random.key(0))[0] - entropy for tree in (model.params, params))
@@ -366,6 +367,7 @@ def test_no_published_family_has_tracks(tmp_path):
         jaxspec.save_huggingface(draft(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_target_in_tracks_can_exit_where_they_meet():
     target = draft()
     text = [models.greedy_text(target, prompt, 8) for prompt in models.PROMPTS]
