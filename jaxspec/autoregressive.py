@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.channel import send
+from jaxspec.checks import check_processes
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -32,8 +33,9 @@ def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
         mesh: where it runs, tensor-parallel over ``model``, sequences over ``data``. Default: the first device.
 
     Raises:
-        ValueError: the mesh does not divide heads or hidden features.
+        ValueError: the mesh does not divide heads or hidden features, or is another process's.
     """
+    check_processes(mesh)
     network, params, home, _ = place(target, mesh)
 
     def init(request: Request, capacity: int) -> TargetState:

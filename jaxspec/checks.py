@@ -73,6 +73,26 @@ def check_meshes(target: Mesh, draft: Mesh) -> None:
         )
 
 
+def check_processes(*meshes: Mesh | None) -> None:
+    """Meshes of one process each, and this process among theirs; between two processes, of one platform."""
+    found = [{device.process_index for device in mesh.devices.flat} for mesh in meshes if mesh is not None]
+    for processes in found:
+        if len(processes) > 1:
+            raise ValueError(
+                f"expected every mesh within one process, got one over processes {sorted(processes)}; "
+                "use jax.local_devices(process_index)"
+            )
+    everyone, own = set().union(*found), jax.process_index()
+    if everyone and own not in everyone:
+        raise ValueError(
+            f"expected a mesh of this process ({own}), got meshes of {sorted(everyone)}; use jax.local_devices(), or "
+            "call it in those processes alone"
+        )
+    platforms = {device.platform for mesh in meshes if mesh is not None for device in mesh.devices.flat}
+    if len(everyone) > 1 and len(platforms) > 1:
+        raise ValueError(f"expected one platform for two processes, got {sorted(platforms)}; use devices of one kind")
+
+
 def check_candidates(target: Model, num_candidates: int) -> None:
     """Candidates of the draft's own that its vocabulary can fill."""
     vocabulary = target.network.config.vocab_size

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxspec.acceptance import Acceptance
 from jaxspec.candidates import Message, Policy, Roots, join, message_like
 from jaxspec.channel import unpack
+from jaxspec.decoding import Request
 from jaxspec.drafts import (
     Branches,
     Drafted,
@@ -18,6 +19,7 @@ from jaxspec.drafts import (
     Window,
     commit,
     extend,
+    first_window,
     rollout,
     take,
 )
@@ -97,6 +99,15 @@ class Drafter(NamedTuple):
     def proposer(self, standing: Standing, seen: Array | None) -> Proposer:
         """How tokens are drawn after ``seen``."""
         return Proposer(self.acceptance, standing.sampling, seen, self.noted)
+
+
+def draft_begin(side: Drafter, window: int, capacity: int, params: Params, request: Request) -> DraftState:
+    """Runs the prompts and drafts the first window; rows for all branches are part of the cache's ``capacity``."""
+    fixed = window, capacity, side.noted
+    first, others, cache = first_window(side.network, side.acceptance, params, request, *fixed)
+    tokens, reads = request.tokens, side.fallback.reads_text
+    text = jnp.pad(tokens, ((0, 0), (0, capacity - tokens.shape[1]))) if reads else None
+    return DraftState(cache, Standing(first, others, request.lengths - 1, request.sampling, request.seen, text))
 
 
 def count_roots(ranking: Any, window: int, num_candidates: int) -> int:

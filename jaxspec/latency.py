@@ -19,12 +19,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxspec.channel import channel_between
+from jaxspec.checks import check_processes
 from jaxspec.decoding import DecodingMethod
 from jaxspec.generate import Stats, generate
+from jaxspec.processes import here, put
 from jaxspec.requests import Prompt
-from jaxspec.sharding import Placement
+from jaxspec.sharding import Placement, home_of
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,20 @@ class Alone:
 
 
 def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> float:
-    """Seconds that ``count`` numbers take from the target's mesh to the draft's; median."""
-    there = NamedSharding(placement.target, PartitionSpec())
-    here = NamedSharding(placement.draft, PartitionSpec())
+    """Seconds that ``count`` numbers take from one mesh to the other: half of a way there and back, median.
+
+    Between two processes both call it.
+    """
+    check_processes(*placement)
+    channel = channel_between(*placement)
+    message = put(np.zeros((1, count), np.int32), home_of(placement.target), placement.target)
     times = []
-    for number in range(repeats):
-        message = jax.block_until_ready(jax.device_put(np.full((1, count), number, np.int32), there))
+    for _ in range(repeats):
         start = time.perf_counter()
-        jax.block_until_ready(jax.device_put(message, here))
+        there, _ = jax.block_until_ready(channel.to_draft(message))
+        message, _ = jax.block_until_ready(channel.to_target(there))
         times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return float(np.median(times)) / 2
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,12 @@ def measure(
         prompts: one batch.
         new_tokens: decoded each time.
         repeats: of both, after one that compiles.
+
+    Raises:
+        ValueError: meshes of two processes, of which neither sees all programs.
     """
+    if not all(map(here, placement)):
+        raise ValueError("expected both meshes in this process, which times every program, got one of another's")
     generate(method, prompts, new_tokens)
     seconds: dict[str, list[float]] = defaultdict(list)
     steps, stats = [], Stats()
@@ -168,14 +179,14 @@ def measure(
 
 
 def _parts(seconds: dict[str, list[float]], message: float) -> Parts:
-    """Medians; what a program waits for its message is counted apart."""
+    """Medians; what the selection waits for the verdict is counted apart. The rollout's message has come by then."""
     median = {name: float(np.median(times)) for name, times in seconds.items() if times}
     select = max(median.get("select", 0.0) - message, 0.0)
     return Parts(
         median.get("prefix", 0.0),
         median.get("suffix", 0.0) + median.get("whole", 0.0),
         median.get("ahead", 0.0),
-        max(median["rollout"] - message, 0.0) if "rollout" in median else 0.0,
+        median.get("rollout", 0.0),
         select,
         max(median.get("fallback", 0.0) - message - select, 0.0),
         message,

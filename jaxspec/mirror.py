@@ -15,13 +15,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from jaxspec import candidates
 from jaxspec.acceptance import Acceptance, match
 from jaxspec.candidates import Policy
-from jaxspec.channel import send
-from jaxspec.checks import check_candidates, check_exit, check_meshes, check_pair
+from jaxspec.channel import Channel, channel_between
+from jaxspec.checks import check_candidates, check_exit, check_meshes, check_pair, check_processes
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -35,19 +33,21 @@ from jaxspec.decoding import (
     target_whole,
     unwatched,
 )
-from jaxspec.drafting import Drafter, DraftState, Rolled, Standing, draft_ahead, draft_rollout, draft_select
-from jaxspec.drafts import first_window
+from jaxspec.drafting import Drafter, DraftState, Rolled, draft_ahead, draft_begin, draft_rollout, draft_select
+from jaxspec.drafts import Window
 from jaxspec.exits import LogitLens
 from jaxspec.fallbacks import Fallback, Full
-from jaxspec.sharding import Home, Placement, default_placement, place
-from jaxspec.types import Model, Params
+from jaxspec.processes import Program, here, present, put, running
+from jaxspec.sharding import Placement, default_placement, place
+from jaxspec.types import Model
 
 
 class MirrorState(NamedTuple):
-    """Both sides; they meet only through the token channel."""
+    """Both sides, which meet only through the token channel, and the window to verify next, on the target's mesh."""
 
     target: TargetState
     draft: DraftState
+    window: Window
 
 
 def mirror(
@@ -90,49 +90,55 @@ def mirror(
     where, rule, policy = placement or default_placement(), acceptance or match(), policy or candidates.mirror()
     exit = LogitLens() if exit is None else exit
     check_exit(target, exit_layer, num_candidates, exit)
+    check_processes(where.target, where.draft)
     check_meshes(where.target, where.draft)
     if policy.ahead is not None:
         check_candidates(target, policy.num_candidates)
     network, target_params, target_home, target_shared = place(target, where.target)
     drafter, draft_params, draft_home, _ = place(draft, where.draft)
-    head = send(exit, target_shared)
-    programs = Programs(
-        partial(target_prefix, network, exit_layer, num_candidates, target_params, head),
-        partial(target_suffix, network, exit_layer, rule, target_params),
-        partial(target_whole, network, rule, target_params),
-    )
+    head = put(exit, target_shared, where.target)
     side = Drafter(drafter, rule, policy, num_candidates, fallback)
-    scratch = window * max(1, sum(side.branches(window)))
+    on_target, on_draft = running(where.target), running(where.draft)
+    programs = Programs(
+        on_target(partial(target_prefix, network, exit_layer, num_candidates), target_params, head),
+        on_target(partial(target_suffix, network, exit_layer, rule), target_params),
+        on_target(partial(target_whole, network, rule), target_params),
+        on_draft(partial(draft_ahead, side), draft_params),
+        on_draft(partial(draft_rollout, side), draft_params),
+        on_draft(partial(draft_select, side), draft_params),
+    )
+    channel, scratch = channel_between(where.target, where.draft), window * max(1, sum(side.branches(window)))
 
     def init(request: Request, capacity: int) -> MirrorState:
-        state = prefill(network, target_params, send(request, target_home), capacity)
-        asked = send(request, draft_home)
-        room = capacity + scratch
-        first, others, cache = first_window(drafter, rule, draft_params, asked, window, room, side.noted)
-        text = jnp.pad(asked.tokens, ((0, 0), (0, room - asked.tokens.shape[1]))) if fallback.reads_text else None
-        standing = Standing(first, others, asked.lengths - 1, asked.sampling, asked.seen, text)
-        return MirrorState(state, DraftState(cache, standing))
+        read = on_target(partial(prefill, network, capacity=capacity), target_params)
+        begin = on_draft(partial(draft_begin, side, window, capacity + scratch), draft_params)
+        state, drafting = read(put(request, target_home, where.target)), begin(put(request, draft_home, where.draft))
+        return MirrorState(state, drafting, channel.to_target(drafting.standing.window)[0])
 
-    step = _step(programs, exit_layer, side, draft_params, target_home, draft_home)
+    step = _step(programs, exit_layer, policy, channel, where)
     return method_of(target, init, step, window, where.target, where.draft)
 
 
 class Programs(NamedTuple):
-    """The target's programs, closed over what does not change: prefix and suffix, or the whole pass."""
+    """The programs of a step, closed over what does not change; those of another process give shapes alone."""
 
-    prefix: Callable[..., Any]
-    suffix: Callable[..., Any]
-    whole: Callable[..., Any]
+    prefix: Program
+    suffix: Program
+    whole: Program
+    ahead: Program
+    rollout: Program
+    select: Program
 
 
 def _step(
-    programs: Programs, exit_layer: int, side: Drafter, params: Params, target_home: Home, draft_home: Home
+    programs: Programs, exit_layer: int, policy: Policy, channel: Channel, where: Placement
 ) -> Callable[..., tuple[MirrorState, StepInfo]]:
-    ahead, exits = side.policy.ahead is not None, side.policy.exit is not None
+    ahead, exits = policy.ahead is not None, policy.exit is not None
+    target_here, draft_here = here(where.target), here(where.draft)
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
-        (cache, progress), (rows, standing) = state
-        window, law = send(standing.window, target_home)
+        (cache, progress), (rows, standing), (window, law) = state
+        watch = watch if target_here and draft_here else present(watch)
         rolled: Rolled | None = None
         if exits:
             x, lower, sent = programs.prefix(cache[:exit_layer], progress, window)
@@ -141,16 +147,23 @@ def _step(
             cache, progress, verdict, packed = programs.whole(cache, progress, window, law)
             watch("target", "whole", packed)
         if ahead:
-            rolled, rows = draft_ahead(side, params, rows, standing)
+            rolled, rows = programs.ahead(rows, standing)
             watch("draft", "ahead", rolled)
         if exits:
+            message, _ = channel.to_draft(sent)
             upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law)
             watch("target", "suffix", packed)
             cache = (*lower, *upper)
-            rolled, rows = draft_rollout(side, params, rows, standing, rolled, send(sent, draft_home))
+            rolled, rows = programs.rollout(rows, standing, rolled, message)
             watch("draft", "rollout", rolled)
-        drafting, reused = draft_select(side, params, rows, standing, rolled, send(verdict, draft_home))
+        verdict, packed = channel.to_draft(verdict, packed)
+        if not target_here:
+            watch("target", "suffix" if exits else "whole", packed)
+        drafting, reused = programs.select(rows, standing, rolled, verdict)
         watch("draft", "select", reused)
-        return MirrorState(TargetState(cache, progress), drafting), StepInfo(packed, reused)
+        following, reused = channel.to_target(drafting.standing.window, reused)
+        if not draft_here:
+            watch("draft", "select", reused)
+        return MirrorState(TargetState(cache, progress), drafting, following), StepInfo(packed, reused)
 
     return step

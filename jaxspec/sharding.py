@@ -1,6 +1,7 @@
 """Where models live: meshes, tensor parallelism over ``model``, sequences over ``data``."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxspec.config import DecoderConfig
+from jaxspec.processes import put, running
 from jaxspec.types import Array, Model, Network, Params
 
 #: Names of the mesh axes: tensor parallelism, and sequences of a batch.
@@ -29,7 +31,7 @@ class Placed(NamedTuple):
 
     Attributes:
         network: as it runs there; key-value heads fewer than the ``model`` axis are repeated.
-        params: on the mesh.
+        params: on the mesh; their shapes if it is another process's.
         home: of arrays with a leading batch axis.
         shared: of arrays that every device needs whole.
     """
@@ -53,8 +55,8 @@ def mesh_of(devices: Any, data: int = 1) -> Mesh:
 
 
 def default_placement() -> Placement:
-    """The first device for the target, the second for the draft; a single one is shared, without overlap."""
-    devices = jax.devices()
+    """This process's first device for the target, its second for the draft; a single one is shared, without overlap."""
+    devices = jax.local_devices()
     return Placement(mesh_of(devices[:1]), mesh_of(devices[1:2] or devices[:1]))
 
 
@@ -71,7 +73,7 @@ def replicated(mesh: Mesh) -> Sharding:
 def shared_home(mesh: Mesh | None) -> Home:
     """Where small things live that every device needs: a copy on each (default: on the first device)."""
     if mesh is None or mesh.size == 1:
-        return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
     return replicated(mesh)
 
 
@@ -91,7 +93,7 @@ def place(model: Model, mesh: Mesh | None) -> Placed:
     network, params = model.network, model.params
     home, shared = home_of(mesh), shared_home(mesh)
     if mesh is None or mesh.size == 1:
-        return Placed(network, jax.device_put(params, home), home, shared)
+        return Placed(network, put(params, home, mesh), home, shared)
     config = network.config
     check_divides(config, mesh)
     if (spread := shared_heads(config, mesh)) != config:
@@ -100,10 +102,11 @@ def place(model: Model, mesh: Mesh | None) -> Placed:
                 f"expected num_kv_heads divisible by {axis_size(mesh, MODEL_AXIS)} devices, got {config.num_kv_heads}; "
                 "a network of one's own needs with_config to have its heads repeated"
             )
-        params = jax.tree_util.tree_map_with_path(lambda path, leaf: spread_heads(path, leaf, config, mesh), params)
+        repeat = partial(jax.tree_util.tree_map_with_path, lambda path, leaf: spread_heads(path, leaf, config, mesh))
+        params = running(mesh)(repeat)(params)
         network = network.with_config(spread)
     homes = leaf_homes(network.partition(params), params, mesh)
-    return Placed(network, jax.device_put(params, homes), home, shared)
+    return Placed(network, put(params, homes, mesh), home, shared)
 
 
 def check_divides(config: DecoderConfig, mesh: Mesh | None) -> None:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from jaxspec.acceptance import Acceptance, match
 from jaxspec.channel import send
-from jaxspec.checks import check_pair
+from jaxspec.checks import check_pair, check_processes
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -51,10 +51,11 @@ def speculative(
         acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
 
     Raises:
-        ValueError: vocabularies differ, ``window`` < 1, or the mesh does not divide one of the models.
+        ValueError: vocabularies differ, ``window`` < 1, a mesh of another process, or one that does not divide a model.
 
     Source: Leviathan et al. (arXiv 2211.17192).
     """
+    check_processes(mesh)
     check_pair(target, draft, window)
     rule, (network, target_params, home, _) = acceptance or match(), place(target, mesh)
     drafter, draft_params, _, _ = place(draft, mesh)

@@ -38,7 +38,7 @@ ORDER = {
         __main__
     """,
     "jaxspec": """
-        config text compilations
+        config text compilations processes
         types
         sampling
         acceptance

@@ -201,7 +201,7 @@ def check_memory(config: DecoderConfig, dtype: Any, mesh: Mesh | None, int8: boo
     Raises:
         MemoryError: more than is free.
     """
-    devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
+    devices = [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
     needed = parameter_bytes(config, dtype, int8) * HEADROOM / axis_size(mesh, MODEL_AXIS)
     free = _free(devices)
     if free is not None and needed > free:
