@@ -1,42 +1,19 @@
 """Two real processes over loopback simulate what one does."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 import jaxfed
+from tests import loopback
 from tests.jaxfed.processes import run
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def play_together(out, *arguments):
     """Run both processes to their end; what they printed, and their return codes."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.jaxfed.processes", str(out), str(free_port()), "2"]
-    with ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)]
-        both = []
-        for index, file in enumerate(files):
-            given = [*command, str(index), *map(str, arguments)]
-            both.append(subprocess.Popen(given, stdout=file, stderr=file, env=environment))
-            stack.callback(both[-1].wait)
-            stack.callback(both[-1].kill)
-        codes = [process.wait(timeout=600) for process in both]
-        for file in files:
-            file.seek(0)
-        return [(file.read(), code) for file, code in zip(files, codes, strict=True)]
+    port = loopback.free_port()
+    return loopback.play_together("tests.jaxfed.processes", *([out, port, 2, index, *arguments] for index in (0, 1)))
 
 
 @pytest.mark.slow

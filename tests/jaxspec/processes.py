@@ -1,16 +1,16 @@
 """One process of two that decode together: the target in process 0, the draft in process 1.
 
-`python -m tests.jaxspec.processes OUT PORT INDEX DEVICES SETTINGS [LAST]` writes what process INDEX found with each of the
-comma-separated settings to OUT/INDEX.json. Process 1 dies after LAST steps, if given.
+`python -m tests.jaxspec.processes OUT PORT INDEX DEVICES SETTINGS [DYING]` writes what process INDEX found with each of
+the comma-separated settings to OUT/INDEX.json. If DYING is given, that process ends itself within `generate`.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import jax
-import numpy as np
 
 import jaxspec
 from jaxspec import acceptance, candidates, fallbacks
@@ -32,28 +32,33 @@ SETTINGS = {
     "look-up": ({"fallback": fallbacks.NGram(2), "policy": candidates.mirror(1)}, {}),
     "ratio": ({"acceptance": acceptance.ratio(4)}, SAMPLED),
 }
-#: A whole pass has no message.
+#: What crosses in a step: window, message, verdict; a whole pass has no message.
 CROSSINGS = dict.fromkeys(SETTINGS, 3) | dict.fromkeys(("saguaro", "saguaro sampled", "pearl", "none"), 2)
 
 
 def decode(name, placement=None, **more):
-    """What one setting gives, as plain values; the counts of a run are part of it."""
+    """What one setting gives, as plain values, the counts of the run and its steps included."""
     building, asking = SETTINGS[name]
-    method = models.mirror(placement=placement or models.meshes(), **building, **more)
-    with Timeline() as watch:
-        found = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch)
-        outcomes, lanes = watch.outcomes(), sorted({span.lane + " " + span.name for span in watch.spans()})
+    method, seen = models.mirror(placement=placement or models.meshes(), **building, **more), []
+    watch = lambda lane, name, outputs: seen.append(name)  # noqa: E731
+    found = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch)
     stats = found.stats
-    counts = [stats.steps, stats.new_tokens, stats.accepted, stats.needed, stats.reused]
-    told = [[list(map(int, part)) for part in outcome] for outcome in outcomes]
     return {
         "tokens": found.tokens,
         "finish": found.finish_reason,
         "log_probabilities": found.log_probabilities,
-        "counts": counts,
-        "outcomes": told,
-        "lanes": lanes,
+        "counts": [stats.steps, stats.new_tokens, stats.accepted, stats.needed, stats.reused],
+        "steps": seen.count("select"),
     }
+
+
+def traced(placement=None):
+    """Which programs a timeline holds, and the outcome of every step."""
+    method = models.mirror(placement=placement or models.meshes())
+    with Timeline() as watch:
+        jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, watch=watch)
+        names = sorted({f"{span.lane} {span.name}" for span in watch.spans()})
+        return {"names": names, "outcomes": [[list(map(int, part)) for part in step] for step in watch.outcomes()]}
 
 
 def plain(name):
@@ -105,33 +110,36 @@ def said(act):
     return ""
 
 
-def dying(last):
-    """A watch that ends its process with the selection of step ``last``."""
-    steps = []
+def survive(placement, dying):
+    """Decodes until the other process ends; what is raised then, and how long it took."""
+    selected = []
 
     def watch(lane, name, outputs):
-        steps.extend([name] if name == "select" else [])
-        if len(steps) == last:
-            np.asarray(outputs)
-            os._exit(3)
+        selected.extend([time.perf_counter()] if name == "select" else [])
+        if len(selected) == 3 and jax.process_index() == dying:
+            jax.block_until_ready(outputs)
+            os._exit(0)
 
-    return watch
+    try:
+        jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 40, watch=watch)
+    except jax.errors.JaxRuntimeError as error:
+        return {"error": str(error), "seconds": time.perf_counter() - selected[-1]}
 
 
-def main(out, port, index, devices, settings, last=None):
+def main(out, port, index, devices, settings, dying=None):
     for name, value in (("numpy_rank_promotion", "raise"), ("numpy_dtype_promotion", "strict")):
         jax.config.update(f"jax_{name}", value)
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_num_cpu_devices", int(devices))
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), heartbeat_timeout_seconds=10)
     placement = jaxspec.Placement(*(jaxspec.mesh_of(jax.local_devices(process_index=side)) for side in (0, 1)))
-    if last is not None:
-        watch = dying(int(last)) if index == "1" else jaxspec.decoding.unwatched
-        jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 40, watch=watch)
-        return
+    if dying is not None:
+        Path(out, f"{index}.json").write_text(json.dumps(survive(placement, int(dying))))
+        os._exit(0)  # an ordinary end would wait for the other process, until its heartbeat is missed
     pair = {"target": owned(models.target(), placement.target), "draft": owned(models.draft(), placement.draft)}
     found = {name: counted(lambda name=name: decode(name, placement)) for name in settings.split(",")}
     found["own weights alone"] = decode("mirror", placement, **pair)
+    found["traced"] = traced(placement)
     found["refused"] = refused()
     found["rendezvous"] = jaxspec.latency.rendezvous(placement)
     found["plain"] = plain("mirror")

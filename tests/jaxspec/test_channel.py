@@ -5,12 +5,15 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import jaxspec
+from jaxspec import channel
 from jaxspec.acceptance import ratio
 from jaxspec.candidates import Message, message, message_like
-from jaxspec.channel import pack, send, unpack
+from jaxspec.channel import Local, Remote, pack, send, unpack
 from jaxspec.requests import Options, request_of
-from jaxspec.sharding import mesh_of, replicated
+from jaxspec.sharding import home_of, mesh_of, replicated
 from jaxspec.verify import longest_match, verdict_like
 from tests.jaxspec import models
 
@@ -65,20 +68,69 @@ def sent_in_a_step(monkeypatch, **options):
     prompts = [np.asarray(prompt, np.int32) for prompt in models.PROMPTS]
     state = method.init(*request_of(prompts, Options(max_new_tokens=8, temperature=1.0).arrays(2), method))
     counted = lambda tree, home: crossed.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) or send(tree, home)  # noqa: E731
-    monkeypatch.setattr(sys.modules["jaxspec.mirror"], "send", counted)
+    monkeypatch.setattr(channel, "send", counted)
     method.step(state)
     return [size / 2 for size in crossed]
 
 
 def test_a_step_sends_less_than_a_kibibyte(monkeypatch):
     """Window, message and verdict: ids and log-probabilities, whatever the vocabulary and the width."""
-    window, message, verdict = sent_in_a_step(monkeypatch)
+    message, verdict, window = sent_in_a_step(monkeypatch)
     assert (window, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
     assert window + message + verdict <= 1024
 
 
 def test_the_ratio_test_sends_the_drafts_law_besides(monkeypatch):
     """Its most likely tokens and their log-probabilities for every drafted one: at most 64 of them."""
-    window, message, verdict = sent_in_a_step(monkeypatch, acceptance=ratio())
+    message, verdict, window = sent_in_a_step(monkeypatch, acceptance=ratio())
     law = 7 * min(64, models.VOCAB) * 8
     assert (window - law, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
+
+
+def test_flags_and_short_numbers_come_back():
+    """Each takes 32 bits on its way."""
+    sent = jnp.asarray([[True, False]] * BATCH), jnp.asarray([[1.5, -jnp.inf]] * BATCH, jnp.bfloat16)
+    packed = pack((*sent, jnp.asarray([-3, 7], jnp.int8)))
+    assert (packed.dtype, packed.shape) == (jnp.int32, (BATCH, 5))
+    check(sent, sent)
+
+
+@pytest.mark.parametrize(("sizes", "data"), [((1, 1), 1), ((2, 1), 1), ((2, 4), 2)], ids=str)
+def test_both_channels_carry_the_same(sizes, data):
+    """Between two meshes of one process, either does; what arrives lies where the receiving mesh wants it."""
+    cuts = sizes[0], sum(sizes)
+    meshes = mesh_of(jax.devices()[: cuts[0]]), mesh_of(jax.devices()[cuts[0] : cuts[1]], data)
+    remote, local = Remote(*meshes), Local(*map(home_of, meshes))
+    told = jnp.asarray([True, False])
+    for ways in ((remote.to_draft, local.to_draft), (remote.to_target, local.to_target)):
+        found, expected = (way(a_message(), told) for way in ways)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        for one, other in zip(found[0], expected[0], strict=True):
+            assert one.dtype == other.dtype
+            assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+    assert remote.crossed == 2
+
+
+SETTINGS = {
+    "greedy": ({}, {}),
+    "the ratio's law": ({"acceptance": ratio(4)}, {"temperature": 1.0, "seed": 3}),
+    "without a message": ({"policy": jaxspec.candidates.saguaro(6, num_candidates=4)}, {"temperature": 1.0}),
+}
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), pytest.param((2, 1), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(("building", "asking"), SETTINGS.values(), ids=SETTINGS)
+def test_decoding_is_the_same_over_both_channels(monkeypatch, building, asking, sizes):
+    """Token for token, with the same steps; three crossings a step at most, and the first window."""
+    found, steps, made = [], [], []
+    for between in (channel.channel_between, lambda *meshes: made.append(Remote(*meshes)) or made[-1]):
+        monkeypatch.setattr(sys.modules["jaxspec.mirror"], "channel_between", between)
+        method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
+        steps.clear()
+        found.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch))
+    local, remote = found
+    assert remote.tokens == local.tokens
+    assert remote.log_probabilities == local.log_probabilities
+    counts = "steps", "new_tokens", "accepted", "needed", "reused"
+    assert [getattr(remote.stats, name) for name in counts] == [getattr(local.stats, name) for name in counts]
+    assert made[0].crossed == 1 + sum(2 if "whole" in steps else 3 for name in steps if name == "select")
