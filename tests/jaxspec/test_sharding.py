@@ -28,8 +28,8 @@ def mesh(size):
     return jaxspec.mesh_of(jax.devices()[:size])
 
 
-def decode(method):
-    return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens
+def decode(method, temperature=0.0):
+    return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, temperature=temperature).tokens
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,31 @@ def test_speculative_on_two_devices():
     assert decode(models.speculative(mesh=mesh(2))) == models.expected()
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), pytest.param((1, 2), marks=pytest.mark.slow)], ids=str)
-def test_mirror_on_disjoint_meshes(sizes):
-    assert decode(models.mirror(placement=models.meshes(*sizes))) == models.expected()
+#: Devices of the target and the draft; a single number: one mesh for both.
+SIZES = [1, (1, 2), (2, 1), (4, 1), (2, 4), (4, 2), (4, 4)]
+#: Here and at temperature 0 in the fast suite.
+QUICK = [1, (2, 1), (4, 2)]
 
 
-def test_mirror_on_four_devices_and_two(wide_text):
-    method = models.mirror(target=wide(), draft=wide_draft(), exit_layer=1, placement=models.meshes(4, 2))
-    assert decode(method) == wide_text
+def placed(sizes):
+    return jaxspec.Placement(mesh(sizes), mesh(sizes)) if isinstance(sizes, int) else models.meshes(*sizes)
 
 
-def test_mirror_on_a_single_device():
-    assert decode(models.mirror(placement=jaxspec.Placement(mesh(1), mesh(1)))) == models.expected()
+@pytest.mark.parametrize(
+    ("sizes", "temperature"),
+    [
+        pytest.param(sizes, temperature, marks=() if sizes in QUICK and not temperature else pytest.mark.slow)
+        for sizes in SIZES
+        for temperature in (0.0, 1.0)
+    ],
+    ids=str,
+)
+def test_mirror_on_any_meshes(sizes, temperature, wide_text):
+    """Shared, even or uneven: the tokens are those of plain decoding on one device, sampled or not."""
+    method = models.mirror(target=wide(), draft=wide_draft(), exit_layer=1, placement=placed(sizes))
+    plain = decode(jaxspec.autoregressive(wide()), temperature) if temperature else wide_text
+    assert decode(method, temperature) == plain
+    assert temperature == 0 or plain != wide_text
 
 
 def test_a_mesh_really_shares_the_work():
