@@ -15,6 +15,7 @@ from jaxspec.probe import probe
 from jaxspec.sharding import Placement, mesh_of
 from jaxspec.speculative import speculative
 from jaxspec.text import Text
+from jaxspec.tune import tune
 from jaxspec.types import Model, Network
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "speculative",
     "stream",
     "trace",
+    "tune",
     "zoo",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``python -m jaxspec demo | generate | doctor | probe | bench | convert | train``."""
+"""The command line: ``python -m jaxspec demo | generate | doctor | probe | tune | bench | convert | train``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from jaxspec.commands.doctor import doctor
 from jaxspec.commands.generate import generate
 from jaxspec.commands.probe import probe
 from jaxspec.commands.shared import Flag, report
+from jaxspec.commands.tune import tune
 from jaxspec.zoo.recipe import Recipe
 
 
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "doctor": doctor,
     "probe": probe,
+    "tune": tune,
     "bench": bench,
     "convert": convert,
     "train": train,

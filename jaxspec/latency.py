@@ -63,9 +63,20 @@ class Parts:
             return self.ahead
         return max(self.prefix + self.rendezvous, self.ahead) + self.rollout
 
+    @property
+    def hidden(self) -> float:
+        """What the law hides: how much longer a step takes whose programs run in turn."""
+        return max(self.target + self.ahead + self.rollout - max(self.target, self.drafting), 0.0)
 
-def step_time(parts: Parts, fallback_rate: float, batch: int = 1) -> float:
-    """T of the law, in the unit of ``parts``; ``fallback_rate`` is FF of one sequence.
+
+def step_time(parts: Parts, fallback_rate: float, batch: int = 1, overlap: float = 1.0) -> float:
+    """T of the law, in the unit of ``parts``.
+
+    Args:
+        parts: of a step.
+        fallback_rate: FF of one sequence.
+        batch: B.
+        overlap: share of ``parts.hidden`` that is hidden indeed; the law itself is at 1.
 
     Raises:
         ValueError: a rate outside [0, 1], or a batch below 1.
@@ -73,7 +84,8 @@ def step_time(parts: Parts, fallback_rate: float, batch: int = 1) -> float:
     if not 0 <= fallback_rate <= 1 or batch < 1:
         raise ValueError(f"expected 0 <= fallback_rate <= 1 and batch >= 1, got {fallback_rate} and {batch}")
     failing = 1 - (1 - fallback_rate) ** batch
-    return max(parts.target, parts.drafting) + parts.rendezvous + parts.select + failing * parts.fallback
+    shown = max(parts.target, parts.drafting) + (1 - overlap) * parts.hidden
+    return shown + parts.rendezvous + parts.select + failing * parts.fallback
 
 
 def speed_up(parts: Parts, fallback_rate: float, accepted_length: float, plain_step: float, batch: int = 1) -> float:
@@ -144,8 +156,7 @@ class Measured:
     @property
     def overlap(self) -> float:
         """Share of what could be hidden that is: 1 at the law's time, 0 where all programs run in turn."""
-        hidden = min(self.parts.target, self.parts.drafting)
-        return 1 - (self.step - self.law) / max(hidden, 1e-9)
+        return 1 - (self.step - self.law) / max(self.parts.hidden, 1e-9)
 
 
 def measure(

@@ -5,7 +5,7 @@ every step of greedy speculative decoding can be read off: where it ends, and wh
 comes next. Nothing here looks at a run's own count of reused windows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -124,8 +124,13 @@ def _exit(
     return rank, rank - drafted_above.astype(rank.dtype), mass
 
 
-def step_ends(agrees: np.ndarray, window: int) -> list[tuple[int, int, int]]:
-    """(sequence, place, A) of every step of greedy speculative decoding: the place of the token that ends it."""
+def step_ends(agrees: Iterable[np.ndarray], window: int) -> list[tuple[int, int, int]]:
+    """(sequence, place, A) of every step of greedy speculative decoding: the place of the token that ends it.
+
+    Args:
+        agrees: for every sequence, whether the draft would say what stands at each place: [T].
+        window: γ.
+    """
     ends = []
     for row, line in enumerate(agrees):
         place = 0

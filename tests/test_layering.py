@@ -52,8 +52,11 @@ ORDER = {
         trace
         generate
         latency
+        primitives
         train
         probe
+        foresight
+        tune
         federated
         specbench plot zoo
         bench demo

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxspec.commands.methods import two_devices
-from jaxspec.commands.shared import Flag, report
+from jaxspec.commands.shared import PROMPT, Flag, held_out, report
 from jaxspec.zoo import PAIRS
 
 
@@ -57,18 +57,11 @@ def probe(
     print(f"picture in {plot}")
 
 
-PROMPT = 32
-
-
 def _text(loaded: Any, prompts: int, new_tokens: int) -> np.ndarray:
     """Prompts of held-out roles with the target's own continuation."""
-    from jaxspec import federated
-    from jaxspec.tokenizer import encode
-    from jaxspec.zoo.recipe import held_out_ids
+    from jaxspec.federated import continued
 
-    roles = {role.id: role.text for role in federated.read_roles()}
-    starts = [encode(loaded.tokenizer, roles[number])[:PROMPT] for number in held_out_ids()[:prompts]]
-    return federated.continued(loaded.target, np.stack(starts), new_tokens).tokens
+    return continued(loaded.target, np.asarray(held_out(loaded.target.text, prompts)), new_tokens).tokens
 
 
 def _found(

@@ -5,9 +5,30 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxspec.text import Text
+
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def report(found: dict[str, Any], as_json: bool) -> None:
     """One JSON object on one line, or a line for each entry."""
     print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+#: Tokens of a held-out role that a continuation begins with.
+PROMPT = 32
+
+
+def held_out(text: Text | None, count: int) -> list[list[int]]:
+    """The first ``PROMPT`` tokens of held-out roles, as a model reads them.
+
+    Raises:
+        ValueError: a model without a tokenizer.
+    """
+    from jaxspec import federated
+    from jaxspec.zoo.recipe import held_out_ids
+
+    if text is None:
+        raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json beside the weights")
+    roles = {role.id: role.text for role in federated.read_roles()}
+    return [text.encode(roles[number])[:PROMPT].tolist() for number in held_out_ids()[:count]]

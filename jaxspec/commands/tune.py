@@ -1,0 +1,102 @@
+"""``jaxspec tune``: which method, policy, window, exit and branches are the fastest on this machine?"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxspec.commands.methods import load, two_devices
+from jaxspec.commands.shared import Flag, held_out, report
+from jaxspec.zoo import PAIRS
+
+
+def tune(
+    pair: Annotated[str, tyro.conf.Positional] = PAIRS[0],
+    draft: Path | None = None,
+    windows: tuple[int, ...] = (1, 3, 5, 7),
+    num_candidates: tuple[int, ...] = (4, 8),
+    budgets: tuple[int, ...] = (4, 8),
+    exit_layers: tuple[int, ...] = (),
+    prompts: int = 16,
+    new_tokens: int = 128,
+    batch: int = 1,
+    json: Flag = False,  # noqa: A002  the flag is called --json
+) -> None:
+    """Time what steps are made of, read off what every policy foresees, and name the fastest way to decode.
+
+    Args:
+        pair: name of an embedded pair, a folder that train wrote, or a target as for generate, with --draft.
+        draft: a smaller model over the same vocabulary; an embedded pair brings its own.
+        windows: tokens drafted a step (γ).
+        num_candidates: tokens that an exit sends for each position (κ).
+        budgets: branches rolled out (R); all of them are tried besides.
+        exit_layers: layers before the exit; default: the pair's own, and quarters of the target.
+        prompts: held-out roles whose text is continued.
+        new_tokens: length of each continuation.
+        batch: sequences that will be decoded together.
+        json: end with one JSON object on one line.
+    """
+    from jaxspec.tune import Grid
+    from jaxspec.tune import tune as tuned
+
+    two_devices()
+    models = load(pair, draft)
+    if models.draft is None:
+        raise ValueError("expected --draft for a target that is no pair, got none; name a smaller model")
+    found = tuned(
+        models.target,
+        models.draft,
+        held_out(models.target.text, prompts),
+        grid=Grid(windows, num_candidates, (*budgets, None), exit_layers or None),
+        exit_layer=models.exit_layer,
+        exit=models.exit,
+        new_tokens=new_tokens,
+        batch=batch,
+        progress=not json,
+    )
+    if json:
+        return report(summary(found), True)
+    Console().print(_table(found))
+    print(found)
+
+
+def summary(found: Any) -> dict[str, Any]:
+    """What was found, for machines; seconds."""
+    rows = [
+        {**asdict(row), "setting": str(row.setting), "over_plain": plain, "over_speculative": vanilla}
+        for row in found.rows
+        for plain, vanilla in [(found.over(row, "plain decoding"), found.over(row, "speculative"))]
+    ]
+    measured = {**vars(found.primitives), "passes": _named(found.primitives.passes)}
+    for side in ("drafting", "beside"):
+        measured[side] = {**measured[side]._asdict(), "selects": dict(measured[side].selects)}
+    return {"chosen": rows[0], "sentence": str(found), "primitives": measured, "rows": rows}
+
+
+def _named(passes: Any) -> dict[int, Any]:
+    return {window: found._asdict() for window, found in passes.items()}
+
+
+def _table(found: Any) -> Table:
+    """The best setting of every policy."""
+    best: dict[str, Any] = {}
+    for row in found.rows:
+        best.setdefault(row.setting.name, row)
+    table = Table(title=f"the best of each policy, by the law, of {len(found.rows)} settings")
+    table.add_column("setting")
+    for column in ("step, ms", "1 + E[A]", "foreseen, %", "tokens/s", "× plain", "× speculative"):
+        table.add_column(column, justify="right")
+    for row in best.values():
+        table.add_row(
+            str(row.setting),
+            f"{1e3 * row.step:.2f}",
+            f"{1 + row.accepted_length:.2f}",
+            f"{100 * (1 - row.fallback_rate):.0f}" if row.setting.window else "",
+            f"{row.tokens_per_second:.0f}",
+            f"{found.over(row, 'plain decoding'):.2f}",
+            f"{found.over(row, 'speculative'):.2f}",
+        )
+    return table
