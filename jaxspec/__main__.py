@@ -1,4 +1,4 @@
-"""The command line: ``python -m jaxspec demo | generate | doctor | probe | tune | bench | convert | train``."""
+"""The command line: ``jaxspec demo | generate | doctor | probe | tune | whatif | bench | convert | train``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from jaxspec.commands.generate import generate
 from jaxspec.commands.probe import probe
 from jaxspec.commands.shared import Flag, report
 from jaxspec.commands.tune import tune
+from jaxspec.commands.whatif import whatif
 from jaxspec.zoo.recipe import Recipe
 
 
@@ -60,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "probe": probe,
     "tune": tune,
+    "whatif": whatif,
     "bench": bench,
     "convert": convert,
     "train": train,

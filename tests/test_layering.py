@@ -52,7 +52,7 @@ ORDER = {
         trace
         generate
         latency
-        primitives
+        primitives surface
         train
         probe
         foresight
