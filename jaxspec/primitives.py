@@ -181,7 +181,7 @@ def measure(
     windows: Sequence[int],
     branches: Sequence[int],
     *,
-    laps: int = 20,
+    laps: int = 50,
     most: float = 10.0,
     progress: bool = False,
 ) -> Primitives:

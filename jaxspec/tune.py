@@ -250,8 +250,8 @@ def tune(
         prompts: texts, conversations or token ids, like those to come.
         grid: what is tried.
         exit_layer: ℓₑ for which the exit head was made, timed as one program; default N/2.
-        exit: exit head; default ``LogitLens()``.
-        placement: target and draft mesh; default: the first two devices.
+        exit: exit head, tried at the other layers as well; default ``LogitLens()``.
+        placement: target and draft mesh; default: the first two devices. A single one hides nothing.
         new_tokens: length of the continuations on which the policies are replayed.
         batch: B, sequences that will be decoded together.
         progress: show bars.

@@ -1,5 +1,7 @@
 """The replay against reality: what decoding with a policy then reuses, step by step where nothing is approximated."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -30,9 +32,15 @@ def replayed(target, draft, prompts, new, layers, **options):
     return foresee(target, draft, texts, [len(prompt) for prompt in prompts], layers, **options)
 
 
-@pytest.fixture(scope="module")
-def foresight():
+@cache
+def of_the_tiny_pair():
     return replayed(models.target(), models.draft(), PROMPTS, NEW, (1, 2, 3, 4))
+
+
+@pytest.fixture
+def foresight():
+    """Made once, and by the first test, so that its programs are compiled as quickly as a test's."""
+    return of_the_tiny_pair()
 
 
 def decoded(policy, kappa):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -26,13 +27,10 @@ MEASURED = Primitives(
 GRID = Grid(windows=(1, 3), num_candidates=(2, 4), budgets=(2, None), exit_layers=(1, 2))
 
 
-@pytest.fixture(scope="module")
-def foresight():
+@cache
+def foresight(name):
     prompts = [prompt[:3] for prompt in pairs.PROMPTS[:4]]
-    return {
-        name: replayed(models.target(), draft, prompts, 32, (1, 2))
-        for name, draft in (("draft", models.draft()), ("stranger", models.stranger()))
-    }
+    return replayed(models.target(), getattr(models, name)(), prompts, 32, (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -74,8 +72,8 @@ def test_predictions_follow_the_law():
     assert min(steps) >= MEASURED.passes[3].prefix + MEASURED.passes[3].suffix
 
 
-def test_a_good_draft_is_used(foresight):
-    rows = ranked(MEASURED, foresight["draft"], GRID.settings((1, 2)))
+def test_a_good_draft_is_used():
+    rows = ranked(MEASURED, foresight("draft"), GRID.settings((1, 2)))
     speeds = [row.tokens_per_second for row in rows]
     assert speeds == sorted(speeds, reverse=True)
     assert rows[0].setting.window > 0
@@ -85,8 +83,8 @@ def test_a_good_draft_is_used(foresight):
     assert str(found).startswith(str(found.chosen.setting))
 
 
-def test_where_plain_decoding_is_faster_it_is_used_and_said(foresight):
-    rows = ranked(MEASURED, foresight["stranger"], GRID.settings((1, 2)))
+def test_where_plain_decoding_is_faster_it_is_used_and_said():
+    rows = ranked(MEASURED, foresight("stranger"), GRID.settings((1, 2)))
     found = Tuned(rows, MEASURED, builder(models.target(), models.stranger(), models.meshes()))
     assert found.chosen.setting == PLAIN
     assert str(found).startswith(f"Plain decoding is faster: of {len(rows) - 1} other settings the best (")
@@ -110,7 +108,7 @@ def test_the_grid():
 @pytest.mark.slow
 def test_tune_measures_once():
     """Tokens are those of plain decoding whatever comes out, and every part of the law is there."""
-    where, grid = models.meshes(), Grid((1, 3), (2,), (2, None), (2,))
+    where, grid = models.meshes(2, 1), Grid((1, 3), (2,), (2, None), (2,))
     found = tune(models.target(), models.draft(), models.PROMPTS, grid=grid, placement=where, new_tokens=24, batch=2)
     assert jaxspec.generate(found.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
     for row in found.rows:
