@@ -334,6 +334,7 @@ def _drafting(clock: Laps, rollers: Sequence[_Roller]) -> Drafting:
 
 
 def _overlap(clock: Laps, roller: _Roller, window: int) -> float:
-    """(T₁ + T₂ − T_both) / min(T₁, T₂)."""
-    alone = clock.median("whole", window), clock.median("rollout", *roller.name)
-    return float(np.clip((sum(alone) - clock.median("both")) / min(alone), 0.0, 1.0))
+    """(T₁ + T₂ − T_both) / min(T₁, T₂); the median over laps, since a busy machine has good and bad ones."""
+    names = ("whole", window), ("rollout", *roller.name), ("both",)
+    one, other, both = (np.asarray(clock.seconds[name][1:]) for name in names)
+    return float(np.clip(np.median((one + other - both) / np.minimum(one, other)), 0.0, 1.0))

@@ -81,20 +81,24 @@ def _named(passes: Any) -> dict[int, Any]:
 
 
 def _table(found: Any) -> Table:
-    """The best setting of every policy."""
+    """The best setting of every policy: its step, how often the next window is ready, and what is gained."""
     best: dict[str, Any] = {}
     for row in found.rows:
         best.setdefault(row.setting.name, row)
     table = Table(title=f"the best of each policy, by the law, of {len(found.rows)} settings")
-    table.add_column("setting")
-    for column in ("step, ms", "1 + E[A]", "foreseen, %", "tokens/s", "× plain", "× speculative"):
+    table.add_column("policy", no_wrap=True)
+    for column in ("γ", "κ", "exit", "ms", "1+E[A]", "ready", "tok/s", "×plain", "×SD"):
         table.add_column(column, justify="right")
     for row in best.values():
+        setting, asks = row.setting, row.setting.policy and row.setting.policy.exit
         table.add_row(
-            str(row.setting),
+            setting.name,
+            str(setting.window or ""),
+            str(setting.num_candidates) if asks else "",
+            str(setting.exit_layer) if asks else "",
             f"{1e3 * row.step:.2f}",
             f"{1 + row.accepted_length:.2f}",
-            f"{100 * (1 - row.fallback_rate):.0f}" if row.setting.window else "",
+            f"{100 * (1 - row.fallback_rate):.0f}%" if setting.policy else "",
             f"{row.tokens_per_second:.0f}",
             f"{found.over(row, 'plain decoding'):.2f}",
             f"{found.over(row, 'speculative'):.2f}",
