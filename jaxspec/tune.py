@@ -96,9 +96,7 @@ class Grid:
             found += [Setting("speculative", window), Setting("none", window, candidates.none())]
             found += [Setting("pearl", window, candidates.pearl())]
             found += [Setting(f"saguaro({r})", window, candidates.saguaro(r, num_candidates=most)) for r in few]
-            found += [
-                Setting(f"draft's likeliest({r})", window, Policy(Likeliest(r), num_candidates=most)) for r in few
-            ]
+            found += [Setting(f"likeliest({r})", window, Policy(Likeliest(r), num_candidates=most)) for r in few]
             for kappa in self.num_candidates:
                 limits = dict.fromkeys(r if r and r < (window + 1) * kappa else None for r in self.budgets)
                 asked = [(f"mirror({r or 'all'})", candidates.mirror(r)) for r in limits]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -85,7 +86,8 @@ def _table(found: Any) -> Table:
     best: dict[str, Any] = {}
     for row in found.rows:
         best.setdefault(row.setting.name, row)
-    table = Table(title=f"the best of each policy, by the law, of {len(found.rows)} settings")
+    title = f"the best of each policy, by the law, of {len(found.rows)} settings"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("policy", no_wrap=True)
     for column in ("γ", "κ", "exit", "ms", "1+E[A]", "ready", "tok/s", "×plain", "×SD"):
         table.add_column(column, justify="right")
