@@ -12,6 +12,7 @@ TORCH_INDEX ?=
 UPGRADE ?=
 TESTS ?=
 PYTEST_FLAGS ?= -q
+WORKERS ?= 2
 DEMO_FLAGS ?=
 
 RUN := $(VENV)/bin/python
@@ -31,8 +32,8 @@ setup: check-python $(INSTALLED)  ## .venv with the pinned versions (PYTHON=pyth
 demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out DIR")
 	$(RUN) -m jaxspec demo $(DEMO_FLAGS)
 
-test: setup  ## every test (PEERS=1 also compares with torch and transformers; TESTS=path, PYTEST_FLAGS=...)
-	$(RUN) -m pytest $(PYTEST_FLAGS) $(TESTS)
+test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers; TESTS=path, WORKERS=n)
+	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile $(TESTS)
 	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS))
 
 fast: setup  ## the tests that take no longer than a few seconds each
