@@ -1,6 +1,6 @@
 """Mirror speculative decoding in JAX: lossless, with drafts that work while the target verifies."""
 
-from jaxspec import acceptance, candidates, fallbacks, latency, trace, zoo
+from jaxspec import acceptance, candidates, fallbacks, latency, stream_training, trace, zoo
 from jaxspec.autoregressive import autoregressive
 from jaxspec.config import DecoderConfig, Tracks
 from jaxspec.decoding import DecodingMethod, StepInfo
@@ -11,6 +11,7 @@ from jaxspec.models.decoder import decoder
 from jaxspec.models.huggingface import load_huggingface, save_huggingface
 from jaxspec.models.llama2c import load_llama2c
 from jaxspec.models.quantize import quantized
+from jaxspec.models.streams import streaming
 from jaxspec.probe import probe
 from jaxspec.sharding import Placement, mesh_of
 from jaxspec.speculative import speculative
@@ -47,6 +48,8 @@ __all__ = [
     "save_huggingface",
     "speculative",
     "stream",
+    "stream_training",
+    "streaming",
     "trace",
     "tune",
     "zoo",

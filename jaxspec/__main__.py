@@ -35,7 +35,7 @@ def demo(out: Path = Path("out/demo"), json: Flag = False) -> None:  # noqa: A00
 
 
 def train(
-    pair: Annotated[Literal["shakespeare"], tyro.conf.Positional] = "shakespeare",
+    what: Annotated[Literal["shakespeare", "streams"], tyro.conf.Positional] = "shakespeare",
     out: Path = Path("out/pair"),
     recipe: Recipe = Recipe(),  # noqa: B008  a frozen default
     json: Flag = False,  # noqa: A002
@@ -43,15 +43,15 @@ def train(
     """Train an embedded pair from the roles in the package; resumes from ``out`` after an interruption.
 
     Args:
-        pair: which recipe.
+        what: the whole pair, or only lookahead streams for the draft of the embedded one.
         out: folder for checkpoints; the finished pair is written to ``out/pair``.
         recipe: everything that the pair depends on.
         json: end with one JSON object on one line.
     """
+    from jaxspec.zoo import load
     from jaxspec.zoo import recipe as recipes
 
-    del pair
-    figures = recipes.main(recipe, out)
+    figures = recipes.main(recipe, out) if what == "shakespeare" else recipes.add_streams(recipe, load(), out)
     report(figures, json)
 
 

@@ -13,21 +13,24 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxspec import candidates
+from jaxspec import candidates, latency
 from jaxspec.autoregressive import autoregressive
 from jaxspec.decoding import DecodingMethod
+from jaxspec.exits import LogitLens
 from jaxspec.generate import generate
 from jaxspec.mirror import mirror
+from jaxspec.models.streams import limited
 from jaxspec.sharding import Placement, mesh_of
 from jaxspec.speculative import speculative
 from jaxspec.trace import Span, Timeline
 from jaxspec.zoo import Pair, load
+from jaxspec.zoo.grow import grow
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Setting:
     """One way to decode.
 
     Attributes:
-        method: "autoregressive", "speculative" or "mirror".
+        method: "autoregressive", "speculative", or a policy of ``jaxspec.mirror`` (``candidates.named``).
         devices: devices of the target's mesh, for autoregressive decoding.
         eigen_threads: whether one operation may use several threads.
         window: γ.
-        budget: R, branches rolled out.
+        budget: R, branches rolled out; of the hybrid policy by either side.
         num_candidates: κ.
+        streams: lookahead streams of the draft.
+        growth: factors of width and depth, of the target and then of the draft (``zoo.grow``).
     """
 
     method: str
@@ -48,11 +53,15 @@ class Setting:
     eigen_threads: bool = True
     window: int = 0
     budget: int = 0
-    num_candidates: int = 0
+    num_candidates: int = 1
+    streams: int = 0
+    growth: tuple[int, int, int, int] = (1, 1, 1, 1)
 
     def __str__(self) -> str:
         parts = [f"window {self.window}"] * (self.window > 0) + [f"{self.budget} branches"] * (self.budget > 0)
-        devices = "2 meshes" if self.method == "mirror" else f"{self.devices} device{'s' * (self.devices > 1)}"
+        parts += [f"{self.streams} streams"] * (self.streams > 0)
+        plain = self.method in ("autoregressive", "speculative")
+        devices = f"{self.devices} device{'s' * (self.devices > 1)}" if plain else "2 meshes"
         return ", ".join([*parts, devices, f"threads {'on' if self.eigen_threads else 'off'}"])
 
 
@@ -61,12 +70,13 @@ Prompts = Sequence[Sequence[int]]
 
 
 class Measurement(NamedTuple):
-    """One run over some prompts: decoded tokens, seconds, and the summed statistics."""
+    """One run over some prompts: decoded tokens, seconds, and the summed statistics; a step's without the prompt."""
 
     tokens: list[list[int]]
     seconds: float
     accepted_length: float
     reuse_rate: float
+    step_seconds: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -74,21 +84,43 @@ class Measurement(NamedTuple):
         return sum(map(len, self.tokens)) / self.seconds
 
 
-#: From a setting and a pair to the method; one row a method.
-BUILDERS: dict[str, Callable[[Setting, Pair], DecodingMethod]] = {
-    "autoregressive": lambda s, pair: autoregressive(pair.target, mesh_of(jax.devices()[: s.devices])),
-    "speculative": lambda s, pair: speculative(pair.target, pair.draft, s.window),
-    "mirror": lambda s, pair: mirror(
+def build(setting: Setting, pair: Pair) -> DecodingMethod:
+    """The method of a setting, with a pair that is grown already; a policy's on two meshes."""
+    if setting.method == "autoregressive":
+        return autoregressive(pair.target, mesh_of(jax.devices()[: setting.devices]))
+    draft = limited(pair.streaming or pair.draft, setting.streams) if setting.streams else pair.draft
+    if setting.method == "speculative":
+        return speculative(pair.target, draft, setting.window)
+    return mirror(
         pair.target,
-        pair.draft,
-        window=s.window,
-        num_candidates=s.num_candidates,
+        draft,
+        window=setting.window,
+        num_candidates=setting.num_candidates,
         exit_layer=pair.exit_layer,
         exit=pair.exit,
-        policy=candidates.mirror(s.budget),
-        placement=Placement(mesh_of(jax.devices()[:1]), mesh_of(jax.devices()[1:2])),
-    ),
-}
+        policy=candidates.named(setting.method, setting.budget),
+        placement=_two_meshes(),
+    )
+
+
+def _two_meshes() -> Placement:
+    return Placement(mesh_of(jax.devices()[:1]), mesh_of(jax.devices()[1:2]))
+
+
+def grown(pair: Pair, growth: tuple[int, int, int, int]) -> Pair:
+    """A pair whose models are as much larger, with the same function; its exit is at the same fraction of the depth.
+
+    Raises:
+        ValueError: an exit head with parameters of its own, which would have to be grown too.
+    """
+    width, depth, draft_width, draft_depth = growth
+    if max(width, depth) > 1 and not isinstance(pair.exit, LogitLens):
+        raise ValueError("expected a pair with the logit lens to grow, got a fitted exit head")
+    draft = pair._replace(
+        draft=grow(pair.draft, draft_width, draft_depth),
+        streaming=pair.streaming and grow(pair.streaming, draft_width, draft_depth),
+    )
+    return draft._replace(target=grow(pair.target, width, depth), exit_layer=pair.exit_layer * depth)
 
 
 def measure(method: DecodingMethod, prompts: Prompts, new: int) -> Measurement:
@@ -100,6 +132,7 @@ def measure(method: DecodingMethod, prompts: Prompts, new: int) -> Measurement:
         sum(s.prefill_seconds + s.decode_seconds for s in stats),
         sum(s.accepted for s in stats) / sum(s.steps for s in stats),
         sum(s.reused for s in stats) / max(sum(s.needed for s in stats), 1),
+        sum(s.decode_seconds for s in stats) / sum(s.steps for s in stats),
     )
 
 
@@ -186,11 +219,13 @@ def main(pair_name: str) -> None:
     """
     batch_scheduling()
     pair = load(pair_name)
-    built = cache(lambda setting: BUILDERS[setting.method](setting, pair))
+    of_size = lru_cache(2)(partial(grown, pair))
+    built = cache(lambda setting: build(setting, of_size(setting.growth)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for line in sys.stdin:
             request = json.loads(line)
-            methods = [built(Setting(**each)) for each in request["settings"]]
+            settings = [Setting(**{**each, "growth": tuple(each["growth"])}) for each in request["settings"]]
+            methods = [built(setting) for setting in settings]
             run = partial(COMMANDS[request["command"]], prompts=request["prompts"], new=request["new"])
             for answer in pool.map(run, methods) if len(methods) > 1 else map(run, methods):
                 print(json.dumps(answer), flush=True)
@@ -208,8 +243,19 @@ def _warm(method: DecodingMethod, prompts: Prompts, new: int) -> float:
     return time.perf_counter() - start
 
 
+def _law(method: DecodingMethod, prompts: Prompts, new: int) -> dict[str, float | None]:
+    """Seconds of a step of mirror decoding: as it is, by the law; and the share of what may be hidden that is."""
+    found = latency.measure(method, _two_meshes(), [prompts[0]], new, repeats=2)
+    return {"step": found.step, "law": found.law, "overlap": found.overlap, **vars(found.parts)}
+
+
 #: What a worker understands.
-COMMANDS: dict[str, Callable[..., Any]] = {"warm": _warm, "measure": measure, "timeline": _timeline}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "warm": _warm,
+    "measure": measure,
+    "timeline": _timeline,
+    "law": _law,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1])

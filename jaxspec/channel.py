@@ -3,6 +3,8 @@
 One interface, two implementations: ``Local`` within a process, ``Remote`` between two.
 """
 
+import math
+import zlib
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -12,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxspec.processes import here
-from jaxspec.sharding import Home, home_of
+from jaxspec.sharding import DATA_AXIS, Home, axis_size, home_of
 from jaxspec.types import Array
 
 Tree = TypeVar("Tree")
@@ -34,6 +36,13 @@ class Channel(Protocol):
     def to_draft(self, value: Any, told: Any = None) -> tuple[Any, Any]:
         """From the target's mesh to the draft's."""
 
+    def agree(self, call: Any) -> None:
+        """Makes sure that whoever has the other mesh is about to do the same.
+
+        Raises:
+            ValueError: it is not.
+        """
+
 
 class Local(NamedTuple):
     """Two meshes of one process, whose host reads both: what is told stays where it is."""
@@ -48,6 +57,13 @@ class Local(NamedTuple):
     def to_draft(self, value: Any, told: Any = None) -> tuple[Any, Any]:
         """Returns at once."""
         return send(value, self.draft), told
+
+    def agree(self, call: Any) -> None:
+        """There is nobody else."""
+
+
+#: What the next crossing between two devices waits for, whichever channel it belongs to.
+_before: dict[Mesh, Array] = {}
 
 
 class Remote:
@@ -65,25 +81,40 @@ class Remote:
         meshes = target, draft
         self.crossed = 0
         self._homes = [home_of(mesh) for mesh in meshes]
+        self._rows = math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in meshes))
         self._devices = [mesh.devices.flat[0] for mesh in meshes]
         self._pair = Mesh(np.asarray(self._devices), (SIDE_AXIS,))
         self._own = [side for side in (TARGET, DRAFT) if here(meshes[side])]
-        self._before = self._joined([_nothing(1, 1, self._devices[side]) for side in self._own])
+        if self._pair not in _before:
+            _before[self._pair] = self._joined([_nothing(1, 1, self._devices[side]) for side in self._own])
 
     def to_target(self, value: Any, told: Any = None) -> tuple[Any, Any]:
         """What was told goes along."""
+        self.crossed += 1
         return self._cross((value, told), DRAFT, TARGET)
 
     def to_draft(self, value: Any, told: Any = None) -> tuple[Any, Any]:
         """What was told goes along."""
+        self.crossed += 1
         return self._cross((value, told), TARGET, DRAFT)
+
+    def agree(self, call: Any) -> None:
+        """Each process sends the other a checksum of what it is about to do."""
+        own = zlib.crc32(repr(call).encode())
+        mark = np.full((self._rows, 1), own, np.uint32).view(np.int32)
+        for source, sink in ((TARGET, DRAFT), (DRAFT, TARGET)):
+            found, _ = self._cross((mark, None), source, sink)
+            if not isinstance(found, jax.ShapeDtypeStruct) and int(np.asarray(found).view(np.uint32)[0, 0]) != own:
+                raise ValueError(
+                    "expected the same call in both processes, got another prompt, option, stop or setting in the "
+                    "other one; pass both the same arguments"
+                )
 
     def _cross(self, tree: tuple[Any, Any], source: int, sink: int) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(tree)
         kinds: Kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         shards = [self._sent(tree, source) if side == source else self._awaited(kinds, side) for side in self._own]
-        moved, self._before = _moved(self._joined(shards), self._before, self._pair, (source, sink))
-        self.crossed += 1
+        moved, _before[self._pair] = _moved(self._joined(shards), _before[self._pair], self._pair, (source, sink))
         if sink not in self._own:
             return _outline(structure, kinds)[0], tree[1]
         arrived = moved.addressable_data(self._own.index(sink))

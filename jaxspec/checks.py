@@ -100,3 +100,16 @@ def check_candidates(target: Model, num_candidates: int) -> None:
         raise ValueError(
             f"expected 1 <= num_candidates < {vocabulary} (the vocabulary) of the policy, got {num_candidates}"
         )
+
+
+#: Branches that a step may roll out for each sequence without being asked to.
+MANY_BRANCHES = 512
+
+
+def check_branches(policy: Any, count: int, window: int, num_candidates: int) -> None:
+    """Branches that nobody meant to roll out: all candidates of an exit's message, without a budget."""
+    if count > MANY_BRANCHES and getattr(policy.exit, "budget", 0) is None:
+        raise ValueError(
+            f"expected at most {MANY_BRANCHES} branches, got {count}: all κ·(γ+1) = {num_candidates}·({window}+1) "
+            "candidates; give the policy a budget, such as candidates.mirror(64)"
+        )

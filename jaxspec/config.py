@@ -151,7 +151,7 @@ class Tracks:
     """Narrow decoders side by side that meet only at the ends of segments: x ← x + Σ_t (h_t − x).
 
     Heads and hidden units of every layer are shared out among the tracks; through a segment track t runs from h_t = x
-    on, and sees what it adds itself. On as many devices a forward has one all-reduce a segment; tensor parallelism has
+    on, and sees what it adds itself. On as many devices layers have one all-reduce a segment; under tensor parallelism,
     two a layer. Parameters are shaped as without tracks, but what is computed is another function, whatever the mesh.
     Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
 

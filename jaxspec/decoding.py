@@ -69,6 +69,10 @@ def unwatched(lane: str, name: str, outputs: Any) -> None:
     """The default ``Watch``: looks at nothing."""
 
 
+def unasked(call: Any) -> None:
+    """The default of ``DecodingMethod.agree``: there is no other process."""
+
+
 class DecodingMethod(NamedTuple):
     """One way to decode; ``jaxspec.generate`` drives it.
 
@@ -80,6 +84,7 @@ class DecodingMethod(NamedTuple):
         text: how the target reads and writes, if it came with a tokenizer.
         groups: sequences of a batch must divide by it (the ``data`` axis of the meshes).
         max_length: most tokens of a sequence that the target can tell apart (learned positions), if limited.
+        agree: called with all that a decoding hangs on before it begins; raises where another process has other plans.
     """
 
     init: Callable[..., Any]
@@ -89,6 +94,7 @@ class DecodingMethod(NamedTuple):
     text: Text | None = None
     groups: int = 1
     max_length: int | None = None
+    agree: Callable[[Any], None] = unasked
 
 
 def method_of(

@@ -8,21 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.acceptance import Acceptance
+from jaxspec.branches import Branches, Drafted, Pending, Proposer, take
 from jaxspec.candidates import Message, Policy, Roots, join, message_like
 from jaxspec.channel import unpack
 from jaxspec.decoding import Request
-from jaxspec.drafts import (
-    Branches,
-    Drafted,
-    Pending,
-    Proposer,
-    Window,
-    commit,
-    extend,
-    first_window,
-    rollout,
-    take,
-)
+from jaxspec.drafts import Window, commit, extend, first_window, rollout
 from jaxspec.fallbacks import Fallback, Need, Text
 from jaxspec.sampling import Sampling, noted, seen_along
 from jaxspec.types import Array, Cache, Network, Params

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.acceptance import Law
+from jaxspec.branches import Drafted, Notes, Pending, Proposer
 from jaxspec.candidates import Message
-from jaxspec.drafts import Drafted, Notes, Pending, Proposer, drafted_after, extend
+from jaxspec.drafts import drafted_after, extend
 from jaxspec.types import Array, Cache, Network, Params, Rows
 
 #: In place of a token that was not drafted.

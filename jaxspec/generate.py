@@ -200,11 +200,13 @@ class _Run:
         if strings and text is None or "" in strings:
             raise ValueError(f"expected stop strings that are not empty, with a tokenizer, got {strings}")
         tokens = frozenset(int(end) for end in ends if not isinstance(end, str))
+        self.ends = sorted(tokens), strings
         decode = text.decode if text else None
         self.rows = [Written(int(new), tokens, strings, decode) for new in arrays["max_new_tokens"]]
 
     def __iter__(self) -> Iterator[int]:
         start, programs = time.perf_counter(), compiled_programs()
+        self.method.agree((self.capacity, self.ends, [leaf.tolist() for leaf in jax.tree.leaves(self.request)]))
         state = jax.block_until_ready(self.method.init(self.request, self.capacity))
         self.stats.prefill_seconds = time.perf_counter() - start
         flying, ahead = deque[StepInfo](), self.method.window + 1

@@ -11,6 +11,7 @@ if one of its sequences must, since enqueued programs cannot be recalled.
 Source: Mirror-SD (arXiv 2510.13161), §3; the term of the fallback is ours.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from jaxspec.decoding import DecodingMethod
 from jaxspec.generate import Stats, generate
 from jaxspec.processes import here, put
 from jaxspec.requests import Prompt
-from jaxspec.sharding import Placement, home_of
+from jaxspec.sharding import DATA_AXIS, Placement, axis_size, home_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> floa
     """
     check_processes(*placement)
     channel = channel_between(*placement)
-    message = put(np.zeros((1, count), np.int32), home_of(placement.target), placement.target)
+    rows = math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in placement))
+    message = put(np.zeros((rows, count), np.int32), home_of(placement.target), placement.target)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -154,9 +156,19 @@ class Measured:
         return step_time(self.parts, self.fallback_rate, self.batch)
 
     @property
-    def overlap(self) -> float:
-        """Share of what could be hidden that is: 1 at the law's time, 0 where all programs run in turn."""
-        return 1 - (self.step - self.law) / max(self.parts.hidden, 1e-9)
+    def overlap(self) -> float | None:
+        """Share of what could be hidden that is: 1 at the law's time, 0 in turn; None where nothing could be."""
+        return 1 - (self.step - self.law) / self.parts.hidden if self.parts.hidden > 0 else None
+
+
+def check_local(placement: Placement) -> None:
+    """Checks that programs of both meshes can be timed here.
+
+    Raises:
+        ValueError: one belongs to another process.
+    """
+    if not all(map(here, placement)):
+        raise ValueError("expected both meshes in this process, which times every program, got one of another's")
 
 
 def measure(
@@ -174,8 +186,7 @@ def measure(
     Raises:
         ValueError: meshes of two processes, of which neither sees all programs.
     """
-    if not all(map(here, placement)):
-        raise ValueError("expected both meshes in this process, which times every program, got one of another's")
+    check_local(placement)
     generate(method, prompts, new_tokens)
     seconds: dict[str, list[float]] = defaultdict(list)
     steps, stats = [], Stats()

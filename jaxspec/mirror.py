@@ -19,7 +19,14 @@ from jaxspec import candidates
 from jaxspec.acceptance import Acceptance, match
 from jaxspec.candidates import Policy
 from jaxspec.channel import Channel, channel_between
-from jaxspec.checks import check_candidates, check_exit, check_meshes, check_pair, check_processes
+from jaxspec.checks import (
+    check_branches,
+    check_candidates,
+    check_exit,
+    check_meshes,
+    check_pair,
+    check_processes,
+)
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -81,7 +88,7 @@ def mirror(
 
     Raises:
         ValueError: vocabularies differ, window or num_candidates < 1, exit layer out of range, an exit head of another
-            model, meshes that overlap in part.
+            model, meshes that overlap in part, more branches than anybody can mean.
 
     Source: Bhendawade et al., Mirror Speculative Decoding (arXiv 2510.13161), §3.
     """
@@ -98,6 +105,8 @@ def mirror(
     drafter, draft_params, draft_home, _ = place(draft, where.draft)
     head = put(exit, target_shared, where.target)
     side = Drafter(drafter, rule, policy, num_candidates, fallback)
+    branches = sum(side.branches(window))
+    check_branches(policy, branches, window, num_candidates)
     on_target, on_draft = running(where.target), running(where.draft)
     programs = Programs(
         on_target(partial(target_prefix, network, exit_layer, num_candidates), target_params, head),
@@ -107,7 +116,7 @@ def mirror(
         on_draft(partial(draft_rollout, side), draft_params),
         on_draft(partial(draft_select, side), draft_params),
     )
-    channel, scratch = channel_between(where.target, where.draft), window * max(1, sum(side.branches(window)))
+    channel, scratch = channel_between(where.target, where.draft), window * max(1, branches)
 
     def init(request: Request, capacity: int) -> MirrorState:
         read = on_target(partial(prefill, network, capacity=capacity), target_params)
@@ -116,7 +125,12 @@ def mirror(
         return MirrorState(state, drafting, channel.to_target(drafting.standing.window)[0])
 
     step = _step(programs, exit_layer, policy, channel, where)
-    return method_of(target, init, step, window, where.target, where.draft)
+    sizes = window, num_candidates, exit_layer, policy, fallback
+
+    def agree(call: Any) -> None:
+        channel.agree((sizes, call))
+
+    return method_of(target, init, step, window, where.target, where.draft)._replace(agree=agree)
 
 
 class Programs(NamedTuple):

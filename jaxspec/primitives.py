@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxspec.acceptance import match
@@ -195,11 +194,11 @@ def measure(
         most: seconds after which no lap is begun, once there are three.
         progress: show a bar.
     """
-    longest, draft = max(*windows, 2), setup.draft
+    longest = max(*windows, 2)
     verifier = _Verifier(setup, windows)
     here, there = (
-        [_Roller(draft, setup, mesh, 1, 1), *(_Roller(draft, setup, mesh, count, longest) for count in counts)]
-        for mesh, counts in ((setup.placement.draft, branches), (setup.placement.target, (1,)))
+        [_Roller(setup, side, 1, 1), *(_Roller(setup, side, count, longest) for count in counts)]
+        for side, counts in (("draft", branches), ("target", (1,)))
     )
     chosen = here[1], here[-1]
     sides: list[Any] = [_Plain(setup), verifier, *here, *there, _Both(verifier, here[len(here) // 2], max(windows))]
@@ -275,11 +274,11 @@ class _Verifier:
 
 
 class _Roller:
-    """The draft's programs on a mesh, for so many branches of a window."""
+    """The draft's programs on one side's mesh, for so many branches of a window."""
 
-    def __init__(self, draft: Model, setup: Setup, mesh: Mesh, branches: int, window: int):
-        self.network, self.params, self.home, _ = place(draft, mesh)
-        self.name = mesh, branches, window
+    def __init__(self, setup: Setup, side: str, branches: int, window: int):
+        self.network, self.params, self.home, _ = place(setup.draft, getattr(setup.placement, side))
+        self.name = side, branches, window
         request, batch = send(setup.request, self.home), len(setup.request.lengths)
         room, kappa = setup.capacity + branches * window, -(-branches // (window + 1))
         self.cache = jax.jit(fill, static_argnums=(0, 3))(self.network, self.params, request.tokens, room)

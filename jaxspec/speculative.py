@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxspec.acceptance import Acceptance, match
+from jaxspec.branches import Pending, Proposer
 from jaxspec.channel import send
 from jaxspec.checks import check_pair, check_processes
 from jaxspec.decoding import (
@@ -22,7 +23,7 @@ from jaxspec.decoding import (
     suffix_pass,
     unwatched,
 )
-from jaxspec.drafts import Pending, Proposer, Window, drafted_next, first_window
+from jaxspec.drafts import Window, drafted_next, first_window
 from jaxspec.sharding import place
 from jaxspec.types import Cache, Model, Network, Params
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,3 +168,45 @@ def median_milliseconds(spans: list[Span]) -> dict[str, float]:
     """Median duration of each program, in milliseconds."""
     names = dict.fromkeys(span.name for span in spans)
     return {name: 1e3 * float(np.median([s.end - s.start for s in spans if s.name == name])) for name in names}
+
+
+@dataclass
+class Passes:
+    """A ``Watch`` that counts the passes of rolled out branches: J of each, of which a batch waits for the largest.
+
+    Attributes:
+        counts: J of the branches of every rollout.
+        window: γ.
+    """
+
+    counts: list[np.ndarray] = field(default_factory=list)
+    window: int = 0
+    _ahead: int = 0
+
+    def __call__(self, lane: str, name: str, outputs: Any) -> None:
+        """Notes rollouts; waits for them."""
+        if name in ("ahead", "rollout"):
+            passes = np.asarray(outputs.branches.passes)
+            self.window = outputs.branches.tokens.shape[2]
+            self.counts.append(passes[:, self._ahead if name == "rollout" else 0 :].reshape(-1))
+            self._ahead = passes.shape[1] if name == "ahead" else 0
+
+    @property
+    def mean(self) -> float:
+        """Mean J of a branch."""
+        return float(np.mean(np.concatenate(self.counts)))
+
+    @property
+    def largest(self) -> float:
+        """Mean over rollouts of the largest J in the batch, which is what a rollout takes."""
+        return float(np.mean([np.max(each) for each in self.counts]))
+
+    @property
+    def most(self) -> int:
+        """The largest J."""
+        return int(np.max(np.concatenate(self.counts)))
+
+    @property
+    def growth(self) -> float:
+        """η̄ = γ / J̄, tokens that a pass makes final."""
+        return self.window / self.mean

@@ -52,7 +52,7 @@ def language_model_loss(network: Network, exit_layer: int | None = None, exit_we
     def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         inputs, labels = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
         *early, final = (
-            _mean(_cross_entropy(network.logits(params, x), labels), batch)
+            _mean(cross_entropy(network.logits(params, x), labels), batch)
             for x in hidden_states(network, params, inputs, exits)
         )
         return final + exit_weight * sum(early), {"final": final} | dict(zip(("exit",), early, strict=False))
@@ -99,7 +99,8 @@ def lens_loss(target: Model, exit_layer: int) -> LossFn:
     return loss_fn
 
 
-def _cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """−log softmax(logits [V, B, T]) of labels [B, T], nats: [B, T]."""
     return _pick(-jax.nn.log_softmax(logits, axis=0), labels)
 
 

@@ -2,8 +2,8 @@
 
     tokens/s = B·(1 + E[A]) / T        T by ``jaxspec.latency``, from ``primitives`` and the FF of ``foresight``
 
-No setting is decoded with, and no program compiled for one. Plain decoding is among them, and is what comes out where
-it is the fastest.
+No setting is decoded with; what is compiled for one is the small program that replays its rankings. Plain decoding is
+among them, and is what comes out where it is the fastest.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,17 +15,19 @@ from tqdm import tqdm
 
 from jaxspec import candidates
 from jaxspec.autoregressive import autoregressive
-from jaxspec.candidates import Likeliest, Policy
-from jaxspec.checks import check_pair
+from jaxspec.candidates import Policy
+from jaxspec.channel import send
+from jaxspec.checks import MANY_BRANCHES, check_exit, check_pair
+from jaxspec.config import DecoderConfig
 from jaxspec.decoding import DecodingMethod
 from jaxspec.exits import LogitLens
 from jaxspec.foresight import Foresight, foresee, foreseen, steps
 from jaxspec.generate import generate
-from jaxspec.latency import step_time
+from jaxspec.latency import check_local, step_time
 from jaxspec.mirror import mirror
 from jaxspec.primitives import Primitives, Setup, measure
 from jaxspec.requests import Options, Prompt, encoded, request_of
-from jaxspec.sharding import Placement, default_placement, place
+from jaxspec.sharding import Placement, default_placement, place, shared_home
 from jaxspec.speculative import speculative
 from jaxspec.types import Model
 
@@ -83,10 +85,13 @@ class Grid:
         if not self.windows or not self.num_candidates or min(numbers) < 1:
             raise ValueError(f"expected windows and candidates, each number >= 1, got {self}")
 
-    def layers(self, own: int, count: int) -> tuple[int, ...]:
-        """ℓₑ, ascending, for an exit of one's ``own`` in a target of so many layers."""
-        quarters = (own, *(max(1, count * quarter // 4) for quarter in (1, 2, 3)))
-        return tuple(sorted(set(self.exit_layers or quarters)))
+    def layers(self, own: int, config: DecoderConfig) -> tuple[int, ...]:
+        """ℓₑ, ascending, for an exit of one's ``own``; of a target in tracks only where these meet."""
+        count, tracks = config.num_layers, config.tracks
+        quarters = {max(1, count * quarter // 4) for quarter in (1, 2, 3)}
+        if tracks is not None:
+            quarters &= set(tracks.meetings(count))
+        return tuple(sorted(set(self.exit_layers or quarters | {own})))
 
     def settings(self, layers: Sequence[int]) -> list[Setting]:
         """All of them, plain decoding first."""
@@ -96,9 +101,12 @@ class Grid:
             found += [Setting("speculative", window), Setting("none", window, candidates.none())]
             found += [Setting("pearl", window, candidates.pearl())]
             found += [Setting(f"saguaro({r})", window, candidates.saguaro(r, num_candidates=most)) for r in few]
-            found += [Setting(f"likeliest({r})", window, Policy(Likeliest(r), num_candidates=most)) for r in few]
+            found += [Setting(f"ahead({r})", window, candidates.ahead(r, num_candidates=most)) for r in few]
             for kappa in self.num_candidates:
-                limits = dict.fromkeys(r if r and r < (window + 1) * kappa else None for r in self.budgets)
+                every = (window + 1) * kappa
+                limits = dict.fromkeys(r if r and r < every else None for r in self.budgets)
+                if every > MANY_BRANCHES:
+                    limits.pop(None, None)
                 asked = [(f"mirror({r or 'all'})", candidates.mirror(r)) for r in limits]
                 asked += [(f"hybrid({r}, {r})", candidates.hybrid(r, r, num_candidates=most)) for r in few]
                 found += [Setting(name, window, policy, kappa, layer) for name, policy in asked for layer in layers]
@@ -258,24 +266,33 @@ def tune(
         ValueError: what ``jaxspec.mirror`` has to complain about, or too few new tokens for a window.
     """
     where, head = placement or default_placement(), LogitLens() if exit is None else exit
-    count = target.network.config.num_layers
-    own = max(1, count // 2) if exit_layer is None else exit_layer
-    layers = grid.layers(own, count)
+    config, kappa = target.network.config, max(grid.num_candidates)
+    own = max(1, config.num_layers // 2) if exit_layer is None else exit_layer
+    layers = grid.layers(own, config)
+    check_local(where)
+    if draft.network.streams is not None:
+        raise ValueError(
+            "expected a plain draft to tune with, got one with streams, whose passes hang on the text; "
+            "pass models.streams.limited(draft, 0)"
+        )
+    for layer in {own, *layers}:
+        check_exit(target, layer, kappa, head)
     if new_tokens <= max(grid.windows):
         raise ValueError(f"expected more than {max(grid.windows)} new tokens for a window of so many, got {new_tokens}")
     check_pair(target, draft, min(grid.windows))
 
+    head = send(head, shared_home(where.target))
+    build, setup_draft = builder(target, draft, where, head), draft
     target, draft = _on(target, where.target), _on(draft, where.draft)
-    build = builder(target, draft, where, head)
     settings = grid.settings(layers)
     widest = build(max(settings, key=lambda s: (s.window, s.num_candidates, s.exit_layer)))
     ids = encoded(prompts, target.text)
     new = generate(build(PLAIN), [row.tolist() for row in ids], new_tokens, stop=[], progress=progress).tokens
     texts = [[*prompt.tolist(), *more] for prompt, more in zip(ids, new, strict=True)]
-    foresight = foresee(target, draft, texts, [len(row) for row in ids], layers, max(grid.num_candidates), head)
+    foresight = foresee(target, draft, texts, [len(row) for row in ids], layers, kappa, head)
     asked = [ids[number % len(ids)] for number in range(batch)]
     request, capacity = request_of(asked, Options(new_tokens).arrays(batch), widest)
-    setup = Setup(target, draft, where, head, own, max(grid.num_candidates), request, capacity)
+    setup = Setup(target, setup_draft, where, head, own, kappa, request, capacity)
     primitives = measure(setup, grid.windows, grid.branches, progress=progress)
     return Tuned(ranked(primitives, foresight, settings, progress), primitives, build)
 

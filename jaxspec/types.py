@@ -31,6 +31,21 @@ class Attend(Protocol):
         """Queries [B, G, Q, T, head_size], keys and values [B, G, T, head_size]; context is shaped as the queries."""
 
 
+@dataclass(frozen=True)
+class Streams:
+    """Lookahead streams of a draft (speculative streaming, ``models.streams``).
+
+    Attributes:
+        draft: the plain network, which is the main stream.
+        count: streams; stream j guesses the token j places behind the next one.
+        start: layers below the streams.
+    """
+
+    draft: "Network"
+    count: int
+    start: int
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A language model as three pure functions; anything that has them can be a target or a draft.
@@ -44,6 +59,7 @@ class Network:
         logits: (params, x [D, B, T]) → [V, B, T].
         partition: params → a partition specification for each, over the mesh axis ``model``.
         with_config: the same kind of network with another configuration; lets a mesh repeat key-value heads.
+        streams: of a streaming draft.
     """
 
     config: DecoderConfig
@@ -52,6 +68,7 @@ class Network:
     logits: Callable[..., Array]
     partition: Callable[[Params], Any]
     with_config: Callable[[DecoderConfig], "Network"] | None = None
+    streams: Streams | None = None
 
 
 class Model(NamedTuple):

@@ -1,8 +1,9 @@
 """The full product of settings: ``make matrix``. Resumable; the last line says how many of them are identical.
 
-Two products are decoded and compared, token by token, with plain decoding: mirror decoding of the tiny pair, greedily,
-over every window 1-8 × κ 1-8 × exit layer; and speculative and mirror decoding of a pair like each published family
-over window 1-8 × batch × temperature, with filters, penalties and seeds that cycle. Rows that share programs run one
+Three products are decoded and compared, token by token, with plain decoding: mirror decoding of the tiny pair,
+greedily, over every window 1-8 × κ 1-8 × exit layer; policies × plain and streaming drafts × windows × κ × exits ×
+batches, at temperature 0 and 1; and speculative and mirror decoding of a pair like each published family over window
+1-8 × batch × temperature, with filters, penalties and seeds that cycle. Rows that share programs run one
 after the other: temperature, filters and seed are traced, so that they compile nothing. A sequence that differs is
 printed with the gap between its two best tokens at that place; less than ``pairs.TIE`` is a tie and no difference.
 Finished rows stand in ``out/matrix.jsonl`` and are not run again, unless the package has changed since.
@@ -26,13 +27,14 @@ import jax
 from tqdm import tqdm
 
 import jaxspec
-from tests.jaxspec import models, pairs
+from tests.jaxspec import models, pairs, policies
 
 OUT = Path("out/matrix.jsonl")
 EXITS = range(1, models.TARGET.num_layers + 1)
 #: Groups of rows; the rows of a group share programs, and so do neighbouring groups in part.
 GROUPS = [
     *([("exits", *pair, exit_layer) for exit_layer in EXITS] for pair in product(range(1, 9), range(1, 9))),
+    *([("policies", *row, temperature) for temperature in policies.TEMPERATURES] for row in policies.ROWS),
     *(
         [(kind, *setting, temperature) for kind in pairs.METHODS for temperature in pairs.TEMPERATURES]
         for setting in product(pairs.FAMILIES, pairs.BATCHES, pairs.WINDOWS)
@@ -43,18 +45,20 @@ _shared: list = []
 
 def code() -> str:
     """What the results belong to."""
-    files = sorted(Path(jaxspec.__file__).parent.rglob("*.py")) + [Path(models.__file__), Path(pairs.__file__)]
+    files = sorted(Path(jaxspec.__file__).parent.rglob("*.py")) + [
+        Path(each.__file__) for each in (models, pairs, policies)
+    ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def run(group: list[tuple], done: set[tuple]) -> list[dict]:
     """The rows of a group that are not ``done``: whether each gives the tokens of plain decoding."""
     jax.config.update("jax_disable_most_optimizations", True)
-    share = group[0][:2] if group[0][0] == "exits" else group[0][1:3]
+    share = group[0][: {"exits": 2, "policies": 4}.get(group[0][0], 3)]
     if _shared != [share]:
         jax.clear_caches()
         _shared[:] = [share]
-    return [{"row": row} | (exits if row[0] == "exits" else families)(*row) for row in group if row not in done]
+    return [{"row": row} | KINDS.get(row[0], families)(*row) for row in group if row not in done]
 
 
 def exits(_: str, window: int, kappa: int, exit_layer: int) -> dict:
@@ -63,11 +67,21 @@ def exits(_: str, window: int, kappa: int, exit_layer: int) -> dict:
     return {"identical": tokens == models.expected(), "tokens": sum(map(len, tokens)), "partings": []}
 
 
+def policy(_: str, *row) -> dict:
+    """A policy, with a plain or a streaming draft."""
+    tokens = policies.decode(row[:-1], row[-1])
+    expected = policies.expected(row[-2], row[-1])
+    return {"identical": tokens == expected, "tokens": sum(map(len, tokens)), "partings": []}
+
+
 def families(*row) -> dict:
     """One method on a pair like a family's; ties do not count as differences."""
     result, found = pairs.compared(*row)
     identical = all(parting.gap < pairs.TIE for parting in found)
     return {"identical": identical, "tokens": result.stats.new_tokens, "partings": found}
+
+
+KINDS = {"exits": exits, "policies": policy}
 
 
 def finished(version: str) -> dict[tuple, dict]:

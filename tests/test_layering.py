@@ -44,6 +44,8 @@ ORDER = {
         acceptance
         checks models tokenizer verify cache sharding channel exits candidates
         decoding
+        branches
+        lookahead
         drafts
         fallbacks
         drafting
@@ -54,6 +56,7 @@ ORDER = {
         latency
         primitives surface
         train
+        stream_training
         probe
         foresight
         tune

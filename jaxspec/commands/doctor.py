@@ -39,7 +39,7 @@ def doctor(
         **{f"{name}_ms": value for name, value in milliseconds.items()},
         "step_ms": round(1e3 * found.step, 3),
         "law_ms": round(1e3 * found.law, 3),
-        "overlap": round(found.overlap, 3),
+        "overlap": None if found.overlap is None else round(found.overlap, 3),
         "accepted_length": round(found.stats.accepted_length, 3),
         "reuse_rate": round(found.stats.reuse_rate, 3),
     }
@@ -48,8 +48,10 @@ def doctor(
         print(verdict(found.overlap))
 
 
-def verdict(overlap: float) -> str:
+def verdict(overlap: float | None) -> str:
     """The measurement in words."""
+    if overlap is None:
+        return "This policy rolls out nothing ahead: there is nothing to hide."
     if overlap > 0.8:
         return "The meshes overlap: what the draft rolls out ahead is hidden."
     if overlap > 0.3:

@@ -24,14 +24,17 @@ class Drafting:
         policy: what the draft rolls out ahead, for mirror.
         budget: branches that it rolls out (R); with hybrid, as many for either side.
         exit_layer: layers before the exit; default: the pair's own, else half of the target's.
+        streams: lookahead streams of the draft; default: none of an embedded pair's, all that a
+            draft in a file has.
         acceptance: match gives the tokens of plain decoding with the same seed, ratio their law.
     """
 
     window: int = 7
     num_candidates: int = 4
-    policy: Literal["none", "pearl", "saguaro", "mirror", "hybrid"] = "mirror"
+    policy: Literal["none", "pearl", "saguaro", "ahead", "mirror", "hybrid"] = "mirror"
     budget: int = 4
     exit_layer: int | None = None
+    streams: int | None = None
     acceptance: Literal["match", "ratio"] = "match"
 
 
@@ -45,12 +48,24 @@ def two_devices() -> None:
 
 
 class Loaded(NamedTuple):
-    """Models by their names: target, draft if there is one, and the exit of an embedded pair."""
+    """Models by their names: target, draft if there is one, the exit of an embedded pair, and its streaming draft."""
 
     target: Model
     draft: Model | None
-    exit: Any
-    exit_layer: int | None
+    exit: Any = None
+    exit_layer: int | None = None
+    streaming: Model | None = None
+
+    def drafting(self, streams: int | None) -> Model | None:
+        """The draft with so many streams.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        from jaxspec.models.streams import limited
+
+        chosen = self.streaming if streams and self.streaming else self.draft
+        return chosen if streams is None or chosen is None else limited(chosen, streams)
 
 
 def load(target: str, draft: Path | None, dtype: str | None = None, int8: bool = False) -> Loaded:
@@ -65,8 +80,9 @@ def load(target: str, draft: Path | None, dtype: str | None = None, int8: bool =
     own = None if draft is None else open_model(draft, dtype=dtype)
     if target in PAIRS or (Path(target) / "pair.json").is_file():
         pair = zoo.load(target)
-        return Loaded(pair.target, own or pair.draft, pair.exit, pair.exit_layer)
-    return Loaded(open_model(target, dtype=dtype, int8=int8), own, None, None)
+        streaming = None if own else pair.streaming
+        return Loaded(pair.target, own or pair.draft, pair.exit, pair.exit_layer, streaming)
+    return Loaded(open_model(target, dtype=dtype, int8=int8), own)
 
 
 def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingMethod:
@@ -78,7 +94,7 @@ def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingM
     import jaxspec
     from jaxspec import acceptance, candidates
 
-    large, small, head, layer = models
+    large, small, head, layer = models.target, models.drafting(how.streams), models.exit, models.exit_layer
     rule = getattr(acceptance, how.acceptance)()
     method = method or ("autoregressive" if small is None else "speculative" if layer is None else "mirror")
     if method == "autoregressive":

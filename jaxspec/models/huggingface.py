@@ -235,10 +235,13 @@ def save_huggingface(model: Model, path: str | Path, *, dtype: Any = None, shard
     Raises:
         ValueError: no family can say the configuration.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    if model.network.streams is not None:
+        raise ValueError(
+            "expected a plain model, got one with streams, which no family has; pass models.streams.limited(model, 0)"
+        )
     config, params = _sayable(model.network.config, model.params)
-    family = family_for(config)
+    family, folder = family_for(config), Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
     arrays = _written(family, config, params, dtype)
     write(folder, arrays, shard_bytes)
     own = jnp.dtype(params["embedding"].dtype if dtype is None else dtype).name

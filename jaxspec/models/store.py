@@ -10,6 +10,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxfed import checkpoint
 from jaxspec.config import DecoderConfig, build
+from jaxspec.models import streams
 from jaxspec.models.decoder import network
 from jaxspec.models.huggingface import (
     check_memory,
@@ -20,7 +21,6 @@ from jaxspec.models.huggingface import (
     save_huggingface,
 )
 from jaxspec.models.llama2c import load_llama2c
-from jaxspec.models.partition import partition
 from jaxspec.models.quantize import Int8, quantized
 from jaxspec.sharding import Home, check_divides, leaf_homes
 from jaxspec.text import Text
@@ -29,6 +29,7 @@ from jaxspec.types import Model
 KIND = "model"
 #: Folder beside the steps that holds the tokenizer's files.
 TEXT = "text"
+_TOKEN: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 
 def save_model(model: Model, directory: str | Path) -> None:
@@ -37,9 +38,10 @@ def save_model(model: Model, directory: str | Path) -> None:
     is_int8 = any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(model.params, is_leaf=_is_int8))
     about = {
         "config": asdict(model.network.config),
-        "dtype": jnp.dtype(model.params["embedding"].dtype).name,
+        "dtype": jnp.dtype(jax.eval_shape(model.network.embed, model.params, _TOKEN).dtype).name,
         "int8": is_int8,
         "stop": list(model.text.stop) if model.text else [],
+        "streams": streams.about(model),
     }
     step = -1 if (last := checkpoint.latest(directory)) is None else last
     checkpoint.save(directory, step + 1, {"params": model.params}, kind=KIND, metadata=about)
@@ -63,13 +65,15 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
     config, dtype = build(DecoderConfig, about["config"]), jnp.dtype(about["dtype"])
     check_divides(config, mesh)
     check_memory(config, dtype, mesh, about["int8"])
-    like = like_params(config, dtype, about["int8"])
-    homes = jax.tree.map(_sharding, leaf_homes(partition(like), like, mesh))
+    net, like = network(config), like_params(config, dtype, about["int8"])
+    if about.get("streams"):
+        net, like = streams.like(net, like, **about["streams"])
+    homes = jax.tree.map(_sharding, leaf_homes(net.partition(like), like, mesh))
     params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
     text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
     if text is not None and about["stop"]:
         text = text.stopping(about["stop"])
-    return Model(network(config), params, text)
+    return Model(net, params, text)
 
 
 def _sharding(home: Home) -> Sharding:

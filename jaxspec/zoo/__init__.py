@@ -8,22 +8,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import flax as safetensors
 from tokenizers import Tokenizer
 
 from jaxspec.config import DecoderConfig, build
 from jaxspec.exits import AffineLens, LogitLens
+from jaxspec.models import streams
 from jaxspec.models.decoder import init_params, network
 from jaxspec.text import Text
 from jaxspec.types import Model, Params
 
 #: Names that ``load`` knows.
 PAIRS = ("shakespeare",)
+#: File of a pair's folder that holds lookahead streams, if there are any.
+STREAMS = "streams.safetensors"
 
 
 class Pair(NamedTuple):
-    """A target and what makes it fast: a draft, an exit head with its layer, and the tokenizer they share."""
+    """A target and what makes it fast: a draft, an exit head with its layer, and the tokenizer they share.
+
+    Attributes:
+        streaming: the same draft with lookahead streams, if any were trained (``models.streams``).
+    """
 
     target: Model
     draft: Model
@@ -31,6 +38,7 @@ class Pair(NamedTuple):
     exit_layer: int
     tokenizer: Tokenizer
     figures: dict[str, Any]
+    streaming: Model | None = None
 
 
 def load(name_or_path: str | Path = "shakespeare") -> Pair:
@@ -55,7 +63,8 @@ def load(name_or_path: str | Path = "shakespeare") -> Pair:
     exit_head = AffineLens(**lens) if lens else LogitLens()
     tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
     models = {name: model._replace(text=Text.of(tokenizer)) for name, model in models.items()}
-    return Pair(models["target"], models["draft"], exit_head, about["exit_layer"], tokenizer, about["figures"])
+    known = models["target"], models["draft"], exit_head, about["exit_layer"], tokenizer, about["figures"]
+    return Pair(*known, streaming=_streaming(models["draft"], folder / STREAMS))
 
 
 def save(pair: Pair, folder: str | Path) -> None:
@@ -69,6 +78,25 @@ def save(pair: Pair, folder: str | Path) -> None:
     about = {**configs, "exit_layer": pair.exit_layer, "figures": pair.figures}
     (folder / "pair.json").write_text(json.dumps(about, indent=1) + "\n")
     pair.tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / STREAMS).unlink(missing_ok=True)
+    if pair.streaming is not None:
+        save_streams(pair.streaming, folder / STREAMS)
+
+
+def save_streams(draft: Model, path: str | Path) -> None:
+    """Writes a streaming draft's streams alone (bfloat16)."""
+    own = {name: leaf.astype(jnp.bfloat16) for name, leaf in draft.params["streams"].items()}
+    safetensors.save_file(own, path, {"start": str(draft.network.streams.start)})  # type: ignore[union-attr]
+
+
+def _streaming(draft: Model, path: Any) -> Model | None:
+    if not path.is_file():
+        return None
+    with resources.as_file(path) as file, safe_open(file, "flax") as opened:
+        own = {name: jnp.asarray(opened.get_tensor(name), jnp.float32) for name in opened.keys()}  # noqa: SIM118
+        start = int(opened.metadata()["start"])
+    made = streams.network(draft.network, len(own["offset"]), start)
+    return Model(made, {"draft": draft.params, "streams": own}, draft.text)
 
 
 def _named(prefix: str, tree: Params) -> list[tuple[str, jax.Array]]:

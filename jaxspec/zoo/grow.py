@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxspec.config import Block, DecoderConfig, Ends
 from jaxspec.models.decoder import decoder
+from jaxspec.models.streams import init_streams, limited, network
 from jaxspec.types import Array, Model, Params
 
 
@@ -21,7 +22,7 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
     """The same function, ``width`` times as wide (features, heads, hidden units) and ``depth`` times as deep.
 
     Args:
-        model: Llama's blocks with a tied head, in floating point.
+        model: Llama's blocks with a tied head, in floating point; a draft may have lookahead streams.
         width: factor of D, H, G and F; the size of a head stays.
         depth: factor of N; layer i·N′/N of the grown model is layer i.
         seed: of the weights that make no difference.
@@ -32,8 +33,12 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
     config = model.network.config
     if width < 1 or depth < 1:
         raise ValueError(f"expected width and depth >= 1, got {width} and {depth}")
+    if width == depth == 1:
+        return model
     if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends(config.ends.tied):
         raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another kind")
+    if model.network.streams is not None:
+        return _grown_streams(model, width, depth, seed)
     if config.tracks is not None:
         raise ValueError(f"expected a model without tracks to grow (new heads would mix them), got {config.tracks}")
     large = grown_config(config, width, depth)
@@ -51,6 +56,17 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
         "layers": layers,
     }
     return Model(grown.network, params, model.text)
+
+
+def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
+    """Streams of a grown draft: they start where they did, at its fraction of the depth."""
+    streams: Any = model.network.streams
+    plain = grow(limited(model, 0), width, depth, seed)
+    rank = model.params["streams"]["reduce"].shape[1]
+    blank = init_streams(plain.network.config, streams.count, rank, jax.random.key(seed))
+    own = jax.tree.map(lambda new, old: _within(jnp.zeros_like(new), old), blank, model.params["streams"])
+    made = network(plain.network, streams.count, streams.start * depth)
+    return Model(made, {"draft": plain.params, "streams": own}, model.text)
 
 
 def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig:

@@ -3,6 +3,7 @@
 1. Roles: 160 roles of 2,000 characters or more stay out (``held_out.json``, drawn once by seed 0); the rest is text.
 2. Target: a language model with an exit loss. It never sees the draft. Beside it the same model without that loss.
 3. Draft: two layers, distilled from the target's law on the same text.
+4. Streams: two lookahead streams on the draft, which stays as it is, trained on the target's own continuations of text.
 """
 
 import json
@@ -21,6 +22,8 @@ from jaxspec import federated
 from jaxspec.config import DecoderConfig
 from jaxspec.exits import LogitLens
 from jaxspec.models.decoder import decoder
+from jaxspec.models.streams import streaming as streaming_draft
+from jaxspec.stream_training import fit_streams, streaming_loss
 from jaxspec.tokenizer import encode, train_tokenizer
 from jaxspec.train import Schedule, bits_per_character, distillation_loss, fit, hidden_states, language_model_loss
 from jaxspec.types import Model
@@ -39,6 +42,7 @@ class Recipe:
         exit_weight: weight of the exit loss.
         target_schedule: training of target and control.
         draft_schedule: distillation of the draft.
+        stream_schedule: training of the draft's lookahead streams.
         seed: of initial weights and batches.
     """
 
@@ -49,6 +53,7 @@ class Recipe:
     exit_weight: float = 0.2
     target_schedule: Schedule = field(default_factory=lambda: Schedule(steps=1000))
     draft_schedule: Schedule = field(default_factory=lambda: Schedule(steps=1000, learning_rate=4e-3))
+    stream_schedule: Schedule = field(default_factory=lambda: Schedule(400, 12, 160, 4e-3))
     seed: int = 0
 
 
@@ -73,22 +78,23 @@ class Corpus:
     held_out_characters: int
 
 
-def corpus(recipe: Recipe, held_out_characters: int = 200_000) -> Corpus:
-    """Trains the tokenizer on the roles that stay in, and encodes both sides."""
+def corpus(recipe: Recipe, held_out_characters: int = 200_000, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Trains the tokenizer on the roles that stay in, unless there is one, and encodes both sides."""
     stay, out = federated.split_roles(federated.read_roles(), held_out_ids())
     train_text = "\n".join(role.text for role in stay)
     held_out_text = "\n".join(role.text for role in out)[:held_out_characters]
-    tokenizer = train_tokenizer([train_text], recipe.vocab_size)
+    tokenizer = tokenizer or train_tokenizer([train_text], recipe.vocab_size)
     train, held_out = (encode(tokenizer, text) for text in (train_text, held_out_text))
     return Corpus(tokenizer, train, held_out, len(held_out_text))
 
 
 class Trained(NamedTuple):
-    """Outcome of the recipe: target, the control without an exit loss, the draft, and held-out bits per character."""
+    """Outcome of the recipe: target, control without an exit loss, draft without and with streams, held-out bits."""
 
     target: Model
     control: Model
     draft: Model
+    streaming: Model
     bits_per_character: dict[str, float]
 
 
@@ -97,9 +103,10 @@ def run(recipe: Recipe, data: Corpus, out: Path, progress: bool = True) -> Train
     target = train_target(recipe, data, out / "target", recipe.exit_layer, progress)
     control = train_target(recipe, data, out / "control", None, progress)
     draft = train_draft(recipe, data, target, out / "draft", progress)
+    streaming = train_streams(recipe, data, target, draft, out / "streams", progress)
     models = {"target": target, "control": control, "draft": draft}
     bits = {name: bits_per_character(model, data.held_out, data.held_out_characters) for name, model in models.items()}
-    return Trained(**models, bits_per_character=bits)
+    return Trained(**models, streaming=streaming, bits_per_character=bits)
 
 
 def main(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def main(recipe: Recipe, out: Path) -> dict[str, Any]:
         "exit_containment": containment(trained.target, recipe.exit_layer, data.held_out),
     }
     pair = Pair(trained.target, trained.draft, LogitLens(), recipe.exit_layer, data.tokenizer, figures)
-    save(pair, out / "pair")
+    save(pair._replace(streaming=trained.streaming), out / "pair")
     return figures
 
 
@@ -146,6 +153,37 @@ def train_draft(recipe: Recipe, data: Corpus, target: Model, directory: Path, pr
     model = decoder(_sized(recipe.draft, data), jax.random.key(recipe.seed + 1))
     loss = distillation_loss(model.network, target)
     return _fitted(model, loss, recipe.draft_schedule, data, recipe.seed + 1, directory, progress)
+
+
+def train_streams(
+    recipe: Recipe, data: Corpus, target: Model, draft: Model, directory: Path, progress: bool = True
+) -> Model:
+    """Two lookahead streams on a draft that stays as it is, from the target's continuations of training text."""
+    schedule = recipe.stream_schedule
+    starts = np.random.default_rng(recipe.seed).integers(0, len(data.train) - 32, 32 * schedule.batch_size)
+    prompts = data.train[starts[:, None] + np.arange(32)]
+    tokens = federated.continued(target, prompts, schedule.sequence_length - 32, progress).tokens
+    config = draft.network.config
+    start = config.tracks.meetings(config.num_layers)[-2] if config.tracks else config.num_layers - 1
+    made = streaming_draft(draft, start=start, seed=recipe.seed)
+    return fit_streams(made, tokens, schedule=schedule, directory=directory, progress=progress)
+
+
+def add_streams(recipe: Recipe, pair: Pair, out: Path) -> dict[str, Any]:
+    """Trains streams for the draft of a finished pair and writes it to ``out/pair``; how often each guess is right."""
+    data = corpus(recipe, tokenizer=pair.tokenizer)
+    streaming = train_streams(recipe, data, pair.target, pair.draft, out / "streams")
+    save(pair._replace(streaming=streaming), out / "pair")
+    return guesses(pair.target, streaming, data.held_out)
+
+
+def guesses(target: Model, streaming: Model, held_out: np.ndarray, count: int = 64) -> dict[str, Any]:
+    """How often each stream is right about the target's own continuations of held-out text."""
+    prompts = held_out[: count * 32].reshape(count, 32)
+    tokens = federated.continued(target, prompts, 96).tokens
+    loss = jax.jit(streaming_loss(streaming.network))
+    aux = loss(streaming.params, {"tokens": jnp.asarray(tokens)}, jax.random.key(0))[1]
+    return {name: round(float(value), 4) for name, value in aux.items()}
 
 
 def _fitted(

@@ -51,6 +51,15 @@ def draft():
 
 
 @cache
+def streaming(count=2, model=draft):
+    """A draft with streams; they are random, so that some guesses are right in so small a vocabulary."""
+    plain = model()
+    made = jaxspec.streaming(plain, count, start=plain.network.config.num_layers - 1, rank=4)
+    up = jax.random.normal(jax.random.key(8), made.params["streams"]["expand"].shape)
+    return made._replace(params={**made.params, "streams": {**made.params["streams"], "expand": up}})
+
+
+@cache
 def stranger():
     """A draft that has nothing to do with the target."""
     return random_model(DecoderConfig(VOCAB, 8, 1, 2, 1, 4, 8), 7)

@@ -141,6 +141,8 @@ def main(out, port, index, devices, settings, dying=None):
     found["own weights alone"] = decode("mirror", placement, **pair)
     found["traced"] = traced(placement)
     found["refused"] = refused()
+    stops = [[0], [1]][int(index)]
+    found["apart"] = said(lambda: jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 4, stop=stops))
     found["rendezvous"] = jaxspec.latency.rendezvous(placement)
     found["plain"] = plain("mirror")
     Path(out, f"{index}.json").write_text(json.dumps(found))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxspec.acceptance import match
+from jaxspec.branches import Pending, Proposer, Scratch, take
 from jaxspec.cache import cached, init_cache
 from jaxspec.config import Attention
-from jaxspec.drafts import Pending, Proposer, Scratch, commit, first_window, rollout, take
+from jaxspec.drafts import commit, first_window, rollout
 from tests.jaxspec import models
 
 WINDOW, CAPACITY = 3, 64
@@ -22,11 +23,15 @@ DRAFTS = {
     "one layer": models.draft,
     "four layers": models.target,
     "sliding window": lambda: models.random_model(WINDOWED, 3),
+    "streams": models.streaming,
+    "one stream of four layers": lambda: models.streaming(1, models.target),
+    "streams with a sliding window": lambda: models.streaming(2, lambda: models.random_model(WINDOWED, 3)),
 }
+SLOW = "sliding window", "one stream of four layers", "streams with a sliding window"
 
 
 @pytest.fixture(
-    params=["one layer", "four layers", pytest.param("sliding window", marks=pytest.mark.slow)], scope="module"
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in DRAFTS], scope="module"
 )
 def draft(request):
     return DRAFTS[request.param]()

@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 
 import jaxspec
 from jaxspec import DecoderConfig, Text, candidates
+from jaxspec.commands import methods
 from jaxspec.exits import init_affine_lens
 from jaxspec.tokenizer import train_tokenizer
 from tests.jaxspec import models
@@ -65,7 +66,17 @@ TABLE = {
     ),
     "an unknown policy": (
         lambda: candidates.named("mirrors", 4),
-        "expected a policy out of none, pearl, saguaro, mirror, hybrid, got 'mirrors'",
+        "expected a policy out of none, pearl, saguaro, ahead, mirror, hybrid, got 'mirrors'",
+    ),
+    "all candidates of a long window": (
+        lambda: models.mirror(window=64, num_candidates=8),
+        r"expected at most 512 branches, got 520: all κ·\(γ\+1\) = 8·\(64\+1\) candidates; give the policy a budget",
+    ),
+    "streams that a draft lacks": (
+        lambda: methods.method_of(
+            methods.Loaded(models.target(), models.draft()), "mirror", methods.Drafting(streams=2)
+        ),
+        "expected 0 to 0 streams, as many as the draft has, got 2; jaxspec.streaming makes",
     ),
     "budget 0": (lambda: candidates.mirror(0), "expected a branch budget >= 1, got 0"),
     "no prompts": (lambda: generate([]), "expected at least one prompt, got none"),

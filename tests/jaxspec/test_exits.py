@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec import AffineLens, LogitLens
+import jaxspec
+from jaxspec import AffineLens, LogitLens, zoo
 from jaxspec.exits import init_affine_lens
+from jaxspec.zoo.recipe import containment
 from tests import reference
 from tests.jaxspec import models
 
@@ -47,3 +49,16 @@ def test_affine_lens_follows_its_equation():
     found = logits(AffineLens(*map(jnp.asarray, (down, up, bias))), hidden())
     np.testing.assert_allclose(found, numpy_logits(turned), atol=1e-4)
     assert np.abs(found - logits(LogitLens(), hidden())).max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_with_early_exits_keeps_them(tmp_path):
+    """As LayerSkip's are: trained with an exit loss through the shared head, written and read as any Llama."""
+    pair = zoo.load()
+    jaxspec.save_huggingface(pair.target, tmp_path)
+    text = np.random.default_rng(0).integers(0, pair.target.network.config.vocab_size, 512)
+    found = [
+        containment(model, pair.exit_layer, text, 4, 128) for model in (pair.target, jaxspec.load_huggingface(tmp_path))
+    ]
+    assert found[0] == found[1]
+    assert found[0]["top8"] > 0.5

@@ -7,6 +7,7 @@ import pytest
 
 import jaxspec
 from jaxspec import zoo
+from jaxspec.trace import Passes
 from jaxspec.train import hidden_states
 from jaxspec.zoo.grow import grow
 from jaxspec.zoo.recipe import containment
@@ -56,6 +57,17 @@ def test_text_is_the_small_model_s():
     )
     method = models.mirror(target=large, draft=grow(models.draft(), 2), exit_layer=4)
     assert jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+
+
+@pytest.mark.slow
+def test_streams_guess_what_the_small_draft_s_do():
+    """As many passes for the same branches."""
+    found = []
+    for draft in (models.streaming(2, models.target), grow(models.streaming(2, models.target), 2, 2)):
+        watch = Passes()
+        method = models.mirror(4, draft=draft, policy=models.ALL_BRANCHES)
+        found.append((jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, watch=watch).tokens, watch.mean))
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

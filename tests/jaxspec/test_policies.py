@@ -1,16 +1,19 @@
 """What is rolled out ahead changes the time and nothing else: every policy gives the tokens of plain decoding."""
 
+from dataclasses import replace
+
 import jax
 import pytest
 
 import jaxspec
 from jaxspec import acceptance, candidates
-from tests.jaxspec import models, pairs
+from tests.jaxspec import models, pairs, policies
 
 POLICIES = {
     "none": candidates.none(),
     "pearl": candidates.pearl(),
     "saguaro": candidates.saguaro(6, num_candidates=4),
+    "ahead": candidates.ahead(6, num_candidates=4),
     "mirror": candidates.mirror(4),
     "hybrid": candidates.hybrid(3, 3, num_candidates=4),
 }
@@ -39,6 +42,14 @@ def test_sampled_tokens_are_those_of_plain_decoding(name):
     assert decode(POLICIES[name], pairs.PROMPTS, SAMPLED).tokens == plain.tokens
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", policies.covering(), ids=str)
+def test_identity_over_the_covering_array(row):
+    """Policies × drafts × windows × κ × exits × batches: any two values meet, at both temperatures."""
+    for temperature in policies.TEMPERATURES:
+        assert policies.decode(row, temperature) == policies.expected(row[-1], temperature)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_windows_are_those_of_speculative_decoding(name):
     """Whoever rolled them out, and whenever."""
@@ -65,7 +76,7 @@ def test_hybrid_foresees_no_less_than_its_parts():
     few, exits, both = (
         decode(policy).stats.reuse_rate
         for policy in (
-            candidates.Policy(candidates.Likeliest(3), num_candidates=4),
+            candidates.ahead(3, num_candidates=4),
             candidates.mirror(3),
             POLICIES["hybrid"],
         )
@@ -86,6 +97,26 @@ def test_the_ratio_test_goes_through_every_policy(name):
 @pytest.mark.parametrize("name", ["saguaro", "hybrid"])
 def test_larger_meshes_change_nothing(name):
     assert decode(POLICIES[name], placement=models.meshes(4, 2)).tokens == models.expected()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POLICIES)
+def test_draft_tokens_of_a_step(name):
+    """R·γ + 1 a sequence, whatever its prefix; γ + 1 where all is drafted anew."""
+    counted, draft = [], models.target()
+
+    def embed(params, tokens):
+        counted.append(tokens.size)
+        return draft.network.embed(params, tokens)
+
+    counting = draft._replace(network=replace(draft.network, embed=embed))
+    built = method(POLICIES[name], draft=counting)
+    state = built.init(models.request([[1, 5, 3], [3] * 20]), 64)
+    counted.clear()
+    with jax.disable_jit():
+        built.step(state)
+    branches = {"none": 1, "pearl": 1, "saguaro": 6, "ahead": 6, "mirror": 4, "hybrid": 6}[name]
+    assert sum(counted) == 2 * (branches * 3 + 1)
 
 
 def test_equal_policies_share_their_programs():

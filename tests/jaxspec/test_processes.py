@@ -92,6 +92,12 @@ def test_what_cannot_be_is_refused(found):
 
 
 @pytest.mark.slow
+def test_calls_that_differ_are_refused_in_both(found):
+    """Here in what ends a sequence; the settings that came afterwards found the channel in order."""
+    assert all("expected the same call in both processes" in side["apart"] for side in found)
+
+
+@pytest.mark.slow
 def test_a_transfer_is_timed(found):
     """Both processes time the same way there and back."""
     times = [side["rendezvous"] for side in found]

@@ -25,6 +25,7 @@ TOY = recipes.Recipe(
     exit_layer=1,
     target_schedule=Schedule(steps=6, batch_size=2, sequence_length=32, warmup=2),
     draft_schedule=Schedule(steps=4, batch_size=2, sequence_length=32, warmup=2),
+    stream_schedule=Schedule(steps=4, batch_size=2, sequence_length=48, warmup=2),
 )
 DECODING = demo.DecodingSettings(
     prompts=2, prompt_tokens=16, new_tokens=16, rounds=1, windows=(1, 2), mirror=((2, 3),), num_candidates=2
@@ -64,7 +65,7 @@ def test_recipe_repeats_itself(trained: tuple[Path, dict], tmp_path: Path):
 
 
 def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path):
-    """Figures that the issue names are there, tokens agree, pictures and the federated draft are written."""
+    """Figures that the demo names are there, tokens agree, pictures and the federated draft are written."""
     settings = demo.DemoSettings(str(trained[0] / "pair"), DECODING, FEDERATING)
     found = demo.run(settings, tmp_path, progress=False)
     assert found["identical"] is True

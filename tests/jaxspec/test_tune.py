@@ -97,7 +97,7 @@ def test_the_grid():
     assert len(set(settings)) == len(settings)
     assert {setting.window for setting in settings} == {0, 1, 3}
     assert {setting.name for setting in settings} == {
-        "plain decoding", "speculative", "none", "pearl", "saguaro(2)", "likeliest(2)",
+        "plain decoding", "speculative", "none", "pearl", "saguaro(2)", "ahead(2)",
         "mirror(2)", "mirror(all)", "hybrid(2, 2)",
     }  # fmt: skip
     assert Grid().layers(3, 8) == (2, 3, 4, 6)
