@@ -11,6 +11,8 @@ compiled step's. Every row is measured in two processes, with and without Eigen 
 ``int8``: what eight-bit weights of the embedded target change: logits, most likely tokens, bits per character.
 ``bfloat16``: where speculative decoding leaves plain decoding with the embedded pair in bfloat16 (kernels for one row
 and for eight round differently): the place, and the gap between the two best logits of the target there.
+
+mirror: see ``benchmarks/mirror.py``.
 """
 
 import json
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mirror
 import numpy as np
 import tyro
 
@@ -59,8 +62,12 @@ class Options:
     """What is measured.
 
     Attributes:
-        suite: engine.
-        sizes: of the models.
+        suite: engine or mirror.
+        sizes: of the models, of the target with mirror; default all of the suite.
+        drafts: of mirror, by size; default all.
+        prompts: of mirror.
+        rounds: of mirror, in which all methods take turns.
+        picture: of mirror.
         repeats: timed calls a row, at least; medians.
         new_tokens: decoded for a ``generate`` row.
         transformers: compare with transformers, where it is installed.
@@ -69,7 +76,11 @@ class Options:
     """
 
     suite: str = "engine"
-    sizes: tuple[str, ...] = tuple(SIZES)
+    sizes: tuple[str, ...] = ()
+    drafts: tuple[str, ...] = ()
+    prompts: int = 3
+    rounds: int = 3
+    picture: Path = Path("out/mirror.png")
     repeats: int = 15
     new_tokens: int = 64
     transformers: bool = True
@@ -217,7 +228,7 @@ def _seconds(run: Callable[[], Any], times: int) -> float:
 def engine(options: Options) -> Iterator[dict[str, Any]]:
     """Rows of all sizes, in this process."""
     bandwidth = read_bandwidth()
-    for size in options.sizes:
+    for size in options.sizes or SIZES:
         config = config_of(size)
         model = jaxspec.decoder(config, jax.random.key(0))
         count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
@@ -304,7 +315,14 @@ def _better(row: dict[str, Any], other: dict[str, Any]) -> bool:
 def _child(options: Options, threads: bool) -> Iterator[dict[str, Any]]:
     flags = f"--xla_cpu_multi_thread_eigen={str(threads).lower()}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
-    command = [sys.executable, str(Path(__file__)), "--eigen-threads", str(threads), "--sizes", *options.sizes]
+    command = [
+        sys.executable,
+        str(Path(__file__)),
+        "--eigen-threads",
+        str(threads),
+        "--sizes",
+        *(options.sizes or SIZES),
+    ]
     command += ["--repeats", str(options.repeats), "--new-tokens", str(options.new_tokens)]
     command += [] if options.transformers else ["--no-transformers"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -315,8 +333,20 @@ def _child(options: Options, threads: bool) -> Iterator[dict[str, Any]]:
         raise SystemExit(f"a measuring process ended with status {process.returncode}; see its message above")
 
 
+@dataclass(frozen=True)
+class Suite:
+    """Rows that hang on the options, names that these may have, and rows that do not hang on them."""
+
+    rows: Callable[[Options], Iterator[dict[str, Any]]]
+    names: dict[str, Collection[str]]
+    more: tuple[Callable[[], dict[str, Any]], ...] = ()
+
+
 #: What ``--suite`` names.
-SUITES: dict[str, Callable[[Options], Iterator[dict[str, Any]]]] = {"engine": best_of_both}
+SUITES: dict[str, Suite] = {
+    "engine": Suite(best_of_both, {"sizes": SIZES}, (quality, divergences)),
+    "mirror": Suite(mirror.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
+}
 
 
 def main() -> None:
@@ -324,15 +354,16 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.suite not in SUITES:
         raise SystemExit(f"expected --suite {' or '.join(SUITES)}, got {options.suite!r}")
-    if unknown := [size for size in options.sizes if size not in SIZES]:
-        raise SystemExit(f"expected sizes among {', '.join(SIZES)}, got {', '.join(unknown)}")
+    suite = SUITES[options.suite]
+    for name, known in suite.names.items():
+        if unknown := [given for given in getattr(options, name) if given not in known]:
+            raise SystemExit(f"expected {name} among {', '.join(known)}, got {', '.join(unknown)}")
     batch_scheduling()
     measured = options.eigen_threads is not None
-    for row in engine(options) if measured else SUITES[options.suite](options):
+    for row in engine(options) if measured else suite.rows(options):
         print(json.dumps(row), flush=True)
-    if not measured:
-        for found in (quality(), divergences()):
-            print(json.dumps(found), flush=True)
+    for found in () if measured else suite.more:
+        print(json.dumps(found()), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 import jaxfed
+import jaxspec
+from jaxspec import zoo
+from jaxspec.primitives import Drafting, Pass, Primitives
+from tests.jaxspec import models
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -102,3 +106,38 @@ def test_rounds_times_what_fits_and_names_what_does_not(monkeypatch, capsys):
     assert timed["ratio_to_torch"] == pytest.approx(timed["torch_ms"] / timed["ms_per_local_step"])
     assert timed["ratio_to_floor"] == pytest.approx(timed["ms_per_local_step"] / timed["floor_ms"])
     assert timed["gemm_ms"] > 0
+
+
+@pytest.mark.slow
+def test_the_mirror_suite_proposes_by_the_law(monkeypatch, tmp_path):
+    """Shorter windows and fewer branches where the draft is dear; a case for every target and draft; a picture."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import mirror
+
+    pair = zoo.load()
+    cases = mirror.cases(pair, ("13M", "50M"), ("0.4M", "1.6M"))
+    assert [(case.growth, round(case.target_parameters / 1e6)) for case in cases] == [
+        ((1, 2, 1, 1), 13),
+        ((2, 2, 1, 1), 50),
+        ((2, 2, 2, 1), 50),
+    ]
+    tiny = zoo.Pair(models.target(), models.draft(), jaxspec.LogitLens(), 2, pair.tokenizer, {})
+    read = mirror.Read.of(tiny, [[1, 5, 3], [7, 2, 9], [4, 4, 8]], 48)
+
+    def proposed(draft_pass):
+        passes = {window: Pass(10.0 + 0.1 * window, 5.0, 5.0, 0.0) for window in mirror.WINDOWS}
+        drafting = Drafting(0.0, {1: draft_pass, 64: 8 * draft_pass}, {1: 0.0, 64: 0.0})
+        rough = Primitives(9.0, passes, 2, 4, drafting, drafting, 0.0)
+        return mirror.shortlist(read, rough, (1, 1, 1, 1), 2)
+
+    cheap, dear = proposed(0.01), proposed(5.0)
+    assert list(cheap) == [
+        "autoregressive", "sd", "pearl", "saguaro", "ahead", "mirror", "hybrid", "mirror+streaming"
+    ]  # fmt: skip
+    assert dear["sd"][0].window < cheap["sd"][0].window
+    assert dear["mirror"][0].window * dear["mirror"][0].budget < cheap["mirror"][0].window * cheap["mirror"][0].budget
+    assert [setting.streams for setting in cheap["mirror+streaming"]] == [1, 2]
+    line = {"target_parameters": 5e7, "draft_over_target": 0.1, "ratio_to_autoregressive": 2.0}
+    lines = [{**line, "method": name, "step_ms": 3.0, "law_ms": 2.5} for name in ("sd", "mirror")]
+    mirror.draw(lines, tmp_path / "mirror.png")
+    assert (tmp_path / "mirror.png").stat().st_size > 0
