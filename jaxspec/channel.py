@@ -102,13 +102,14 @@ class Remote:
         """Each process sends the other a checksum of what it is about to do."""
         own = zlib.crc32(repr(call).encode())
         mark = np.full((self._rows, 1), own, np.uint32).view(np.int32)
-        for source, sink in ((TARGET, DRAFT), (DRAFT, TARGET)):
-            found, _ = self._cross((mark, None), source, sink)
-            if not isinstance(found, jax.ShapeDtypeStruct) and int(np.asarray(found).view(np.uint32)[0, 0]) != own:
-                raise ValueError(
-                    "expected the same call in both processes, got another prompt, option, stop or setting in the "
-                    "other one; pass both the same arguments"
-                )
+        # Both ways first: who refused before the second crossing would leave the other process waiting in it.
+        sent = [self._cross((mark, None), *way)[0] for way in ((TARGET, DRAFT), (DRAFT, TARGET))]
+        marks = [np.asarray(found) for found in sent if not isinstance(found, jax.ShapeDtypeStruct)]
+        if any((found != mark).any() for found in marks):
+            raise ValueError(
+                "expected the same call in both processes, got another prompt, option, stop or setting in the other "
+                "one; pass both the same arguments"
+            )
 
     def _cross(self, tree: tuple[Any, Any], source: int, sink: int) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(tree)

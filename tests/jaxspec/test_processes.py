@@ -58,7 +58,7 @@ def test_one_process_finds_the_same(found):
         assert {key: found[0][name][key] for key in ("tokens", "finish", "counts", "steps")} == {
             key: expected[key] for key in ("tokens", "finish", "counts", "steps")
         }
-        np.testing.assert_allclose(found[0][name]["log_probabilities"], expected["log_probabilities"], atol=1e-5)
+        np.testing.assert_allclose(found[0][name]["log_probabilities"], expected["log_probabilities"], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -96,10 +96,11 @@ def header(path):
 
 def test_the_embedded_pair_is_small_and_bfloat16_on_disk():
     files = [path for path in EMBEDDED.iterdir() if path.is_file()]
-    weights = [path for path in files if path.name.endswith(".safetensors")]
-    assert [path.name for path in weights] == ["pair.safetensors"]
+    weights = sorted(path for path in files if path.name.endswith(".safetensors"))
+    assert [path.name for path in weights] == ["pair.safetensors", "streams.safetensors"]
     assert sum(len(path.read_bytes()) for path in weights) <= 16 * 2**20
-    assert {entry["dtype"] for name, entry in header(weights[0]).items() if name != "__metadata__"} == {"BF16"}
+    for path in weights:
+        assert {entry["dtype"] for name, entry in header(path).items() if name != "__metadata__"} == {"BF16"}
 
 
 @cache
