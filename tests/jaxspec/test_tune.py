@@ -9,6 +9,7 @@ import pytest
 import jaxspec
 from jaxspec import __main__ as command_line
 from jaxspec import candidates
+from jaxspec.config import Tracks
 from jaxspec.primitives import Drafting, Pass, Primitives
 from jaxspec.tune import PLAIN, Grid, Setting, Tuned, builder, predict, ranked, tune
 from tests.jaxspec import models, pairs
@@ -93,14 +94,17 @@ def test_where_plain_decoding_is_faster_it_is_used_and_said():
 
 
 def test_the_grid():
-    settings = GRID.settings(GRID.layers(2, 4))
+    settings = GRID.settings(GRID.layers(2, models.TARGET))
     assert len(set(settings)) == len(settings)
     assert {setting.window for setting in settings} == {0, 1, 3}
     assert {setting.name for setting in settings} == {
         "plain decoding", "speculative", "none", "pearl", "saguaro(2)", "ahead(2)",
         "mirror(2)", "mirror(all)", "hybrid(2, 2)",
     }  # fmt: skip
-    assert Grid().layers(3, 8) == (2, 3, 4, 6)
+    deep = replace(models.TARGET, num_layers=8)
+    assert Grid().layers(3, deep) == (2, 3, 4, 6)
+    assert Grid().layers(4, replace(deep, tracks=Tracks(2))) == (4,)
+    assert "mirror(all)" not in {s.name for s in Grid(windows=(127,), num_candidates=(8,)).settings((2,))}
     assert Grid().branches == (1, 4, 16, 64)
     assert Grid(budgets=(4,)).branches == (1, 4, 8)
 
