@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ import jax.numpy as jnp
 import mirror
 import numpy as np
 import tyro
+from memory import read_bandwidth
 
 import jaxspec
 from jaxspec import zoo
@@ -98,18 +98,6 @@ def config_of(size: str) -> DecoderConfig:
 def weight_bytes(params: Any) -> int:
     """Bytes that a pass must read: every matrix once; of the embedding, which is also the head, all rows."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-
-
-def read_bandwidth(size: int = 2**30, tries: int = 5) -> float:
-    """Bytes a second that two threads read: the best of several sums over a GiB."""
-    halves = np.array_split(np.ones(size // 8, np.float64), 2)
-    best = float("inf")
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(tries):
-            start = time.perf_counter()
-            list(pool.map(np.sum, halves))
-            best = min(best, time.perf_counter() - start)
-    return size / best
 
 
 def median_ms(run: Callable[[], Any], repeats: int, least_seconds: float = 0.3) -> float:

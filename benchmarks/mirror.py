@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from memory import read_bandwidth
 from tqdm import tqdm
 
 import jaxspec
@@ -357,7 +358,8 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def suite(options: Any) -> Iterator[dict[str, Any]]:
-    """All lines; then the picture."""
+    """How fast memory is read, all lines; then the picture."""
+    yield {"kind": "memory", "read_gb_s": {count: round(read_bandwidth(threads=count) / 1e9, 1) for count in (1, 2)}}
     pair, lines = zoo.load(), []
     targets, drafts = options.sizes or tuple(TARGETS), options.drafts or tuple(DRAFTS)
     chosen, read = cases(pair, targets, drafts), Read.of(pair, prompts_of(pair, 16))
