@@ -232,15 +232,13 @@ def engine(options: Options) -> Iterator[dict[str, Any]]:
 
 def quality() -> dict[str, Any]:
     """Eight-bit weights of the embedded target on held-out text: what they change."""
-    from jaxspec import federated
     from jaxspec.tokenizer import encode
     from jaxspec.train import bits_per_character, hidden_states
-    from jaxspec.zoo.recipe import held_out_ids
+    from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()
     small = pair.target._replace(params=jaxspec.quantized(pair.target.params))
-    roles = {role.id: role.text for role in federated.read_roles()}
-    tokens = encode(pair.tokenizer, "".join(roles[number] for number in held_out_ids()[:16]))[:20_000]
+    tokens = encode(pair.tokenizer, "".join(role.text for role in held_out_roles()[:16]))[:20_000]
 
     def logits(model: jaxspec.Model) -> np.ndarray:
         x = hidden_states(model.network, model.params, jnp.asarray(tokens[None, :512]))[-1]
@@ -259,16 +257,14 @@ def quality() -> dict[str, Any]:
 
 def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
     """Plain and speculative greedy decoding in bfloat16: how often they part, and how near the choice was there."""
-    from jaxspec import federated
     from jaxspec.tokenizer import encode
     from jaxspec.train import hidden_states
-    from jaxspec.zoo.recipe import held_out_ids
+    from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()
     short = lambda model: model._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))  # noqa: E731
     target, draft = short(pair.target), short(pair.draft)
-    roles = {role.id: role.text for role in federated.read_roles()}
-    asked = [encode(pair.tokenizer, roles[number])[:48].tolist() for number in held_out_ids()[:prompts]]
+    asked = [encode(pair.tokenizer, role.text)[:48].tolist() for role in held_out_roles()[:prompts]]
     plain = jaxspec.generate(jaxspec.autoregressive(target), asked, new_tokens).tokens
     drafted = jaxspec.generate(jaxspec.speculative(target, draft, 7), asked, new_tokens).tokens
     parted = []

@@ -17,7 +17,7 @@ import tyro
 from jaxspec import federated, zoo
 from jaxspec.demo import Federable, FederatingSettings, federable
 from jaxspec.federated import Federation, FedSpeedSettings
-from jaxspec.zoo.recipe import held_out_ids
+from jaxspec.zoo.recipe import held_out_roles
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ def row(name: str, settings: Federation, data: Federable, pair: zoo.Pair, seeds:
 def main(options: Options) -> None:
     """Prints a line for every setting of FedSpeed, then one for each rival."""
     pair, sizes = zoo.load("shakespeare"), FederatingSettings()
-    roles = {role.id: role for role in federated.read_roles()}
-    chosen = [roles[number] for number in held_out_ids()[options.first :]]
-    data = federable(sizes, pair, chosen, progress=False)
+    data = federable(sizes, pair, held_out_roles()[options.first :], progress=False)
     base = replace(sizes.federation, rounds=options.rounds, learning_rates=options.learning_rates)
     tried = [FedSpeedSettings()]
     tried += [FedSpeedSettings(prox_weight=weight) for weight in options.prox_weights]

@@ -36,7 +36,7 @@ from jaxspec.tokenizer import encode
 from jaxspec.tune import Setting as Tried
 from jaxspec.tune import predict
 from jaxspec.zoo.grow import grown_config
-from jaxspec.zoo.recipe import held_out_ids
+from jaxspec.zoo.recipe import held_out_roles
 
 PROMPT_TOKENS, WINDOW = 48, 7
 WINDOWS, KAPPA = range(1, 9), 4
@@ -85,8 +85,7 @@ def _case(pair: zoo.Pair, growth: tuple[int, int, int, int]) -> Case:
 
 def prompts_of(pair: zoo.Pair, count: int) -> list[list[int]]:
     """Beginnings of held-out roles."""
-    roles = {role.id: role.text for role in federated.read_roles()}
-    return [encode(pair.tokenizer, roles[number])[:PROMPT_TOKENS].tolist() for number in held_out_ids()[:count]]
+    return [encode(pair.tokenizer, role.text)[:PROMPT_TOKENS].tolist() for role in held_out_roles()[:count]]
 
 
 class Read(NamedTuple):

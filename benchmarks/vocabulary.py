@@ -16,12 +16,11 @@ import numpy as np
 import tyro
 
 import jaxspec
-from jaxspec import federated
 from jaxspec.bench import measure
 from jaxspec.config import DecoderConfig
 from jaxspec.tokenizer import encode
 from jaxspec.train import Schedule
-from jaxspec.zoo.recipe import Recipe, corpus, held_out_ids, train_draft, train_target
+from jaxspec.zoo.recipe import Recipe, corpus, held_out_roles, train_draft, train_target
 
 SMALL = Recipe(
     target=DecoderConfig(1, 192, 4, 4, 2, 48, 512), draft=DecoderConfig(1, 96, 1, 4, 2, 24, 256), exit_layer=2
@@ -47,9 +46,8 @@ def row(vocab_size: int | None, options: Options, directory: Path) -> dict[str, 
     data = corpus(recipe)
     target = train_target(recipe, data, directory / "target", recipe.exit_layer)
     draft = train_draft(recipe, data, target, directory / "draft")
-    roles = {role.id: role.text for role in federated.read_roles()}
-    texts = [roles[number] for number in held_out_ids()[: options.prompts]]
-    prompts = [encode(data.tokenizer, text[:256])[:64].tolist() for text in texts]
+    roles = held_out_roles()[: options.prompts]
+    prompts = [encode(data.tokenizer, role.text[:256])[:64].tolist() for role in roles]
     methods = {"plain": jaxspec.autoregressive(target), "drafted": jaxspec.speculative(target, draft, 7)}
     runs: dict[str, list[Any]] = {name: [] for name in methods}
     for _ in range(options.rounds + 1):

@@ -28,7 +28,7 @@ from jaxspec.mirror import mirror
 from jaxspec.sharding import Placement, mesh_of, replicated
 from jaxspec.tokenizer import encode
 from jaxspec.trace import Span, median_milliseconds
-from jaxspec.zoo.recipe import held_out_ids
+from jaxspec.zoo.recipe import held_out_roles
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, A
     """Runs the demo, writes ``timeline.png`` and ``acceptance.png`` into ``out``, returns the figures."""
     out.mkdir(parents=True, exist_ok=True)
     clock, pair, sizes = Clock(), zoo.load(settings.pair), settings.decoding
-    roles = {role.id: role for role in federated.read_roles()}
-    held_out = [roles[number] for number in held_out_ids()]
+    held_out = held_out_roles()
     texts = [role.text for role in held_out[: sizes.prompts]]
     prompts = [encode(pair.tokenizer, text)[: sizes.prompt_tokens].tolist() for text in texts]
     decoded = decode(sizes, settings.pair, prompts, clock, progress)

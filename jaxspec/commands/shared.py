@@ -25,10 +25,8 @@ def held_out(text: Text | None, count: int) -> list[list[int]]:
     Raises:
         ValueError: a model without a tokenizer.
     """
-    from jaxspec import federated
-    from jaxspec.zoo.recipe import held_out_ids
+    from jaxspec.zoo.recipe import held_out_roles
 
     if text is None:
         raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json beside the weights")
-    roles = {role.id: role.text for role in federated.read_roles()}
-    return [text.encode(roles[number])[:PROMPT].tolist() for number in held_out_ids()[:count]]
+    return [text.encode(role.text)[:PROMPT].tolist() for role in held_out_roles()[:count]]

@@ -62,6 +62,11 @@ def held_out_ids() -> tuple[int, ...]:
     return tuple(json.loads((resources.files("jaxspec.zoo") / "shakespeare" / "held_out.json").read_text()))
 
 
+def held_out_roles() -> tuple[federated.Role, ...]:
+    """The roles that no model of the pair has seen, ascending by id."""
+    return federated.split_roles(federated.read_roles(), held_out_ids())[1]
+
+
 def draw_held_out(count: int = 160, min_chars: int = 2000, seed: int = 0) -> list[int]:
     """The draw behind ``held_out.json``: ``count`` roles of at least ``min_chars`` characters."""
     ids = [role.id for role in federated.read_roles(min_chars=min_chars)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec import acceptance, candidates, fallbacks, federated, zoo
+from jaxspec import acceptance, candidates, fallbacks, zoo
 from jaxspec.branches import Pending, Proposer, Scratch
 from jaxspec.cache import causal
 from jaxspec.config import Attention
@@ -22,7 +22,7 @@ from jaxspec.stream_training import fit_streams, streaming_loss
 from jaxspec.tokenizer import encode
 from jaxspec.trace import Passes
 from jaxspec.train import Schedule
-from jaxspec.zoo.recipe import held_out_ids
+from jaxspec.zoo.recipe import held_out_roles
 from tests.jaxspec import models
 
 WINDOW = 5
@@ -73,12 +73,6 @@ def test_the_main_stream_is_the_plain_draft():
         for m in (models.draft(), models.streaming())
     ]
     assert tokens[0] == tokens[1]
-
-
-def held_out(count):
-    """Texts of roles that the pair never saw."""
-    roles = {role.id: role.text for role in federated.read_roles()}
-    return [roles[number] for number in held_out_ids()[:count]]
 
 
 def rolled(draft, roots=tuple(range(models.VOCAB))):
@@ -171,7 +165,7 @@ def test_the_embedded_streams_save_passes():
     """Of 7 tokens a window on held-out text, in fewer than 5 passes; the windows are the plain draft's."""
     pair = zoo.load()
     assert pair.streaming is not None
-    prompts = [encode(pair.tokenizer, text)[:32].tolist() for text in held_out(6)]
+    prompts = [encode(pair.tokenizer, role.text)[:32].tolist() for role in held_out_roles()[:6]]
     found = []
     for draft in (pair.draft, pair.streaming):
         watch = Passes()
