@@ -142,8 +142,10 @@ class Worker:
     def __init__(self, pair: str, eigen_threads: bool) -> None:
         self.eigen_threads = eigen_threads
         threads = "true" if eigen_threads else "false"
-        flags = f"--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen={threads}"
-        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        own = {"--xla_force_host_platform_device_count": "2", "--xla_cpu_multi_thread_eigen": threads}
+        flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag.split("=")[0] not in own]
+        flags += [f"{name}={value}" for name, value in own.items()]
+        environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "jaxspec.bench", pair]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

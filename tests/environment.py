@@ -12,3 +12,11 @@ if not AS_USERS and version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+#: For processes that a test starts to see that something runs, not how fast: quick compilation there too.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def one_device() -> dict[str, str]:
+    """The environment of another process, without the tests' devices."""
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(DEVICES)]
+    return {**os.environ, "XLA_FLAGS": " ".join(flags)}

@@ -1,13 +1,12 @@
 """Real processes over loopback, as many as have arguments, each `python -m MODULE` with its own."""
 
-import os
 import socket
 import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
 
-from tests.environment import DEVICES
+from tests.environment import one_device
 
 
 def free_port():
@@ -18,8 +17,7 @@ def free_port():
 
 def play_together(module, *arguments, seconds=600):
     """Runs all processes to their end; what they printed, and their return codes. None outlives the call."""
-    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICES)]
-    environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    environment = {**one_device(), "JAX_PLATFORMS": "cpu"}
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in arguments]
         started = []

@@ -1,12 +1,13 @@
 """Every Python block of the README and of the pages under docs/ runs as it stands."""
 
-import os
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+
+from tests.environment import QUICK, one_device
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
@@ -21,7 +22,7 @@ README = blocks(ROOT / "README.md")
 
 def run(program: str, folder: pathlib.Path) -> str:
     """What a fresh interpreter prints for a program, typed in a folder elsewhere, without the tests' devices."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    environment = {**one_device(), **QUICK, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
