@@ -6,7 +6,7 @@ carry it through the checkpoint layer onto the draft mesh; show what it gained.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -191,7 +191,9 @@ class Federable(NamedTuple):
     unseen: federated.Continued
 
 
-def federable(settings: FederatingSettings, pair: zoo.Pair, roles: list[federated.Role], progress: bool) -> Federable:
+def federable(
+    settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], progress: bool
+) -> Federable:
     """The target continues windows of the first roles' text (training and unseen part) and of the validation roles'."""
     s = settings
     texts = [federated.split_text(role.text) for role in roles[: s.clients]]
@@ -210,7 +212,7 @@ def federable(settings: FederatingSettings, pair: zoo.Pair, roles: list[federate
 
 
 def federate(
-    settings: FederatingSettings, pair: zoo.Pair, roles: list[federated.Role], out: Path, progress: bool
+    settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], out: Path, progress: bool
 ) -> Report:
     """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
     data = federable(settings, pair, roles, progress)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxfed
+from tests.environment import QUICK
 from tests.jaxfed import problems
 from tests.jaxfed.killed_run import run
 
@@ -166,7 +167,8 @@ def test_ctrl_c_without_a_checkpoint_says_so():
 
 def start(directory, *arguments):
     command = [sys.executable, "-m", "tests.jaxfed.killed_run", str(directory), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(command, env={**os.environ, **QUICK}, stdout=nowhere, stderr=nowhere)
 
 
 def kill_during_a_save(directory, rounds, tier):
@@ -185,7 +187,7 @@ def kill_during_a_save(directory, rounds, tier):
 @pytest.mark.parametrize("tier", [(), ("disk",)], ids=["mesh", "disk"])
 def test_sigkill_between_and_during_saves_then_resume_is_bit_identical(tmp_path, tier):
     rounds, directory = 12, tmp_path / "run"
-    whole, _ = run(None, rounds)
+    whole, _ = run(tmp_path / "whole", rounds, disk=bool(tier))
     assert start(directory, rounds, 3, *tier).wait() == -signal.SIGKILL
     assert jaxfed.checkpoint.latest(directory) in (1, 2)
     assert any(kill_during_a_save(directory, rounds, tier) for _ in range(4))
