@@ -136,7 +136,7 @@ def of_the_embedded_pair():
     """Prompts, and what is foreseen behind them."""
     pair = zoo.load()
     prompts = held_out(pair.target.text, 16)
-    return pair, prompts, replayed(pair.target, pair.draft, prompts, 96, (pair.exit_layer,), exit=pair.exit)
+    return pair, prompts, replayed(pair.target, pair.draft, prompts, 128, (pair.exit_layer,), exit=pair.exit)
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_the_embedded_pair_is_foretold(policy):
     method = jaxspec.mirror(
         pair.target, pair.draft, num_candidates=4, exit_layer=pair.exit_layer, exit=pair.exit, policy=policy
     )
-    stats = jaxspec.generate(method, prompts, 96).stats
+    stats = jaxspec.generate(method, prompts, 128).stats
     error = 3 * np.sqrt(hits.mean() * (1 - hits.mean()) / stats.needed)
     print(f"{policy}: foretold {hits.mean():.3f}, reused {stats.reuse_rate:.3f}")
     assert stats.reuse_rate == pytest.approx(hits.mean(), abs=error)

@@ -58,16 +58,8 @@ def trained(frozen):
     return fit_streams(untrained(), texts(), frozen=frozen, schedule=schedule, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("mirror", {}),
-        ("mirror", SAMPLED),
-        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("speculative", "hybrid")),
-        *(pytest.param(name, SAMPLED, marks=pytest.mark.slow) for name in ("ratio", "n-grams")),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "sampled" if value else "greedy",
-)
+@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n != "mirror" else ()) for n in METHODS])
 def test_windows_are_those_of_the_plain_draft(name, settings):
     plain, streamed = (decode(name, draft, settings) for draft in (models.draft(), models.streaming()))
     assert streamed.tokens == plain.tokens
@@ -144,8 +136,8 @@ def test_guesses_are_those_of_one_pass_over_the_text(with_pending):
         own = [int(roots.token[row, branch]), int(more[row, branch, 0])][: 1 + branch]
         before = [*models.PROMPTS[row], *(first.tokens[row].tolist() if with_pending else [])]
         text = [*before, *own, *tail[row, branch].tolist()]
-        padded = jnp.asarray([[*text, *[0] * (32 - len(text))]], jnp.int32)
-        guesses = guessed(draft.network, draft.params, padded).tolist()[: len(text)]
+        padded = jnp.asarray([[*text, *[0] * (32 - len(text))]], jnp.int32)  # one program for all lengths
+        guesses = guessed(draft.network, draft.params, padded)[: len(text)].tolist()
         assert guesses[-3:] == found.guesses[row, branch].tolist()
 
 

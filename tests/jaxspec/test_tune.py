@@ -116,8 +116,6 @@ def test_tune_measures_once():
     found = tune(models.target(), models.draft(), models.PROMPTS, grid=grid, placement=where, new_tokens=24, batch=2)
     assert jaxspec.generate(found.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
     for row in found.rows:
-        if row.setting.window == 1:
-            continue
         method = found.build(row.setting)
         assert jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
     measured = found.primitives
