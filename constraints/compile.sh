@@ -10,8 +10,10 @@ pin() {  # name, options...: constraints/name.txt serves as preference and is re
     "$uv" pip compile --quiet --no-emit-index-url --no-annotate --no-header -o "$work/$name.txt" "$@" pyproject.toml
 }
 title() { echo "# Versions for $1. Written by \`make constraints\`; pyproject.toml holds the lower bounds."; }
+echo "mpmath<1.4" > "$work/shared.in"  # dp-accounting and, by way of sympy, torch ask for it: one version serves both
 for minor in 11 12 13; do
-    pin "py3$minor" --extra test --extra dev --python-version "3.$minor" "$@"
+    pin "py3$minor" --extra test --extra dev --extra docs --extra flower --python-version "3.$minor" \
+        -c "$work/shared.in" "$@"
     { title "Python 3.$minor"; cat "$work/py3$minor.txt"; } > "constraints/py3$minor.txt"
 done
 # The macOS wheel of torch asks for what every CPU build asks for; Linux metadata on the index names CUDA packages.
