@@ -1,6 +1,18 @@
 """Federated learning as pure functions in JAX."""
 
-from jaxfed import algorithms, checkpoint, data, metrics, models, plans, stores, trainable
+from jaxfed import (
+    algorithms,
+    checkpoint,
+    compression,
+    data,
+    metrics,
+    models,
+    plans,
+    privacy,
+    robust,
+    stores,
+    trainable,
+)
 from jaxfed.algorithm import ClientRow, Cohort, FederatedAlgorithm, Message, RoundInfo, Server
 from jaxfed.algorithms import (
     fedadam,
@@ -24,6 +36,7 @@ from jaxfed.simulate import simulate
 from jaxfed.stateful import Stateful
 from jaxfed.stores import DeviceStore, DiskStore, HostStore
 from jaxfed.tree import masked_mean
+from jaxfed.uplink import uplink
 
 __all__ = [
     "Checkpointing",
@@ -43,6 +56,7 @@ __all__ = [
     "algorithms",
     "checkpoint",
     "chunked",
+    "compression",
     "data",
     "fedadam",
     "fedavg",
@@ -60,10 +74,13 @@ __all__ = [
     "models",
     "mofedsam",
     "plans",
+    "privacy",
+    "robust",
     "scaffold",
     "sharded",
     "simulate",
     "stores",
     "trainable",
+    "uplink",
     "vmap",
 ]

@@ -37,11 +37,13 @@ class ClientRow(NamedTuple):
       memory: the algorithm's own pytree (FedSpeed: the dual hᵢ, like the parameters); may be empty.
       last_params: the client's last result wᵢ, held only under relaxed initialisation; else empty.
       model_state: the client's own model state, held only under the policy "local"; else empty.
+      uplink: what delta transforms keep, such as the residual of error feedback (`jaxfed.uplink`); else empty.
     """
 
     memory: PyTree
     last_params: PyTree
     model_state: PyTree = ()
+    uplink: PyTree = ()
 
 
 class Cohort(NamedTuple):
@@ -71,6 +73,7 @@ class ClientInfo(NamedTuple):
       num_steps: local steps that had data, int32 [].
       padding: fraction of the batch slots that held no sample, [].
       samples: samples that it trained on, as often as they came, int32 [].
+      sent_bytes: size of its message, bytes, [].
       aux: the loss function's aux, mean over its steps.
     """
 
@@ -81,6 +84,7 @@ class ClientInfo(NamedTuple):
     num_steps: Array
     padding: Scalar
     samples: Array
+    sent_bytes: Scalar
     aux: PyTree
 
 
@@ -191,10 +195,46 @@ class ServerUpdate(NamedTuple):
     Attributes:
       init: `init(params) -> extra`.
       apply: `apply(params, extra, received) -> (params, extra)`.
+      reads: parts of the message beside `delta` that it uses, "average" and "total"; each is like the parameters.
     """
 
     init: Callable[[Params], PyTree]
     apply: Callable[[Params, PyTree, Received], tuple[Params, PyTree]]
+    reads: tuple[str, ...] = ()
+
+
+class Aggregate(NamedTuple):
+    """How the messages of a cohort become the one that the server reads.
+
+    Attributes:
+      combine: `combine(result, cohort, key) -> (message, used)`, the message as the server update takes it, and which
+        clients count as having taken part, bool [C]; the rows of the others stay as they were.
+      gathers: whether `result.message` holds every client's message, leaves [C, ...], in the place of their sums.
+      name: for records.
+    """
+
+    combine: Callable[[CohortResult, Cohort, Key], tuple[Message, Array]]
+    gathers: bool = False
+    name: str = "mean"
+
+
+class Insides(NamedTuple):
+    """What an algorithm is made of, for those that build another one of it (`jaxfed.uplink`).
+
+    Attributes:
+      learning_rate: `learning_rate(round) -> ηₜ`.
+      message: `message(params) -> Message` of zeros, as a client sends it.
+      advance: `advance(memory, change) -> memory` whose part that the server sums up is moved by `change`, which is
+        like `Message.total`.
+      aggregate: how messages of a cohort become one.
+      averages_state: whether clients send model state.
+    """
+
+    learning_rate: Callable[[Array], Scalar]
+    message: Callable[[Params], Message]
+    advance: Callable[[PyTree, PyTree], PyTree]
+    aggregate: Aggregate
+    averages_state: bool = False
 
 
 class StepFn(Protocol):
@@ -223,6 +263,7 @@ class FederatedAlgorithm(NamedTuple):
         deployment whose clients are elsewhere; member is one slice of a cohort.
       server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the cohort's message.
       hyperparameters: what the factory was given, for records and for the check that a resumed run is the same one.
+      insides: parts that another algorithm can be built of; `jaxfed.compose.compose` fills them in.
     """
 
     init: Callable[..., Server]
@@ -231,6 +272,7 @@ class FederatedAlgorithm(NamedTuple):
     client_update: Callable[..., ClientUpdate]
     server_update: Callable[[Server, Message, Array], Server]
     hyperparameters: Mapping[str, Any] = MappingProxyType({})
+    insides: Insides | None = None
 
 
 Arguments = ParamSpec("Arguments")

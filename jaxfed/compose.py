@@ -1,10 +1,12 @@
 """Puts parts together: a client function and a server update make a federated algorithm."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, PyTree
 
 from jaxfed import corrections, plans, tree
@@ -16,12 +18,14 @@ from jaxfed.algorithm import (
     CohortResult,
     FederatedAlgorithm,
     Fetch,
+    Insides,
     Message,
     Plan,
     Received,
     RoundInfo,
     Server,
     ServerUpdate,
+    StepFn,
     as_given,
 )
 from jaxfed.checks import check_range
@@ -44,6 +48,7 @@ def compose(
     solver: Solver,
     *,
     init_memory: Callable[[Params], PyTree] = lambda params: (),
+    advance: Callable[[PyTree, PyTree], PyTree] = tree.total,
 ) -> FederatedAlgorithm:
     """Make an algorithm of what one client does and what the server does with the cohort's message.
 
@@ -52,6 +57,7 @@ def compose(
       server_update: from the cohort's message to the next parameters.
       solver: what `client` trains with; gives ηₜ, the relaxed initialisation and the policy for model state.
       init_memory: memory of a client that was never drawn, from the initial parameters.
+      advance: see `Insides`; by default all of the memory is what the server sums up.
     """
     rule, policy = solver.rule, policy_of(solver.loss_fn)
     relaxed, local, averaged = rule.relaxation > 0.0, policy == "local", policy == "average"
@@ -76,9 +82,9 @@ def compose(
         given = ClientContext(server, start, row.memory, model_state, member.batches, fetch, learning_rate, key)
         found = client(given)
         after = found.local.model_state
-        row = ClientRow(found.memory, found.local.params if relaxed else (), after if local else ())
-        message = found.message._replace(model_state=after if averaged else ())
-        return ClientUpdate(message, row, client_info(found, member))
+        row = ClientRow(found.memory, found.local.params if relaxed else (), after if local else (), row.uplink)
+        found = found._replace(message=found.message._replace(model_state=after if averaged else ()))
+        return ClientUpdate(found.message, row, client_info(found, member))
 
     def update(server: Server, message: Message, num_used: Array) -> Server:
         counts = (number.astype(jnp.result_type(float)) for number in (num_used, server.num_clients))
@@ -88,6 +94,19 @@ def compose(
         params, extra, state = tree.where(num_used > 0, (*after, state), before)
         return server._replace(params=params, extra=extra, model_state=state, round=server.round + 1)
 
+    def message(params: Params) -> Message:
+        return Message(**{name: optax.tree.zeros_like(params) for name in ("delta", *server_update.reads)})
+
+    insides = Insides(rule.learning_rate, message, advance, plans.MEAN, averaged)
+    step = stepping(client_update, update, insides)
+    return FederatedAlgorithm(init, init_client, step, client_update, update, insides=insides)
+
+
+def stepping(
+    client_update: Callable[..., ClientUpdate], server_update: Callable[..., Server], insides: Insides
+) -> StepFn:
+    """One round of its two halves: all clients of the cohort, their messages made one, the server."""
+
     def step(
         server: Server, cohort: Cohort, key: Key, *, plan: Plan = plans.vmap(), fetch: Fetch = as_given
     ) -> tuple[Server, ClientRow, RoundInfo]:
@@ -96,12 +115,16 @@ def compose(
         def member_update(member: Cohort, client_key: Key) -> ClientUpdate:
             return client_update(server, member, client_key, fetch)
 
-        result = plan(member_update, cohort, jax.random.fold_in(key, server.round))
-        message = plans.means(result)
-        info = round_info(result, message, cohort, rule.learning_rate(server.round))
-        return update(server, message, info.num_used), result.rows, info
+        round_key = jax.random.fold_in(key, server.round)
+        run = functools.partial(plans.gathered, plan) if insides.aggregate.gathers else plan
+        result = run(member_update, cohort, round_key)
+        message, used = insides.aggregate.combine(result, cohort, round_key)
+        rows = result.rows if used is result.used else tree.where(used, result.rows, cohort.rows)
+        result = result._replace(used=used, rows=rows)
+        info = round_info(result, message, cohort, insides.learning_rate(server.round))
+        return server_update(server, message, info.num_used), rows, info
 
-    return FederatedAlgorithm(init, init_client, step, client_update, update)
+    return step
 
 
 def client_info(found: ClientResult, member: Cohort) -> ClientInfo:
@@ -111,7 +134,8 @@ def client_info(found: ClientResult, member: Cohort) -> ClientInfo:
     norms = tree.norm(found.local.delta), tree.norm(found.memory)
     padding = 1.0 - jnp.mean(mask.astype(jnp.float32))
     samples = jnp.sum(mask, dtype=jnp.int32)
-    return ClientInfo(loss, gradient_norm, *norms, found.local.num_steps, padding, samples, aux)
+    size = jnp.float32(sum(leaf.nbytes for leaf in jax.tree.leaves(found.message)))
+    return ClientInfo(loss, gradient_norm, *norms, found.local.num_steps, padding, samples, size, aux)
 
 
 def round_info(result: CohortResult, message: Message, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:

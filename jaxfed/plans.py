@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from jaxfed import tree
-from jaxfed.algorithm import ClientFn, ClientUpdate, Cohort, CohortResult, Message, Plan
+from jaxfed.algorithm import Aggregate, ClientFn, ClientUpdate, Cohort, CohortResult, Message, Plan
 from jaxfed.checks import check_choice, check_range
 from jaxfed.places import automatic
 from jaxfed.types import Key
@@ -168,12 +168,34 @@ def weighted_sum(values: Tree, cohort: Cohort, used: Array) -> Tree:
     return tree.masked_sum(values if cohort.weights is None else tree.scale_rows(cohort.weights, values), used)
 
 
+def gathered(plan: Plan, client: ClientFn, cohort: Cohort, key: Key) -> CohortResult:
+    """What `plan` returns, with every client's message, leaves [C, ...], in the place of their sums.
+
+    Messages travel beside the rows, so any plan will do: zeros stand for the clients that are not used.
+    """
+
+    def beside(member: Cohort, client_key: Key) -> ClientUpdate:
+        update = client(member._replace(rows=member.rows[0]), client_key)
+        both: Any = (update.row, update.message)
+        return ClientUpdate(Message(()), both, update.info)
+
+    sent = jax.eval_shape(jax.vmap(client), cohort, client_keys(key, cohort.ids)).message
+    rows: Any = (cohort.rows, tree.zeros_of(sent))
+    found = plan(beside, cohort._replace(rows=rows), key)
+    both: Any = found.rows
+    return found._replace(message=both[1], rows=both[0])
+
+
 def means(result: CohortResult) -> Message:
     """The cohort's message: sums divided by the sum of weights, `total` left as the sum that it is."""
     share = 1.0 / jnp.where(result.weight > 0, result.weight, 1)
     delta, average, total, model_state = result.message
     delta, average, model_state = tree.scale(share, (delta, average, model_state))
     return Message(delta, average, total, model_state)
+
+
+MEAN = Aggregate(lambda result, cohort, key: (means(result), result.used))
+"""The weighted mean of what clients sent."""
 
 
 def _accumulated(inner: Plan, client: ClientFn, chunks: Cohort, key: Key) -> CohortResult:

@@ -40,7 +40,7 @@ def cohort_dual_mean() -> ServerUpdate:
     def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
         return tree.total(params, received.message.delta, received.message.average), extra
 
-    return ServerUpdate(lambda params: (), apply)
+    return ServerUpdate(lambda params: (), apply, reads=("average",))
 
 
 def population_dual_mean() -> ServerUpdate:
@@ -54,7 +54,7 @@ def population_dual_mean() -> ServerUpdate:
         dual_mean = running_mean(dual_mean, received)
         return tree.total(params, received.message.delta, dual_mean), dual_mean
 
-    return ServerUpdate(optax.tree.zeros_like, apply)
+    return ServerUpdate(optax.tree.zeros_like, apply, reads=("total",))
 
 
 def control_mean(learning_rate: float = 1.0) -> ServerUpdate:
@@ -63,7 +63,7 @@ def control_mean(learning_rate: float = 1.0) -> ServerUpdate:
     def apply(params: Params, control: Params, received: Received) -> Pair:
         return _moved(params, received, learning_rate), running_mean(control, received)
 
-    return ServerUpdate(optax.tree.zeros_like, apply)
+    return ServerUpdate(optax.tree.zeros_like, apply, reads=("total",))
 
 
 def momentum_mean(learning_rate: float = 1.0) -> ServerUpdate:
@@ -73,7 +73,7 @@ def momentum_mean(learning_rate: float = 1.0) -> ServerUpdate:
         del direction
         return _moved(params, received, learning_rate), received.message.average
 
-    return ServerUpdate(optax.tree.zeros_like, apply)
+    return ServerUpdate(optax.tree.zeros_like, apply, reads=("average",))
 
 
 class Aligned(NamedTuple):
@@ -91,7 +91,10 @@ def aligned_dual_mean(ascent_radius: float) -> ServerUpdate:
         params, dual_mean = duals.apply(params, extra.dual_mean, received)
         return params, Aligned(dual_mean, gradients.normalised(received.message.average, ascent_radius))
 
-    return ServerUpdate(lambda params: Aligned(duals.init(params), optax.tree.zeros_like(params)), apply)
+    def init(params: Params) -> Aligned:
+        return Aligned(duals.init(params), optax.tree.zeros_like(params))
+
+    return ServerUpdate(init, apply, reads=("average", "total"))
 
 
 def running_mean(mean_of_rows: Params, received: Received) -> Params:

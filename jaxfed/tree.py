@@ -1,13 +1,14 @@
 """Pytree algebra that is neither in `jax.tree` nor in `optax.tree`."""
 
 import functools
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PyTree
 
-from jaxfed.types import Scalar
+from jaxfed.types import Key, Scalar
 
 Tree = TypeVar("Tree", bound=PyTree)
 
@@ -106,3 +107,20 @@ def cast(values: Tree, dtype: DTypeLike | None) -> Tree:
     if dtype is None:
         return values
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, values)
+
+
+def map_with_keys(function: Callable[[Array, Key], Array], values: Tree, key: Key) -> Tree:
+    """`function(leaf, key)` of every leaf, each with a key of its own."""
+    leaves, structure = jax.tree.flatten(values)
+    changed = [function(leaf, jax.random.fold_in(key, at)) for at, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, changed)
+
+
+def normal_like(values: Tree, deviation: float, key: Key) -> Tree:
+    """Independent Gaussian noise of this standard deviation, like `values`."""
+
+    def draw(leaf: Array, leaf_key: Key) -> Array:
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        return (deviation * jax.random.normal(leaf_key, leaf.shape, wide)).astype(leaf.dtype)
+
+    return map_with_keys(draw, values, key)

@@ -25,6 +25,7 @@ ORDER = {
         gradients corrections
         server local plans samplers
         compose stores
+        uplink
         algorithms
         data models privacy compression robust
         metrics shakespeare

@@ -67,4 +67,8 @@ def fedsmoo(
     def no_duals(params: Params) -> Duals:
         return Duals(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    return compose(client, server.aligned_dual_mean(ascent_radius), solver, init_memory=no_duals)
+    def advance(duals: Duals, change: Params) -> Duals:
+        return duals._replace(params=tree.total(duals.params, change))
+
+    update = server.aligned_dual_mean(ascent_radius)
+    return compose(client, update, solver, init_memory=no_duals, advance=advance)
