@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -20,6 +18,7 @@ from jaxfed import plot as pictures
 from jaxfed.checks import check_choice, check_range
 from jaxfed.commands.options import Execution, Flag, Method, Schedule, build, check_execution, federate, has, versions
 from jaxfed.commands.problems import Source, problems
+from jaxfed.commands.sending import Sending, sampling, with_sending
 from jaxfed.shakespeare import Problem
 
 ACCURACY, WORST = "unseen_accuracy", "unseen_accuracy/worst_10%"
@@ -68,6 +67,7 @@ def compare(
     schedule: Annotated[Schedule, tyro.conf.arg(name="")] = Schedule(),
     source: Annotated[Source, tyro.conf.arg(name="")] = Source(),
     execution: Annotated[Execution, tyro.conf.arg(name="")] = Execution(),
+    sending: Annotated[Sending, tyro.conf.arg(name="")] = Sending(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
     """Run algorithms on the same clients with the same cohorts; the same command resumes an interrupted comparison.
@@ -79,6 +79,7 @@ def compare(
         schedule: who trains, and how much.
         source: what is learnt.
         execution: how it is computed.
+        sending: what clients send.
         json: end with one JSON object on one line.
     """
     began, methods = time.perf_counter(), methods_of(contest, "text" if source.data is None else "images")
@@ -86,19 +87,18 @@ def compare(
     check_execution(execution)
     problem_of = problems(source, schedule.clients)
     runs: dict[str, list[Run]] = {name: [] for name in methods}
-    sent: dict[str, int] = {}
     with tqdm(total=len(methods) * contest.seeds, desc="algorithms") as bar:
         for seed in range(contest.seeds):
             problem = problem_of(seed)
             before = problem.evaluate(problem.params)[ACCURACY]
             for name, method in methods.items():
                 bar.set_postfix_str(f"{name}, seed {seed}")
-                algorithm, out = build(method, problem.loss_fn), contest.out / name / f"seed-{seed}"
-                sent[name] = message_bytes(algorithm, problem, schedule)
-                history, diverged = _run(problem, algorithm, schedule, execution, out, seed)
+                algorithm = with_sending(build(method, problem.loss_fn), sending, schedule)
+                out, drawn = contest.out / name / f"seed-{seed}", {"seed": seed, **sampling(sending, schedule)}
+                history, diverged = _run(problem, algorithm, schedule, execution, out, drawn)
                 runs[name].append(Run(history, before, diverged))
                 bar.update()
-    found = _results(runs, sent, contest.target)
+    found = _results(runs, contest.target)
     picture = contest.plot or contest.out / "compare.png"
     lines = {name: line for name, each in runs.items() if (line := line_of(each))}
     if lines:
@@ -107,8 +107,10 @@ def compare(
     Console().print(_table(found, schedule, contest.seeds))
     print(f"written: {picture if lines else 'no picture, all diverged'}; histories in {contest.out}")
     if json:
-        told = {**dataclasses.asdict(contest), **dataclasses.asdict(schedule), **dataclasses.asdict(source)}
-        told |= {**dataclasses.asdict(execution), **found, "picture": picture, "versions": versions()}
+        told: dict[str, Any] = {}
+        for part in (contest, schedule, source, execution, sending):
+            told |= dataclasses.asdict(part)
+        told |= {**found, "picture": picture, "versions": versions()}
         told["wall_seconds"] = round(time.perf_counter() - began, 1)
         print(jsons.dumps(told, default=str))
 
@@ -136,31 +138,18 @@ def methods_of(contest: Contest, kind: str) -> dict[str, Method]:
     }
 
 
-def message_bytes(algorithm: jaxfed.FederatedAlgorithm, problem: Problem, schedule: Schedule) -> int:
-    """Bytes that a client sends a round, from shapes alone."""
-    steps = schedule.local_steps, schedule.batch_size
-
-    def update(params: Any, arrays: Any) -> jaxfed.Message:
-        batches = {name: jnp.broadcast_to(array[0], (*steps, *array.shape[1:])) for name, array in arrays.items()}
-        member = jaxfed.Cohort(jnp.int32(0), algorithm.init_client(params), {**batches, "mask": jnp.ones(steps, bool)})
-        return algorithm.client_update(algorithm.init(params, schedule.clients), member, jax.random.key(0)).message
-
-    shapes = jax.eval_shape(update, problem.params, problem.data.arrays)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-
-
 def _run(
     problem: Problem,
     algorithm: jaxfed.FederatedAlgorithm,
     schedule: Schedule,
     execution: Execution,
     out: Path,
-    seed: int,
+    drawn: Mapping[str, Any],
 ) -> tuple[jaxfed.History, str | None]:
     """History of one run, written into ``out`` as well, and what was wrong if it diverged."""
     try:
         every = max(1, schedule.rounds // 30)
-        _, history = federate(problem, algorithm, schedule, execution, out, seed=seed, evaluate_every=every)
+        _, history = federate(problem, algorithm, schedule, execution, out, evaluate_every=every, **drawn)
     except FloatingPointError as error:
         return jaxfed.History(), str(error).split(":")[0]
     out.mkdir(parents=True, exist_ok=True)
@@ -183,7 +172,7 @@ def line_of(runs: Sequence[Run]) -> pictures.Line | None:
     return pictures.Line(along, np.array([[run.curve()[number] for number in rounds] for run in well]))
 
 
-def _results(runs: Mapping[str, Sequence[Run]], sent: Mapping[str, int], target: float | None) -> dict[str, Any]:
+def _results(runs: Mapping[str, Sequence[Run]], target: float | None) -> dict[str, Any]:
     """Numbers of every algorithm, means over the seeds that did not diverge, and the target accuracy."""
     best = {name: [max(run.curve().values()) for run in each if run.diverged is None] for name, each in runs.items()}
     reached = [min(each) for each in best.values() if each]
@@ -202,7 +191,7 @@ def _results(runs: Mapping[str, Sequence[Run]], sent: Mapping[str, int], target:
             "worst_10%": _mean(worst),
             "rounds_to_target": None if None in rounds else _mean(rounds),
             "seconds": _mean([each[0] for each in seconds if each]),
-            "bytes_per_client_per_round": sent[name],
+            "bytes_per_client_per_round": _mean([run.history.rounds["sent_bytes"][-1] for run in well]),
             "diverged": [run.diverged for run in each if run.diverged is not None],
         }
     return {"target": target, "results": told}
@@ -225,7 +214,7 @@ def _table(found: Mapping[str, Any], schedule: Schedule, seeds: int) -> Table:
         best += f" ± {100 * numbers['best_std']:.2f}" if seeds > 1 and numbers["best"] is not None else ""
         told = [best, _told(numbers["last"], 100, 2), _told(numbers["worst_10%"], 100, 2)]
         told += [_told(numbers["rounds_to_target"], 1, 0), _told(numbers["seconds"], 1, 1)]
-        told += [f"{numbers['bytes_per_client_per_round'] / 1000:,.0f}"]
+        told += [_told(numbers["bytes_per_client_per_round"], 1e-3, 0)]
         diverged = f" (diverged: {'; '.join(numbers['diverged'])})" if numbers["diverged"] else ""
         table.add_row(f"{name}{diverged}", *told)
     return table

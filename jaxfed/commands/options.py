@@ -106,7 +106,7 @@ def federate(
 ) -> tuple[Any, jaxfed.History]:
     """Run all rounds, or those that are left, with checkpoints in ``out``; return parameters and history.
 
-    `options` are those of `jaxfed.simulate`, such as the seed.
+    `options` are those of `jaxfed.simulate`, such as the seed and who is drawn.
     """
     plan: Any = "auto" if execution.plan == "auto" else named(execution.plan)
     server, history = jaxfed.simulate(
@@ -114,7 +114,6 @@ def federate(
         algorithm.init(problem.params, len(problem.data.lengths)),
         problem.data,
         rounds=schedule.rounds,
-        cohort_size=schedule.cohort_size,
         local_steps=schedule.local_steps,
         batch_size=schedule.batch_size,
         plan=plan,

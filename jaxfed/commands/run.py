@@ -22,6 +22,7 @@ from jaxfed.commands.options import (
     numbers,
     versions,
 )
+from jaxfed.commands.sending import Sending, guarantee, sampling, with_sending
 from jaxfed.shakespeare import next_character
 
 Numbers = Mapping[str, float]
@@ -31,6 +32,7 @@ def run(
     method: Annotated[Method, tyro.conf.arg(name="")] = Method(),
     schedule: Annotated[Schedule, tyro.conf.arg(name="")] = Schedule(),
     execution: Annotated[Execution, tyro.conf.arg(name="")] = Execution(),
+    sending: Annotated[Sending, tyro.conf.arg(name="")] = Sending(),
     seed: int = 0,
     out: Path | None = None,
     json: Flag = False,  # noqa: A002  the flag is called --json
@@ -41,6 +43,7 @@ def run(
         method: the algorithm.
         schedule: who trains, and how much.
         execution: how it is computed.
+        sending: what clients send.
         seed: of the initial parameters, cohorts and batches.
         out: folder for checkpoints, history.json, history.csv and run.png; default out/<algorithm>.
         json: end with one JSON object on one line.
@@ -49,16 +52,21 @@ def run(
     jaxfed.algorithms.get(method.algorithm)
     check_execution(execution)
     problem = next_character(schedule.clients, seed)
-    algorithm = build(method, problem.loss_fn)
-    every = max(1, schedule.rounds // 15)
-    params, history = federate(problem, algorithm, schedule, execution, out, seed=seed, evaluate_every=every)
+    algorithm = with_sending(build(method, problem.loss_fn), sending, schedule)
+    private = guarantee(sending, schedule)
+    options = {"seed": seed, "evaluate_every": max(1, schedule.rounds // 15), **sampling(sending, schedule)}
+    params, history = federate(problem, algorithm, schedule, execution, out, **options)
     before, after = (numbers(problem.evaluate(each)) for each in (problem.params, params))
     (out / "history.json").write_text(jsons.dumps(history.to_dict()))
     history.to_csv(out / "history.csv")
     plot.curves(panels(history, before), out / "run.png")
-    told = {**dataclasses.asdict(method), **dataclasses.asdict(schedule), **dataclasses.asdict(execution), "seed": seed}
+    told: dict[str, Any] = {"seed": seed, "privacy": private and dataclasses.asdict(private)}
+    for part in (method, schedule, execution, sending):
+        told |= dataclasses.asdict(part)
     found = report(told, history, before, after) | {"seconds": round(time.perf_counter() - began, 1)}
     print(f"{method.algorithm}, {found['rounds']} rounds: {sentence(before, after)}; history.json and run.png in {out}")
+    if private:
+        print(f"what was sent is {private}")
     if json:
         print(jsons.dumps(found))
 
@@ -89,7 +97,9 @@ def panels(history: jaxfed.History, before: Numbers) -> dict[str, dict[str, tupl
 def report(told: Mapping[str, Any], history: jaxfed.History, before: Numbers, after: Numbers) -> dict[str, Any]:
     """Return what ``--json`` prints but the time: final numbers on unseen text, those before, settings, versions."""
     done = history.rounds.get("round", [0])[-1]
-    return {**after, "before": dict(before), **told, "plan": history.plan, "rounds": done, "versions": versions()}
+    sent = (history.rounds.get("sent_bytes") or [None])[-1]
+    known = {"plan": history.plan, "rounds": done, "sent_bytes": sent, "versions": versions()}
+    return {**after, "before": dict(before), **told, **known}
 
 
 def sentence(before: Numbers, after: Numbers) -> str:

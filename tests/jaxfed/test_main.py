@@ -66,6 +66,24 @@ def test_run_learns_and_a_second_call_continues(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_what_clients_send_by_options(tmp_path, capsys):
+    run(tmp_path / "whole", "--rounds", "1", "--json")
+    options = ["--clip", "0.5", "--noise-multiplier", "2", "--bits", "8"]
+    whole = found(capsys)
+    run(tmp_path / "private", "--rounds", "1", "--json", *options)
+    private = found(capsys)
+    assert private["sent_bytes"] < 0.26 * whole["sent_bytes"]
+    assert private["privacy"]["epsilon"] > 0
+    assert "Poisson" in private["privacy"]["sampling"]
+    assert whole["privacy"] is None
+    assert private["loss"] != whole["loss"]
+    with pytest.raises(SystemExit, match="expected --clip and --aggregate mean with --noise-multiplier"):
+        run(tmp_path / "other", "--noise-multiplier", "2")
+    with pytest.raises(SystemExit, match="Did you mean 'krum'"):
+        run(tmp_path / "other", "--aggregate", "crum")
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     command = [sys.executable, "-m", "jaxfed", "run", *TOY, "--rounds", "1000000", "--out", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
