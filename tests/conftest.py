@@ -52,14 +52,6 @@ def same_world() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Most of the tests' time would otherwise go into optimising programs that run once."""
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("as_users") is None)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True)
 def programs_let_go() -> Iterator[None]:
     """Frees compiled programs before they use up the 65,530 memory mappings that Linux lets a process have."""
     yield

@@ -10,10 +10,11 @@ AS_USERS = bool(os.environ.get("AS_USERS"))
 if not AS_USERS and version("jaxlib").startswith("0.10."):
     # Kernels of XLA's older kind: the same numbers, compiled in half the time. Later versions have no choice.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+if not AS_USERS:
+    # Most of the tests' time would otherwise go into optimising programs that run once; processes that they start too.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
-#: For processes that a test starts to see that something runs, not how fast: quick compilation there too.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def one_device() -> dict[str, str]:

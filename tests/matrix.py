@@ -53,7 +53,6 @@ def code() -> str:
 
 def run(group: list[tuple], done: set[tuple]) -> list[dict]:
     """The rows of a group that are not ``done``: whether each gives the tokens of plain decoding."""
-    jax.config.update("jax_disable_most_optimizations", True)
     share = group[0][: {"exits": 2, "policies": 4}.get(group[0][0], 3)]
     if _shared != [share]:
         jax.clear_caches()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.environment import QUICK, one_device
+from tests.environment import one_device
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
@@ -22,7 +22,7 @@ README = blocks(ROOT / "README.md")
 
 def run(program: str, folder: pathlib.Path) -> str:
     """What a fresh interpreter prints for a program, typed in a folder elsewhere, without the tests' devices."""
-    environment = {**one_device(), **QUICK, "PYTHONPATH": str(ROOT)}
+    environment = {**one_device(), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )

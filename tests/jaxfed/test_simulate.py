@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import jaxfed
-from tests.environment import QUICK
 from tests.jaxfed import problems
 from tests.jaxfed.killed_run import run
 
@@ -168,7 +167,7 @@ def test_ctrl_c_without_a_checkpoint_says_so():
 def start(directory, *arguments):
     command = [sys.executable, "-m", "tests.jaxfed.killed_run", str(directory), *map(str, arguments)]
     nowhere = subprocess.DEVNULL
-    return subprocess.Popen(command, env={**os.environ, **QUICK}, stdout=nowhere, stderr=nowhere)
+    return subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
 
 
 def kill_during_a_save(directory, rounds, tier):

@@ -129,7 +129,6 @@ def survive(placement, dying):
 def main(out, port, index, devices, settings, dying=None):
     for name, value in (("numpy_rank_promotion", "raise"), ("numpy_dtype_promotion", "strict")):
         jax.config.update(f"jax_{name}", value)
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_num_cpu_devices", int(devices))
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), heartbeat_timeout_seconds=10)
     placement = jaxspec.Placement(*(jaxspec.mesh_of(jax.local_devices(process_index=side)) for side in (0, 1)))

@@ -39,7 +39,7 @@ def of_the_tiny_pair():
 
 @pytest.fixture
 def foresight():
-    """Made once, and by the first test, so that its programs are compiled as quickly as a test's."""
+    """Made once for all tests."""
     return of_the_tiny_pair()
 
 

@@ -16,7 +16,6 @@ from jaxspec.config import DecoderConfig
 from jaxspec.federated import Federation
 from jaxspec.train import Schedule
 from jaxspec.zoo import recipe as recipes
-from tests.environment import QUICK
 
 pytestmark = pytest.mark.slow
 
@@ -65,10 +64,8 @@ def test_recipe_repeats_itself(trained: tuple[Path, dict], tmp_path: Path):
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), *same))
 
 
-def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path):
     """Figures that the demo names are there, tokens agree, pictures and the federated draft are written."""
-    for name, value in QUICK.items():
-        monkeypatch.setenv(name, value)
     settings = demo.DemoSettings(str(trained[0] / "pair"), DECODING, FEDERATING)
     found = demo.run(settings, tmp_path, progress=False)
     assert found["identical"] is True
