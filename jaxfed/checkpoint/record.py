@@ -14,6 +14,7 @@ from typing import Any
 from jaxfed.checkpoint.errors import CheckpointError, DamagedError, PathLike, explaining
 from jaxfed.checkpoint.leaves import Leaf
 
+#: Version of the manifest's layout; `load` refuses others.
 SCHEMA = 1
 MANIFEST = "manifest.json"
 

@@ -1,0 +1,63 @@
+"""The pages of the reference, written from the public names; mkdocstrings fills in what the docstrings say."""
+
+import public
+from public import Name
+
+INDEX = "reference/index.md"
+
+HEAD = """# API reference
+
+Every public name of the two packages, from the docstrings. Shapes stand in brackets, [B, T]; letters are explained on the pages of
+[`jaxfed.types`](jaxfed.types.md) and [`jaxspec.types`](jaxspec.types.md).
+"""
+
+
+def pages() -> dict[str, str]:
+    """Markdown of every page, by its place in the site; the first is the index.
+
+    Raises:
+        ValueError: a public name without a docstring.
+    """
+    listed = {module: public.names(module) for module in public.modules()}
+    lacking = sorted({line for names in listed.values() for name in names for line in public.undocumented(name)})
+    if lacking:
+        raise ValueError(f"expected a docstring of every public name, got none of: {', '.join(lacking)}; write it")
+    homes: dict[str, Name] = {}
+    written = {}
+    for module in sorted(listed, key=lambda module: "." in module):  # packages first: their names are shown there
+        written[module] = _page(module, listed[module], homes)
+    return {INDEX: _index(listed, homes), **{f"reference/{module}.md": written[module] for module in listed}}
+
+
+def navigation(written: dict[str, str]) -> list[str | dict[str, list[str]]]:
+    """The entries below "API reference"."""
+    index, *others = written
+    groups = [
+        {package: [page for page in others if page.split("/")[1].split(".")[0] == package]}
+        for package in public.PACKAGES
+    ]
+    return [index, *groups]
+
+
+def _page(module: str, names: list[Name], homes: dict[str, Name]) -> str:
+    elsewhere = [name for name in names if name.path in homes]
+    own = [name for name in names if name.path not in homes]
+    homes |= {name.path: name for name in own}
+    about = _directive(module, members=False, show_root_heading=False, show_root_toc_entry=False)
+    links = [f"[`{homes[name.path].shown}`][{name.path}]" for name in elsewhere]
+    also = f"Shown elsewhere: {', '.join(links)}.\n" if links else ""
+    parts = [_directive(name.path, heading=name.shown, toc_label=name.shown.rpartition(".")[2]) for name in own]
+    return "\n".join([f"# {module}\n", about, also, *parts])
+
+
+def _directive(path: str, **options: str | bool) -> str:
+    lines = [f"      {name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
+    return "\n".join([f"::: {path}", "    options:", *lines, ""])
+
+
+def _index(listed: dict[str, list[Name]], homes: dict[str, Name]) -> str:
+    lines = [HEAD]
+    for module, names in listed.items():
+        links = ", ".join(f"[`{name.shown.rpartition('.')[2]}`][{name.path}]" for name in names)
+        lines += [f"**[`{module}`]({module}.md)**", f": {links}\n"]
+    return "\n".join(lines)
