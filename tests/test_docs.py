@@ -10,7 +10,6 @@ import pytest
 from tests.environment import one_device
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 
 
 def blocks(page: pathlib.Path) -> list[str]:
@@ -18,6 +17,7 @@ def blocks(page: pathlib.Path) -> list[str]:
 
 
 README = blocks(ROOT / "README.md")
+PAGES = [page for page in sorted((ROOT / "docs").glob("**/*.md")) if blocks(page)]
 
 
 def run(program: str, folder: pathlib.Path) -> str:

@@ -1,5 +1,7 @@
 """The pages of the reference, written from the public names; mkdocstrings fills in what the docstrings say."""
 
+import ast
+
 import public
 from public import Name
 
@@ -26,7 +28,7 @@ def pages() -> dict[str, str]:
     written = {}
     for module in sorted(listed, key=lambda module: "." in module):  # packages first: their names are shown there
         written[module] = _page(module, listed[module], homes)
-    return {INDEX: _index(listed, homes), **{f"reference/{module}.md": written[module] for module in listed}}
+    return {INDEX: _index(listed), **{f"reference/{module}.md": written[module] for module in listed}}
 
 
 def navigation(written: dict[str, str]) -> list[str | dict[str, list[str]]]:
@@ -55,9 +57,10 @@ def _directive(path: str, **options: str | bool) -> str:
     return "\n".join([f"::: {path}", "    options:", *lines, ""])
 
 
-def _index(listed: dict[str, list[Name]], homes: dict[str, Name]) -> str:
+def _index(listed: dict[str, list[Name]]) -> str:
     lines = [HEAD]
     for module, names in listed.items():
+        about = (ast.get_docstring(public.tree_of(module)) or "").partition("\n")[0]
         links = ", ".join(f"[`{name.shown.rpartition('.')[2]}`][{name.path}]" for name in names)
-        lines += [f"**[`{module}`]({module}.md)**", f": {links}\n"]
+        lines += [f"{'##' if module in public.PACKAGES else '###'} [{module}]({module}.md)\n", f"{about}\n", f"{links}\n"]
     return "\n".join(lines)

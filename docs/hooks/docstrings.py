@@ -1,0 +1,22 @@
+"""For the reference: what griffe does not read of our docstrings by itself."""
+
+from typing import Any
+
+import griffe
+from public import comment
+
+
+class Docstrings(griffe.Extension):
+    """``#:`` lines above an assignment are its docstring; a literal block begins after ``::``, which Markdown would show."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Called with every attribute that is found."""
+        if attr.docstring is None and attr.lineno and isinstance(attr.parent, griffe.Module):
+            text = comment(attr.parent.lines, attr.lineno)
+            if text:
+                attr.docstring = griffe.Docstring(text, lineno=attr.lineno - 1, parent=attr)
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Called with everything that is found."""
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("::\n\n", ":\n\n")
