@@ -22,7 +22,7 @@ USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_i
 PINS = constraints/py$$($(RUN) $(MINOR)).txt
 INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 
-.PHONY: help setup demo test fast matrix soak lint types compat constraints clean distclean
+.PHONY: help setup demo test fast matrix soak lint types docs compat constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ lint: setup  ## ruff
 types: setup  ## mypy
 	$(RUN) -m mypy
 
+docs: setup $(VENV)/.installed-docs  ## the site, in site/ (python -m http.server -d site); fails on a public name without docstring
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 compat: | $(VENV)/bin/python  ## the tests under another Python, in a .venv of its own (COMPAT_PYTHON=python3.13)
 	@own=$$($(RUN) $(MINOR)); \
 	for python in $(or $(COMPAT_PYTHON),python3.13 python3.12 python3.11); do \
@@ -69,7 +72,7 @@ constraints:  ## compile constraints/*.txt anew (keeps versions that still fit; 
 	sh constraints/compile.sh .venv-constraints/bin/uv $(if $(UPGRADE),--upgrade)
 
 clean:  ## remove caches and outputs; the environments stay
-	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf build dist out site .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find jaxfed jaxspec tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## also remove every .venv
@@ -101,4 +104,9 @@ $(VENV)/.installed-peers: $(VENV)/.installed
 	@echo "$(VENV): installing torch, transformers and flwr as pinned in $(PINS) and constraints/peers.txt"
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) -c constraints/peers.txt torch==2.13.0
 	@$(PIP) -c $(PINS) -c constraints/peers.txt --no-build-isolation -e '.[peers,flower]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "$(VENV): installing mkdocs as pinned in $(PINS)"
+	@$(PIP) -c $(PINS) --no-build-isolation -e '.[docs]'
 	@touch $@

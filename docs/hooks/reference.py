@@ -9,8 +9,7 @@ INDEX = "reference/index.md"
 
 HEAD = """# API reference
 
-Every public name of the two packages, from the docstrings. Shapes stand in brackets, [B, T]; letters are explained on the pages of
-[`jaxfed.types`](jaxfed.types.md) and [`jaxspec.types`](jaxspec.types.md).
+Every public name of both packages, from its docstring. Shapes stand in brackets, such as [B, T]; [`jaxspec.types`](jaxspec.types.md) says which letter is what.
 """
 
 
