@@ -3,7 +3,7 @@
     python benchmarks/page.py                      print the page, as Markdown
     python benchmarks/page.py probe scaling ...    run these, keep their lines, and print the page
 
-A file of lines is NAME.jsonl: first ``{"run": {command, date, commit, python, jax, cores}}``, then every line that the
+A file of lines is NAME.jsonl: first ``{"run": {command, date, python, jax, cores}}``, then every line that the
 command printed. A run that fails leaves the old file as it is. Libraries are not needed to read, only to run.
 """
 
@@ -14,38 +14,24 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+
+import tables
+from tables import Line, Table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
-Line = dict[str, Any]
-
 HEAD = """# Figures
 
-Tables of the last recorded runs, made from the JSON lines that the commands printed (`benchmarks/results/`). Quote ratios, not single times: both
-sides of a ratio run interleaved in one process. What the figures mean, aims that were missed, and tables of older runs, of which no lines were
-kept: [notes](notes.md).
+Tables of the last recorded runs, made from the JSON lines that the commands printed (`benchmarks/results/`). Quote
+ratios, not single times: both sides of a ratio run interleaved in one process. What the figures mean, aims that were
+missed, and tables of older runs, of which no lines were kept: [notes](notes.md).
 """
-
-
-class Table(NamedTuple):
-    """Head and rows of cells, and what stands above them."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-
-    def markdown(self) -> str:
-        """The first column to the left, numbers to the right."""
-        rule = ["---", *["---:"] * (len(self.head) - 1)]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.head, rule, *self.rows)]
-        return "\n".join([f"{self.title}\n", *lines] if self.title else lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -67,194 +53,73 @@ class Report:
     picture: str | None = None
 
 
-def number(value: Any, digits: int = 2) -> str:
-    """A cell: fixed digits, thousands with commas, a dash for what is missing."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool | str):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
-
-
-def share(value: float | None) -> str:
-    """A cell: per cent."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def millions(count: int) -> str:
-    """A cell: parameters."""
-    return f"{count / 1e6:.1f} M"
-
-
-def pivot(lines: list[Line], row: str, column: str, cell: Callable[[Line], str], title: str = "") -> Table:
-    """One row for every value of ``row``, one column for every value of ``column``, in the order they came."""
-    columns = list(dict.fromkeys(line[column] for line in lines))
-    found = {(line[row], line[column]): cell(line) for line in lines}
-    rows = [
-        [str(name), *(found.get((name, other), "–") for other in columns)]
-        for name in dict.fromkeys(line[row] for line in lines)
-    ]
-    return Table([row, *map(str, columns)], rows, title)
-
-
-def demo(lines: list[Line]) -> Iterator[Table]:
-    """Speed of the three methods, then what federation gains."""
-    (found,) = lines
-    accepted = {"speculative": found["accepted_length_speculative"], "mirror": found["accepted_length"]}
-    rows = [
-        [name, number(speed, 0), number(found["ratio_to_autoregressive"][name]), number(accepted.get(name)),
-         found["settings"][name]]
-        for name, speed in found["tokens_per_second"].items()
-    ]  # fmt: skip
-    title = f"{number(found['tokens_compared'])} tokens, identical: {found['identical']}"
-    yield Table(("method", "tokens/s", "over plain", "accepted a step", "settings"), rows, title)
-    gains = [[name, number(value)] for name, value in found["acceptance"].items()]
-    yield Table(("draft", "accepted a step, unseen text"), gains)
-
-
-def federation(lines: list[Line]) -> Iterator[Table]:
-    """Every setting of FedSpeed, and its rivals."""
-    names = "prox_weight", "ascent_radius", "merge_weight"
-    rows = [
-        [line["method"], *(number(line.get(name), 3) for name in names), number(line["before"]),
-         f"{line['accepted']:.2f} ± {line['deviation']:.2f}"]
-        for line in lines
-    ]  # fmt: skip
-    yield Table(("method", "1/λ", "ρ", "α", "before", "accepted a step"), rows)
-
-
-def vocabulary(lines: list[Line]) -> Iterator[Table]:
-    """One row a tokenizer."""
-    names = "vocabulary", "characters_per_token", "accepted_length", "ratio_to_autoregressive"
-    rows = [[number(line[name]) for name in names] for line in lines]
-    yield Table(("vocabulary", "characters a token", "accepted a step", "speculative over plain"), rows)
-
-
-def engine(lines: list[Line]) -> Iterator[Table]:
-    """A pass against tokens, then plain decoding."""
-    passes = [{**line, "parameters": millions(line["parameters"])} for line in lines if line["kind"] == "forward"]
-    title = "Milliseconds of a pass over T tokens"
-    yield pivot(passes, "parameters", "tokens", lambda line: number(line["ms"]), title)
-    floors = {line["parameters"]: line["floor_ms"] for line in lines if line["kind"] == "forward"}
-    rows = [
-        [millions(line["parameters"]), number(floors[line["parameters"]]), number(line["step_ms"]),
-         number(line["step_ms"] / floors[line["parameters"]]), number(line["tokens_per_second"], 0),
-         number(line.get("ratio_to_transformers"))]
-        for line in lines
-        if line["kind"] == "generate"
-    ]  # fmt: skip
-    head = "parameters", "floor, ms", "step, ms", "step / floor", "tokens/s", "over transformers"
-    yield Table(head, rows, "Plain decoding, one token a step")
-
-
-def mirror(lines: list[Line]) -> Iterator[Table]:
-    """Every method over plain decoding, one row a target and draft; then Mirror-SD's step and its law."""
-    lines = [{**line, "models": _models(line)} for line in lines if "method" in line]
-    drafted = [line for line in lines if line["method"] != "autoregressive"]
-    ratio = lambda line: number(line["ratio_to_autoregressive"])  # noqa: E731
-    yield pivot(drafted, "models", "method", ratio, "Times as fast as plain decoding; target, draft, T_draft / T_target")
-    rows = [
-        [line["models"], *(number(line[name]) for name in ("step_ms", "law_ms", "overlap", "accepted_length")),
-         share(line["reuse_rate"])]
-        for line in drafted
-        if line["method"] == "mirror"
-    ]  # fmt: skip
-    yield Table(("Mirror-SD", "step, ms", "its law, ms", "overlap", "accepted a step", "windows ready"), rows)
-    told = f"{sum(line['tokens_compared'] for line in lines):,}", str(all(line["identical"] for line in lines))
-    yield Table(("tokens compared with plain decoding", "identical"), [told])
-
-
-def _models(line: Line) -> str:
-    sizes = millions(line["target_parameters"]), millions(line["draft_parameters"])
-    return f"{', '.join(sizes)}, {line['draft_over_target']:.2f}"
-
-
-def rounds(lines: list[Line]) -> Iterator[Table]:
-    """The plan that ``auto`` chose in every case."""
-    names = "ms_per_local_step", "torch_ms", "floor_ms", "gemm_ms", "ratio_to_torch", "ratio_to_floor"
-    rows = [
-        [f"{line['model']}, {line['algorithm']}, {line['cohort']}", line["chosen"], *(number(line[name]) for name in names)]
-        for line in lines
-        if line["plan"] == "auto"
-    ]
-    head = "model, algorithm, cohort", "auto chose", "ours, ms", "torch", "floor", "GEMM", "torch / ours", "ours / floor"
-    yield Table(head, rows, "One local step of one client")
-
-
-def scaling(lines: list[Line]) -> Iterator[Table]:
-    """Ends of every axis, and exponents."""
-    points, fits = ([line for line in lines if ("value" in line) == ends] for ends in (True, False))
-    rows = []
-    for fit in fits:
-        own = sorted((line for line in points if line["axis"] == fit["axis"]), key=lambda line: line["value"])
-        ends = [own[0], own[-1]]
-        rows.append([
-            fit["axis"], " → ".join(number(line["value"]) for line in ends),
-            " → ".join(number(1e3 * line["seconds"], 1) for line in ends), number(fit["seconds_slope"]),
-            " → ".join(number(line["peak_mb"], 0) for line in ends), number(fit["peak_mb_slope"]),
-        ])  # fmt: skip
-    yield Table(("axis", "from → to", "ms a round", "slope", "memory, MB", "slope"), rows)
-
-
-def reproduce(lines: list[Line]) -> Iterator[Table]:
-    """Best accuracies on every partition; the same over the local interval; what the orderings say."""
-    *cells, last = lines
-    best = lambda line: f"{line['best']:.1f} ± {line['best_std']:.1f}"  # noqa: E731
-    about = "Best test accuracy, %, mean ± deviation over seeds: {seeds}; {images:,} images, {suite}"
-    grid = [line for line in cells if line["epochs"] == 5]
-    yield pivot(grid, "algorithm", "partition", best, about.format(**cells[0]))
-    ladder = [line for line in cells if line["partition"] == cells[-1]["partition"]]
-    ladder = [line for line in ladder if line["algorithm"] in ("fedavg", "fedspeed")]
-    if len({line["epochs"] for line in ladder}) > 1:
-        ladder.sort(key=lambda line: line["epochs"])
-        yield pivot(ladder, "algorithm", "epochs", best, f"At equal samples, partition {cells[-1]['partition']}: local epochs")
-    found, ranks = last["orderings"]["fedspeed_above_fedavg"], last["orderings"]["rank_correlation_with_published"]
-    rows = [
-        [name, f"{row['margin']['best']:.2f} ± {row['margin']['best_std']:.2f}", number(row["rounds"]),
-         number(row["fedavg_rounds"]), number(ranks.get(name))]
-        for name, row in found.items()
-    ]  # fmt: skip
-    head = "partition", "FedSpeed above FedAvg, points", "rounds to FedAvg's best", "FedAvg's own", "Spearman with the paper"
-    yield Table(head, rows)
-
-
-def probe(lines: list[Line]) -> Iterator[Table]:
-    """What the exit of every layer knows."""
-    (found,) = lines
-    layers = found["layers"]
-    for name, what in {
-        "contained": "holds the target's most likely token",
-        "foreseen": "holds the token that ends a step, so that the next window is ready if all branches are rolled out",
-    }.items():
-        kappas = list(layers[0][name])
-        rows = [[str(layer["layer"]), *(share(layer[name][kappa]) for kappa in kappas)] for layer in layers]
-        yield Table(("exit after layer", *(f"κ = {kappa}" for kappa in kappas)), rows, f"How often its top κ {what}")
-
-
+#: In the order of the page.
 REPORTS: dict[str, Report] = {
-    "demo": Report("Demo", "Plain, speculative and Mirror-SD decoding; what federation gains",
-                   "python -m jaxspec demo --json", demo),
-    "federation": Report("Federation", "Which weights of FedSpeed, on clients that the demo does not use?",
-                         "python benchmarks/federation.py --seeds 0 1 2 --prox-weights --ascent-radii --merge-weights",
-                         federation),
-    "probe": Report("What an exit knows", "Layer by layer of the embedded target, on held-out text, without decoding",
-                    "python -m jaxspec probe --json", probe),
-    "vocabulary": Report("Tokenizers", "Characters or byte pairs?", "python benchmarks/vocabulary.py --steps 250",
-                         vocabulary),
-    "engine": Report("Decoding engine", "A pass against tokens and model size, beside the memory floor and transformers",
-                     "python benchmarks/decode.py --suite engine --json", engine),
-    "mirror": Report("Mirror-SD and its rivals", "Every policy on grown models, the draft's cost swept",
-                     "python benchmarks/decode.py --suite mirror --json", mirror, "mirror.png"),
-    "rounds": Report("Rounds", "How long is a local step, against a lean torch loop and bare gradients?",
-                     "python benchmarks/rounds.py --json", rounds),
-    "scaling": Report("Scaling", "How do a round's time and memory grow with cohort, population and model?",
-                      "python benchmarks/scaling.py --json --picture docs/images/scaling.png", scaling, "scaling.png"),
-    "reproduce": Report("The paper's orderings", "FedSpeed and ten others on Fashion-MNIST, MLP",
-                        "python benchmarks/reproduce.py --json --minutes 16", reproduce, "reproduce.png"),
-    "reproduce_lenet": Report("The same with LeNet", "One seed, 24 rounds",
-                              "python benchmarks/reproduce.py --json --suite lenet --rounds 24 --epochs 5", reproduce,
-                              "reproduce_lenet.png"),
-}  # fmt: skip
+    "demo": Report(
+        "Demo",
+        "Plain, speculative and Mirror-SD decoding; what federation gains.",
+        "python -m jaxspec demo --json",
+        tables.demo,
+    ),
+    "federation": Report(
+        "Federation",
+        "Which weights of FedSpeed, on clients that the demo does not use?",
+        "python benchmarks/federation.py --seeds 0 1 2 --prox-weights --ascent-radii --merge-weights",
+        tables.federation,
+    ),
+    "probe": Report(
+        "What an exit knows",
+        "Layer by layer of the embedded target, on text of held-out roles that the target wrote on, without decoding.",
+        "python -m jaxspec probe --json",
+        tables.probe,
+    ),
+    "vocabulary": Report(
+        "Tokenizers",
+        "Characters or byte pairs?",
+        "python benchmarks/vocabulary.py --steps 250",
+        tables.vocabulary,
+    ),
+    "engine": Report(
+        "Decoding engine",
+        "A pass against tokens and model size, beside the memory floor; tokens/s against transformers.",
+        "python benchmarks/decode.py --suite engine --json",
+        tables.engine,
+    ),
+    "mirror": Report(
+        "Mirror-SD and its rivals",
+        "Every policy on grown models, the draft's cost swept.",
+        "python benchmarks/decode.py --suite mirror --json --picture docs/images/mirror.png",
+        tables.mirror,
+        "mirror.png",
+    ),
+    "rounds": Report(
+        "Rounds",
+        "How long is a local step, against a lean torch loop and bare gradients?",
+        "python benchmarks/rounds.py --json",
+        tables.rounds,
+    ),
+    "scaling": Report(
+        "Scaling",
+        "How do a round's time and memory grow with cohort, population and model?",
+        "python benchmarks/scaling.py --json --picture docs/images/scaling.png",
+        tables.scaling,
+        "scaling.png",
+    ),
+    "reproduce": Report(
+        "The paper's orderings",
+        "FedSpeed and ten others on Fashion-MNIST, an MLP; $JAXFED_FASHION_MNIST names the folder.",
+        "python benchmarks/reproduce.py --json --minutes 16",
+        tables.reproduce,
+        "reproduce.png",
+    ),
+    "reproduce_lenet": Report(
+        "The same with LeNet",
+        "One seed, 24 rounds.",
+        "python benchmarks/reproduce.py --json --suite lenet --rounds 24 --epochs 5",
+        tables.reproduce,
+        "reproduce_lenet.png",
+    ),
+}
 
 
 def read(name: str, folder: Path = RESULTS) -> tuple[Line, list[Line]] | None:
@@ -275,14 +140,13 @@ def page(folder: Path = RESULTS) -> str:
             missing.append(report)
             continue
         run, lines = found
-        about = f"`{run['command']}`, {run['date']}, {run['cores']} cores, Python {run['python']}, jax {run['jax']}, {run['commit']}"
-        parts += [f"## {report.title}\n", f"{report.question}.\n", f"{about}\n"]
+        machine = f"{run['cores']} cores, Python {run['python']}, jax {run['jax']}"
+        parts += [f"## {report.title}\n", f"{report.question}\n", f"`{run['command']}`, {run['date']}, {machine}\n"]
         parts += [table.markdown() for table in report.tables(lines)]
         parts += [f"![{report.title}](../images/{report.picture})\n"] if report.picture else []
     if missing:
-        rows = [[f"`{report.command}`", report.question.rstrip("?")] for report in missing]
-        parts += ["## Not recorded yet\n", "No lines of these are kept; the [notes](notes.md) have figures of older runs.\n"]
-        parts.append(Table(("command", "question"), rows).markdown().replace("---:", "---"))
+        parts += ["## Not recorded yet\n", "No lines of these are kept; the [notes](notes.md) have older figures.\n"]
+        parts += [f"- {report.title}: `{report.command}`" for report in missing] + [""]
     return "\n".join(parts)
 
 
@@ -296,12 +160,11 @@ def record(name: str, folder: Path = RESULTS) -> None:
     assert program == "python"
     root = HERE.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, *arguments], cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     about = {
         "command": REPORTS[name].command,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "jax": version("jax"),
         "cores": os.cpu_count(),

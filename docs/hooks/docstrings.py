@@ -7,7 +7,7 @@ from public import comment
 
 
 class Docstrings(griffe.Extension):
-    """``#:`` lines above an assignment are its docstring; a literal block begins after ``::``, which Markdown would show."""
+    """``#:`` lines above an assignment document it; a literal block begins after ``::``, which Markdown would show."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Called with every attribute that is found."""

@@ -1,10 +1,12 @@
 """What MkDocs calls: pages from files outside docs/, the reference, notebooks; and no request to another host."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import links
+import notebooks
 import reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -12,6 +14,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import page as figures  # noqa: E402
+
 #: What a browser fetches by itself.
 FETCHED = re.compile(
     r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(?:https?:)?//|<link(?![^>]*\brel=["']?(?:canonical|license))[^>]*\shref=["']?(?:https?:)?//"""
@@ -33,7 +38,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what is not written under docs/."""
-    made: dict[str, str | bytes] = dict(reference.pages())
+    made: dict[str, str | bytes] = {**reference.pages(), **notebooks.pages(ROOT / "notebooks")}
+    made["benchmarks/index.md"] = figures.page()
     for source, place in links.PAGES.items():
         made[place] = links.moved((ROOT / source).read_text(encoding="utf-8"), source, place)
     for place, content in made.items():

@@ -86,7 +86,8 @@ def path_of(module: str, name: str) -> str:
         for alias in node.names if isinstance(node, ast.ImportFrom) else ():
             if (alias.asname or alias.name) == name and (node.module or "").split(".")[0] in PACKAGES:
                 inner = f"{node.module}.{alias.name}"
-                return inner if node.module == module or not _knows(node.module, alias.name) else path_of(*_split(inner))
+                further = node.module != module and _knows(node.module, alias.name)
+                return path_of(node.module, alias.name) if further else inner
     raise ValueError(f"expected {module} to define or import {name}, which its __all__ holds")
 
 
@@ -95,9 +96,10 @@ def names(module: str) -> list[Name]:
     listed = exports(module)
     if listed is None:
         own = definitions(module)
-        listed = [name for name in own if not name.startswith("_") and (isinstance(own[name], Definition) or document(module, name))]
-    paths = {name: path_of(module, name) for name in listed}
-    return [Name(f"{module}.{name}", path) for name, path in paths.items() if file_of(path) is None or "." in name]
+        plain = [name for name in own if not name.startswith("_")]
+        listed = [name for name in plain if isinstance(own[name], Definition) or document(module, name)]
+    found = [Name(f"{module}.{name}", path_of(module, name)) for name in listed]
+    return [name for name in found if file_of(name.path) is None]
 
 
 def modules() -> list[str]:
@@ -157,11 +159,6 @@ def undocumented(name: Name) -> list[str]:
         if not ast.get_docstring(method)
     ]
     return lacking if document(module, last) else [name.shown, *lacking]
-
-
-def _split(path: str) -> tuple[str, str]:
-    module, _, name = path.rpartition(".")
-    return module, name
 
 
 def _knows(module: str, name: str) -> bool:

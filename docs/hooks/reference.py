@@ -9,7 +9,8 @@ INDEX = "reference/index.md"
 
 HEAD = """# API reference
 
-Every public name of both packages, from its docstring. Shapes stand in brackets, such as [B, T]; [`jaxspec.types`](jaxspec.types.md) says which letter is what.
+Every public name of both packages, from its docstring. Shapes stand in brackets, such as [B, T];
+[`jaxspec.types`](jaxspec.types.md) says which letter is what.
 """
 
 
@@ -44,16 +45,17 @@ def _page(module: str, names: list[Name], homes: dict[str, Name]) -> str:
     elsewhere = [name for name in names if name.path in homes]
     own = [name for name in names if name.path not in homes]
     homes |= {name.path: name for name in own}
-    about = _directive(module, members=False, show_root_heading=False, show_root_toc_entry=False)
+    about = _directive(module, members="false", show_root_heading="false", show_root_toc_entry="false")
     links = [f"[`{homes[name.path].shown}`][{name.path}]" for name in elsewhere]
     also = f"Shown elsewhere: {', '.join(links)}.\n" if links else ""
     parts = [_directive(name.path, heading=name.shown, toc_label=name.shown.rpartition(".")[2]) for name in own]
     return "\n".join([f"# {module}\n", about, also, *parts])
 
 
-def _directive(path: str, **options: str | bool) -> str:
-    lines = [f"      {name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
-    return "\n".join([f"::: {path}", "    options:", *lines, ""])
+def _directive(path: str, **options: str) -> str:
+    return "\n".join(
+        [f"::: {path}", "    options:", *(f"      {name}: {value}" for name, value in options.items()), ""]
+    )
 
 
 def _index(listed: dict[str, list[Name]]) -> str:
@@ -61,5 +63,6 @@ def _index(listed: dict[str, list[Name]]) -> str:
     for module, names in listed.items():
         about = (ast.get_docstring(public.tree_of(module)) or "").partition("\n")[0]
         links = ", ".join(f"[`{name.shown.rpartition('.')[2]}`][{name.path}]" for name in names)
-        lines += [f"{'##' if module in public.PACKAGES else '###'} [{module}]({module}.md)\n", f"{about}\n", f"{links}\n"]
+        level = "##" if module in public.PACKAGES else "###"
+        lines += [f"{level} [{module}]({module}.md)\n", f"{about}\n", f"{links}\n"]
     return "\n".join(lines)
