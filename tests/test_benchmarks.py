@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import struct
+import subprocess
 from pathlib import Path
 
 import jax
@@ -60,6 +61,14 @@ def test_reproduce_says_which_orderings_hold(toy_images, monkeypatch, capsys):
     assert found["margin_with_local_epochs"]["margins"].keys() == {"1", "5"}
     assert picture.stat().st_size > 0
 
+    import tables
+
+    best, ladder, apart = tables.reproduce([*rows, last])
+    assert best.head == ["algorithm", "iid", "0.1"]
+    assert best.rows[1][2] == f"{rows[3]['best']:.1f} ± {rows[3]['best_std']:.1f}"
+    assert ladder.head == ["algorithm", "1", "5"]
+    assert [row[0] for row in apart.rows] == ["iid", "0.1"]
+
     written = out.read_text()
     reproduce.main(scope, options)
     assert out.read_text() == written
@@ -106,6 +115,10 @@ def test_rounds_times_what_fits_and_names_what_does_not(monkeypatch, capsys):
     assert timed["ratio_to_torch"] == pytest.approx(timed["torch_ms"] / timed["ms_per_local_step"])
     assert timed["ratio_to_floor"] == pytest.approx(timed["ms_per_local_step"] / timed["floor_ms"])
     assert timed["gemm_ms"] > 0
+    import tables
+
+    (told,) = next(tables.rounds(rows)).rows
+    assert told[:2] == ["mlp, fedspeed, 10", "map"]
 
 
 @pytest.mark.slow
@@ -141,3 +154,30 @@ def test_the_mirror_suite_proposes_by_the_law(monkeypatch, tmp_path):
     lines = [{**line, "method": name, "step_ms": 3.0, "law_ms": 2.5} for name in ("sd", "mirror")]
     mirror.draw(lines, tmp_path / "mirror.png")
     assert (tmp_path / "mirror.png").stat().st_size > 0
+
+
+def test_the_page_of_figures_is_made_of_the_lines(monkeypatch, tmp_path):
+    """A recorded run has a section, what was not recorded is named; a command that fails leaves the old lines."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import page
+
+    recorded = {path.stem for path in page.RESULTS.glob("*.jsonl")}
+    assert recorded <= page.REPORTS.keys()
+    whole = page.page()
+    assert [name for name, report in page.REPORTS.items() if f"## {report.title}\n" in whole] == [
+        name for name in page.REPORTS if name in recorded
+    ]
+
+    printed = {"vocabulary": 73, "characters_per_token": 1.0, "accepted_length": 6.671, "ratio_to_autoregressive": 3.4}
+    told = f"import json; print('words'); print(json.dumps({printed}))"
+    report = page.REPORTS["vocabulary"]
+    monkeypatch.setitem(page.REPORTS, "vocabulary", dataclasses.replace(report, command=f'python -c "{told}"'))
+    page.record("vocabulary", tmp_path)
+    assert "| 73 | 1.00 | 6.67 | 3.40 |" in (shown := page.page(tmp_path))
+    assert "- Scaling: `python benchmarks/scaling.py" in shown
+
+    broken = dataclasses.replace(report, command='python -c "raise SystemExit(1)"')
+    monkeypatch.setitem(page.REPORTS, "vocabulary", broken)
+    with pytest.raises(subprocess.CalledProcessError):
+        page.record("vocabulary", tmp_path)
+    assert page.page(tmp_path) == shown
