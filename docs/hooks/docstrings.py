@@ -1,9 +1,13 @@
 """For the reference: what griffe does not read of our docstrings by itself."""
 
+import re
 from typing import Any
 
 import griffe
 from public import comment
+
+#: Several attributes in one item, "samples_min, samples_max: samples of a client".
+SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+): (.*)$", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
@@ -19,4 +23,10 @@ class Docstrings(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called with everything that is found."""
         if obj.docstring is not None:
-            obj.docstring.value = obj.docstring.value.replace("::\n\n", ":\n\n")
+            plain = obj.docstring.value.replace("::\n\n", ":\n\n")
+            obj.docstring.value = SEVERAL.sub(_one_by_one, plain)
+
+
+def _one_by_one(item: re.Match[str]) -> str:
+    indent, names, text = item.groups()
+    return "\n".join(f"{indent}{name}: {text}" for name in names.split(", "))
