@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 import page as figures  # noqa: E402
 
+#: Of pages that have nothing beside them: room for the text.
+ALONE = "---\nhide: [navigation]\n---\n\n"
 #: What a browser fetches by itself.
 FETCHED = re.compile(
     r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(?:https?:)?//|<link(?![^>]*\brel=["']?(?:canonical|license))[^>]*\shref=["']?(?:https?:)?//"""
@@ -41,7 +43,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made: dict[str, str | bytes] = {**reference.pages(), **notebooks.pages(ROOT / "notebooks")}
     made["benchmarks/index.md"] = figures.page()
     for source, place in links.PAGES.items():
-        made[place] = links.moved((ROOT / source).read_text(encoding="utf-8"), source, place)
+        text = links.moved((ROOT / source).read_text(encoding="utf-8"), source, place)
+        made[place] = text if "/" in place else ALONE + text
     for place, content in made.items():
         files.append(File.generated(config, place, content=content))
     return files
