@@ -119,7 +119,10 @@ def test_a_notebook_becomes_a_page(hooks, tmp_path):
         },
     ]
     cells = [
-        {"cell_type": "markdown", "source": ["# Title\n", "words"]},
+        {
+            "cell_type": "markdown",
+            "source": ["# Title\n", "[![Open](https://a.org/b.svg)](https://a.org) ![](../docs/c.png)"],
+        },
         {"cell_type": "code", "source": 'print("one")\n"""```"""', "outputs": outputs},
     ]
     (tmp_path / "01_a.ipynb").write_text(json.dumps({"cells": cells}))
@@ -127,7 +130,8 @@ def test_a_notebook_becomes_a_page(hooks, tmp_path):
     assert made.pop("notebooks/01_a_1_1.png") == b"png"
     assert made == {
         "notebooks/01_a.md": (
-            '# Title\nwords\n\n````python\nprint("one")\n"""```"""\n````\n\n```text\none\ntwo\n```\n\n'
+            "# Title\n[Open](https://a.org) ![](../c.png)\n\n"
+            '````python\nprint("one")\n"""```"""\n````\n\n```text\none\ntwo\n```\n\n'
             "![01 a 1 1](01_a_1_1.png)\n"
         )
     }

@@ -10,6 +10,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks/notes.md",
 }
+#: A picture of another host, such as a badge: the site shows its words.
+REMOTE = re.compile(r"!\[([^\]]*)\]\(https?://[^)]*\)")
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 
 
@@ -28,4 +30,4 @@ def moved(text: str, source: str, place: str) -> str:
         target = PAGES.get(inside, inside.removeprefix("docs/"))
         return before + posixpath.relpath(target, posixpath.dirname(place) or ".") + after
 
-    return LINK.sub(mended, text)
+    return LINK.sub(mended, REMOTE.sub(r"\1", text))

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import links
+
 #: Kinds of output that a page can show, the first of them that is there.
 PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
 
@@ -18,7 +20,7 @@ def pages(folder: Path) -> dict[str, str | bytes]:
         for number, cell in enumerate(cells):
             text = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
-                parts.append(text)
+                parts.append(links.moved(text, f"notebooks/{path.name}", f"notebooks/{path.stem}.md"))
             elif cell["cell_type"] == "code":
                 parts.append(_fenced(text, "python"))
                 for place, output in enumerate(cell["outputs"]):

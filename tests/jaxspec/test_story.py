@@ -81,6 +81,11 @@ def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path):
     assert "mirror" in table.getvalue()
     assert (tmp_path / "timeline.png").stat().st_size > 10_000 < (tmp_path / "acceptance.png").stat().st_size
     assert checkpoint.manifest(tmp_path / "draft").kind == "draft"
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import tables
+
+    speed, gains = tables.demo([found])
+    assert [row[0] for row in speed.rows + gains.rows] == [*found["tokens_per_second"], *found["acceptance"]]
 
 
 def test_commands_answer_for_help():
