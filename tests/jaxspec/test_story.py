@@ -64,7 +64,7 @@ def test_recipe_repeats_itself(trained: tuple[Path, dict], tmp_path: Path):
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), *same))
 
 
-def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path):
+def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Figures that the demo names are there, tokens agree, pictures and the federated draft are written."""
     settings = demo.DemoSettings(str(trained[0] / "pair"), DECODING, FEDERATING)
     found = demo.run(settings, tmp_path, progress=False)
