@@ -5,6 +5,7 @@ the same ones. A batch is a mapping with ``tokens`` [B, T] int32 and, where exam
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,8 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
+        jaxfed.checkpoint.CheckpointError: ``directory`` cannot be written, another call is at work in it, or its newest
+            step is damaged (names the file, and the last good step: delete the folder of the other to go on from it).
     """
     optimiser, key = schedule.optimiser(), jax.random.key(seed)
     state, first = TrainState(params, optimiser.init(params), jnp.int32(0)), 0
@@ -187,22 +190,24 @@ def fit(
     bar = tqdm(
         range(first, schedule.steps), label, initial=first, total=schedule.steps, disable=not progress, unit="step"
     )
-    try:
-        for step in bar:
-            state, loss, aux = step_fn(state, dict(batch_fn(step)), jax.random.fold_in(key, step))
-            done = step + 1
-            saving = directory is not None and done % save_every == 0
-            if done % 20 == 0 or done == schedule.steps or saving:
-                _check(step, loss, state.params)
-                bar.set_postfix({"loss": f"{float(loss):.3f}", **{name: f"{float(aux[name]):.3f}" for name in aux}})
-            if directory is not None and (saving or done == schedule.steps):
-                checkpoint.save(directory, done, state, kind="training", keep=1)
-    except KeyboardInterrupt:
-        if directory is not None:
-            if checkpoint.latest(directory) != (done := int(state.step)):
-                checkpoint.save(directory, done, state, kind="training", keep=1)
-            tqdm.write(f"{label}: saved step {done} in {directory}; the same command goes on from there")
-        raise
+    with _writer(directory if first < schedule.steps else None) as writer:
+        try:
+            for step in bar:
+                state, loss, aux = step_fn(state, dict(batch_fn(step)), jax.random.fold_in(key, step))
+                done = step + 1
+                saving = writer is not None and (done % save_every == 0 or done == schedule.steps)
+                if done % 20 == 0 or done == schedule.steps or saving:
+                    _check(step, loss, state.params)
+                    bar.set_postfix({"loss": f"{float(loss):.3f}", **{name: f"{float(aux[name]):.3f}" for name in aux}})
+                if writer is not None and saving:
+                    writer.save(done, state)
+        except KeyboardInterrupt:
+            if writer is not None:
+                writer.wait()
+                if checkpoint.latest(directory) != (done := int(state.step)):
+                    writer.save(done, state)
+                tqdm.write(f"{label}: saved step {done} in {directory}; the same command goes on from there")
+            raise
     return state.params
 
 
@@ -247,6 +252,11 @@ def fit_lens(
         label="lens",
         progress=progress,
     )
+
+
+def _writer(directory: str | Path | None) -> AbstractContextManager[checkpoint.Writer | None]:
+    """Two steps are kept, so that there is a good one when the newest is damaged."""
+    return nullcontext() if directory is None else checkpoint.Writer(directory, kind="training", keep=2)
 
 
 def _step(loss_fn: LossFn, optimiser: Any, state: TrainState, batch: Any, key: Array) -> tuple[TrainState, Array, Any]:

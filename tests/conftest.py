@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -59,6 +60,18 @@ def programs_let_go() -> Iterator[None]:
     if mappings.exists() and mappings.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file system of 2 MiB; skipped where mounting is not allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mount of a small tmpfs is not allowed here: run as root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

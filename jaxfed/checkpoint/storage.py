@@ -9,6 +9,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class Writer:
         self._directory, self._kind, self._keep = Path(directory).absolute(), kind, keep
         with explaining(f"expected a directory that can be written at {directory}", "choose or create another"):
             self._directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self._directory, os.W_OK):
+                raise PermissionError("a read-only file system, or no right to write there")
         self._leads = jax.process_index() == 0
         self._unlock: Callable[[], object] = lambda: None
         if self._leads:
@@ -120,19 +123,26 @@ class Writer:
         """Wait until the last save is on disk; raise what went wrong with it, once."""
         if self._pending is not None:
             error, self._pending = self._pending.exception(), None
-            with explaining("expected to complete the last save", "free space or set permissions, then save again"):
+            with self._completing():
                 if error is not None:
                     raise error
 
     def close(self) -> None:
         """Wait as `wait` does and release the threads; the writer saves nothing afterwards."""
-        try:
+        with ExitStack() as ends:
+            ends.callback(self._unlock)
+            ends.callback(self._release)
+            ends.callback(self._thread.shutdown)
             self.wait()
             multihost_utils.sync_global_devices("the last step is complete")
-        finally:
-            self._thread.shutdown()
+
+    def _release(self) -> None:
+        with self._completing():
             self._orbax.close()
-            self._unlock()
+
+    def _completing(self) -> AbstractContextManager[None]:
+        remedy = f"free space or set permissions in {self._directory}, then save again"
+        return explaining("expected to complete the last save", remedy)
 
     def __enter__(self) -> "Writer":
         return self

@@ -15,10 +15,10 @@ import jaxfed
 from tests.jaxfed import problems
 
 
-def run(directory, rounds, callbacks=(), disk=False, **options):
-    """FedSpeed with noisy gradients, whose keys must be right as well; wide rows make saves take a while."""
+def run(directory, rounds, callbacks=(), disk=False, idle=200_000, **options):
+    """FedSpeed with noisy gradients, whose keys must be right as well; ``idle`` numbers more make saves take a while."""
     problem = problems.make_problem(21, np.float32)
-    params = {**problem.params, "idle": jnp.ones(200_000, jnp.float32)}
+    params = {**problem.params, "idle": jnp.ones(idle, jnp.float32)}
 
     def loss_fn(params, batch, key):
         loss, _ = problems.loss_fn(params, batch, key)

@@ -228,18 +228,6 @@ def test_a_disk_that_takes_no_more_is_an_error_with_the_path(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MiB; skipped where mounting is not allowed."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("mount of a small tmpfs is not allowed here: run as root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_a_full_disk_is_an_error_with_the_path(small_disk):
     with pytest.raises(OSError, match=r"No space left on device.*rows.bin"):
         killed_run(None, 3, store=jaxfed.DiskStore(small_disk / "rows"))

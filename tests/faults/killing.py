@@ -1,0 +1,36 @@
+"""Starts work in a process of its own and kills it, as nothing can hold back, at a random moment."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jaxfed import checkpoint
+
+
+def start(kind, directory, count, **environment):
+    """The process that does this work, unseen."""
+    command = [sys.executable, "-m", "tests.faults.work", kind, str(directory), str(count)]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **environment}, **options)
+
+
+def kill_once(kind, directory, count, chance: random.Random, most: float = 0.5, **environment):
+    """Kills the work up to ``most`` seconds after its first new step is complete; False where it was done before."""
+    process, before = start(kind, directory, count, **environment), checkpoint.latest(directory)
+    with process:
+        while process.poll() is None and checkpoint.latest(directory) == before:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, most))
+        process.send_signal(signal.SIGKILL)
+        told = process.stderr.read()
+    assert process.returncode in (0, -signal.SIGKILL), told
+    return process.returncode == -signal.SIGKILL
+
+
+def half_written(directory):
+    """Steps that were begun and not completed."""
+    return [path.name for path in Path(directory).glob("????????") if not (path / "manifest.json").exists()]
