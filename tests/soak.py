@@ -1,7 +1,8 @@
-"""Long runs: ``make soak``. Kills a federated run at random times, then decodes until memory would show a leak.
+"""Long runs: ``make soak``. Kills work at random times, then runs rounds and decodes until memory would show a leak.
 
-The last line says how often the run was killed, whether it ended bit-identical to one that was not, and by how much
-memory grew over the second half of the decoding.
+Killed are a federated run, the training of a draft, and saves one after the other. The last line says how often each
+was killed, whether all ended bit-identical to work that was not, and by how much memory grew over the second half of
+the rounds and of the decoding.
 """
 
 import random
@@ -12,45 +13,67 @@ import sys
 import tempfile
 import time
 
-import jax
-import numpy as np
 from tqdm import tqdm
 
 import jaxspec
-from tests.jaxfed.killed_run import run
+from tests.faults.killing import start
+from tests.faults.work import KINDS, same
+from tests.jaxfed import killed_run
 from tests.jaxspec import models
 
-ROUNDS, KILLS, TOKENS = 1500, 30, 100_000
+#: Kills of each kind of work, and steps that outlast so many.
+KILLS, COUNTS = 12, {"simulation": 4000, "training": 2000, "saving": 4000}
+ROUNDS, TOKENS = 10_000, 100_000
 
 
-def killed_until_done(directory: str, rounds: int, kills: int, seed: int = 0) -> int:
-    """Starts the run again and again, killing it at random times, ``kills`` times at most; how often it was killed."""
-    generator, killed = random.Random(seed), 0
-    bar = tqdm(total=kills, desc="kills")
-    while True:
-        process = subprocess.Popen([sys.executable, "-m", "tests.jaxfed.killed_run", directory, str(rounds)])
-        try:
-            process.wait(timeout=generator.uniform(4.0, 12.0) if killed < kills else None)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-            bar.update()
-            continue
+def killed_until_done(kind: str, directory: str, chance: random.Random) -> int:
+    """Starts the work again and again, killing it at random times, ``KILLS`` times at most; how often it was killed."""
+    for killed in tqdm(range(KILLS), f"kills of {kind}"):
+        with start(kind, directory, COUNTS[kind]) as process:
+            try:
+                told = process.communicate(timeout=chance.uniform(2.0, 9.0))[1]
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                continue
+        if process.returncode:
+            raise RuntimeError(told)
         return killed
+    return KILLS
 
 
-def survives_kills() -> tuple[int, bool]:
-    """How often a run was killed, and whether it ended as the uninterrupted one does, bit for bit."""
-    whole, _ = run(None, ROUNDS)
+def survives_kills(kind: str) -> tuple[int, bool]:
+    """How often the work was killed, and whether it ended as work that was not does, bit for bit."""
     with tempfile.TemporaryDirectory() as directory:
-        killed = killed_until_done(directory, ROUNDS, KILLS)
-        resumed, _ = run(directory, ROUNDS)
-    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), whole, resumed)
-    return killed, jax.tree.all(same)
+        killed = killed_until_done(kind, directory, random.Random(kind))
+        resumed = KINDS[kind](directory, COUNTS[kind])
+    return killed, same(resumed, KINDS[kind](None, COUNTS[kind]))
 
 
-def memory_growth(tokens: int) -> float:
+def peak() -> float:
+    """MiB of memory that this process had at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def growth(sizes: list[float]) -> float:
+    """MiB by which peak memory grew over the second half."""
+    return sizes[-1] - sizes[len(sizes) // 2]
+
+
+def growth_of_rounds(rounds: int) -> float:
+    """MiB by which peak memory grew over the second half of a federated run with checkpoints."""
+    sizes: list[float] = []
+
+    def evaluate(params: object) -> dict[str, float]:
+        sizes.append(peak())
+        return {}
+
+    options = {"evaluate": evaluate, "evaluate_every": rounds // 100, "progress": True, "every": rounds // 20}
+    with tempfile.TemporaryDirectory() as directory:
+        killed_run.run(directory, rounds, idle=1000, **options)
+    return growth(sizes)
+
+
+def growth_of_decoding(tokens: int) -> float:
     """MiB by which peak memory grew over the second half of decoding ``tokens`` tokens."""
     method, sizes, decoded = models.mirror(3, 2, 2), [], 0
     with tqdm(total=tokens, desc="tokens") as bar:
@@ -58,18 +81,21 @@ def memory_growth(tokens: int) -> float:
             new = jaxspec.generate(method, models.PROMPTS, 1000).stats.new_tokens
             decoded += new
             bar.update(new)
-            sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-    return sizes[-1] - sizes[len(sizes) // 2]
+            sizes.append(peak())
+    return growth(sizes)
 
 
 def main() -> None:
-    """Runs both."""
+    """Runs all."""
     start = time.perf_counter()
-    killed, same = survives_kills()
-    growth = memory_growth(TOKENS)
+    grown = growth_of_rounds(ROUNDS), growth_of_decoding(TOKENS)
+    found = {kind: survives_kills(kind) for kind in KINDS}
     seconds = time.perf_counter() - start
-    print(f"killed {killed} times, bit-identical {same}; {TOKENS} tokens, memory +{growth:.1f} MiB; {seconds:.0f} s")
-    sys.exit(not same)
+    kills = ", ".join(f"{kind} {killed} times" for kind, (killed, _) in found.items())
+    identical = all(same for _, same in found.values())
+    memory = f"{ROUNDS} rounds, memory +{grown[0]:.1f} MiB; {TOKENS} tokens, memory +{grown[1]:.1f} MiB"
+    print(f"killed: {kills}, bit-identical {identical}; {memory}; {seconds:.0f} s")
+    sys.exit(not identical or sum(killed for killed, _ in found.values()) < 30)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def damaged(data):
 # --- damaged files ---
 
 
+@pytest.mark.parametrize("kind", ["simulation", "saving"])
 def test_damage_to_any_file_is_named_with_the_last_good_step(finished, tmp_path, kind):
     """Every file of the newest step, flipped and cut at its beginning, middle and end."""
     directory = shutil.copytree(finished(kind)[0], tmp_path / "run")

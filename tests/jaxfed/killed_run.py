@@ -15,7 +15,7 @@ import jaxfed
 from tests.jaxfed import problems
 
 
-def run(directory, rounds, callbacks=(), disk=False, idle=200_000, **options):
+def run(directory, rounds, callbacks=(), disk=False, idle=200_000, every=1, **options):
     """FedSpeed with noisy gradients, whose keys must be right as well; ``idle`` numbers more make saves take a while."""
     problem = problems.make_problem(21, np.float32)
     params = {**problem.params, "idle": jnp.ones(idle, jnp.float32)}
@@ -33,7 +33,7 @@ def run(directory, rounds, callbacks=(), disk=False, idle=200_000, **options):
         jaxfed.data.client_data(problem.clients),
         rounds=rounds,
         callbacks=callbacks,
-        checkpoint=jaxfed.Checkpointing(directory, every=1, keep=3) if directory else None,
+        checkpoint=jaxfed.Checkpointing(directory, every=every, keep=3) if directory else None,
         **chosen,
     )
 
