@@ -51,13 +51,16 @@ KINDS = {"simulation": simulation, "training": training, "saving": saving}
 
 def same(one, other):
     """Whether two trees are the same to the bit."""
-    bits = lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)  # noqa: E731
-    alike = jax.tree.map(lambda a, b: bits(a).dtype == bits(b).dtype and bits(a).tobytes() == bits(b).tobytes(), one, other)
-    return jax.tree.all(alike)
+    return jax.tree.all(jax.tree.map(lambda a, b: bits(a) == bits(b), one, other))
 
 
-def _is_key(leaf):
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def bits(leaf):
+    """Everything about a leaf's values."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes()
+    return type(leaf), leaf
 
 
 if __name__ == "__main__":
