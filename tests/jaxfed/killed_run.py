@@ -16,7 +16,7 @@ from tests.jaxfed import problems
 
 
 def run(directory, rounds, callbacks=(), disk=False, idle=200_000, every=1, **options):
-    """FedSpeed with noisy gradients, whose keys must be right as well; ``idle`` numbers more make saves take a while."""
+    """FedSpeed with noisy gradients, whose keys must be right as well; ``idle`` numbers make saves take long."""
     problem = problems.make_problem(21, np.float32)
     params = {**problem.params, "idle": jnp.ones(idle, jnp.float32)}
 
