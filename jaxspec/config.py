@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -188,7 +190,8 @@ class DecoderConfig:
         tracks: whether and how the layers run in tracks; default: they do not.
 
     Raises:
-        ValueError: sizes that do not divide, or tracks in a block that does not add to the residual stream.
+        ValueError: a field of another type, a number out of range, sizes that do not divide, or tracks in a block that
+            does not add to the residual stream.
     """
 
     vocab_size: int
@@ -204,6 +207,7 @@ class DecoderConfig:
     tracks: Tracks | None = None
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_size", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
@@ -217,6 +221,35 @@ class DecoderConfig:
             raise ValueError(f"expected windowed for {self.num_layers} layers, got {len(self.attention.windowed)}")
         if self.tracks is not None:
             _check_tracks(self, self.tracks)
+
+
+def _check_fields(config: Any) -> None:
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            _check_fields(value)
+        if not _fits(value, hint):
+            raise ValueError(
+                f"expected {name} of {type(config).__name__} to be {getattr(hint, '__name__', hint)} (whole numbers "
+                f"below 2^31, others finite and above 0), got {value!r:.80}"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, choices = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, choice) for choice in choices)
+    if kind is Literal:
+        return value in choices
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(part, choices[0]) for part in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is int:
+        return isinstance(value, Integral) and abs(int(value)) < 2**31
+    if hint is float:
+        return isinstance(value, Real) and 0 < value < 1e300  # type: ignore[operator]
+    return isinstance(value, hint)
 
 
 def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
@@ -237,9 +270,11 @@ def build(kind: type[Built], values: dict[str, Any]) -> Built:
     """A configuration from the dictionary that ``dataclasses.asdict`` made of it, perhaps by way of JSON.
 
     Raises:
-        ValueError: a name that the configuration does not have.
+        ValueError: no dictionary, or a name that the configuration does not have.
     """
     hints = get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected names of {kind.__name__} ({', '.join(hints)}), got {values!r:.80}")
     if unknown := sorted(set(values) - set(hints)):
         raise ValueError(f"expected names of {kind.__name__} ({', '.join(hints)}), got {', '.join(unknown)}")
     return kind(**{name: _value(hints[name], value) for name, value in values.items()})

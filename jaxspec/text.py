@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxspec.files import read_json, reading
+
 #: One message of a conversation: ``{"role": "user", "content": "…"}``.
 Message = dict[str, Any]
 #: Files that are carried along as they are.
@@ -70,15 +72,20 @@ class Text:
         """What a published checkpoint's folder says about text; None without a tokenizer.
 
         Raises:
+            ValueError: a file that is damaged or says something else than text needs; names it.
             ModuleNotFoundError: ``tokenizer.model`` needs the sentencepiece library; says how to get it.
         """
-        folder = Path(folder)
+        with reading(folder, "files of a tokenizer"):
+            return Text._read(Path(folder))
+
+    @staticmethod
+    def _read(folder: Path) -> "Text | None":
         about = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
         defaults = _json(folder / "generation_config.json")
         template = folder / "chat_template.jinja"
         rest = {
             "stop": _stops(defaults, _json(folder / "config.json")),
-            "template": template.read_text() if template.is_file() else _template(about.get("chat_template")),
+            "template": template.read_text("utf-8") if template.is_file() else _template(about.get("chat_template")),
             "special": {name: _content(value) for name, value in about.items() if name.endswith("_token") and value},
             "defaults": defaults,
             "files": {name: folder / name for name in (*FILES, "config.json") if (folder / name).is_file()},
@@ -120,7 +127,8 @@ def sentencepiece(path: str | Path, **rest: Any) -> Text:
         raise ModuleNotFoundError(
             f"{Path(path).name} needs the sentencepiece library: pip install 'jaxfed-jaxspec[huggingface]'"
         ) from error
-    processor = SentencePieceProcessor(model_file=str(path))
+    with reading(path, "a SentencePiece model"):
+        processor = SentencePieceProcessor(model_file=str(path))
     start = [processor.bos_id()] if processor.bos_id() >= 0 else []
     own = {"files": {"tokenizer.model": Path(path)}, "stop": (processor.eos_id(),) if processor.eos_id() >= 0 else ()}
     return Text(
@@ -171,7 +179,7 @@ def render(template: str, messages: Sequence[Message], special: dict[str, str]) 
         return environment.from_string(_unmarked(template)).render(
             messages=list(messages), add_generation_prompt=True, tools=None, documents=None, **special
         )
-    except (TemplateError, TypeError) as error:
+    except (TemplateError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"expected messages that the chat template takes, got: {error}") from error
 
 
@@ -182,22 +190,27 @@ def _unmarked(template: str) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _stops(defaults: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
     found = defaults.get("eos_token_id")
     found = config.get("eos_token_id") if found is None else found
-    return () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    stops = () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in stops):
+        raise ValueError(f"expected eos_token_id to be a token id or a list of them, got {found!r:.80}")
+    return stops
 
 
 def _content(value: Any) -> str:
-    return value["content"] if isinstance(value, dict) else str(value)
+    return str(value["content"] if isinstance(value, dict) else value)
 
 
 def _template(found: Any) -> str | None:
     """A template may be one of several, by name."""
     if isinstance(found, list):
         named = {entry["name"]: entry["template"] for entry in found}
-        return named.get("default")
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"expected chat_template to be text, got {found!r:.80}")
     return found

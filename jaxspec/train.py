@@ -202,7 +202,7 @@ def fit(
                 if writer is not None and saving:
                     writer.save(done, state)
         except KeyboardInterrupt:
-            if writer is not None:
+            if writer is not None and directory is not None:
                 writer.wait()
                 if checkpoint.latest(directory) != (done := int(state.step)):
                     writer.save(done, state)

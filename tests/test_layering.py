@@ -39,7 +39,7 @@ ORDER = {
         __main__
     """,
     "jaxspec": """
-        config text compilations processes
+        config files text compilations processes
         types
         sampling
         acceptance

@@ -1,6 +1,7 @@
 """Published checkpoints, read straight onto a mesh and written back: config.json, safetensors, tokenizer."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxspec.config import DecoderConfig
+from jaxspec.files import read_json, reading
 from jaxspec.models.decoder import init_params, network
 from jaxspec.models.families import FAMILIES, Family, family_for, family_of
 from jaxspec.models.partition import partition
@@ -25,7 +27,9 @@ from jaxspec.types import Model, Params
 
 #: Published arrays that hold nothing of their own.
 IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias")
-#: What config.json says that our configuration does not.
+#: What says which network the weights are of.
+CONFIG = "config.json"
+#: What it says that our configuration does not.
 KEPT = ("bos_token_id", "pad_token_id", "max_position_embeddings")
 #: Where Linux says how much memory is free.
 MEMORY = Path("/proc/meminfo")
@@ -54,12 +58,13 @@ def load_huggingface(
         MemoryError: the parameters would not fit; says what would.
     """
     folder = Path(path)
-    published = _config(folder)
-    family = family_of(published)
-    config = family.read(published)
+    published, weights = _config(folder), Weights(folder)
+    with reading(folder / CONFIG, "the configuration of a supported family"):
+        _check_layers(published, weights)
+        family = family_of(published)
+        config = family.read(published)
+        sources = _sources(family, config, weights)
     kind = _dtype(published, dtype)
-    weights = Weights(folder)
-    sources = _sources(family, config, weights)
     check_divides(config, mesh)
     check_memory(config, kind, mesh, int8)
     params = _read(config, sources, weights, mesh, kind, int8, progress)
@@ -67,29 +72,37 @@ def load_huggingface(
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+    file = folder / CONFIG
     if not file.is_file():
         raise ValueError(f"{folder}: expected a folder with config.json and *.safetensors, got no config.json")
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: expected JSON, got {error}; copy it again") from error
+    return read_json(file)
+
+
+def _check_layers(published: dict[str, Any], weights: Weights) -> None:
+    """Before as many layers are made as the file says there are."""
+    count, most = published.get("num_hidden_layers"), len(weights.entries)
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= most:
+        raise ValueError(
+            f"expected num_hidden_layers from 1 to the {most} arrays there are, got {count!r:.80}; config.json belongs "
+            "to another model"
+        )
 
 
 def _dtype(published: dict[str, Any], asked: Any) -> Any:
     own = _own_dtype(published)
     on_cpu = jax.default_backend() == "cpu"
     try:
-        kind = jnp.dtype(asked if asked is not None else jnp.float32 if on_cpu else str(own))
-    except TypeError as error:
-        raise ValueError(f"expected dtype float32, bfloat16 or float16, got {asked!r}") from error
+        kind = jnp.dtype(asked if asked is not None else jnp.float32 if on_cpu else own)
+    except (TypeError, ValueError) as error:
+        got = own if asked is None else asked
+        raise ValueError(f"expected dtype float32, bfloat16 or float16, got {got!r}") from error
     if not jnp.issubdtype(kind, jnp.floating):
         raise ValueError(f"expected dtype float32, bfloat16 or float16, got {kind}; for eight bits pass int8=True")
     return kind
 
 
 def _own_dtype(published: dict[str, Any]) -> str:
-    return published.get("dtype") or published.get("torch_dtype") or "float32"
+    return str(published.get("dtype") or published.get("torch_dtype") or "float32")
 
 
 def published_dtype(folder: Path) -> str:
@@ -102,9 +115,13 @@ def _named_leaves(config: DecoderConfig) -> list[tuple[tuple, jax.ShapeDtypeStru
     return jax.tree_util.tree_leaves_with_path(shapes)
 
 
+def _keys(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
 def _rule(family: Family, path: tuple) -> tuple[Any, list[str]]:
     """The rule of one leaf and the published names it takes."""
-    steps = [str(getattr(step, "key", getattr(step, "idx", step))) for step in path]
+    steps = _keys(path).split(".")
     layer, name = (steps[1], ".".join(steps[2:])) if steps[0] == "layers" else ("", ".".join(steps))
     rule = family.weights[name]
     return rule, [published.format(layer) for published in rule.names]
@@ -117,7 +134,13 @@ def _sources(family: Family, config: DecoderConfig, weights: Weights) -> dict[tu
         ValueError: arrays missing, unexpected or mis-shaped.
     """
     found, used, missing = {}, set(), []
+    most = sum(math.prod(entry.shape) for entry in weights.entries.values())
     for path, leaf in _named_leaves(config):
+        if leaf.size > most:
+            raise ValueError(
+                f"expected at most {most} numbers in {_keys(path)}, as many as the files have in all, got {leaf.size}; "
+                "config.json belongs to another model"
+            )
         rule, names = _rule(family, path)
         own = [name if name in weights.entries else name.removeprefix("model.") for name in names]
         if absent := [name for name, there in zip(names, own, strict=True) if there not in weights.entries]:
@@ -247,14 +270,14 @@ def save_huggingface(model: Model, path: str | Path, *, dtype: Any = None, shard
     own = jnp.dtype(params["embedding"].dtype if dtype is None else dtype).name
     stop = list(model.text.stop) if model.text and model.text.stop else None
     about = _kept(model) | {"dtype": own, "eos_token_id": stop} | family.config_json(config)
-    (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
     if model.text is not None:
         model.text.write(folder)
 
 
 def _kept(model: Model) -> dict[str, Any]:
     """What the config.json that the model came with says besides its network."""
-    file = model.text.files.get("config.json") if model.text else None
+    file = model.text.files.get(CONFIG) if model.text else None
     published = _config(file.parent) if file and file.is_file() else {}
     return {name: published[name] for name in KEPT if name in published}
 

@@ -128,6 +128,8 @@ class FeedForward(nnx.Module):
         self.gate_up_bias = bias((parts, c.hidden), c.block.bias)
         self.down = weight(rngs, (c.width, c.hidden), c.hidden, (2 * c.num_layers) ** -0.5)
         self.down_bias = bias((c.width,), c.block.bias)
+        if c.block.activation not in ACTIVATIONS:
+            raise ValueError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {c.block.activation!r}")
         self.activation = ACTIVATIONS[c.block.activation]
 
     def __call__(self, x: Array) -> Array:

@@ -1,11 +1,13 @@
 """The llama2.c v0 file: seven integers, then float32 arrays, each stacked over layers."""
 
+import math
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxspec.config import Attention, DecoderConfig, Ends
+from jaxspec.files import reading
 from jaxspec.models.decoder import network
 from jaxspec.text import sentencepiece
 from jaxspec.types import Model, Params
@@ -24,33 +26,25 @@ def load_llama2c(path: str | Path, tokenizer: str | Path | None = None) -> Model
     Raises:
         ValueError: the file is shorter or longer than its header says.
     """
-    header = np.fromfile(path, np.int32, 7)
-    if len(header) < 7 or not all(0 < abs(int(size)) < 2**24 for size in header):
-        raise ValueError(f"{path}: expected the seven sizes of a llama2.c v0 file, got {header.tolist()}")
-    width, hidden, layers, heads, kv_heads, vocab, length = (int(size) for size in header)
-    size = width // heads
-    config = DecoderConfig(
-        abs(vocab),
-        width,
-        layers,
-        heads,
-        kv_heads,
-        size,
-        hidden,
-        attention=Attention(),
-        ends=Ends(tied=vocab > 0, embedding_scale=1.0),
-    )
+    header = np.fromfile(path, np.int32, 7).tolist()
+    sizes = [abs(size) if place == 5 else size for place, size in enumerate(header)]
+    if len(sizes) < 7 or not all(0 < size < 2**24 for size in sizes):
+        raise ValueError(f"{path}: expected the seven sizes of a llama2.c v0 file, got {header}")
+    width, hidden, layers, heads, kv_heads, vocab, length = sizes
+    size, ends = width // heads, Ends(tied=header[5] > 0, embedding_scale=1.0)
+    with reading(path, "sizes that make a model"):
+        config = DecoderConfig(vocab, width, layers, heads, kv_heads, size, hidden, attention=Attention(), ends=ends)
     shapes = _shapes(config)
-    tables, head = length * size, 0 if config.ends.tied else abs(vocab) * width
-    expected = sum(int(np.prod(shape)) for shape in shapes.values()) + tables + head
+    tables, head = length * size, 0 if ends.tied else vocab * width
+    expected = sum(math.prod(shape) for shape in shapes.values()) + tables + head
     if (found := Path(path).stat().st_size) != 28 + 4 * expected:
         raise ValueError(
             f"{path}: expected {28 + 4 * expected} bytes for these sizes, got {found}; copy it again or export v0"
         )
     values = np.fromfile(path, np.float32, offset=28)
-    cuts = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+    cuts = np.cumsum([math.prod(shape) for shape in shapes.values()])
     parts = {name: part.reshape(shapes[name]) for name, part in zip(shapes, np.split(values, cuts), strict=False)}
-    params = _params(config, parts, values[-head:].reshape(abs(vocab), width) if head else None)
+    params = _params(config, parts, values[-head:].reshape(vocab, width) if head else None)
     text = None if tokenizer is None else sentencepiece(tokenizer, stop=STOP)
     return Model(network(config), jax.tree.map(jax.numpy.asarray, params), text)
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxfed import checkpoint
 from jaxspec.config import DecoderConfig, build
+from jaxspec.files import reading
 from jaxspec.models import streams
 from jaxspec.models.decoder import network
 from jaxspec.models.huggingface import (
@@ -54,25 +55,29 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
     """Loads a model that ``save_model`` wrote, straight onto a mesh.
 
     Raises:
-        ValueError: the directory holds something else, or the mesh does not divide the heads.
+        ValueError: the directory holds something else, or says of a model what cannot be; the mesh does not divide the
+            heads.
         jaxfed.checkpoint.CheckpointError: no complete step, or a damaged file (named).
         MemoryError: the parameters would not fit.
     """
     directory, found = Path(directory), checkpoint.manifest(directory)
     if found.kind != KIND:
         raise ValueError(f"{directory}: expected a checkpoint of kind {KIND!r}, got {found.kind!r}")
-    about = found.metadata
-    config, dtype = build(DecoderConfig, about["config"]), jnp.dtype(about["dtype"])
+    with reading(directory, "what save_model says of a model"):
+        about, most = found.metadata, len(found.tree)
+        config, dtype, int8 = build(DecoderConfig, about["config"]), jnp.dtype(about["dtype"]), bool(about["int8"])
+        if config.num_layers > most:
+            raise ValueError(f"expected at most {most} layers, as there are leaves, got {config.num_layers}")
+        net, like, stop = network(config), like_params(config, dtype, int8), [int(token) for token in about["stop"]]
+        if about.get("streams"):
+            net, like = streams.like(net, like, **about["streams"])
     check_divides(config, mesh)
-    check_memory(config, dtype, mesh, about["int8"])
-    net, like = network(config), like_params(config, dtype, about["int8"])
-    if about.get("streams"):
-        net, like = streams.like(net, like, **about["streams"])
+    check_memory(config, dtype, mesh, int8)
     homes = jax.tree.map(_sharding, leaf_homes(net.partition(like), like, mesh))
     params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
     text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
-    if text is not None and about["stop"]:
-        text = text.stopping(about["stop"])
+    if text is not None and stop:
+        text = text.stopping(stop)
     return Model(net, params, text)
 
 

@@ -1,17 +1,22 @@
 """Safetensors files of a published checkpoint: opened, listed and checked, read one array at a time."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from jaxspec.files import read_json, reading
 
 #: Bytes of one file that ``write`` makes.
 SHARD_BYTES = 5_000_000_000
 #: Published names of the only file, and of the list of several.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Bytes of one number, for each kind of safetensors that weights may be of.
+WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 #: Endings of files that hold pickled weights.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -28,7 +33,8 @@ class Weights:
     """The arrays of a folder by name; nothing is read before it is asked for.
 
     Raises:
-        ValueError: no safetensors file (only pickles: says why they are refused), or one that is truncated or damaged.
+        ValueError: no safetensors file (only pickles: says why they are refused), one that is truncated or damaged, an
+            index that names files elsewhere, or arrays that are no floats.
     """
 
     def __init__(self, folder: Path):
@@ -37,25 +43,19 @@ class Weights:
         for path, file in self._files.items():
             for name in file.keys():  # noqa: SIM118  not a dictionary
                 part = file.get_slice(name)
-                shape = tuple(part.get_shape())
-                self.entries[name] = Entry(path, shape, int(np.prod(shape, dtype=np.int64)) * _width(part.get_dtype()))
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                if dtype not in WIDTHS:
+                    raise ValueError(f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype}")
+                self.entries[name] = Entry(path, shape, math.prod(shape) * WIDTHS[dtype])
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The array of that name."""
         return self._files[self.entries[name].file].get_tensor(name)
 
 
-def _width(name: str) -> int:
-    """Bytes of one number of a safetensors dtype such as F32, BF16 or I8."""
-    digits = "".join(letter for letter in name.split("_")[0] if letter.isdigit())
-    return max(int(digits or 8) // 8, 1)
-
-
 def _opened(path: Path) -> Any:
-    try:
+    with reading(path, "a whole safetensors file"):
         return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name}: expected a whole safetensors file, got {error}; copy it again") from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -63,7 +63,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = _named(index)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ValueError(f"{folder}: expected the files of {INDEX}, got no {', '.join(missing)}; copy them too")
         return [folder / name for name in names]
@@ -77,6 +77,15 @@ def _files(folder: Path) -> list[Path]:
             "safetensors)"
         )
     raise ValueError(f"{folder}: expected *.safetensors, got none")
+
+
+def _named(index: Path) -> list[str]:
+    """The files that an index names, all of them beside it."""
+    found = read_json(index).get("weight_map")
+    names = list(found.values()) if isinstance(found, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{index}: expected weight_map to name files of its own folder, got {found!r:.200}")
+    return sorted(set(names))
 
 
 def write(folder: Path, arrays: Any, shard_bytes: int = SHARD_BYTES) -> None:

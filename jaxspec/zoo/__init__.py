@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from safetensors import SafetensorError, safe_open
 from safetensors import flax as safetensors
+from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from jaxspec.config import DecoderConfig, build
 from jaxspec.exits import AffineLens, LogitLens
+from jaxspec.files import read_json, reading
 from jaxspec.models import streams
 from jaxspec.models.decoder import init_params, network
 from jaxspec.text import Text
@@ -45,23 +46,26 @@ def load(name_or_path: str | Path = "shakespeare") -> Pair:
     """Loads an embedded pair by name, or one written by ``save`` by path; float32 on the default device.
 
     Raises:
-        ValueError: unknown name, or weights that do not have the configured structure and shapes; names the weight.
+        ValueError: unknown name, a damaged file, or weights that do not have the configured structure and shapes; names
+            the file and the weight.
     """
     folder = resources.files("jaxspec.zoo") / str(name_or_path) if name_or_path in PAIRS else Path(name_or_path)
     if not (folder / "pair.json").is_file():
         raise ValueError(f"expected one of {PAIRS} or a folder written by save, got {str(name_or_path)!r}")
-    about = json.loads((folder / "pair.json").read_text())
-    try:
-        with resources.as_file(folder / "pair.safetensors") as path:
-            weights = safetensors.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"pair.safetensors: expected a readable safetensors file, got {error}; copy it again"
-        ) from error
+    with reading(str(folder), "what save writes of a pair"):
+        return _load(folder)
+
+
+def _load(folder: Any) -> Pair:
+    about = read_json(folder / "pair.json")
+    with resources.as_file(folder / "pair.safetensors") as path, reading(path, "a readable safetensors file"):
+        weights = safetensors.load_file(path)
+    _check_layers(about, len(weights))
     models = {name: _model(build(DecoderConfig, about[name]), name, weights) for name in ("target", "draft")}
     lens = {key.split(".")[1]: jnp.asarray(value, jnp.float32) for key, value in weights.items() if key[:5] == "exit."}
     exit_head = AffineLens(**lens) if lens else LogitLens()
-    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    with reading(folder / "tokenizer.json", "a tokenizer"):
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
     models = {name: model._replace(text=Text.of(tokenizer)) for name, model in models.items()}
     known = models["target"], models["draft"], exit_head, about["exit_layer"], tokenizer, about["figures"]
     return Pair(*known, streaming=_streaming(models["draft"], folder / STREAMS))
@@ -92,11 +96,19 @@ def save_streams(draft: Model, path: str | Path) -> None:
 def _streaming(draft: Model, path: Any) -> Model | None:
     if not path.is_file():
         return None
-    with resources.as_file(path) as file, safe_open(file, "flax") as opened:
+    with resources.as_file(path) as file, reading(file, "the streams of a draft"), safe_open(file, "flax") as opened:
         own = {name: jnp.asarray(opened.get_tensor(name), jnp.float32) for name in opened.keys()}  # noqa: SIM118
         start = int(opened.metadata()["start"])
     made = streams.network(draft.network, len(own["offset"]), start)
     return Model(made, {"draft": draft.params, "streams": own}, draft.text)
+
+
+def _check_layers(about: dict[str, Any], most: int) -> None:
+    """Before as many layers are made as the file says there are."""
+    for name in ("target", "draft"):
+        count = about[name]["num_layers"]
+        if not 0 < count <= most:
+            raise ValueError(f"expected num_layers of the {name} from 1 to the {most} arrays there are, got {count}")
 
 
 def _named(prefix: str, tree: Params) -> list[tuple[str, jax.Array]]:
