@@ -137,9 +137,28 @@ def _parse_manifest(body: dict[str, Any], step: int) -> Manifest:
     for name in [*made.files, *(leaf.array or "" for leaf in made.tree)]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"the path {name!r}, which leaves the folder of the step")
+    for file in made.files.values():
+        if "link" in file:
+            raise ValueError(f"a link, {file}, as a file of the step")
+    for leaf in made.tree:
+        _check_leaf(leaf)
     if made.step != step:
         raise ValueError(f"step {made.step} in the folder of step {step}")
     return made
+
+
+def _check_leaf(leaf: Leaf) -> None:
+    """A leaf can be as it is told, and only arrays without numbers have no folder."""
+    shape = leaf.shape
+    told = isinstance(leaf.path, tuple) and all(isinstance(entry, str | int) for entry in leaf.path)
+    told &= isinstance(leaf.dtype, str) and isinstance(leaf.array, str | None)
+    if leaf.form in ("value", "empty"):
+        told &= shape is None and leaf.array is None
+    else:
+        sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        told &= sizes and leaf.form in ("jax", "numpy", "scalar", "key") and bool(leaf.array) == (0 not in shape)
+    if not told:
+        raise ValueError(f"a leaf that cannot be: {leaf!r:.200}")
 
 
 def verify(directory: PathLike, step: int | None = None) -> None:
@@ -153,11 +172,18 @@ def verify(directory: PathLike, step: int | None = None) -> None:
 
 
 def digests(folder: Path, others: Set[str | None] = frozenset()) -> dict[str, File]:
-    """Return size and SHA-256 of every regular file of a step, but of its manifest and of the arrays `others`."""
+    """Return size and SHA-256 of every file of a step, but of its manifest and of the arrays `others`.
+
+    Of a link, which no step has, only where it leads: what lies there is not the step's, and is not read.
+    """
     digests: dict[str, File] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not path.is_symlink() and name.parts != (MANIFEST,) and others.isdisjoint(name.parts):
+        if name.parts == (MANIFEST,) or not others.isdisjoint(name.parts):
+            continue
+        if path.is_symlink():
+            digests[name.as_posix()] = {"link": os.readlink(path)}
+        elif path.is_file():
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             digests[name.as_posix()] = {"size": path.stat().st_size, "sha256": digest}

@@ -83,7 +83,7 @@ def _named(index: Path) -> list[str]:
     """The files that an index names, all of them beside it."""
     found = read_json(index).get("weight_map")
     names = list(found.values()) if isinstance(found, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not names or not all(isinstance(name, str) and Path(name).name == name not in ("", "..") for name in names):
         raise ValueError(f"{index}: expected weight_map to name files of its own folder, got {found!r:.200}")
     return sorted(set(names))
 

@@ -413,7 +413,7 @@ def test_truncated_removed_linked_and_extra_files_are_named(saved: Path, damage:
     elif damage == "link":
         path.rename(saved / "elsewhere")
         path.symlink_to(saved / "elsewhere")
-        message = rf"{re.escape(name)}: expected .*{size},.* got no such file"
+        message = rf"{re.escape(name)}: expected .*{size},.* got .*link.*elsewhere"
     else:
         (path.parent / "extra").write_bytes(b"1")
         message = r"extra: expected no such file, got .*1,"
@@ -448,6 +448,47 @@ def test_paths_that_leave_the_step_are_refused(saved: Path, name: str, place: st
 
     rewrite(saved, edit)
     with pytest.raises(checkpoint.DamagedError, match=f"{re.escape(name)}.*leaves the folder"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder"])
+def test_what_links_lead_to_is_never_read(saved: Path, what: str) -> None:
+    """A forger's manifest says nothing of a link, and its digest fits."""
+    array = next(path for path in (folder(saved, 2) / "arrays").iterdir() if path.name.endswith("params.w"))
+    victim = array if what == "a folder" else next(path for path in array.iterdir() if not path.name.startswith("."))
+    name = victim.relative_to(folder(saved, 2)).as_posix()
+    victim.rename(saved / "elsewhere")
+    victim.symlink_to(saved / "elsewhere")
+
+    def forget(body: dict[str, Any]) -> None:
+        body["files"] = {path: file for path, file in body["files"].items() if not path.startswith(name)}
+
+    rewrite(saved, forget)
+    with pytest.raises(checkpoint.DamagedError, match=rf"{re.escape(name)}: expected no such file, got .*link"):
+        checkpoint.load(saved)
+    rewrite(saved, lambda body: body["files"].update({name: {"link": str(saved / "elsewhere")}}))
+    with pytest.raises(checkpoint.DamagedError, match="a link, .* as a file of the step"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [10**9, 10**9], "array": None},
+        {"shape": ["2", 3]},
+        {"shape": None},
+        {"path": None},
+        {"path": [["w"]]},
+        {"form": "pickle"},
+        {"array": ""},
+        {"array": 3},
+        {"dtype": 7},
+    ],
+    ids=str,
+)
+def test_leaves_that_cannot_be_are_refused_before_memory_is_taken(saved: Path, change: dict[str, Any]) -> None:
+    rewrite(saved, lambda body: body["tree"][1].update(change))
+    with pytest.raises(checkpoint.DamagedError, match=r"manifest.json: expected the manifest as it was written, got"):
         checkpoint.load(saved)
 
 
