@@ -155,8 +155,8 @@ def _check_leaf(leaf: Leaf) -> None:
     if leaf.form in ("value", "empty"):
         told &= shape is None and leaf.array is None
     else:
-        sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
-        told &= sizes and leaf.form in ("jax", "numpy", "scalar", "key") and bool(leaf.array) == (0 not in shape)
+        told &= isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        told &= leaf.form in ("jax", "numpy", "scalar", "key") and bool(leaf.array) == (0 not in (shape or ()))
     if not told:
         raise ValueError(f"a leaf that cannot be: {leaf!r:.200}")
 
