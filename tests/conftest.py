@@ -22,6 +22,7 @@ from tests import environment  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 STRICT = {
     "jax_numpy_rank_promotion": "raise",
@@ -30,6 +31,11 @@ STRICT = {
 }
 for _name, _value in STRICT.items():
     jax.config.update(_name, _value)
+
+# Properties: the same few examples each time; `HYPOTHESIS_PROFILE=long` draws others, and many.
+settings.register_profile("short", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.register_profile("long", settings.get_profile("short"), derandomize=False, max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 def world() -> dict[str, object]:

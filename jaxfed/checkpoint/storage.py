@@ -7,9 +7,9 @@ import logging
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from jaxfed.checkpoint.errors import CheckpointError, PathLike, explaining
+from jaxfed.checkpoint.errors import CheckpointError, MismatchError, PathLike, explaining
 from jaxfed.checkpoint.leaves import Leaf, Tree, encode, match, take_part
 from jaxfed.checkpoint.record import (
     MANIFEST,
@@ -183,12 +183,21 @@ def load(
     with naming_last_good(directory, step):
         folder = complete(directory, step)
         found = read_manifest(folder)
-        leaves = take_part(found.tree, part)
-        pairs, treedef = match(leaves, like)
+        with _in(folder):
+            leaves = take_part(found.tree, part)
+            pairs, treedef = match(leaves, like)
         check_files(folder, found, {leaf.array for leaf in found.tree} - {leaf.array for leaf in leaves})
     with explaining("expected shardings that fit the tree and its arrays", "pass one sharding for all, or others"):
         places = _placements(pairs, treedef, shardings)
         return treedef.unflatten(_restore(folder / _ARRAYS, pairs, places))
+
+
+@contextmanager
+def _in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except MismatchError as error:
+        raise MismatchError(f"{folder}: {error}") from error
 
 
 def _placements(pairs: Sequence[tuple[Leaf, Any]], treedef: Any, shardings: Tree) -> list[Any]:

@@ -33,25 +33,8 @@ SENTENCEPIECE = Path(__file__).parents[1] / "data" / "stories260K" / "tok512.mod
 #: Memory beyond what the process has before it begins, and seconds for one case.
 MEMORY, SECONDS = 2**30, 60
 #: What may stand in JSON instead of anything.
-VALUES = (
-    None,
-    True,
-    -1,
-    0,
-    1.5,
-    2**31,
-    10**12,
-    10**30,
-    float("inf"),
-    float("nan"),
-    "",
-    "x",
-    "../x",
-    [],
-    [[]],
-    {},
-    [-1],
-)
+NUMBERS = -1, 0, 1.5, 2**31, 10**12, 10**30, float("inf"), float("nan")
+VALUES = *NUMBERS, None, True, "", "x", "../x", [], [[]], {}, [-1]
 DEEP = "[" * 100_000
 LONG = '{"vocab_size": ' + "9" * 10_000 + "}"
 
