@@ -1,6 +1,5 @@
 """Starts work in a process of its own and kills it, as nothing can hold back, at a random moment."""
 
-import os
 import random
 import signal
 import subprocess
@@ -11,16 +10,15 @@ from pathlib import Path
 from jaxfed import checkpoint
 
 
-def start(kind, directory, count, **environment):
+def start(kind, directory, count):
     """The process that does this work, unseen."""
     command = [sys.executable, "-m", "tests.faults.work", kind, str(directory), str(count)]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**os.environ, **environment}, **options)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def kill_once(kind, directory, count, chance: random.Random, most: float = 0.5, **environment):
+def kill_once(kind, directory, count, chance: random.Random, most: float = 0.2):
     """Kills the work up to ``most`` seconds after its first new step is complete; False where it was done before."""
-    process, before = start(kind, directory, count, **environment), checkpoint.latest(directory)
+    process, before = start(kind, directory, count), checkpoint.latest(directory)
     with process:
         while process.poll() is None and checkpoint.latest(directory) == before:
             time.sleep(0.001)

@@ -5,7 +5,6 @@ import random
 import pytest
 
 from jaxfed import checkpoint
-from tests.environment import QUICK
 from tests.faults.killing import kill_once
 from tests.faults.work import KINDS, same
 
@@ -18,7 +17,7 @@ COUNTS = {"simulation": 20, "training": 30, "saving": 40}
 def test_work_killed_at_a_random_moment_goes_on_bit_for_bit(tmp_path, kind):
     """One kill here; ``make soak`` has many."""
     count, chance = COUNTS[kind], random.Random(kind)
-    assert kill_once(kind, tmp_path, count, chance, most=0.2, **QUICK)
+    assert kill_once(kind, tmp_path, count, chance)
     complete = checkpoint.steps(tmp_path)
     assert 0 < complete[-1] < count
     for step in complete:

@@ -255,9 +255,7 @@ def test_robust_aggregates_learn_with_other_algorithms(name, aggregate):
 def test_krum_leaves_rows_and_running_sum_of_others_alone():
     algorithm = jaxfed.uplink(jaxfed.scaffold(problems.loss_fn), aggregate=robust.krum(1, selected=2))
     server, rows, infos = played(algorithm, 6, [[0, 1, 2, 3, 4]])
-    chex.assert_trees_all_close(
-        server.extra, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), rows.memory), atol=1e-6
-    )
+    chex.assert_trees_all_close(server.extra, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), rows.memory), atol=1e-6)
     assert [info.num_used for info in infos] == [2] * 6
     assert float(tree.norm(server.extra)) > 1e-3
 
@@ -271,9 +269,7 @@ def test_plans_agree_where_messages_are_gathered(aggregate):
     ids = [0, 3, -1, 1, 4, 2, -1, -1]
     cohort = problems.cohort_of(problem(), ids, problems.indices(problem(), 0, ids, 2, 4), rows)
     plans = [jaxfed.vmap(), jaxfed.chunked(3), jaxfed.sharded(mesh_of(4), jaxfed.map())]
-    found = [
-        jax.jit(functools.partial(algorithm.step, plan=plan))(server, cohort, jax.random.key(0)) for plan in plans
-    ]
+    found = [jax.jit(functools.partial(algorithm.step, plan=plan))(server, cohort, jax.random.key(0)) for plan in plans]
     for each in found[1:]:
         chex.assert_trees_all_close(each[:2], found[0][:2], atol=2e-6)
         chex.assert_trees_all_equal(each[2].used, found[0][2].used)
@@ -402,7 +398,14 @@ def test_a_run_resumes_with_its_residuals_and_refuses_other_transforms(tmp_path)
         server = algorithm.init(problem().params, problems.CLIENTS)
         data = jaxfed.data.client_data(problem().clients)
         return jaxfed.simulate(
-            algorithm, server, data, rounds=rounds, cohort_size=2, local_steps=2, batch_size=4, progress=False,
+            algorithm,
+            server,
+            data,
+            rounds=rounds,
+            cohort_size=2,
+            local_steps=2,
+            batch_size=4,
+            progress=False,
             checkpoint=directory,
         )
 
