@@ -1,7 +1,8 @@
-"""Files of models, spoilt in many ways, and what loading them comes to: ``python -m tests.jaxspec.fuzz KIND COUNT``.
+"""Files of models, spoilt in many ways, and what loading them comes to: ``python -m tests.jaxspec.fuzz COUNT KIND…``.
 
 A process of its own, with bounded memory and time, so that a crash, a hang or a flood is seen for what it is. Every
-case is named before it is loaded; the last line says how many loaded, how many were refused, and what broke.
+case is named before it is loaded; the last line says of each kind how many loaded, how many were refused, and what
+broke.
 """
 
 import copy
@@ -17,7 +18,6 @@ import warnings
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxspec
@@ -193,29 +193,31 @@ def limit_memory():
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def main(kind, count):
+def tried(kind, count):
+    """What became of all cases of a kind."""
     write, load = KINDS[kind]
-    told = {"loaded": 0, "refused": 0}
-    broke = []
+    told = {"loaded": 0, "refused": 0, "broke": []}
     with tempfile.TemporaryDirectory() as directory:
         whole, spoilt = Path(directory) / "whole", Path(directory) / "spoilt"
         whole.mkdir()
         write(whole)
         load(whole)
-        limit_memory()
         for what, file, content in cases(whole, count, random.Random(kind)):
             shutil.rmtree(spoilt, ignore_errors=True)
             shutil.copytree(whole, spoilt)
             target = spoilt / file.relative_to(whole)
             target.write_bytes(content)
-            print(f"{file.relative_to(whole)}: {what}", flush=True)
+            case = f"{kind}: {file.relative_to(whole)}: {what}"
+            print(case, flush=True)
             found = outcome(load, spoilt, file)
-            told[found] = told.get(found, 0) + 1
-            if found not in ("loaded", "refused"):
-                broke.append(f"{file.relative_to(whole)}: {what}: {found[:300]}")
-    print(json.dumps({**{name: told[name] for name in ("loaded", "refused")}, "broke": broke}))
+            if found in ("loaded", "refused"):
+                told[found] += 1
+            else:
+                told["broke"].append(f"{case}: {found[:300]}")
+    return told
 
 
 if __name__ == "__main__":
-    jnp.zeros(1)
-    main(sys.argv[1], int(sys.argv[2]))
+    model()
+    limit_memory()
+    print(json.dumps({kind: tried(kind, int(sys.argv[1])) for kind in sys.argv[2:]}))
