@@ -42,8 +42,10 @@ fast: setup  ## the tests that take no longer than a few seconds each
 matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical"
 	$(RUN) -m tests.matrix
 
-soak: setup  ## a federated run killed at random times, thirty at most, and a hundred thousand tokens with flat memory
+soak: setup  ## work killed thirty-six times, ten thousand rounds, a hundred thousand tokens, long properties and fuzz
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.soak
+	HYPOTHESIS_PROFILE=long FUZZ_CASES=60 $(RUN) -m pytest -q tests/jaxfed/test_properties.py \
+	  tests/jaxspec/test_properties.py tests/jaxspec/test_fuzz.py
 
 lint: setup  ## ruff
 	$(RUN) -m ruff check .
