@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxfed import tree
-from jaxfed.algorithm import ClientRow, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server, as_given
+from jaxfed.algorithm import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server, as_given
 from jaxfed.data.batches import Batching, ClientData, draw_indices
 from jaxfed.places import Places, constrain
 from jaxfed.stores import DeviceStore
-from jaxfed.types import Batch
+from jaxfed.types import Batch, Key
 
 INDEX = "index of the sample"
 
@@ -49,8 +49,7 @@ class World(NamedTuple):
 
 def cohort_of(recipe: Recipe, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
     """The cohort of a round; its batches are drawn here, on the device, as indices where `play` fetches."""
-    _, batch_key = jax.random.split(jax.random.key(recipe.seed))
-    key = jax.random.fold_in(batch_key, round_number)
+    key = jax.random.fold_in(batch_key(recipe.seed), round_number)
     index, mask = draw_indices(world.data, ids, key, recipe.batching, recipe.longest)
     indices = {INDEX: index, "mask": mask}
     batches = indices if recipe.lazy else fetched(world.data, indices)
@@ -68,9 +67,38 @@ def one_round(
 
 def play(recipe: Recipe, server: Server, cohort: Cohort, world: World) -> tuple[Server, ClientRow, RoundInfo]:
     """One step on a cohort that is drawn."""
-    train_key, _ = jax.random.split(jax.random.key(recipe.seed))
     fetch = functools.partial(fetched, world.data) if recipe.lazy else as_given
-    return recipe.algorithm.step(server, cohort, train_key, plan=recipe.plan, fetch=fetch)
+    return recipe.algorithm.step(server, cohort, training_key(recipe.seed), plan=recipe.plan, fetch=fetch)
+
+
+def play_alone(recipe: Recipe, server: Server, row: ClientRow, data: ClientData, client: Array) -> ClientUpdate:
+    """What one client does in the round of `server`, where its own samples are all there is: the batches, keys and steps
+    that it has in a cohort.
+
+    Args:
+      recipe: `recipe.longest` is the client's own number of samples; `recipe.plan` plays no part.
+      server: as broadcast.
+      row: the client's.
+      data: of this client alone.
+      client: its id, int32 [].
+    """
+
+    def own(key: Key) -> Key:
+        return jax.random.fold_in(jax.random.fold_in(key, server.round), client)
+
+    index, mask = recipe.batching.slots(own(batch_key(recipe.seed)), data.lengths[0], recipe.longest)
+    member, fetch = Cohort(client, row, {INDEX: index, "mask": mask}), functools.partial(fetched, data)
+    return recipe.algorithm.client_update(server, member, own(training_key(recipe.seed)), fetch)
+
+
+def training_key(seed: int) -> Key:
+    """The run's key, of which the step folds those of rounds, clients and local steps."""
+    return jax.random.split(jax.random.key(seed))[0]
+
+
+def batch_key(seed: int) -> Key:
+    """The run's key of batches."""
+    return jax.random.split(jax.random.key(seed))[1]
 
 
 def fetched(data: ClientData, batch: Batch) -> Batch:

@@ -1,0 +1,106 @@
+"""Both halves of a round as compiled functions: a client's work, and what the server makes of the replies."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jaxfed import tree
+from jaxfed.algorithm import (
+    ClientFn,
+    ClientRow,
+    ClientUpdate,
+    Cohort,
+    CohortResult,
+    FederatedAlgorithm,
+    Plan,
+    RoundInfo,
+    Server,
+)
+from jaxfed.data.batches import ClientData
+from jaxfed.rounds import Recipe, play_alone, training_key
+from jaxfed.types import Key, Params
+
+ClientRound = Callable[[Server, ClientRow, ClientData, Array], ClientUpdate]
+"""`work(server, row, data, client) -> update`, for the round that the server is in."""
+
+ServerRound = Callable[[Server, np.ndarray, np.ndarray | None, ClientUpdate], tuple[Server, RoundInfo]]
+"""`finish(server, ids [C], weights [C], updates [C, ...]) -> (server, info)`; id −1 where no reply counts."""
+
+NO_ROW = ClientRow((), ())
+
+
+def server_like(algorithm: FederatedAlgorithm, params: Params, model_state: PyTree = ()) -> Server:
+    """Shapes and dtypes of the server that is broadcast, without a computation."""
+    return jax.eval_shape(lambda *given: algorithm.init(given[0], 1, given[1]), params, model_state)
+
+
+def update_like(algorithm: FederatedAlgorithm, server: Server, sample: Mapping[str, jax.ShapeDtypeStruct]) -> ClientUpdate:
+    """Shapes and dtypes of what a client sends, the row left out.
+
+    Args:
+      algorithm: the server's own.
+      server: its state.
+      sample: shape and dtype of one sample by name.
+    """
+    batches = {name: jax.ShapeDtypeStruct((1, 1, *each.shape), each.dtype) for name, each in sample.items()}
+    batches["mask"] = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+
+    def update(batches: Any) -> ClientUpdate:
+        row = algorithm.init_client(server.params, server.model_state)
+        return algorithm.client_update(server, Cohort(jnp.int32(0), row, batches), jax.random.key(0))
+
+    return jax.eval_shape(update, batches)._replace(row=NO_ROW)
+
+
+def client_round(recipe: Recipe) -> ClientRound:
+    """Compile a client's round. If its row is not finite, neither is the message: the server then counts neither."""
+
+    def work(server: Server, row: ClientRow, data: ClientData, client: Array) -> ClientUpdate:
+        update = play_alone(recipe, server, row, data, client)
+        finite = tree.all_finite((update.message, update.row))
+        return update._replace(message=jax.tree.map(lambda leaf: jnp.where(finite, leaf, _void(leaf)), update.message))
+
+    return jax.jit(work)
+
+
+def server_round(algorithm: FederatedAlgorithm, plan: Plan, seed: int) -> ServerRound:
+    """Compile the server's round: the step of the algorithm, with the replies in the place of the clients' work."""
+
+    def finish(server: Server, ids: Array, weights: Array | None, updates: ClientUpdate) -> tuple[Server, RoundInfo]:
+        cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool)}, weights)
+        server, _, info = algorithm.step(server, cohort, training_key(seed), plan=Replies(plan, updates))
+        return server, info
+
+    return jax.jit(finish)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replies:
+    """Plan: what clients elsewhere have computed, reduced as another plan reduces what it computes itself.
+
+    Attributes:
+      plan: how the replies are added up.
+      updates: one for every slot of the cohort, leaves [C, ...]; in empty slots anything finite.
+    """
+
+    plan: Plan
+    updates: ClientUpdate
+
+    def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
+        """Reduce the replies; the client function is not called."""
+        replies: Any = self.updates
+        return self.plan(lambda member, _: _reply(member), cohort._replace(batches=replies), key)
+
+
+def _reply(member: Cohort) -> ClientUpdate:
+    update: Any = member.batches
+    return update
+
+
+def _void(leaf: Array) -> Array:
+    return jnp.full_like(leaf, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0)
