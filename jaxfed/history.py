@@ -4,6 +4,7 @@ import csv
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -43,15 +44,21 @@ class History:
     plan: str | None = None
     seconds: list[float | None] = dataclasses.field(default_factory=list)
 
-    def add_round(self, round_number: int, info: RoundInfo, seconds: float | None = None) -> None:
-        """Append one round; `info` lies on the host."""
+    def add_round(
+        self,
+        round_number: int,
+        info: RoundInfo,
+        seconds: float | None = None,
+        more: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Append one round; `info` lies on the host, `more` are other numbers by name."""
         told = info._asdict()
         clients, used, excluded = told.pop("clients"), told.pop("used"), told.pop("excluded")
         told = {**told.pop("client")._asdict(), **told}
         aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(told.pop("aux"))}
         cohort = {name: make(getattr(clients, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
         sums = {"samples": np.sum(clients.samples[used]), "num_excluded": np.sum(excluded)}
-        entry = {"round": round_number, **told, **cohort, **sums, **aux}
+        entry = {"round": round_number, **told, **cohort, **sums, **aux, **more}
         _append(self.rounds, {name: number for name, number in entry.items() if np.ndim(number) == 0})
         unknown = len(self.rounds["round"]) - 1 - len(self.seconds)
         self.seconds += [*[None] * unknown, seconds]

@@ -5,18 +5,19 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxfed import checkpoint as checkpoints
+from jaxfed.algorithm import Server
 from jaxfed.checks import check_range
-from jaxfed.engines import Engine
 from jaxfed.history import History
 
 KIND = "jaxfed.simulate"
@@ -41,14 +42,43 @@ class Checkpointing:
         check_range("keep", self.keep, least=1)
 
 
-class Saver:
-    """Saves a run and finds where to go on; with `options=None` it does neither. A context manager."""
+class Playing(Protocol):
+    """What is saved of a run: an `Engine`, for instance, which says what the methods do."""
 
-    def __init__(self, options: str | Path | Checkpointing | None, config: dict[str, Any]) -> None:
+    server: Server
+
+    def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
+        """What a checkpoint holds: {"server": ..., "rows": ...}."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON beside the snapshot."""
+        ...
+
+    def like(self, told: Mapping[str, Any]) -> dict[str, PyTree]:
+        """Structure of a snapshot."""
+        ...
+
+    def restore(self, snapshot: Mapping[str, PyTree]) -> None:
+        """Go on from a snapshot."""
+        ...
+
+    def lock(self, step: int, rows: Callable[[], PyTree]) -> None:
+        """Hear of a checkpoint that is kept."""
+        ...
+
+
+class Saver:
+    """Saves a run and finds where to go on; with `options=None` it does neither. A context manager.
+
+    `kind` tells checkpoints of one loop from those of another.
+    """
+
+    def __init__(self, options: str | Path | Checkpointing | None, config: dict[str, Any], kind: str = KIND) -> None:
         if isinstance(options, str | Path):
             options = Checkpointing(options)
-        self._options, self._config = options, config
-        self._writer = checkpoints.Writer(options.directory, kind=KIND, keep=options.keep) if options else None
+        self._options, self._config, self._kind = options, config, kind
+        self._writer = checkpoints.Writer(options.directory, kind=kind, keep=options.keep) if options else None
         self._saved: int | None = None
 
     def __enter__(self) -> "Saver":
@@ -63,7 +93,7 @@ class Saver:
         if self._writer is not None:
             self._writer.__exit__(kind, error, at)
 
-    def resume(self, engine: Engine) -> History:
+    def resume(self, engine: Playing) -> History:
         """Put the engine where the last good checkpoint was; return its history.
 
         A damaged checkpoint is put aside with a warning, and the one before it taken.
@@ -93,12 +123,12 @@ class Saver:
             return History.from_dict(manifest.metadata["history"])
         return History()
 
-    def _rows(self, engine: Engine, step: int) -> PyTree:
+    def _rows(self, engine: Playing, step: int) -> PyTree:
         assert self._options is not None
         told = checkpoints.manifest(self._options.directory, step).metadata["rows"]
         return checkpoints.load(self._options.directory, like=engine.like(told)["rows"], step=step, part="rows")
 
-    def save(self, engine: Engine, history: History, *, now: bool = False) -> None:
+    def save(self, engine: Playing, history: History, *, now: bool = False) -> None:
         """Begin to save in the background if a checkpoint is due, or `now`."""
         if self._writer is None or self._options is None:
             return
@@ -112,7 +142,7 @@ class Saver:
         self._writer.save(done, tree, metadata)
         self._saved = done
 
-    def interrupted(self, engine: Engine, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
+    def interrupted(self, engine: Playing, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
         """Save unless stopped at once; return the interrupt that says how to resume."""
         if isinstance(stopped, StoppedAtOnce):
             return stopped
@@ -125,7 +155,7 @@ class Saver:
         )
 
     def _check(self, manifest: checkpoints.Manifest) -> None:
-        saved = manifest.metadata["config"] if manifest.kind == KIND else {"kind": manifest.kind}
+        saved = manifest.metadata["config"] if manifest.kind == self._kind else {"kind": manifest.kind}
         names = {**saved, **self._config}
         differ = [name for name in names if saved.get(name) != self._config.get(name)]
         if differ:

@@ -72,8 +72,9 @@ def play(recipe: Recipe, server: Server, cohort: Cohort, world: World) -> tuple[
 
 
 def play_alone(recipe: Recipe, server: Server, row: ClientRow, data: ClientData, client: Array) -> ClientUpdate:
-    """What one client does in the round of `server`, where its own samples are all there is: the batches, keys and steps
-    that it has in a cohort.
+    """What one client does in the server's round, where its own samples are all there is.
+
+    Its batches, keys and steps are those that it has in a cohort.
 
     Args:
       recipe: `recipe.longest` is the client's own number of samples; `recipe.plan` plays no part.

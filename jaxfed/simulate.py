@@ -20,7 +20,7 @@ from jaxfed import plans
 from jaxfed.algorithm import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.autoplan import Trial, fastest
 from jaxfed.checks import check_choice, check_range
-from jaxfed.data.batches import Batching, ClientData, Epochs, Steps
+from jaxfed.data.batches import ClientData, Epochs, Steps
 from jaxfed.engines import AnyStore, Draw, Start, engine
 from jaxfed.history import History
 from jaxfed.places import Places
@@ -162,12 +162,12 @@ def simulate(
       KeyboardInterrupt: after Ctrl-C, once the round is done and saved.
     """
     check_range("rounds", rounds, least=0)
-    batching, sampler = _batching(batch_size, local_steps, local_epochs), _sampler(cohort_size, sampler)
+    batching, sampler = batching_of(batch_size, local_steps, local_epochs), sampler_of(cohort_size, sampler)
     num_clients = _num_clients(server, data)
     slots = sampler.num_slots(num_clients)
     if mesh is not None:
         check_divides(mesh, slots)
-    world = World(data, _weights(client_weights, data))
+    world = World(data, weights_of(client_weights, data.lengths))
     on_one_device = mesh is None and not isinstance(plan, Sharded)
     recipe = Recipe(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = algorithm.init_client(server.params, server.model_state)
@@ -217,7 +217,8 @@ def _check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
         )
 
 
-def _batching(batch_size: int, local_steps: int | None, local_epochs: int | None) -> Batching:
+def batching_of(batch_size: int, local_steps: int | None, local_epochs: int | None) -> Steps | Epochs:
+    """The batching that was asked for. Raises ValueError unless one of the two numbers is given."""
     if local_steps is not None and local_epochs is None:
         return Steps(local_steps, batch_size)
     if local_epochs is not None and local_steps is None:
@@ -225,7 +226,8 @@ def _batching(batch_size: int, local_steps: int | None, local_epochs: int | None
     raise ValueError(f"expected one of local_steps and local_epochs, got {local_steps} and {local_epochs}")
 
 
-def _sampler(cohort_size: int | None, sampler: Sampler | None) -> Sampler:
+def sampler_of(cohort_size: int | None, sampler: Sampler | None) -> Sampler:
+    """The sampler that was asked for. Raises ValueError unless one of the two is given."""
     if cohort_size is not None and sampler is None:
         return FixedSize(cohort_size)
     if sampler is not None and cohort_size is None:
@@ -240,14 +242,17 @@ def _num_clients(server: Server, data: ClientData) -> int:
     return got
 
 
-def _weights(client_weights: Weights, data: ClientData) -> Array | None:
-    """Weights of all clients, [N], or None where all count alike. Raises ValueError for anything else."""
+def weights_of(client_weights: Weights, lengths: ArrayLike) -> Array | None:
+    """Weights of all clients, [N], or None where all count alike, from their numbers of samples.
+
+    Raises ValueError for anything else than `simulate` takes.
+    """
     if isinstance(client_weights, str):
         check_choice("client_weights", client_weights, ("uniform", "samples"))
-        return None if client_weights == "uniform" else jnp.asarray(data.lengths, jnp.float32)
+        return None if client_weights == "uniform" else jnp.asarray(lengths, jnp.float32)
     given = np.asarray(client_weights, np.float32)
-    if given.shape != (len(data.lengths),) or not np.all(np.isfinite(given) & (given > 0)):
-        raise ValueError(f"client_weights must be 'uniform', 'samples' or {len(data.lengths)} finite numbers > 0")
+    if given.shape != np.shape(lengths) or not np.all(np.isfinite(given) & (given > 0)):
+        raise ValueError(f"client_weights must be 'uniform', 'samples' or {np.size(lengths)} finite numbers > 0")
     return jnp.asarray(given)
 
 
@@ -261,8 +266,16 @@ def _plan(plan: Plan | Literal["auto"] | None, known: str | None, mesh: Mesh | N
 
 
 def _config(recipe: Recipe, sampler: Sampler, client_weights: Weights, data: ClientData) -> dict[str, Any]:
-    """What must agree between a run and its checkpoints for the rounds to be those of one run."""
     lengths = np.ascontiguousarray(data.lengths, np.int64)
+    return {
+        **config_of(recipe, sampler, client_weights, len(lengths)),
+        "lengths": _digest(lengths),
+        **({} if data.order is None else {"order": _digest(np.asarray(data.order))}),
+    }
+
+
+def config_of(recipe: Recipe, sampler: Sampler, client_weights: Weights, num_clients: int) -> dict[str, Any]:
+    """What must agree between a run and its checkpoints for the rounds to be those of one run, the data left out."""
     weights = client_weights if isinstance(client_weights, str) else _digest(np.asarray(client_weights, np.float32))
     return {
         **recipe.algorithm.hyperparameters,
@@ -270,9 +283,7 @@ def _config(recipe: Recipe, sampler: Sampler, client_weights: Weights, data: Cli
         "sampler": repr(sampler),
         "client_weights": weights,
         "seed": recipe.seed,
-        "clients": len(lengths),
-        "lengths": _digest(lengths),
-        **({} if data.order is None else {"order": _digest(np.asarray(data.order))}),
+        "clients": num_clients,
     }
 
 

@@ -42,13 +42,14 @@ def client_app(
 ) -> ClientApp:
     """A ClientApp of one client: the local update that `jaxfed.simulate` vmaps, from the same keys and batches.
 
-    A SuperNode says which client it is: `flower-supernode --node-config "partition-id=3"`, from 0. The client's row lies
-    at `<directory>/<run>/<client>`, one checkpoint for every round that the server may come back to.
+    A SuperNode says which client it is, from 0: `flower-supernode --node-config "partition-id=3"`. The client's row
+    lies at `<directory>/<run>/<client>`, one checkpoint for every round that the server may come back to.
 
     Args:
       algorithm: from a factory such as `jaxfed.fedspeed`, as the server runs it; or `algorithm(context)`.
       params: arrays, or `jax.ShapeDtypeStruct`, that say what the parameters look like; their values are the server's.
-      data_for: `data_for(context)` -> this client's named arrays [n, ...], or what else `jaxfed.data.client_data` reads.
+      data_for: `data_for(context)` -> this client's named arrays [n, ...], or what else `jaxfed.data.from_dataset`
+        reads.
       directory: where rows lie on the client's own disk; or `directory(context)`.
       model_state: like `params`, for a loss function that is `Stateful`.
       compilation_cache: directory of compiled programs: the process of the next round finds its own there.

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord
 from jaxfed.data.batches import Epochs, Steps
 from jaxfed.flower.records import RefusedError
 
-BATCHINGS = {"steps": Steps, "epochs": Epochs}
+BATCHINGS: dict[str, type[Steps] | type[Epochs]] = {"steps": Steps, "epochs": Epochs}
 
 Sample = Mapping[str, jax.ShapeDtypeStruct]
 """Shape and dtype of one sample by name."""
@@ -55,8 +55,8 @@ class Instruction:
             made = cls(**told, batching=batching)
         except (KeyError, TypeError, ValueError) as error:
             raise RefusedError(
-                f"expected an instruction of jaxfed.flower, got {dict(record)} ({error!r}); give server and clients the "
-                "same version of jaxfed"
+                f"expected an instruction of jaxfed.flower, got {dict(record)} ({error!r}); "
+                "give server and clients the same version of jaxfed"
             ) from error
         return made
 
@@ -92,9 +92,10 @@ class Member:
     def from_record(cls, record: ConfigRecord, num_clients: int) -> "Member":
         """What `to_record` wrote. Raises RefusedError for anything else, and for an id that the population lacks."""
         try:
-            arrays = json.loads(str(record["arrays"]))
-            sample = {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in arrays.items()}
-            made = cls(int(record["client"]), int(record["samples"]), sample)  # type: ignore[arg-type]
+            told: dict[str, Any] = dict(record)
+            arrays = json.loads(told["arrays"]).items()
+            sample = {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in arrays}
+            made = cls(int(told["client"]), int(told["samples"]), sample)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RefusedError(f"expected client, samples and arrays, got {dict(record)} ({error!r})") from error
         if not 0 <= made.client < num_clients or made.samples < 1:

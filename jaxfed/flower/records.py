@@ -29,8 +29,8 @@ def names_of(tree: PyTree) -> list[str]:
 
 def pack(tree: PyTree, *, zeros: bool = True) -> ArrayRecord:
     """Arrays by path; with `zeros=False` those that hold nothing but zeros are left out."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return ArrayRecord({name: _wire(leaf) for name, leaf in zip(names_of(tree), leaves, strict=True) if zeros or leaf.any()})
+    named = zip(names_of(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True)
+    return ArrayRecord({name: _wire(leaf) for name, leaf in named if zeros or leaf.any()})
 
 
 def unpack(record: ArrayRecord, like: Tree, *, what: str = "tree", zeros: bool = True) -> Tree:

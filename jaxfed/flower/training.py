@@ -39,7 +39,9 @@ def server_like(algorithm: FederatedAlgorithm, params: Params, model_state: PyTr
     return jax.eval_shape(lambda *given: algorithm.init(given[0], 1, given[1]), params, model_state)
 
 
-def update_like(algorithm: FederatedAlgorithm, server: Server, sample: Mapping[str, jax.ShapeDtypeStruct]) -> ClientUpdate:
+def update_like(
+    algorithm: FederatedAlgorithm, server: Server, sample: Mapping[str, jax.ShapeDtypeStruct]
+) -> ClientUpdate:
     """Shapes and dtypes of what a client sends, the row left out.
 
     Args:
@@ -68,12 +70,13 @@ def client_round(recipe: Recipe) -> ClientRound:
     return jax.jit(work)
 
 
-def server_round(algorithm: FederatedAlgorithm, plan: Plan, seed: int) -> ServerRound:
+def server_round(recipe: Recipe) -> ServerRound:
     """Compile the server's round: the step of the algorithm, with the replies in the place of the clients' work."""
 
     def finish(server: Server, ids: Array, weights: Array | None, updates: ClientUpdate) -> tuple[Server, RoundInfo]:
         cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool)}, weights)
-        server, _, info = algorithm.step(server, cohort, training_key(seed), plan=Replies(plan, updates))
+        replies = Replies(recipe.plan, updates)
+        server, _, info = recipe.algorithm.step(server, cohort, training_key(recipe.seed), plan=replies)
         return server, info
 
     return jax.jit(finish)

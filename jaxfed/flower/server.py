@@ -1,0 +1,127 @@
+"""The server's side: rounds over a Flower grid, with the cohorts and the results of `jaxfed.simulate`."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from jaxfed.algorithm import FederatedAlgorithm, Plan, Server
+from jaxfed.checks import check_range
+from jaxfed.flower.deployment import Deployment, Seconds
+from jaxfed.flower.roster import Roster, log
+from jaxfed.history import History
+from jaxfed.plans import name_of, vmap
+from jaxfed.resume import Checkpointing, Saver
+from jaxfed.rounds import Recipe
+from jaxfed.samplers import Sampler
+from jaxfed.simulate import Callback, Evaluate, Weights, batching_of, config_of, sampler_of, weights_of
+
+KIND = "jaxfed.flower"
+
+
+def server_app(
+    algorithm: FederatedAlgorithm,
+    server: Server,
+    *,
+    finished: Callable[[Server, History], None] = lambda server, history: None,
+    **options: Any,
+) -> ServerApp:
+    """A ServerApp that runs `serve(grid, algorithm, server, **options)` and calls `finished(server, history)`.
+
+    Where options hang on Flower's run configuration, call `serve` in the main function of a ServerApp of your own.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        finished(*serve(grid, algorithm, server, **options))
+
+    return app
+
+
+def serve(
+    grid: Grid,
+    algorithm: FederatedAlgorithm,
+    server: Server,
+    *,
+    rounds: int,
+    batch_size: int,
+    local_steps: int | None = None,
+    local_epochs: int | None = None,
+    cohort_size: int | None = None,
+    sampler: Sampler | None = None,
+    client_weights: Weights = "uniform",
+    plan: Plan | None = None,
+    seed: int = 0,
+    patience: float = 60.0,
+    timeout: float | None = 3600.0,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 1,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | Path | Checkpointing | None = None,
+) -> tuple[Server, History]:
+    """Run a federated algorithm on Flower's nodes, each of which runs `client_app`; for a ServerApp's main function.
+
+    Cohorts, batches and keys are those of `jaxfed.simulate` with the same arguments, and so are the results where every
+    reply arrives. A client without a usable reply takes no part in the round: the means are over the others, its row
+    goes back to what it was, and the running sums stay the sums of all clients' rows.
+
+    Args:
+      grid: Flower's.
+      algorithm: from a factory such as `jaxfed.fedspeed`.
+      server: `algorithm.init(params, num_clients)`; clients are 0 to N−1, by the "partition-id" of their nodes.
+      rounds: total number of rounds; a checkpoint that has done some already does the rest.
+      batch_size: B.
+      local_steps: K steps for every client; or else
+      local_epochs: passes over the client's samples. Exactly one of the two.
+      cohort_size: clients in a round, drawn without replacement; or else
+      sampler: another sampler. Exactly one of the two.
+      client_weights: how much each client counts in the means: "uniform", "samples" (as it says itself), or N numbers.
+      plan: how the replies are added up: `jaxfed.vmap()` (default) or another.
+      seed: seed of cohorts, batches and the loss function's keys.
+      patience: seconds that a round waits at its beginning for drawn clients that are not connected. The first round
+        waits until there is a client.
+      timeout: seconds that a round waits for replies; None waits for ever.
+      evaluate: `evaluate(params)` -> named numbers, into the history.
+      evaluate_every: rounds between two evaluations; the last round is always evaluated.
+      callbacks: each called as `callback(server, info)` after every round.
+      checkpoint: a directory, or `jaxfed.Checkpointing(directory, every, keep)`, on the server. If it holds checkpoints
+        of this run, the same call goes on from the last good one, and clients go back to where they were then.
+
+    Returns:
+      The server after the last round, and the `History`; beside the numbers of `simulate` its rounds have "num_missing"
+      (drawn clients that were not connected, failed, or did not reply in time) and "num_refused" (replies of another
+      structure, shape or dtype); "num_excluded" counts replies that were not finite.
+
+    Raises:
+      ValueError: arguments that contradict each other, or a checkpoint of a run with other arguments.
+    """
+    check_range("rounds", rounds, least=0)
+    check_range("evaluate_every", evaluate_every, least=1)
+    plan, sampler, num_clients = plan or vmap(), sampler_of(cohort_size, sampler), int(server.num_clients)
+    sampler.num_slots(num_clients)
+    weights_of(client_weights, np.ones(num_clients))
+    batching = batching_of(batch_size, local_steps, local_epochs)
+    recipe = Recipe(
+        algorithm, batching, plan, longest=0, seed=seed
+    )  # how many samples they have is the clients' affair
+    deployment = Deployment(recipe, batching, server, Roster(grid, num_clients), Seconds(patience, timeout))
+    with Saver(checkpoint, config_of(recipe, sampler, client_weights, num_clients), KIND) as saver:
+        history = saver.resume(deployment)
+        history.plan = name_of(plan)
+        while (done := int(deployment.server.round)) < rounds:
+            began = time.perf_counter()
+            info, more = deployment.play(sampler.draw(seed, done, num_clients), client_weights)
+            history.add_round(done + 1, info, time.perf_counter() - began, more)
+            last = done + 1 >= rounds
+            if evaluate is not None and (last or (done + 1) % evaluate_every == 0):
+                history.add_evaluation(done + 1, evaluate(deployment.server.params))
+            for callback in callbacks:
+                callback(deployment.server, info)
+            saver.save(deployment, history, now=last)
+            log.info("round %d of %d: %s", done + 1, rounds, {"num_used": int(info.num_used), **more})
+    return deployment.server, history
