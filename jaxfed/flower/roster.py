@@ -107,5 +107,5 @@ def _looks(seconds: float | None) -> Iterator[None]:
     yield
     while until is None or time.monotonic() < until:
         time.sleep(pause if until is None else max(0.0, min(pause, until - time.monotonic())))
-        pause = min(1.3 * pause, LONGEST_WAIT)
+        pause = min(1.1 * pause, LONGEST_WAIT)
         yield

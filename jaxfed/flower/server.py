@@ -108,7 +108,7 @@ def serve(
     batching = batching_of(batch_size, local_steps, local_epochs)
     recipe = Recipe(
         algorithm, batching, plan, longest=0, seed=seed
-    )  # how many samples they have is the clients' affair
+    )
     deployment = Deployment(recipe, batching, server, Roster(grid, num_clients), Seconds(patience, timeout))
     with Saver(checkpoint, config_of(recipe, sampler, client_weights, num_clients), KIND) as saver:
         history = saver.resume(deployment)

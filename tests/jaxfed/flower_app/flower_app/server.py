@@ -1,0 +1,34 @@
+"""The server: what becomes of a run is written to result.json in its directory, at one stroke."""
+
+import json
+import pathlib
+import traceback
+
+from flower_app import task
+from flwr.serverapp import ServerApp
+
+import jaxfed
+from jaxfed import flower
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    directory = pathlib.Path(context.run_config["directory"])
+    try:
+        algorithm = task.algorithm_of(context.run_config["algorithm"])
+        _, history = flower.serve(
+            grid,
+            algorithm,
+            task.start_of(algorithm),
+            rounds=context.run_config["rounds"],
+            timeout=120.0,
+            checkpoint=jaxfed.Checkpointing(directory / "server", every=1),
+            **task.ROUNDS,
+        )
+        result = {"history": history.to_dict()}
+    except Exception:
+        result = {"error": traceback.format_exc()}
+    (directory / "result.tmp").write_text(json.dumps(result))
+    (directory / "result.tmp").rename(directory / "result.json")
