@@ -97,9 +97,9 @@ class _Client:
 
     def member(self, context: Context) -> Member:
         """Who this client is and what samples it holds."""
-        arrays = from_dataset(self._data_for(context))
+        client, arrays = _id(context), from_dataset(self._data_for(context))
         sample = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
-        return Member(_id(context), len(next(iter(arrays.values()))), sample)
+        return Member(client, len(next(iter(arrays.values()))), sample)
 
     def train(self, content: RecordDict, context: Context) -> RecordDict:
         """One round: the row as it was when the server last counted this client, local work, the new row on disk."""

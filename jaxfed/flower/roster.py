@@ -80,7 +80,8 @@ class Roster:
 
     def _admit(self, node: int, reply: Message) -> None:
         if reply.has_error() or "member" not in reply.content.config_records:
-            raise RefusedError(f"expected to hear who it is, got {reply.error if reply.has_error() else 'nothing'}")
+            told = reply.error.reason if reply.has_error() else "nothing"
+            raise RefusedError(f"expected to hear which client it is, got {told}")
         member = Member.from_record(reply.content.config_records["member"], self._num_clients)
         others = [other for client, other in self.members.items() if client != member.client]
         if others:

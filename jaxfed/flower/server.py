@@ -106,9 +106,7 @@ def serve(
     sampler.num_slots(num_clients)
     weights_of(client_weights, np.ones(num_clients))
     batching = batching_of(batch_size, local_steps, local_epochs)
-    recipe = Recipe(
-        algorithm, batching, plan, longest=0, seed=seed
-    )
+    recipe = Recipe(algorithm, batching, plan, longest=0, seed=seed)
     deployment = Deployment(recipe, batching, server, Roster(grid, num_clients), Seconds(patience, timeout))
     with Saver(checkpoint, config_of(recipe, sampler, client_weights, num_clients), KIND) as saver:
         history = saver.resume(deployment)

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from tests.environment import QUICK, one_device
 from tests.loopback import free_port
@@ -106,7 +106,5 @@ def _listening(port):
 def _ended(process):
     """Asks a process to end, which ends those it has started as well."""
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        pass

@@ -1,9 +1,7 @@
-"""Real clients through Flower: records, rows, rounds over a grid in this process, and a deployment of real processes."""
+"""Real clients through Flower: records, rows, rounds over a grid in this process, and a deployment of processes."""
 
 import dataclasses
 import importlib
-import json
-import pathlib
 import sys
 import warnings
 
@@ -22,7 +20,7 @@ pytestmark = pytest.mark.peers("flwr")
 if importlib.util.find_spec("flwr"):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of click, when flwr imports it
-        from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+        from flwr.app import Array, ArrayRecord, ConfigRecord
 
         from jaxfed import flower
         from jaxfed.flower.instruction import Instruction, Member, check_same
@@ -42,9 +40,9 @@ def test_trees_of_every_algorithm_cross(name):
     algorithm = jaxfed.algorithms.get(name)(problems.loss_fn, relaxation=0.1)
     server, row = algorithm.init(PROBLEM.params, len(CLIENTS)), algorithm.init_client(PROBLEM.params)
     draw = np.random.default_rng(0)
-    like = update_like(algorithm, server, SAMPLE)
-    update = jax.tree.map(lambda leaf: np.asarray(draw.normal(size=leaf.shape), leaf.dtype), like)
-    for sent, like in [(server, server_like(algorithm, PROBLEM.params)), (update, like), (row, row)]:
+    shapes = update_like(algorithm, server, SAMPLE)
+    update = jax.tree.map(lambda leaf: np.asarray(draw.normal(size=leaf.shape), leaf.dtype), shapes)
+    for sent, like in [(server, server_like(algorithm, PROBLEM.params)), (update, shapes), (row, row)]:
         for zeros in (True, False):
             found = flower.unpack(flower.pack(sent, zeros=zeros), like, zeros=zeros)
             chex.assert_trees_all_equal(found, jax.tree.map(np.asarray, sent), strict=True)
@@ -155,7 +153,7 @@ class Deployed:
         app = flower.client_app(
             algorithm,
             PROBLEM.params,
-            lambda context: CLIENTS[context.node_config["partition-id"]],
+            lambda context: CLIENTS[context.node_config["partition-id"] % len(CLIENTS)],
             folder / "rows",
             model_state=model_state,
         )
@@ -194,13 +192,11 @@ def test_real_clients_equal_simulated_ones(name, tmp_path):
     server, history = deployed.serve(rounds=3, evaluate=lambda params: {"bias": params["bias"][0]}, **options)
     expected, simulated = deployed.simulate(rounds=3, evaluate=lambda params: {"bias": params["bias"][0]}, **options)
     chex.assert_trees_all_close(server, expected, atol=1e-6)
-    for name in ("loss", "gradient_norm", "memory_norm", "samples", "num_used", "inconsistency", "learning_rate"):
-        np.testing.assert_allclose(history.rounds[name], simulated.rounds[name], atol=1e-5)
+    for column in ("loss", "gradient_norm", "memory_norm", "samples", "num_used", "inconsistency", "learning_rate"):
+        np.testing.assert_allclose(history.rounds[column], simulated.rounds[column], atol=1e-5)
     np.testing.assert_allclose(history.evaluations["bias"], simulated.evaluations["bias"], atol=1e-6)
     assert history.rounds["num_missing"] == history.rounds["num_refused"] == [0, 0, 0]
-    assert (tmp_path / "rows").exists() == bool(
-        jax.tree.leaves(algorithm.init_client(PROBLEM.params, STATE if stateful else ()))
-    )
+    assert (tmp_path / "rows").exists() == (name != "fedadam"), "only clients that keep something write it down"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,18 +270,15 @@ def test_a_server_that_was_stopped_goes_on_and_clients_follow_it_back(tmp_path):
 
 
 def test_clients_of_another_algorithm_and_unknown_nodes_take_no_part(tmp_path, caplog):
-    algorithm = jaxfed.fedavg(problems.loss_fn)
-    deployed, other = (
-        Deployed(tmp_path, algorithm),
-        Deployed(tmp_path, jaxfed.fedavg(problems.loss_fn, client_learning_rate=0.2)),
-    )
-    deployed.grid.nodes[102] = other.grid.nodes[102]
-    deployed.grid.nodes[103] = (deployed.grid.nodes[101][0], 9)
-    deployed.grid.nodes[101] = (deployed.grid.nodes[101][0], None)
+    deployed = Deployed(tmp_path, jaxfed.fedavg(problems.loss_fn))
+    other = Deployed(tmp_path, jaxfed.fedavg(problems.loss_fn, client_learning_rate=0.2))
+    (app, _), nodes = deployed.grid.nodes[100], deployed.grid.nodes
+    nodes.update({101: (app, None), 102: other.grid.nodes[102], 103: (app, 9)})
     _, history = deployed.serve(rounds=1, local_steps=1, cohort_size=3, patience=0.1)
     assert (history.rounds["num_used"], history.rounds["num_missing"]) == ([1], [2])
     assert "client_learning_rate: 0.1 there, 0.2 here" in caplog.text
     assert 'expected "partition-id", an integer' in caplog.text
+    assert "expected a client from 0 to 2 with samples, got client 9" in caplog.text
 
 
 def test_without_flwr_the_extra_is_named(monkeypatch):

@@ -5,7 +5,6 @@ import pathlib
 import time
 
 from flower_app import task
-
 from jaxfed import flower
 
 

@@ -4,10 +4,10 @@ import json
 import pathlib
 import traceback
 
-from flower_app import task
 from flwr.serverapp import ServerApp
 
 import jaxfed
+from flower_app import task
 from jaxfed import flower
 
 app = ServerApp()
