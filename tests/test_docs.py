@@ -18,6 +18,7 @@ def blocks(page: pathlib.Path) -> list[str]:
 
 README = blocks(ROOT / "README.md")
 PAGES = [page for page in sorted((ROOT / "docs").glob("**/*.md")) if blocks(page)]
+NEEDS = {"flower": [pytest.mark.peers("flwr")]}
 
 
 def run(program: str, folder: pathlib.Path) -> str:
@@ -45,7 +46,7 @@ def test_block_of_the_readme_runs(block: str, tmp_path: pathlib.Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=NEEDS.get(page.stem, ())) for page in PAGES])
 def test_page_runs(page: pathlib.Path, tmp_path: pathlib.Path):
     """The blocks of a page are one program. Where it prints "first → last", that is a loss, and falls."""
     printed = run("\n".join(blocks(page)), tmp_path)

@@ -174,6 +174,16 @@ def test_checkpoint_imports_no_sibling():
     assert ours == {name for name in sources() if f"{name}.".startswith("jaxfed.checkpoint.")}
 
 
+def test_nothing_needs_the_adapter_to_flower():
+    theirs = {name for name in sources() if f"{name}.".startswith("jaxfed.flower.")}
+    assert theirs
+    assert not [
+        f"{name} imports {theirs & imports}"
+        for name, imports in graph().items()
+        if name not in theirs and theirs & imports
+    ]
+
+
 def test_every_module_has_a_place():
     missing = sorted(name for name in sources() if place(name) not in LAYER)
     assert not missing, "add each to ORDER above, on the lowest line which is above all it imports"
@@ -204,6 +214,8 @@ def test_blind_to(start, hidden):
 def test_jaxfed_runs_without_jaxspec():
     """The statement walk cannot see imports made at run time; a fresh interpreter can."""
     modules = [name for name in sources() if name.split(".")[0] == "jaxfed" and not name.endswith("__main__")]
+    if importlib.util.find_spec("flwr") is None:
+        modules = [name for name in modules if not f"{name}.".startswith("jaxfed.flower.")]
     program = f"""
 import importlib, sys
 for name in {modules!r}: importlib.import_module(name)
