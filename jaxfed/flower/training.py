@@ -1,6 +1,5 @@
 """Both halves of a round as compiled functions: a client's work, and what the server makes of the replies."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,17 +9,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxfed import tree
-from jaxfed.algorithm import (
-    ClientFn,
-    ClientRow,
-    ClientUpdate,
-    Cohort,
-    CohortResult,
-    FederatedAlgorithm,
-    Plan,
-    RoundInfo,
-    Server,
-)
+from jaxfed.algorithm import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Fetch, RoundInfo, Server
+from jaxfed.compose import stepping
 from jaxfed.data.batches import ClientData
 from jaxfed.rounds import Recipe, play_alone, training_key
 from jaxfed.types import Key, Params
@@ -71,38 +61,30 @@ def client_round(recipe: Recipe) -> ClientRound:
 
 
 def server_round(recipe: Recipe) -> ServerRound:
-    """Compile the server's round: the step of the algorithm, with the replies in the place of the clients' work."""
+    """Compile the server's round: the algorithm's step, with the replies in the place of the clients' work.
+
+    The replies stand in the cohort's batches, one batch of one each, so that any plan and any aggregate will do.
+
+    Raises:
+      ValueError: an algorithm that was not composed.
+    """
+    halves, insides = recipe.algorithm, recipe.algorithm.insides
+    if insides is None:
+        raise ValueError("expected an algorithm with `insides`, got one without; build it with jaxfed.compose.compose")
 
     def finish(server: Server, ids: Array, weights: Array | None, updates: ClientUpdate) -> tuple[Server, RoundInfo]:
-        cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool)}, weights)
-        replies = Replies(recipe.plan, updates)
-        server, _, info = recipe.algorithm.step(server, cohort, training_key(recipe.seed), plan=replies)
+        leaves, structure = jax.tree.flatten(updates)
+        replies = {str(at): jnp.expand_dims(leaf, (1, 2)) for at, leaf in enumerate(leaves)}
+
+        def reply(server: Server, member: Cohort, key: Key, fetch: Fetch) -> ClientUpdate:
+            return jax.tree.unflatten(structure, [member.batches[str(at)][0, 0] for at in range(len(leaves))])
+
+        step = stepping(reply, halves.server_update, insides)
+        cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool), **replies}, weights)
+        server, _, info = step(server, cohort, training_key(recipe.seed), plan=recipe.plan)
         return server, info
 
     return jax.jit(finish)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Replies:
-    """Plan: what clients elsewhere have computed, reduced as another plan reduces what it computes itself.
-
-    Attributes:
-      plan: how the replies are added up.
-      updates: one for every slot of the cohort, leaves [C, ...]; in empty slots anything finite.
-    """
-
-    plan: Plan
-    updates: ClientUpdate
-
-    def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
-        """Reduce the replies; the client function is not called."""
-        replies: Any = self.updates
-        return self.plan(lambda member, _: _reply(member), cohort._replace(batches=replies), key)
-
-
-def _reply(member: Cohort) -> ClientUpdate:
-    update: Any = member.batches
-    return update
 
 
 def _void(leaf: Array) -> Array:

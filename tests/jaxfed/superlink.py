@@ -9,12 +9,12 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 
-from tests.environment import QUICK, one_device
+from tests.environment import one_device
 from tests.loopback import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 APP = ROOT / "tests" / "jaxfed" / "flower_app"
-SECONDS = 300
+SECONDS = 900
 
 
 class SuperLink:
@@ -26,13 +26,12 @@ class SuperLink:
         scripts = pathlib.Path(sys.executable).parent
         self._environment = {
             **one_device(),
-            **QUICK,
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "FLWR_HOME": str(folder / "home"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         }
 
     def __enter__(self):
