@@ -43,7 +43,8 @@ def client_app(
     """A ClientApp of one client: the local update that `jaxfed.simulate` vmaps, from the same keys and batches.
 
     A SuperNode says which client it is, from 0: `flower-supernode --node-config "partition-id=3"`. The client's row
-    lies at `<directory>/<run>/<client>`, one checkpoint for every round that the server may come back to.
+    lies at `<directory>/<run>/<client>`, one checkpoint for every round that the server may come back to. An error of
+    the client goes back to the server, which logs it and counts the client as missing in that round.
 
     Args:
       algorithm: from a factory such as `jaxfed.fedspeed`, as the server runs it; or `algorithm(context)`.
@@ -54,8 +55,6 @@ def client_app(
       model_state: like `params`, for a loss function that is `Stateful`.
       compilation_cache: directory of compiled programs: the process of the next round finds its own there.
       mods: Flower's own modifiers of messages.
-
-    An error of the client goes back to the server, which logs it and counts the client as missing in that round.
     """
     client = _Client(algorithm, params, data_for, directory, model_state)
     app = ClientApp(mods=list(mods))

@@ -53,7 +53,9 @@ class Instruction:
             kind = BATCHINGS[told.pop("batching")]
             batching: Any = kind(**{field.name: told.pop(field.name) for field in dataclasses.fields(kind)})
             made = cls(**told, batching=batching)
-        except (KeyError, TypeError, ValueError) as error:
+            if not made.run.isalnum():
+                raise ValueError("the name of a run is made of letters and digits")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RefusedError(
                 f"expected an instruction of jaxfed.flower, got {dict(record)} ({error!r}); "
                 "give server and clients the same version of jaxfed"

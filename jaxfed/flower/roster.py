@@ -70,6 +70,7 @@ class Roster:
         self._node_of = {client: node for client, node in self._node_of.items() if node in nodes}
         new = sorted(nodes - self._known)
         self._known = nodes
+        self._asked = {message: node for message, node in self._asked.items() if node in nodes}
         self._asked |= self._push({node: RecordDict() for node in new}, "query", "who", None)
         for node, reply in self._pull(self._asked):
             try:

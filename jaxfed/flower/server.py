@@ -68,7 +68,8 @@ def serve(
 
     Cohorts, batches and keys are those of `jaxfed.simulate` with the same arguments, and so are the results where every
     reply arrives. A client without a usable reply takes no part in the round: the means are over the others, its row
-    goes back to what it was, and the running sums stay the sums of all clients' rows.
+    goes back to what it was, and the running sums stay the sums of all clients' rows. All clients may be without one:
+    then the round changes nothing.
 
     Args:
       grid: Flower's.

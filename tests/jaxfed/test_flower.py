@@ -126,6 +126,8 @@ def test_instructions_and_members_cross():
         member.check_like(Member(0, 10, {**SAMPLE, "x": SAMPLE["y"]}))
     with pytest.raises(flower.RefusedError, match="same version"):
         Instruction.from_record(ConfigRecord({"batching": "steps"}))
+    with pytest.raises(flower.RefusedError, match="letters and digits"):
+        Instruction.from_record(Instruction("../run", 3, NEVER, 7, batching, "{}").to_record())
     with pytest.raises(flower.RefusedError, match="rate: 0.1 there, 0.2 here"):
         check_same('{"rate": 0.1, "name": "a"}', '{"rate": 0.2, "name": "a"}')
 
@@ -257,10 +259,10 @@ def test_who_gives_no_usable_reply_takes_no_part(tmp_path):
 
 
 def test_a_server_that_was_stopped_goes_on_and_clients_follow_it_back(tmp_path):
-    """Stopped two rounds after its last checkpoint; rows of rounds before the oldest checkpoint are forgotten."""
+    """Stopped two rounds after its last checkpoint, in both of which the same clients were counted."""
     deployed = Deployed(tmp_path, jaxfed.scaffold(problems.loss_fn))
     options = {"rounds": 6, "local_steps": 2, "cohort_size": 2}
-    kept = {"checkpoint": jaxfed.Checkpointing(tmp_path / "server", every=2, keep=1)}
+    kept = {"checkpoint": jaxfed.Checkpointing(tmp_path / "server", every=3, keep=1)}
 
     def stop(server, info):
         if server.round == 5:
@@ -268,14 +270,14 @@ def test_a_server_that_was_stopped_goes_on_and_clients_follow_it_back(tmp_path):
 
     with pytest.raises(RuntimeError, match="stopped"):
         deployed.serve(callbacks=[stop], **options, **kept)
-    assert checkpoint.steps(tmp_path / "server") == [4]
+    assert checkpoint.steps(tmp_path / "server") == [3]
     server, history = deployed.serve(**options, **kept)
     expected, _ = deployed.simulate(**options)
     chex.assert_trees_all_close(server, expected, atol=1e-6)
     assert history.rounds["round"] == [1, 2, 3, 4, 5, 6]
     means = jax.tree.map(lambda leaf: leaf.mean(axis=0), rows_on_disk(tmp_path / "rows"))
     chex.assert_trees_all_close(server.extra, means, atol=1e-6)
-    assert max(len(checkpoint.steps(each)) for each in (tmp_path / "rows").glob("*/*")) <= 3
+    assert max(len(checkpoint.steps(each)) for each in (tmp_path / "rows").glob("*/*")) <= 4
     with pytest.raises(ValueError, match="another run .*seed: 31 there, 1 here"):
         deployed.serve(seed=1, **options, **kept)
 
