@@ -32,7 +32,7 @@ setup: check-python $(INSTALLED)  ## .venv with the pinned versions (PYTHON=pyth
 demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out DIR")
 	$(RUN) -m jaxspec demo $(DEMO_FLAGS)
 
-test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers; TESTS=path, WORKERS=n)
+test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers and runs flwr; TESTS=path, WORKERS=n)
 	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile $(TESTS)
 	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS))
 
