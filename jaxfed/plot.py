@@ -45,12 +45,14 @@ class Line(NamedTuple):
     values: np.ndarray
 
 
-def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float]]]], path: str | Path) -> None:
-    """Draw curves against rounds, one panel beside the other, into a picture file.
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float]]]], path: str | Path | None = None
+) -> Figure:
+    """Draw curves against rounds, one panel beside the other; return the figure, which a notebook shows.
 
     Args:
       panels: label of the vertical axis -> name of the curve -> (rounds, values).
-      path: file to write, its ending says the format.
+      path: picture file to write as well, its ending says the format.
     """
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, (label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -59,11 +61,20 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float
         axes.set(xlabel="round", ylabel=label)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    return _saved(figure, path, 130)
 
 
-def comparison(lines: Mapping[str, Line], label: str, path: str | Path, target: float | None = None) -> None:
-    """Draw algorithms against each other, one panel for every horizontal axis, into a picture file.
+def _saved(figure: Figure, path: str | Path | None, dpi: int) -> Figure:
+    """The figure, written to a picture file if there is a path."""
+    if path is not None:
+        figure.savefig(path, dpi=dpi)
+    return figure
+
+
+def comparison(
+    lines: Mapping[str, Line], label: str, path: str | Path | None = None, target: float | None = None
+) -> Figure:
+    """Draw algorithms against each other, one panel for every horizontal axis; return the figure.
 
     A line is the mean over the seeds, the band about it one standard deviation; the legend is in the order in which
     the lines end, with their last values.
@@ -71,7 +82,7 @@ def comparison(lines: Mapping[str, Line], label: str, path: str | Path, target: 
     Args:
       lines: name of the algorithm -> its line.
       label: of the vertical axis, which is a fraction.
-      path: file to write, its ending says the format.
+      path: picture file to write as well, its ending says the format.
       target: a value to mark.
     """
     axes_of = list(dict.fromkeys(axis for line in lines.values() for axis in line.along))
@@ -99,7 +110,7 @@ def comparison(lines: Mapping[str, Line], label: str, path: str | Path, target: 
     named = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
     told = [f"{name}  {100 * np.mean(lines[name].values[:, -1]):.1f} %" for name in ranked]
     figure.legend([named[name] for name in ranked], told, loc="outside right center", frameon=False, handlelength=2.6)
-    figure.savefig(path, dpi=200)
+    return _saved(figure, path, 200)
 
 
 def _band(axes: Axes, name: str, line: Line, axis: str, order: int) -> None:
@@ -130,14 +141,16 @@ def _unit(axis: str, most: float) -> tuple[float, str]:
     return 1.0, ""
 
 
-def label_distribution(counts: np.ndarray, path: str | Path, classes: Sequence[str] | None = None) -> None:
-    """Draw how many samples every client has, and of which classes, into a picture file.
+def label_distribution(
+    counts: np.ndarray, path: str | Path | None = None, classes: Sequence[str] | None = None
+) -> Figure:
+    """Draw how many samples every client has, and of which classes; return the figure.
 
     Up to 20 classes are stacked bars, more are a heat map, commonest class on top. At most 400 clients are shown.
 
     Args:
       counts: samples of every class that every client has, at least one a client, [N, C].
-      path: file to write, its ending says the format.
+      path: picture file to write as well, its ending says the format.
       classes: names of the classes [C]; by default their numbers.
     """
     names = [str(name) for name in (range(counts.shape[1]) if classes is None else classes)]
@@ -155,7 +168,7 @@ def label_distribution(counts: np.ndarray, path: str | Path, classes: Sequence[s
     shares.set(xlabel=f"client{some}", xlim=(-0.5, len(shown) - 0.5))
     for axes in (sizes, shares):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    return _saved(figure, path, 130)
 
 
 def _columns(axes: Axes, bottom: np.ndarray, top: np.ndarray, **style: Any) -> None:

@@ -1,20 +1,21 @@
-"""Pictures; matplotlib is imported here and nowhere else."""
+"""Pictures; matplotlib is imported here and nowhere else. Each is returned, and written to a file if there is a path.
+
+No backend is chosen: a notebook shows the figure that comes back.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
-import numpy as np  # noqa: E402
-from matplotlib.colors import BoundaryNorm, ListedColormap  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter  # noqa: E402
-
-from jaxspec.probe import Knowledge  # noqa: E402
-from jaxspec.surface import REFERENCE, Surface  # noqa: E402
-from jaxspec.trace import VERDICT, Span  # noqa: E402
+from jaxspec.probe import Knowledge
+from jaxspec.surface import REFERENCE, Surface
+from jaxspec.trace import VERDICT, Span
 
 COLOURS = {
     "prefix": "#4878a8",
@@ -27,11 +28,14 @@ COLOURS = {
 }
 
 
-def timeline(spans: Sequence[Span], path: str | Path, first_step: int = 2, num_steps: int = 4) -> None:
+def timeline(
+    spans: Sequence[Span], path: str | Path | None = None, first_step: int = 2, num_steps: int = 4
+) -> Figure:
     """Draws lanes of target and draft over some steps, with both rendezvous (message and verdict) as arrows."""
     shown = [s for s in spans if first_step <= s.step < first_step + num_steps]
     origin, lanes = min(s.start for s in shown), {"draft": 0, "target": 1}
-    figure, axes = plt.subplots(figsize=(12, 3.2), layout="constrained")
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    axes = figure.subplots()
     labelled: set[str] = set()
     for span in shown:
         left, width = 1e3 * (span.start - origin), 1e3 * (span.end - span.start)
@@ -52,12 +56,18 @@ def timeline(spans: Sequence[Span], path: str | Path, first_step: int = 2, num_s
     axes.set(xlabel="milliseconds", title=f"Mirror-SD: {num_steps} steps on two meshes", ylim=(-0.5, 1.5))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return _saved(figure, path)
+
+
+def _saved(figure: Figure, path: str | Path | None) -> Figure:
+    """The figure, written to a picture file if there is a path."""
+    if path is not None:
+        figure.savefig(path, dpi=130)
+    return figure
 
 
 def _rendezvous(
-    axes: plt.Axes, spans: Sequence[Span], origin: float, names: tuple[str, ...], colour: str, label: str
+    axes: Axes, spans: Sequence[Span], origin: float, names: tuple[str, ...], colour: str, label: str
 ) -> None:
     """Arrows from the target lane to the draft lane at the end of every span of these names."""
     for index, span in enumerate(s for s in spans if s.name in names):
@@ -70,10 +80,11 @@ def acceptance(
     final: Mapping[str, float],
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     window: int,
-    path: str | Path,
-) -> None:
+    path: str | Path | None = None,
+) -> Figure:
     """Draws accepted length: on validation roles against rounds (left), on the clients' unseen text (right)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     colours = dict(zip(final, ("#999999", "#e1812c", "#4878a8", "#6a9f58"), strict=False))
     for name, (rounds, values) in curves.items():
         left.plot(rounds, values, marker="o", markersize=3, color=colours[name], label=name)
@@ -86,13 +97,13 @@ def acceptance(
     right.set_ylim(0, max(final.values()) * 1.15)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return _saved(figure, path)
 
 
-def probe(found: Sequence[Knowledge], path: str | Path) -> None:
+def probe(found: Sequence[Knowledge], path: str | Path | None = None) -> Figure:
     """Draws what exits know against their layer: top-1 and top-κ, Ω_κ, and the windows that they foresee."""
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
     layers, (least, *_, most) = [row.layer for row in found], found[0].contained
     lines = {
         f"target's choice among the exit's first {least}": [row.contained[least] for row in found],
@@ -109,8 +120,7 @@ def probe(found: Sequence[Knowledge], path: str | Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return _saved(figure, path)
 
 
 #: Winners on the surface, told apart by people who see fewer colours as well (Okabe and Ito), lightened for lines.
@@ -124,12 +134,11 @@ WINNERS = {
 }
 
 
-def surface(found: Surface, path: str | Path) -> None:
+def surface(found: Surface, path: str | Path | None = None) -> Figure:
     """Draws which policy wins, a panel for every Ω′; lines: the best speed-up over plain decoding."""
     count = len(found.foreseen)
-    figure, panels = plt.subplots(
-        1, count, figsize=(4.3 * count + 0.6, 4.9), sharey=True, layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(4.3 * count + 0.6, 4.9), layout="constrained")
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)
     colours = ListedColormap([WINNERS[name] for name in found.names])
     norm = BoundaryNorm([number - 0.5 for number in range(len(found.names) + 1)], colours.N)
     levels = [1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 7]
@@ -154,5 +163,4 @@ def surface(found: Surface, path: str | Path) -> None:
         "decoding (every policy at its best window)",
         fontsize=11,
     )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return _saved(figure, path)
