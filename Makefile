@@ -14,6 +14,7 @@ TESTS ?=
 PYTEST_FLAGS ?= -q
 WORKERS ?= 2
 DEMO_FLAGS ?=
+NOTEBOOKS ?=
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install -qq
@@ -22,7 +23,7 @@ USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_i
 PINS = constraints/py$$($(RUN) $(MINOR)).txt
 INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 
-.PHONY: help setup demo test fast matrix soak lint types docs compat constraints clean distclean
+.PHONY: help setup demo notebooks test fast matrix soak lint types docs compat constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -31,6 +32,9 @@ setup: check-python $(INSTALLED)  ## .venv with the pinned versions (PYTHON=pyth
 
 demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out DIR")
 	$(RUN) -m jaxspec demo $(DEMO_FLAGS)
+
+notebooks: setup  ## execute the notebooks at full size, in place (NOTEBOOKS=01)
+	AS_USERS=1 $(RUN) -m tests.notebooks $(NOTEBOOKS)
 
 test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers and runs flwr; TESTS=path, WORKERS=n)
 	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile $(TESTS)

@@ -13,7 +13,7 @@ from jaxspec.models.llama2c import load_llama2c
 from jaxspec.models.quantize import quantized
 from jaxspec.models.streams import streaming
 from jaxspec.probe import probe
-from jaxspec.sharding import Placement, mesh_of
+from jaxspec.sharding import Placement, default_placement, mesh_of
 from jaxspec.speculative import speculative
 from jaxspec.text import Text
 from jaxspec.tune import tune
@@ -36,6 +36,7 @@ __all__ = [
     "autoregressive",
     "candidates",
     "decoder",
+    "default_placement",
     "fallbacks",
     "generate",
     "latency",
