@@ -2,10 +2,12 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import links
+from latex2mathml.converter import convert
 
 #: Kinds of output that a page can show, the first of them that is there.
 PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
@@ -20,7 +22,7 @@ def pages(folder: Path) -> dict[str, str | bytes]:
         for number, cell in enumerate(cells):
             text = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
-                parts.append(links.moved(text, f"notebooks/{path.name}", f"notebooks/{path.stem}.md"))
+                parts.append(_formulas(links.moved(text, f"notebooks/{path.name}", f"notebooks/{path.stem}.md")))
             elif cell["cell_type"] == "code":
                 parts.append(_fenced(text, "python"))
                 for place, output in enumerate(cell["outputs"]):
@@ -29,6 +31,12 @@ def pages(folder: Path) -> dict[str, str | bytes]:
                     made |= {f"notebooks/{name}": content for name, content in files.items()}
         made[f"notebooks/{path.stem}.md"] = "\n\n".join(part for part in parts if part) + "\n"
     return made
+
+
+def _formulas(text: str) -> str:
+    """LaTeX between dollars as MathML, which browsers show without a library."""
+    text = re.sub(r"\$\$(.+?)\$\$", lambda found: f"\n\n{convert(found[1], display='block')}\n\n", text, flags=re.DOTALL)
+    return re.sub(r"\$(.+?)\$", lambda found: convert(found[1]), text, flags=re.DOTALL)
 
 
 def _output(output: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
