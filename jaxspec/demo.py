@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -183,40 +182,24 @@ def _warm(
         workers[setting.eigen_threads].receive()
 
 
-class Federable(NamedTuple):
-    """Examples of each client, and continuations to judge drafts by: validation roles, the clients' unseen text."""
-
-    clients: list[dict[str, np.ndarray]]
-    validation: federated.Continued
-    unseen: federated.Continued
-
-
 def federable(
     settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], progress: bool
-) -> Federable:
+) -> federated.Problem:
     """The target continues windows of the first roles' text (training and unseen part) and of the validation roles'."""
-    s = settings
-    texts = [federated.split_text(role.text) for role in roles[: s.clients]]
-    judges = roles[s.clients :][: s.validation_roles]
-    groups = {
-        "train": ([seen for seen, _ in texts], s.client_prompts),
-        "unseen": ([rest for _, rest in texts], s.test_prompts),
-        "validation": ([role.text for role in judges], s.test_prompts),
-    }
-    rows = {name: federated.token_rows(pair.tokenizer, t, s.prompt_tokens, n) for name, (t, n) in groups.items()}
-    prompts = np.concatenate([prompt for prompt, _ in rows.values()])
-    everything = federated.continued(pair.target, prompts, s.new_tokens + s.window, progress)
-    cuts = np.cumsum([len(prompt) for prompt, _ in rows.values()])[:-1]
-    train, unseen, validation = (everything._replace(tokens=part) for part in np.split(everything.tokens, cuts))
-    return Federable(federated.client_examples(train, rows["train"][1]), validation, unseen)
+    s, texts = settings, [role.text for role in roles]
+    judges = {federated.VALIDATION: texts[s.clients :][: s.validation_roles]}
+    sizes = s.client_prompts, s.test_prompts, s.prompt_tokens, s.new_tokens, s.window
+    distilling = federated.Distilling(*sizes)
+    return federated.gather(pair.target, pair.tokenizer, texts[: s.clients], judges, distilling, progress=progress)
 
 
 def federate(
     settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], out: Path, progress: bool
 ) -> Report:
     """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
-    data = federable(settings, pair, roles, progress)
-    report = federated.compare(pair.draft, *data, settings.federation, window=settings.window, progress=progress)
+    clients, judges = federable(settings, pair, roles, progress)
+    known = clients, judges[federated.VALIDATION], judges[federated.UNSEEN], settings.federation
+    report = federated.compare(pair.draft, *known, window=settings.window, progress=progress)
     chosen = report.outcomes["fedspeed"]
     clients = [role.id for role in roles[: settings.clients]]
     about = {"learning_rate": chosen.learning_rate, "clients": clients}

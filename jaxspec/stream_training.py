@@ -9,14 +9,16 @@ import numpy as np
 
 from jaxspec.cache import causal
 from jaxspec.models.streams import causal_streams, forward
-from jaxspec.train import LossFn, Schedule, cross_entropy, fit
+from jaxspec.train import LossFn, Schedule, fit, mean_counted, told_loss
 from jaxspec.types import Array, Model, Network, Params
 
 
 def streaming_loss(network: Network) -> LossFn:
     """Cross-entropy of the next token and, stream by stream, of those behind it; nats per token.
 
-    L = CE(main; y_{t+1}) + (1/k)·Σ_j CE(stream j; y_{t+1+j}) at every place t of ``tokens`` [B, T].
+    L = CE(main; y_{t+1}) + (1/k)·Σ_j CE(stream j; y_{t+1+j}) at every place t of ``tokens`` [B, T]. A batch may carry
+    what the target said, ``labels`` or ``top_tokens`` and ``top_logs`` as for ``train.distillation_loss``: the main
+    stream learns these, and the others the labels; without them the text itself is what is learnt.
 
     Source: Speculative Streaming (arXiv 2402.11131), §3.1, without its weights.
     """
@@ -25,24 +27,28 @@ def streaming_loss(network: Network) -> LossFn:
     attends = causal(), causal_streams(count)
 
     def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-        tokens = batch["tokens"][:, :-1]
+        if "labels" not in batch:
+            batch = {**batch, "tokens": batch["tokens"][:, :-1], "labels": batch["tokens"][:, 1:]}
+        tokens = batch["tokens"]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
         x, _ = forward(network, params, tokens, positions, (None,) * layers, attends)
         logits, length = network.logits(params, x), tokens.shape[1]
-        main = jnp.mean(cross_entropy(logits[:, :, :length], batch["tokens"][:, 1:]))
+        main = mean_counted(told_loss(logits[:, :, :length], batch), batch)
         ahead = logits[:, :, length:].reshape(*logits.shape[:2], length, count)
-        found = [_guess(ahead[..., j], batch["tokens"], j + 1) for j in range(count)]
+        found = [_guess(ahead[..., j], batch, j + 1) for j in range(count)]
         losses, right = ([pair[part] for pair in found] for part in (0, 1))
         return main + sum(losses) / count, {"main": main} | {f"right {j + 1}": share for j, share in enumerate(right)}
 
     return loss_fn
 
 
-def _guess(logits: Array, tokens: Array, ahead: int) -> tuple[Array, Array]:
+def _guess(logits: Array, batch: Mapping[str, Array], ahead: int) -> tuple[Array, Array]:
     """Cross-entropy of a stream's logits [V, B, T] at the token ``ahead`` of the next one; how often it is right."""
-    known = tokens[:, 1 + ahead :]
+    known = batch["labels"][:, ahead:]
     logits = logits[:, :, : known.shape[1]]
-    return jnp.mean(cross_entropy(logits, known)), jnp.mean((jnp.argmax(logits, axis=0) == known).astype(jnp.float32))
+    counted = {name: batch[name] for name in ("mask",) if name in batch} | {"labels": known}
+    right = (jnp.argmax(logits, axis=0) == known).astype(jnp.float32)
+    return mean_counted(told_loss(logits, counted), counted), mean_counted(right, counted)
 
 
 def fit_streams(

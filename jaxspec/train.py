@@ -53,7 +53,7 @@ def language_model_loss(network: Network, exit_layer: int | None = None, exit_we
     def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         inputs, labels = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
         *early, final = (
-            _mean(cross_entropy(network.logits(params, x), labels), batch)
+            mean_counted(cross_entropy(network.logits(params, x), labels), batch)
             for x in hidden_states(network, params, inputs, exits)
         )
         return final + exit_weight * sum(early), {"final": final} | dict(zip(("exit",), early, strict=False))
@@ -64,23 +64,37 @@ def language_model_loss(network: Network, exit_layer: int | None = None, exit_we
 def distillation_loss(network: Network, teacher: Model | None = None) -> LossFn:
     """Cross-entropy of a draft against a teacher's law: L = −Σ_v p^N(v)·log p^D(v); nats per token.
 
-    With a ``teacher`` its law is computed with the batch; without one the batch carries the teacher's own greedy
-    choice after every token as ``labels`` [B, T] (−1: not counted), and L = −log p^D(label).
+    With a ``teacher`` its law is computed with the batch. Without one the batch carries what the teacher said: its own
+    greedy choice after every token as ``labels`` [B, T] (−1: not counted), L = −log p^D(label); or its k most likely
+    tokens by falling probability, ``top_tokens`` [B, T, k] and ``top_logs``, whose probabilities are scaled to sum to 1.
     """
 
     def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         log_draft = log_probabilities(network, params, batch["tokens"])
         if teacher is None:
-            labels = batch["labels"]
-            losses = jnp.where(labels >= 0, _pick(-log_draft, jnp.maximum(labels, 0)), 0.0)
-            agreement = jnp.argmax(log_draft, axis=0) == labels
+            losses, choice = _against_told(log_draft, batch)
         else:
             log_target = jax.lax.stop_gradient(log_probabilities(teacher.network, teacher.params, batch["tokens"]))
-            losses = -jnp.sum(jnp.exp(log_target) * log_draft, axis=0)
-            agreement = jnp.argmax(log_draft, axis=0) == jnp.argmax(log_target, axis=0)
-        return _mean(losses, batch), {"agreement": _mean(agreement.astype(jnp.float32), batch)}
+            losses, choice = -jnp.sum(jnp.exp(log_target) * log_draft, axis=0), jnp.argmax(log_target, axis=0)
+        agreement = jnp.argmax(log_draft, axis=0) == choice
+        return mean_counted(losses, batch), {"agreement": mean_counted(agreement.astype(jnp.float32), batch)}
 
     return loss_fn
+
+
+def told_loss(logits: Array, batch: Mapping[str, Array]) -> Array:
+    """Cross-entropy of logits [V, B, T] against what a batch carries of the teacher (``distillation_loss``): [B, T]."""
+    return _against_told(jax.nn.log_softmax(logits, axis=0), batch)[0]
+
+
+def _against_told(log_draft: Array, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Losses and the teacher's choice, [B, T] each."""
+    if "top_tokens" not in batch:
+        labels = batch["labels"]
+        return jnp.where(labels >= 0, _pick(-log_draft, jnp.maximum(labels, 0)), 0.0), labels
+    tokens, weights = batch["top_tokens"], jax.nn.softmax(batch["top_logs"], axis=-1)
+    parts = [weights[..., i] * _pick(-log_draft, tokens[..., i]) for i in range(tokens.shape[-1])]
+    return sum(parts[1:], parts[0]), tokens[..., 0]
 
 
 def lens_loss(target: Model, exit_layer: int) -> LossFn:
@@ -95,7 +109,7 @@ def lens_loss(target: Model, exit_layer: int) -> LossFn:
         early, final = hidden_states(network, frozen, batch["tokens"], (exit_layer,))
         law = jax.nn.softmax(network.logits(frozen, final), axis=0)
         log_exit = jax.nn.log_softmax(lens(network, frozen, early), axis=0)
-        return _mean(-jnp.sum(law * log_exit, axis=0), batch), {}
+        return mean_counted(-jnp.sum(law * log_exit, axis=0), batch), {}
 
     return loss_fn
 
@@ -110,7 +124,7 @@ def _pick(table: Array, labels: Array) -> Array:
     return jnp.sum(jnp.where(jnp.arange(table.shape[0])[:, None, None] == labels[None], table, 0.0), axis=0)
 
 
-def _mean(values: Array, batch: Mapping[str, Array]) -> Array:
+def mean_counted(values: Array, batch: Mapping[str, Array]) -> Array:
     """Mean over the positions [B, T] that count: examples under ``mask``, labels that are not −1."""
     counted = jnp.ones_like(values)
     if "labels" in batch:

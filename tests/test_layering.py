@@ -145,7 +145,7 @@ def violations(name: str, imports: set[str]) -> list[str]:
             continue
         if own == "jaxfed":
             wrong.append(f"{name} imports {other}: jaxfed knows nothing of jaxspec")
-        elif name != "jaxspec.federated" and other != "jaxfed.checkpoint":
+        elif not f"{name}.".startswith("jaxspec.federated.") and other != "jaxfed.checkpoint":
             wrong.append(f"{name} imports {other}: only jaxspec.federated goes beyond jaxfed.checkpoint")
         elif any(part.startswith("_") for part in rest.split(".")):
             wrong.append(f"{name} imports {other}: not a public name")
@@ -157,11 +157,11 @@ def test_packages_keep_their_direction():
 
 
 def test_federated_uses_public_names_only():
-    path = sources().get("jaxspec.federated")
-    if path is None:
-        pytest.skip("jaxspec/federated.py does not exist")
+    paths = [path for name, path in sources().items() if f"{name}.".startswith("jaxspec.federated.")]
+    assert paths
     names = {
         alias.name
+        for path in paths
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxfed"
         for alias in node.names
@@ -245,5 +245,8 @@ def test_the_rules_refuse():
     assert violations("jaxfed.simulate", {"jaxspec.mirror"})
     assert violations("jaxspec.mirror", {"jaxfed.tree"})
     assert violations("jaxspec.federated", {"jaxfed._private"})
+    assert violations("jaxspec.federated.runs", {"jaxfed.simulate._block"})
+    assert violations("jaxspec.federatedlike", {"jaxfed.data"})
     assert not violations("jaxspec.federated", {"jaxfed", "jaxfed.data", "jax"})
+    assert not violations("jaxspec.federated.recipe", {"jaxfed.privacy", "jaxspec.checks"})
     assert not violations("jaxspec.mirror", {"jaxfed.checkpoint", "jaxspec.verify"})

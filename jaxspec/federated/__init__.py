@@ -1,0 +1,57 @@
+"""Federated drafts: the bridge, the one package that uses jaxfed beyond its checkpoint layer.
+
+Clients hold private text. On a client the target continues windows of that text, and the draft learns to say what the
+target says there; only drafts travel. The gain is accepted length on text of the same clients that nobody trained on.
+"""
+
+from jaxfed.data.roles import Role, read_roles, split_roles, split_text
+from jaxspec.federated.examples import (
+    Continued,
+    Laws,
+    accepted_length,
+    client_examples,
+    continued,
+    laws,
+    token_rows,
+    windows,
+)
+from jaxspec.federated.methods import METHODS, Federation, FedSpeedSettings, Method, private, transformed
+from jaxspec.federated.recipe import UNSEEN, Distilling, Federated, Settings, federate, gather
+from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Report, Setup, best, compare, run
+from jaxspec.federated.texts import read_texts
+
+__all__ = [
+    "METHODS",
+    "UNSEEN",
+    "VALIDATION",
+    "Continued",
+    "Distilling",
+    "FedSpeedSettings",
+    "Federated",
+    "Federation",
+    "Laws",
+    "Method",
+    "Outcome",
+    "Problem",
+    "Report",
+    "Role",
+    "Settings",
+    "Setup",
+    "accepted_length",
+    "best",
+    "client_examples",
+    "compare",
+    "continued",
+    "federate",
+    "gather",
+    "laws",
+    "private",
+    "read_roles",
+    "read_texts",
+    "run",
+    "split_roles",
+    "split_text",
+    "token_rows",
+    "transformed",
+    "windows",
+]

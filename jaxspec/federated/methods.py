@@ -1,0 +1,161 @@
+"""The methods by which a draft learns from clients' text: rows of a table, all with the same hyperparameters."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jaxfed
+from jaxfed.compression import quantise, top_k
+from jaxfed.privacy import Guarantee, central_noise, clip, epsilon
+from jaxspec.train import LossFn
+
+
+@dataclass(frozen=True)
+class FedSpeedSettings:
+    """What FedSpeed has beyond FedAvg: w = 1/λ, ρ and α; FedDyn has the same w."""
+
+    prox_weight: float = 0.1
+    ascent_radius: float = 0.01
+    merge_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class Federation:
+    """How a draft is federated.
+
+    Attributes:
+        rounds: communication rounds T.
+        cohort_size: clients a round.
+        local_steps: K.
+        batch_size: sequences a local step.
+        learning_rates: grid, the same for every method.
+        fedspeed: what FedSpeed has beyond FedAvg.
+        clip_norm: largest gradient norm of a local step, for every method.
+        evaluate_every: rounds between two evaluations on validation roles.
+        seed: of cohorts and batches.
+    """
+
+    rounds: int = 10
+    cohort_size: int = 8
+    local_steps: int = 4
+    batch_size: int = 4
+    learning_rates: tuple[float, ...] = (0.5, 1.0)
+    fedspeed: FedSpeedSettings = FedSpeedSettings()
+    clip_norm: float = 1.0
+    evaluate_every: int = 2
+    seed: int = 0
+
+
+#: (loss_fn, settings, learning_rate) → algorithm.
+Build = Callable[[LossFn, Federation, float], jaxfed.FederatedAlgorithm]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a draft is trained.
+
+    Attributes:
+        name: of its row.
+        build: (loss_fn, settings, learning_rate) → algorithm.
+        training: "federated"; "pooled": one client holds all text, as many samples, the best step by validation counts;
+            "alone": every client trains a draft of its own, on the batches that it would have had in a federation.
+        noise_multiplier: z, of a private one, whose cohorts are drawn by coin flips.
+    """
+
+    name: str
+    build: Build
+    training: Literal["federated", "pooled", "alone"] = "federated"
+    noise_multiplier: float | None = None
+
+    def sampler(self, settings: Federation, num_clients: int) -> Any:
+        """Who takes part in a round: ``cohort_size`` clients, in the mean if every client flips a coin."""
+        if self.noise_multiplier is None:
+            return jaxfed.FixedSize(settings.cohort_size)
+        return jaxfed.CoinFlips(settings.cohort_size / num_clients)
+
+    def guarantee(self, settings: Federation, num_clients: int, delta: float | None = None) -> Guarantee | None:
+        """(ε, δ) of a client after all rounds, δ = 1/(2N) by default; None of a method without noise.
+
+        Raises:
+            ImportError: dp-accounting, the extra "privacy", is not installed.
+        """
+        if self.noise_multiplier is None:
+            return None
+        sampler = self.sampler(settings, num_clients)
+        return epsilon(self.noise_multiplier, sampler, num_clients, settings.rounds, delta or 0.5 / num_clients)
+
+
+def fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
+    """``jaxfed.fedspeed`` with these settings."""
+    known = {"client_learning_rate": rate, "clip_norm": settings.clip_norm, **asdict(settings.fedspeed)}
+    return jaxfed.fedspeed(loss_fn, **known, **options)
+
+
+def plain(
+    factory: Callable[..., jaxfed.FederatedAlgorithm], loss_fn: LossFn, settings: Federation, rate: float
+) -> jaxfed.FederatedAlgorithm:
+    """A factory of ``jaxfed`` with nothing but learning rate and clip."""
+    return factory(loss_fn, client_learning_rate=rate, clip_norm=settings.clip_norm)
+
+
+def feddyn(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
+    """``jaxfed.feddyn`` with FedSpeed's proximal weight."""
+    weight = settings.fedspeed.prox_weight
+    return jaxfed.feddyn(loss_fn, client_learning_rate=rate, clip_norm=settings.clip_norm, prox_weight=weight)
+
+
+def private(name: str, max_norm: float, noise_multiplier: float) -> Method:
+    """FedSpeed with differential privacy of clients: messages clipped to C, noise N(0, (z·C)²) on their sum.
+
+    Its duals are averaged over the cohort, since noise in a population's running sum would never leave it; every client
+    takes part by a coin flip of its own (Poisson sampling).
+
+    Args:
+        name: of the row.
+        max_norm: C.
+        noise_multiplier: z; ``Method.guarantee`` says what it buys.
+    """
+
+    def build(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
+        noise = central_noise(max_norm, noise_multiplier, settings.cohort_size)
+        return jaxfed.uplink(fedspeed(loss_fn, settings, rate, dual_mean="cohort"), clip(max_norm), aggregate=noise)
+
+    return Method(name, build, noise_multiplier=noise_multiplier)
+
+
+def transformed(name: str, *transforms: Any) -> Method:
+    """FedSpeed whose messages go through ``jaxfed.uplink`` transforms."""
+
+    def build(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
+        return jaxfed.uplink(fedspeed(loss_fn, settings, rate), *transforms)
+
+    return Method(name, build)
+
+
+_ROWS = (
+    Method("fedspeed", fedspeed),
+    Method("fedavg", partial(plain, jaxfed.fedavg)),
+    Method("scaffold", partial(plain, jaxfed.scaffold)),
+    Method("feddyn", feddyn),
+    Method("local-only", partial(plain, jaxfed.fedavg), "alone"),
+    Method("centralised", partial(plain, jaxfed.fedavg), "pooled"),
+    private("fedspeed-dp", max_norm=0.5, noise_multiplier=1.0),
+    transformed("fedspeed-int8", quantise(8)),
+    transformed("fedspeed-topk", top_k(0.1)),
+)
+#: By name.
+METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
+
+
+def method_of(method: str | Method) -> Method:
+    """The method of that name, or the one given.
+
+    Raises:
+        ValueError: there is no such name.
+    """
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"expected a method, one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method]

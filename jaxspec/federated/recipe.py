@@ -1,0 +1,235 @@
+"""The recipe: from clients' private text to a draft that decodes, in one call."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from jaxfed.data.roles import split_text
+from jaxfed.privacy import Guarantee
+from jaxspec.checks import check_pair
+from jaxspec.federated.examples import (
+    Continued,
+    Laws,
+    client_examples,
+    continued,
+    laws,
+    token_rows,
+    tokens_of,
+)
+from jaxspec.federated.methods import Federation, Method, method_of
+from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Setup, best
+from jaxspec.models.store import save_model
+from jaxspec.text import Text
+from jaxspec.types import Model
+
+#: The judge of what was gained: text of the training clients that nobody trained on.
+UNSEEN = "unseen"
+
+
+@dataclass(frozen=True)
+class Distilling:
+    """What the target says of clients' text.
+
+    Attributes:
+        client_prompts: windows of each client's text that it continues for training.
+        test_prompts: windows of each client's unseen text, and of each judge's.
+        prompt_tokens: length of a window.
+        new_tokens: length of its continuation.
+        window: γ of reported acceptance; judges' continuations are so much longer.
+        top_k: cache the target's first k next tokens with their probabilities, and learn these; None: learn its own
+            greedy token. A draft learns after the tokens of the prompt as well if there are probabilities.
+    """
+
+    client_prompts: int = 12
+    test_prompts: int = 4
+    prompt_tokens: int = 32
+    new_tokens: int = 64
+    window: int = 7
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole recipe.
+
+    Attributes:
+        distilling: what the target says of clients' text.
+        federation: rounds, cohort, steps and learning rates.
+        validation_share: clients who do not train, but choose the learning rate; at least one.
+    """
+
+    distilling: Distilling = Distilling()
+    federation: Federation = Federation()
+    validation_share: float = 0.15
+
+
+class Federated(NamedTuple):
+    """A federated draft.
+
+    Attributes:
+        draft: network, parameters and text.
+        acceptance: mean num_accepted a step on the training clients' unseen text, "before" and "after".
+        outcome: of the chosen learning rate.
+        guarantee: (ε, δ) of a private method.
+        left_out: clients, by their place, whose text is too short for a window.
+        directory: checkpoint of the draft, if there is one.
+    """
+
+    draft: Model
+    acceptance: dict[str, float]
+    outcome: Outcome
+    guarantee: Guarantee | None
+    left_out: list[int]
+    directory: Path | None
+
+
+def federate(
+    target: Model,
+    draft: Model,
+    tokenizer: Tokenizer | Text,
+    clients: Sequence[str],
+    settings: Settings = Settings(),  # noqa: B008  a frozen default
+    *,
+    method: str | Method = "fedspeed",
+    directory: Path | None = None,
+    progress: bool = True,
+) -> Federated:
+    """Federates a draft over clients' private texts, supervised by what the target says there.
+
+    The target continues windows of the first four fifths of each text (``Distilling``); the rest is unseen and tells
+    what was gained. The last clients do not train; they choose the learning rate of the grid.
+
+    Args:
+        target: stays as it is.
+        draft: where training starts; if it has lookahead streams they are trained along.
+        tokenizer: of both.
+        clients: one text for each.
+        settings: the recipe.
+        method: a name of ``METHODS``, or a method of one's own.
+        directory: for the target's words, checkpoints, and the result in ``directory/draft``, which
+            ``models.store.load_model`` and the commands' ``--draft`` load. The same call goes on from there.
+        progress: show bars.
+
+    Raises:
+        ValueError: a pair that does not fit, a method that makes no single draft, fewer clients than a cohort.
+        ImportError: a private method without dp-accounting, the extra "privacy".
+    """
+    method, s = method_of(method), settings
+    check_pair(target, draft, s.distilling.window)
+    if method.training == "alone":
+        raise ValueError(
+            f"expected a method that makes one draft, got {method.name!r}, which makes one for every client; "
+            "jaxspec.federated.run judges these"
+        )
+    texts, left_out = long_enough(clients, tokenizer, s.distilling.prompt_tokens)
+    judges = max(1, round(s.validation_share * len(texts)))
+    if len(texts) - judges < s.federation.cohort_size:
+        raise ValueError(
+            f"expected at least {s.federation.cohort_size} clients (a cohort) with text enough for two windows, beside "
+            f"{judges} for validation, got {len(texts)} of {len(clients)}; lower cohort_size or prompt_tokens"
+        )
+    guarantee = method.guarantee(s.federation, len(texts) - judges)
+    validation = {VALIDATION: texts[-judges:]}
+    problem = gather(target, tokenizer, texts[:-judges], validation, s.distilling, directory, progress)
+    runs = None if directory is None else Path(directory) / "runs"
+    setup = Setup(draft, problem, s.federation, s.distilling.window, runs, progress)
+    outcome = best(setup, method)
+    text = draft.text or (tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer))
+    made = Model(draft.network, outcome.params, text)
+    acceptance = {"before": setup.before[UNSEEN], "after": setup.judge(made.params)[UNSEEN]}
+    if directory is None:
+        return Federated(made, acceptance, outcome, guarantee, left_out, None)
+    folder = Path(directory) / "draft"
+    save_model(made, folder)
+    return Federated(made, acceptance, outcome, guarantee, left_out, folder)
+
+
+def long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: int) -> tuple[list[str], list[int]]:
+    """Texts of which both parts hold a window, and the places of the others."""
+    kept, left_out = [], []
+    for place, text in enumerate(clients):
+        try:
+            enough = all(len(tokens_of(tokenizer, part)) >= length for part in split_text(text))
+        except ValueError:  # too short to be split
+            enough = False
+        kept += [text] if enough else []
+        left_out += [] if enough else [place]
+    return kept, left_out
+
+
+def gather(
+    target: Model,
+    tokenizer: Tokenizer | Text,
+    clients: Sequence[str],
+    judges: Mapping[str, Sequence[str]],
+    settings: Distilling,
+    directory: Path | None = None,
+    progress: bool = True,
+) -> Problem:
+    """What the target says of clients' and judges' texts; kept in ``directory``, and read from there again.
+
+    Args:
+        target: who speaks.
+        tokenizer: its tokenizer.
+        clients: texts that train with their first part and are judged, as ``UNSEEN``, by the rest.
+        judges: more texts by name, which only judge.
+        settings: how much of it.
+        directory: of the cache.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a text that is too short for a window.
+    """
+    s, halves = settings, [split_text(text) for text in clients]
+    texts = {UNSEEN: [rest for _, rest in halves], **judges}
+    train, owners = token_rows(tokenizer, [seen for seen, _ in halves], s.prompt_tokens, s.client_prompts)
+    rows = {name: token_rows(tokenizer, each, s.prompt_tokens, s.test_prompts) for name, each in texts.items()}
+    prompts = np.concatenate([train, *(prompts for prompts, _ in rows.values())])
+    said, target_laws = _said(target, prompts, len(train), s, directory, progress)
+    cuts = np.cumsum([len(train), *(len(prompts) for prompts, _ in rows.values())])[:-1]
+    seen, *unseen = np.split(said, cuts)
+    found = {name: Continued(part, s.prompt_tokens) for name, part in zip(rows, unseen, strict=True)}
+    found[UNSEEN] = found[UNSEEN]._replace(owners=np.asarray(rows[UNSEEN][1]))
+    return Problem(client_examples(Continued(seen, s.prompt_tokens), owners, target_laws), found)
+
+
+def _said(
+    target: Model, prompts: np.ndarray, count: int, s: Distilling, directory: Path | None, progress: bool
+) -> tuple[np.ndarray, Laws | None]:
+    """Continuations of all prompts, and laws along the first ``count``; cached."""
+    path = None if directory is None else Path(directory) / f"said-{_digest(target, prompts, s)}.npz"
+    if path is not None and path.exists():
+        with np.load(path) as file:
+            found = dict(file)
+    else:
+        found = {"tokens": continued(target, prompts, s.new_tokens + s.window, progress).tokens}
+        if s.top_k is not None:
+            found |= laws(target, found["tokens"][:count], s.top_k, progress)._asdict() | {"text": found["tokens"]}
+        if path is not None:
+            _write(path, found)
+    if s.top_k is None:
+        return found["tokens"], None
+    return found["text"], Laws(found["tokens"], found["log_probabilities"])
+
+
+def _digest(target: Model, prompts: np.ndarray, settings: Distilling) -> str:
+    """Of everything that the target's words depend on; of its parameters, a part."""
+    leaf = np.asarray(jax.tree.leaves(target.params)[0]).ravel()[:4096].astype(np.float32)
+    about = f"{target.network.config} {prompts.shape} {settings.new_tokens + settings.window} {settings.top_k}"
+    return hashlib.sha256(about.encode() + leaf.tobytes() + prompts.tobytes()).hexdigest()[:12]
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """A whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)
+    os.replace(partial, path)
