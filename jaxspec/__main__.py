@@ -1,4 +1,4 @@
-"""The command line: ``jaxspec demo | generate | doctor | probe | tune | whatif | bench | convert | train``."""
+"""The command line: ``jaxspec demo | generate | … | train | federate``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from jaxfed.checkpoint import CheckpointError
 from jaxspec.commands.bench import bench
 from jaxspec.commands.convert import convert
 from jaxspec.commands.doctor import doctor
+from jaxspec.commands.federate import federate
 from jaxspec.commands.generate import generate
 from jaxspec.commands.probe import probe
 from jaxspec.commands.shared import Flag, report
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "convert": convert,
     "train": train,
+    "federate": federate,
 }
 
 

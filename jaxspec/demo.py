@@ -197,8 +197,9 @@ def federate(
     settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], out: Path, progress: bool
 ) -> Report:
     """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
-    clients, judges = federable(settings, pair, roles, progress)
-    known = clients, judges[federated.VALIDATION], judges[federated.UNSEEN], settings.federation
+    problem = federable(settings, pair, roles, progress)
+    judges = [problem.judges[name] for name in (federated.VALIDATION, federated.UNSEEN)]
+    known = problem.clients, *judges, settings.federation
     report = federated.compare(pair.draft, *known, window=settings.window, progress=progress)
     chosen = report.outcomes["fedspeed"]
     clients = [role.id for role in roles[: settings.clients]]

@@ -66,7 +66,7 @@ def distillation_loss(network: Network, teacher: Model | None = None) -> LossFn:
 
     With a ``teacher`` its law is computed with the batch. Without one the batch carries what the teacher said: its own
     greedy choice after every token as ``labels`` [B, T] (−1: not counted), L = −log p^D(label); or its k most likely
-    tokens by falling probability, ``top_tokens`` [B, T, k] and ``top_logs``, whose probabilities are scaled to sum to 1.
+    tokens by falling probability, ``top_tokens`` [B, T, k] and ``top_logs``, which are scaled to sum to 1.
     """
 
     def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:

@@ -15,7 +15,7 @@ from jaxspec.federated.examples import (
     token_rows,
     windows,
 )
-from jaxspec.federated.methods import METHODS, Federation, FedSpeedSettings, Method, private, transformed
+from jaxspec.federated.methods import METHODS, Federation, FedSpeedSettings, Method, method_of, private, transformed
 from jaxspec.federated.recipe import UNSEEN, Distilling, Federated, Settings, federate, gather
 from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Report, Setup, best, compare, run
 from jaxspec.federated.texts import read_texts
@@ -45,6 +45,7 @@ __all__ = [
     "federate",
     "gather",
     "laws",
+    "method_of",
     "private",
     "read_roles",
     "read_texts",

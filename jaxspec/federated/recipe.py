@@ -5,12 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from jaxfed.data.roles import split_text
 from jaxfed.privacy import Guarantee
@@ -227,7 +226,7 @@ def _digest(target: Model, prompts: np.ndarray, settings: Distilling) -> str:
     return hashlib.sha256(about.encode() + leaf.tobytes() + prompts.tobytes()).hexdigest()[:12]
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
     """A whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")

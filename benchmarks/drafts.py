@@ -1,0 +1,248 @@
+"""What does federation give a draft? Every method on Shakespeare roles that the embedded pair never saw.
+
+    python benchmarks/drafts.py [--json] [--out out/drafts] [--methods fedspeed fedavg] [--page] ...
+
+110 roles train (11 a round), 20 choose learning rates and the centralised step, 30 are clients who never take part.
+Accepted tokens a step on text of these (``held_out``) and on the training roles' unseen text (``unseen``), round by
+round. Every method runs the whole learning-rate grid with the first seed; the rate that validation roles accept most of
+then runs with the other seeds. Each line is a finished run; it lies in ``OUT/runs.jsonl`` and is not run again with the
+same settings. The last lines decode with the drafts, and say whether the aim is met. ``--page`` runs nothing: it writes
+picture and table of docs/federated_drafts.md from the lines that are there.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import drafts_page
+import jax
+import numpy as np
+import tyro
+from drafts_page import Row
+from tqdm import tqdm
+
+import jaxspec
+from jaxfed import checkpoint
+from jaxspec import federated, zoo
+from jaxspec.federated import METHODS, UNSEEN, VALIDATION, Distilling, Federation, Problem, Setup
+from jaxspec.zoo.recipe import held_out_roles
+
+#: Whose draft decodes at the end.
+DECODED = ("fedspeed", "fedavg", "centralised")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Who takes part, and what is tried.
+
+    Attributes:
+        clients: roles that train; drawn by seed 0, whatever the run's seed.
+        validation: roles that choose.
+        held_out: roles that only judge.
+        seeds: of cohorts and batches.
+        methods: rows of ``jaxspec.federated.METHODS``.
+        federation: rounds, cohort, steps and the learning-rate grid, the same for all.
+        distilling: what the target says of their text.
+    """
+
+    clients: int = 110
+    validation: int = 20
+    held_out: int = 30
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = tuple(METHODS)
+    federation: Federation = Federation(
+        rounds=24, cohort_size=11, local_steps=6, learning_rates=(0.5, 1.0, 2.0), evaluate_every=3
+    )
+    distilling: Distilling = Distilling(test_prompts=3, new_tokens=48, top_k=8)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the last lines are measured: greedily, one prompt at a time, the drafts in turns.
+
+    Attributes:
+        prompts: of each judge.
+        new_tokens: of each.
+        runs: medians are told.
+    """
+
+    prompts: int = 12
+    new_tokens: int = 64
+    runs: int = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where it goes.
+
+    Attributes:
+        out: folder of finished lines, the target's words and drafts.
+        page: write the page from the lines that are there, and run nothing.
+        docs: folder of the page.
+        json: only the lines.
+    """
+
+    out: Path = Path("out/drafts")
+    page: bool = False
+    docs: Path = Path(__file__).parents[1] / "docs"
+    json: bool = False
+
+
+class Ledger:
+    """Finished lines of these settings, in a file that other settings share."""
+
+    def __init__(self, path: Path, settings: Row) -> None:
+        self._path, self._settings = path, json.loads(json.dumps(settings))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        rows = [row for line in written if (row := _parsed(line)) and row.pop("settings", None) == self._settings]
+        self.rows: list[Row] = rows
+
+    def find(self, **named: Any) -> Row | None:
+        """The last line with these entries."""
+        return next((row for row in reversed(self.rows) if named.items() <= row.items()), None)
+
+    def add(self, row: Row) -> Row:
+        """Appends a line."""
+        self.rows.append(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "settings": self._settings}) + "\n")
+        return row
+
+
+def _parsed(line: str) -> Row:
+    """A line cut short by an interruption is run again."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+
+
+@dataclass
+class Bench:
+    """Everything that a line is made with."""
+
+    scope: Scope
+    options: Options
+    pair: zoo.Pair = field(default_factory=zoo.load)
+
+    def problem(self) -> Problem:
+        """The target's words on every role's text; cached."""
+        s, roles = self.scope, held_out_roles()
+        order = np.random.default_rng(0).permutation(len(roles))
+        texts = [roles[place].text for place in order]
+        cuts = np.cumsum([s.clients, s.validation, s.held_out]).tolist()
+        judges = {VALIDATION: texts[cuts[0] : cuts[1]], "held_out": texts[cuts[1] : cuts[2]]}
+        known = self.pair.target, self.pair.tokenizer, texts[: cuts[0]], judges, s.distilling
+        return federated.gather(*known, self.options.out, not self.options.json)
+
+    def line(self, setup: Setup, name: str, rate: float) -> Row:
+        """One run, from start to end."""
+        began = time.perf_counter()
+        found = federated.run(setup, name, rate)
+        seconds = round(time.perf_counter() - began, 1)
+        if name in DECODED:
+            where = self.draft(name, setup.settings.seed, rate)
+            checkpoint.save(where, 1 + (checkpoint.latest(where) or 0), {"params": found.params}, keep=1)
+        curves = {judge: [round(value, 4) for value in curve] for judge, curve in found.judged.items()}
+        guarantee = METHODS[name].guarantee(setup.settings, self.scope.clients)
+        facts = {"samples": found.samples, "message_bytes": found.message_bytes, "seconds": seconds}
+        about = {"method": name, "seed": setup.settings.seed, "learning_rate": rate, "rounds": found.rounds}
+        return {**about, **curves, **facts, "privacy": guarantee and asdict(guarantee)}
+
+    def draft(self, name: str, seed: int, rate: float) -> Path:
+        """Where a draft is kept."""
+        return self.options.out / "drafts" / f"{name}-{seed}-{rate}"
+
+
+def runs(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
+    """The grid with the first seed, then the chosen rates with the others."""
+    scope = bench.scope
+    setups = {
+        seed: Setup(
+            bench.pair.draft, problem, replace(scope.federation, seed=seed), scope.distilling.window, None, False
+        )
+        for seed in scope.seeds
+    }
+    first, *others = scope.seeds
+
+    def line(name: str, seed: int, rate: float) -> Row:
+        known = ledger.find(method=name, seed=seed, learning_rate=rate)
+        return known or ledger.add(bench.line(setups[seed], name, rate))
+
+    rates = scope.federation.learning_rates
+    with tqdm(total=len(scope.methods) * (len(rates) + len(others)), disable=bench.options.json) as bar:
+        tried: list[Row] = []
+        for name in scope.methods:
+            for rate in rates:
+                tried.append(line(name, first, rate))
+                bar.update()
+                yield tried[-1]
+        for seed in others:
+            for name in scope.methods:
+                chosen = drafts_page.chosen_rate(tried, name)
+                yield line(name, seed, chosen)
+                bar.update()
+
+
+def decoded(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
+    """Tokens a second with each draft, in turns; the same tokens from all."""
+    pair, seed, sizes = bench.pair, bench.scope.seeds[0], bench.scope.distilling
+    window, like = sizes.window, {"params": pair.draft.params}
+    methods = {"plain": jaxspec.autoregressive(pair.target)}
+    methods["before"] = jaxspec.speculative(pair.target, pair.draft, window)
+    for name in [name for name in DECODED if name in bench.scope.methods]:
+        where = bench.draft(name, seed, drafts_page.chosen_rate(ledger.rows, name))
+        params = checkpoint.load(where, like=like)["params"]
+        methods[name] = jaxspec.speculative(pair.target, pair.draft._replace(params=params), window)
+    for judge in ("held_out", UNSEEN):
+        rows = problem.judges[judge].tokens
+        places = np.linspace(0, len(rows) - 1, min(DECODING.prompts, len(rows))).astype(int)
+        prompts = rows[places, : sizes.prompt_tokens].tolist()
+        yield {"decoded": judge, **_measured(methods, prompts, not bench.options.json)}
+
+
+DECODING = Decoding()
+
+
+def _measured(methods: dict[str, Any], prompts: list[list[int]], progress: bool) -> Row:
+    """Medians of whole passes over the prompts."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    accepted, tokens = {}, {}
+    for turn in tqdm(range(1 + DECODING.runs), "decode", disable=not progress):
+        for name, method in methods.items():
+            began = time.perf_counter()
+            found = [jaxspec.generate(method, [prompt], DECODING.new_tokens) for prompt in prompts]
+            if turn:  # the first compiles
+                seconds[name].append(time.perf_counter() - began)
+            tokens[name] = [each.tokens for each in found]
+            accepted[name] = round(float(np.mean([each.stats.accepted_length for each in found])), 3)
+    count = len(prompts) * DECODING.new_tokens
+    speed = {name: round(count / statistics.median(times), 1) for name, times in seconds.items()}
+    identical = all(each == tokens["plain"] for each in tokens.values())
+    return {"tokens_per_second": speed, "accepted_length": accepted, "identical": identical}
+
+
+def main(scope: Annotated[Scope, tyro.conf.arg(name="")], options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+    """Prints the lines, then writes the page."""
+    about = {name: value for name, value in asdict(scope).items() if name not in ("methods", "seeds")}
+    ledger = Ledger(options.out / "runs.jsonl", about)
+    if not options.page:
+        bench = Bench(scope, options)
+        problem = bench.problem()
+        for row in runs(bench, ledger, problem):
+            print(json.dumps(row), flush=True)
+        for row in decoded(bench, ledger, problem):
+            print(json.dumps(ledger.add(row)), flush=True)
+    figures = drafts_page.figures(ledger.rows, scope.methods)
+    print(json.dumps(figures["aim"]))
+    drafts_page.write(figures, options.docs)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    tyro.cli(main, description=__doc__)

@@ -1,0 +1,197 @@
+"""Table and picture of docs/federated_drafts.md, from the lines of drafts.py."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+#: What stands between these lines of the page is written anew.
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+#: Okabe and Ito's colours, told apart by people who see fewer as well.
+COLOURS = {
+    "fedspeed": "#d55e00",
+    "fedavg": "#0072b2",
+    "scaffold": "#009e73",
+    "feddyn": "#cc79a7",
+    "local-only": "#999999",
+    "centralised": "#222222",
+    "fedspeed-dp": "#e69f00",
+    "fedspeed-int8": "#d55e00",
+    "fedspeed-topk": "#d55e00",
+}
+DASHES = {"centralised": "--", "fedspeed-dp": "-.", "fedspeed-int8": ":", "fedspeed-topk": (0, (5, 1, 1, 1, 1, 1))}
+JUDGES = {"held_out": "(a) held-out clients", "unseen": "(b) unseen text of training clients"}
+#: Part of the centralised gain that is aimed at.
+AIM = 0.95
+
+
+def chosen_rate(rows: Sequence[Row], name: str) -> float:
+    """The learning rate that validation roles accepted most of, with the seed that ran the whole grid."""
+    tried = [row for row in rows if row.get("method") == name]
+    if not tried:
+        raise ValueError(f"expected a finished run of {name}, got none; run it first")
+    first = [row for row in tried if row["seed"] == tried[0]["seed"]]
+    return max(first, key=lambda row: row["validation"][-1])["learning_rate"]
+
+
+def figures(rows: Sequence[Row], methods: Sequence[str]) -> Row:
+    """Curves and ends by method, decoding, and what became of the aim; of the runs that are finished."""
+    found = {}
+    for name in methods:
+        if any(row.get("method") == name for row in rows):
+            rate = chosen_rate(rows, name)
+            mine = [row for row in rows if row.get("method") == name and row["learning_rate"] == rate]
+            found[name] = _method(mine, rate, max(max(row["rounds"]) for row in rows if "method" in row))
+    decoding = {row["decoded"]: row for row in rows if "decoded" in row}
+    return {"methods": found, "decoded": decoding, "aim": aim(found)}
+
+
+def _method(rows: Sequence[Row], rate: float, last: int) -> Row:
+    """Mean over seeds of one method's curves. One that kept its best step stays there."""
+    rounds = max((row["rounds"] for row in rows), key=len)
+    rounds = rounds if rounds[-1] == last else [*rounds, last]
+    curves = {judge: np.stack([np.interp(rounds, row["rounds"], row[judge]) for row in rows]) for judge in JUDGES}
+    facts = {name: rows[0][name] for name in ("samples", "message_bytes", "privacy")}
+    return {"rate": rate, "seeds": len(rows), "rounds": rounds, "curves": curves, **facts}
+
+
+def aim(found: Row) -> Row:
+    """Which part of the centralised gain each method has, and the first round with ``AIM`` of it."""
+    told: Row = {}
+    for judge in JUDGES if "centralised" in found else ():
+        top = found["centralised"]["curves"][judge].mean(axis=0)
+        before, gain = top[0], top[-1] - top[0]
+        told[judge] = {name: _part(row, judge, before, gain) for name, row in found.items() if gain > 0}
+    return told
+
+
+def _part(row: Row, judge: str, before: float, gain: float) -> Row:
+    parts = (row["curves"][judge].mean(axis=0) - before) / gain
+    reached = [number for number, part in zip(row["rounds"], parts, strict=True) if part >= AIM]
+    return {"part": round(float(parts[-1]), 3), "round": reached[0] if reached else None}
+
+
+def write(found: Row, docs: Path) -> None:
+    """The picture, and the page if there is one."""
+    docs.joinpath("images").mkdir(parents=True, exist_ok=True)
+    draw(found["methods"], docs / "images" / "federated_drafts.png")
+    page = docs / "federated_drafts.md"
+    if page.exists():
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        page.write_text(f"{before}{BEGIN}\n\n{text(found)}\n{END}{after}", encoding="utf-8")
+
+
+def text(found: Row) -> str:
+    """Tables and what they say, in Markdown."""
+    parts = [_table(found)]
+    if found["decoded"]:
+        parts.append(_speeds(found["decoded"]))
+    parts.append(_verdict(found))
+    return "\n".join(parts)
+
+
+def _table(found: Row) -> str:
+    columns = [
+        "method",
+        "learning rate",
+        "seeds",
+        *JUDGES.values(),
+        "of the centralised gain (a), (b)",
+        f"round with {AIM:.0%} (a), (b)",
+    ]
+    columns += ["MB a client a round"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    some = next(iter(found["methods"].values()))
+    before = [f"{some['curves'][judge][:, 0].mean():.2f}" for judge in JUDGES]
+    lines.append(f"| before | | | {before[0]} | {before[1]} | | | |")
+    for name, row in found["methods"].items():
+        ends = [row["curves"][judge][:, -1] for judge in JUDGES]
+        values = [f"{end.mean():.2f} ± {end.std():.2f}" for end in ends]
+        told = [found["aim"].get(judge, {}).get(name) for judge in JUDGES]
+        share = ", ".join(f"{each['part']:.0%}" for each in told if each)
+        first = ", ".join(str(each["round"] or "–") for each in told if each)
+        size = f"{row['message_bytes'] / 1e6:.2f}" if row["message_bytes"] else ""
+        lines.append(
+            f"| {name} | {row['rate']:g} | {row['seeds']} | {values[0]} | {values[1]} | {share} | {first} | {size} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _speeds(decoded: Row) -> str:
+    names = list(next(iter(decoded.values()))["tokens_per_second"])
+    lines = ["| tokens/s, over plain decoding | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for judge, row in decoded.items():
+        speed = row["tokens_per_second"]
+        cells = [f"{speed[name]:,.0f} ({speed[name] / speed['plain']:.2f}×)" for name in names]
+        lines.append(f"| {JUDGES[judge]} | " + " | ".join(cells) + " |")
+    same = "are the same" if all(row["identical"] for row in decoded.values()) else "DIFFER"
+    return "\n".join(lines) + f"\n\nThe tokens of all of them {same}.\n"
+
+
+def _verdict(found: Row) -> str:
+    """The aim in words, and what the private row guarantees."""
+    told = [_compared(JUDGES[judge], parts) for judge, parts in found["aim"].items() if "fedspeed" in parts]
+    for name, row in found["methods"].items():
+        if (guarantee := row["privacy"]) is not None:
+            bound = f"({guarantee['epsilon']:.3g}, {guarantee['delta']:.1g})-differential privacy of a client"
+            told.append(f"- {name}: {bound}; {guarantee['neighbours']}, {guarantee['sampling']}.")
+    return "\n".join(told) + "\n"
+
+
+def _compared(where: str, parts: Row) -> str:
+    never = {"part": 0.0, "round": None}
+    speed, average = parts["fedspeed"], parts.get("fedavg", never)
+    sooner = speed["round"] and (average["round"] is None or speed["round"] < average["round"])
+    words = [
+        f"{name} has {each['part']:.0%} of the centralised gain at the end and reaches {AIM:.0%} "
+        + (f"by round {each['round']}" if each["round"] else "in no round")
+        for name, each in (("FedSpeed", speed), ("FedAvg", average))
+    ]
+    met = [f"{AIM:.0%} is {'met' if speed['part'] >= AIM else 'missed'}"]
+    met += [f"fewer rounds than FedAvg is {'met' if sooner else 'missed'}"]
+    return f"- {where}: {'; '.join(words)}. {', '.join(met)}."
+
+
+def draw(methods: Row, path: Path) -> None:
+    """Acceptance against rounds: a panel for each judge, a band of a deviation over seeds, labels at the ends."""
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    panels = figure.subplots(1, len(JUDGES))
+    for axes, (judge, title) in zip(panels, JUDGES.items(), strict=True):
+        for name, row in methods.items():
+            mean, spread = row["curves"][judge].mean(axis=0), row["curves"][judge].std(axis=0)
+            style = {"color": COLOURS.get(name, "#555555"), "linestyle": DASHES.get(name, "-")}
+            axes.plot(row["rounds"], mean, linewidth=2.2 if name == "fedspeed" else 1.4, **style)
+            axes.fill_between(
+                row["rounds"], mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0
+            )
+        ends = {name: float(row["curves"][judge][:, -1].mean()) for name, row in methods.items()}
+        _labels(axes, ends, max(row["rounds"][-1] for row in methods.values()))
+        axes.set(title=title, xlabel="round (centralised: as many samples)")
+        axes.grid(axis="y", color="0.92", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("accepted tokens a step")
+    figure.savefig(path, dpi=130)
+
+
+def _labels(axes: Axes, ends: dict[str, float], last: int) -> None:
+    """Names beside the ends of their lines, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    room, height = 0.042 * (high - low), -np.inf
+    for name in sorted(ends, key=lambda name: ends[name]):
+        height = max(ends[name], height + room)
+        axes.annotate(
+            name,
+            (last, ends[name]),
+            (1.03 * last, height),
+            va="center",
+            color=COLOURS.get(name, "#555555"),
+            fontsize=9.5,
+            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6},
+        )
+    axes.set_xlim(0, 1.24 * last)
+    axes.set_ylim(low, max(high, height + room))
