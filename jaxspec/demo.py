@@ -198,9 +198,9 @@ def federate(
 ) -> Report:
     """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
     problem = federable(settings, pair, roles, progress)
-    judges = [problem.judges[name] for name in (federated.VALIDATION, federated.UNSEEN)]
-    known = problem.clients, *judges, settings.federation
-    report = federated.compare(pair.draft, *known, window=settings.window, progress=progress)
+    validation, unseen = (problem.judges[name] for name in (federated.VALIDATION, federated.UNSEEN))
+    known = pair.draft, problem.clients, validation, unseen, settings.federation
+    report = federated.compare(*known, window=settings.window, progress=progress)
     chosen = report.outcomes["fedspeed"]
     clients = [role.id for role in roles[: settings.clients]]
     about = {"learning_rate": chosen.learning_rate, "clients": clients}
