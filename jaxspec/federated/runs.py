@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     """One method at one learning rate, the best of the grid if there was one.
 
     Attributes:
-        params: the draft; None of clients that trained alone.
+        params: the draft; of clients that trained alone theirs, by client.
         learning_rate: by accepted length on validation roles.
         rounds, accepted: that curve.
         judged: the curves of all judges.
@@ -231,7 +231,7 @@ def _alone(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, r
             rounds.append(number)
             judged.append(judge_own(setup, own))
     curves = {name: [each[name] for each in judged] for name in judged[0]}
-    return Outcome(None, rate, rounds, curves[VALIDATION], curves, samples, None)
+    return Outcome(own, rate, rounds, curves[VALIDATION], curves, samples, None)
 
 
 def _trained_on(algorithm: jaxfed.FederatedAlgorithm) -> Any:

@@ -1,5 +1,6 @@
-"""The bridge: accepted length without decoding, clients' examples, and a whole comparison in small."""
+"""The bridge: accepted length without decoding, clients' examples, every method, the recipe and its command."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -7,9 +8,13 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec import federated
-from jaxspec.federated import Continued, Federation
+from jaxspec import federated, zoo
+from jaxspec.__main__ import main
+from jaxspec.federated import METHODS, Continued, Distilling, Federation, Problem, Settings, Setup
+from jaxspec.models.store import load_model
+from jaxspec.stream_training import streaming_loss
 from jaxspec.tokenizer import train_tokenizer
+from jaxspec.train import distillation_loss
 from tests.jaxspec import models
 
 PROMPT = 4
@@ -148,3 +153,237 @@ def test_compare_chooses_the_learning_rate_by_validation(report):
         reached = [single[name].accepted[-1] for single in singles]
         assert outcome.accepted[-1] == max(reached)
         assert outcome.learning_rate == rates[int(np.argmax(reached))]
+
+
+#: What a vanishing noise does to a private method: nothing, so that it must learn as well.
+FAINT = federated.private("faint", max_norm=10.0, noise_multiplier=1e-6)
+
+
+@pytest.fixture(scope="module")
+def setup(data):
+    """Three clients of four windows each, and two judges; one of them knows whose its rows are."""
+    clients = federated.client_examples(
+        federated.continued(models.target(), prompts(12, 1), 16), np.repeat([0, 1, 2], 4)
+    )
+    judges = {"validation": data, "unseen": data._replace(owners=np.asarray([0, 1, 1, 2]))}
+    settings = Federation(rounds=3, cohort_size=2, local_steps=2, batch_size=2, evaluate_every=2, seed=1)
+    return Setup(models.draft(), Problem(clients, judges), settings, window=3, progress=False)
+
+
+def losses(setup, params):
+    """Of a draft, or of one for each client, on every client's examples."""
+    loss_fn = jax.jit(distillation_loss(models.draft().network))
+    own = params if isinstance(params, dict) and 0 in params else dict.fromkeys(range(3), params)
+    return {i: float(loss_fn(own[i], setup.problem.clients[i], jax.random.key(0))[0]) for i in own}
+
+
+@pytest.fixture(scope="module")
+def outcomes(setup):
+    return {name: federated.run(setup, name, 0.05) for name in METHODS if name != "fedspeed-dp"}
+
+
+@pytest.mark.slow
+def test_every_method_learns(setup, outcomes):
+    before = losses(setup, models.draft().params)
+    found = outcomes | {"fedspeed-dp": federated.run(setup, FAINT, 0.05)}
+    assert found.keys() == METHODS.keys()
+    for name, outcome in found.items():
+        after = losses(setup, outcome.params)
+        assert sum(after.values()) < sum(before[i] for i in after), name
+        assert outcome.rounds[0] == 0
+        assert outcome.judged.keys() == setup.problem.judges.keys()
+        assert all(len(curve) == len(outcome.rounds) for curve in outcome.judged.values())
+
+
+@pytest.mark.slow
+def test_methods_train_on_equally_many_samples(outcomes):
+    assert {outcome.samples for outcome in outcomes.values()} == {3 * 2 * 2 * 2}
+
+
+@pytest.mark.slow
+def test_what_a_client_sends_is_smaller_after_compression(outcomes):
+    size = {name: outcome.message_bytes for name, outcome in outcomes.items()}
+    assert size["local-only"] is None is size["centralised"]
+    assert size["fedspeed"] == 4 * 2 * sum(leaf.size for leaf in jax.tree.leaves(models.draft().params))
+    assert size["fedspeed-topk"] < size["fedspeed-int8"] < 0.3 * size["fedspeed"]
+
+
+@pytest.mark.slow
+def test_who_trains_alone_is_judged_by_its_own_text(setup, outcomes):
+    network, start, _ = models.draft()
+    outcome, unseen = outcomes["local-only"], setup.problem.judges["unseen"]
+    rows = [
+        federated.accepted_length(network, outcome.params.get(owner, start), Continued(row[None], PROMPT), 3)
+        for owner, row in zip(unseen.owners, unseen.tokens, strict=True)
+    ]
+    steps = [
+        len(federated.examples.step_ends(_agrees(outcome.params.get(owner, start), row), 3))
+        for owner, row in zip(unseen.owners, unseen.tokens, strict=True)
+    ]
+    assert outcome.judged["unseen"][-1] == pytest.approx(np.average(rows, weights=steps))
+
+
+def _agrees(params, row):
+    said = np.asarray(federated.examples._agreement(models.draft().network, params, row[None]))
+    return said[:, PROMPT - 1 :]
+
+
+def test_a_private_method_says_what_it_guarantees():
+    pytest.importorskip("dp_accounting")
+    settings = Federation(rounds=5, cohort_size=8)
+    few, many = (METHODS["fedspeed-dp"].guarantee(settings, clients, 1e-3) for clients in (40, 400))
+    assert few.epsilon > many.epsilon > 0
+    assert "Poisson sampling with probability 0.2" in few.sampling
+    assert METHODS["fedspeed"].guarantee(settings, 40) is None
+
+
+def test_an_unknown_method():
+    with pytest.raises(ValueError, match="expected a method, one of fedspeed, .*, got 'fedfast'"):
+        federated.method_of("fedfast")
+
+
+def test_the_first_laws_of_a_target_are_its_law(data):
+    """Of the whole vocabulary they give the loss with the target at hand; of one token, the loss of its labels."""
+    network, params, _ = models.draft()
+    tokens, owners, key = data.tokens[:, :-1], [0] * len(data.tokens), jax.random.key(0)
+    compiled = jax.jit(distillation_loss(network))
+
+    def told(k):
+        (client,) = federated.client_examples(data, owners, federated.laws(models.target(), data.tokens, k))
+        return compiled(params, client, key)
+
+    wanted = jax.jit(distillation_loss(network, models.target()))(params, {"tokens": tokens}, key)
+    np.testing.assert_allclose(told(models.VOCAB)[0], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(told(models.VOCAB)[1]["agreement"], wanted[1]["agreement"], rtol=1e-6)
+    (plain,) = federated.client_examples(data, owners)
+    (sure,) = federated.client_examples(data, owners, federated.laws(models.target(), data.tokens, 1))
+    sure["labels"] = plain["labels"]  # only behind the prompt, where the text is the target's own
+    np.testing.assert_allclose(compiled(params, sure, key)[0], compiled(params, plain, key)[0], rtol=1e-5)
+
+
+def test_laws_of_more_tokens_than_there_are(data):
+    with pytest.raises(ValueError, match="expected 1 <= top_k <= 11"):
+        federated.laws(models.target(), data.tokens, 12)
+
+
+def test_streams_learn_what_the_target_said(data):
+    """With labels everywhere it is the loss of the text itself; what is −1 or masked does not count."""
+    draft = models.streaming()
+    compiled, key = jax.jit(streaming_loss(draft.network)), jax.random.key(0)
+    tokens = data.tokens
+    plain = compiled(draft.params, {"tokens": tokens}, key)[0]
+    batch = {"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "mask": np.ones(len(tokens), bool)}
+    np.testing.assert_allclose(compiled(draft.params, batch, key)[0], plain, rtol=1e-6)
+    other = {name: np.concatenate([leaf, leaf[:1] * 0]) for name, leaf in batch.items()}
+    np.testing.assert_allclose(compiled(draft.params, other, key)[0], plain, rtol=1e-6)
+    (client,) = federated.client_examples(data, [0] * len(tokens))
+    assert abs(float(compiled(draft.params, client | {"mask": batch["mask"]}, key)[0]) - float(plain)) > 1e-3
+
+
+WORDS = "the crown the king the queen and all the world to be or not to be that is the question of a rose "
+TEXTS = {f"user{i}": " ".join(np.random.default_rng(i).permutation(WORDS.split() * 6)) for i in range(5)}
+RECIPE = Settings(
+    Distilling(client_prompts=2, test_prompts=1, prompt_tokens=16, new_tokens=8, window=3),
+    Federation(rounds=2, cohort_size=2, local_steps=1, batch_size=2, learning_rates=(0.1,), evaluate_every=1),
+)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The whole recipe on a tiny pair: a letter is a token."""
+    pair, folder = zoo.load(), tmp_path_factory.mktemp("recipe")
+    config = replace(models.DRAFT, vocab_size=pair.target.network.config.vocab_size)
+    draft = jaxspec.decoder(config, jax.random.key(0))
+    target = jaxspec.decoder(replace(config, num_layers=2), jax.random.key(1))
+    texts = [*TEXTS.values(), "too short"]
+    arguments = (target, draft, pair.tokenizer, texts, RECIPE)
+    return arguments, federated.federate(*arguments, directory=folder, progress=False), folder
+
+
+@pytest.mark.slow
+def test_a_federated_draft_decodes_and_is_published(recipe, tmp_path):
+    (target, draft, *_), found, folder = recipe
+    assert found.left_out == [5]
+    assert found.acceptance.keys() == {"before", "after"}
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (draft.params, found.draft.params)), strict=True))
+    loaded = load_model(folder / "draft")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, found.draft.params)
+    prompt = ["to be or"]
+    wanted = jaxspec.generate(jaxspec.autoregressive(target._replace(text=loaded.text)), prompt, 12)
+    spoken = jaxspec.generate(jaxspec.speculative(target._replace(text=loaded.text), loaded, 3), prompt, 12)
+    assert spoken.tokens == wanted.tokens
+    jaxspec.save_huggingface(loaded, tmp_path)
+    again = jaxspec.load_huggingface(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, found.draft.params)
+    assert again.text.encode("to be").tolist() == loaded.text.encode("to be").tolist()
+
+
+@pytest.mark.slow
+def test_the_recipe_goes_on_from_its_folder(recipe):
+    arguments, found, folder = recipe
+    said = sorted(folder.glob("said-*.npz"))
+    written = [path.stat().st_mtime_ns for path in said]
+    again = federated.federate(*arguments, directory=folder, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, again.draft.params, found.draft.params)
+    assert again.acceptance == found.acceptance
+    assert len(said) == 1
+    assert [path.stat().st_mtime_ns for path in said] == written
+
+
+@pytest.mark.slow
+def test_a_draft_with_streams_is_federated_with_them(recipe):
+    (target, draft, tokenizer, texts, settings), *_ = recipe
+    streaming = jaxspec.streaming(draft, 2)
+    laws = replace(settings, distilling=replace(settings.distilling, top_k=4))
+    found = federated.federate(target, streaming, tokenizer, texts, laws, progress=False)
+    assert found.directory is None
+    before, after = streaming.params["streams"], found.draft.params["streams"]
+    assert (before["expand"] != after["expand"]).any()
+    assert jaxspec.generate(jaxspec.mirror(target, found.draft, exit_layer=1), [[5, 6, 7]], 8).tokens
+
+
+def test_the_recipe_refuses(recipe):
+    (target, draft, tokenizer, texts, settings), *_ = recipe
+    with pytest.raises(ValueError, match="a method that makes one draft, got 'local-only'"):
+        federated.federate(target, draft, tokenizer, texts, settings, method="local-only")
+    with pytest.raises(ValueError, match=r"expected at least 2 clients \(a cohort\).*, got 1 of 2"):
+        federated.federate(target, draft, tokenizer, ["short", texts[0]], settings)
+
+
+@pytest.mark.slow
+def test_the_command_federates_users_texts(tmp_path, capsys):
+    """Lines of one user are one client; a folder of the same texts gives the same draft."""
+    lines = [{"user": user, "text": part} for user, text in TEXTS.items() for part in (text[:200], text[200:])]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert federated.read_texts(tmp_path / "texts.jsonl")["user3"] == f"{TEXTS['user3'][:200]}\n{TEXTS['user3'][200:]}"
+    (tmp_path / "texts").mkdir()
+    for user, text in federated.read_texts(tmp_path / "texts.jsonl").items():
+        (tmp_path / "texts" / f"{user}.txt").write_text(text)
+    sizes = {"distilling": RECIPE.distilling, "federation": RECIPE.federation}
+    flags = [
+        part
+        for group, settings in sizes.items()
+        for name, value in vars(settings).items()
+        if name not in ("fedspeed", "top_k")
+        for part in (f"--{group}.{name.replace('_', '-')}", str(value[0] if isinstance(value, tuple) else value))
+    ]
+
+    def run(texts):
+        where = "--texts", str(tmp_path / texts), "--out", str(tmp_path / "out"), "--method", "fedavg"
+        main(["federate", *where, *flags, "--json"])
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    found = run("texts.jsonl")
+    assert found["samples"] == 2 * 2 * 2
+    assert found["left_out"] == []
+    assert (tmp_path / "out" / "draft").samefile(found["draft"])
+    assert run("texts") == found
+    draft = load_model(found["draft"])
+    pair = zoo.load()
+    spoken = jaxspec.generate(jaxspec.speculative(pair.target, draft, 3), ["to be"], 8)
+    assert spoken.tokens == jaxspec.generate(jaxspec.autoregressive(pair.target), ["to be"], 8).tokens
+
+
+def test_texts_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match="expected .txt files or lines of JSON"):
+        federated.read_texts(tmp_path)
