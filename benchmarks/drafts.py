@@ -5,7 +5,7 @@
 110 roles train (11 a round), 20 choose learning rates and the centralised step, 30 are clients who never take part.
 Accepted tokens a step on text of these (``held_out``) and on the training roles' unseen text (``unseen``), round by
 round. Every method runs the whole learning-rate grid with the first seed; the rate that validation roles accept most of
-then runs with the other seeds. Each line is a finished run; it lies in ``OUT/runs.jsonl`` and is not run again with the
+then runs with the other seeds. Variants of FedSpeed have its rate. Each line is a finished run; it lies in ``OUT/runs.jsonl`` and is not run again with the
 same settings. The last lines decode with the drafts, and say whether the aim is met. ``--page`` runs nothing: it writes
 picture and table of docs/federated_drafts.md from the lines that are there.
 """
@@ -33,6 +33,12 @@ from jaxspec.zoo.recipe import held_out_roles
 
 #: Whose draft decodes at the end.
 DECODED = ("fedspeed", "fedavg", "centralised")
+#: As much noise in the mean as a private run would have with so many times the clients, at the same participation.
+TIMES = 100
+LARGER = federated.private(f"fedspeed-dp, {TIMES}x", max_norm=0.5, noise_multiplier=1.0 / TIMES)
+ROWS = METHODS | {LARGER.name: LARGER}
+#: Those that are compared first, then the variants of FedSpeed.
+ORDER = ("fedspeed", "fedavg", "centralised", "scaffold", "feddyn", "local-only")
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Scope:
         validation: roles that choose.
         held_out: roles that only judge.
         seeds: of cohorts and batches.
-        methods: rows of ``jaxspec.federated.METHODS``.
+        methods: rows of ``jaxspec.federated.METHODS``, and ``LARGER``.
         federation: rounds, cohort, steps and the learning-rate grid, the same for all.
         distilling: what the target says of their text.
     """
@@ -53,11 +59,11 @@ class Scope:
     validation: int = 20
     held_out: int = 30
     seeds: tuple[int, ...] = (0, 1, 2)
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(sorted(ROWS, key=lambda name: (*ORDER, name).index(name)))
     federation: Federation = Federation(
         rounds=24, cohort_size=11, local_steps=6, learning_rates=(0.5, 1.0, 2.0), evaluate_every=3
     )
-    distilling: Distilling = Distilling(test_prompts=3, new_tokens=48, top_k=8)
+    distilling: Distilling = Distilling(test_prompts=3, new_tokens=48)
 
 
 @dataclass(frozen=True)
@@ -143,16 +149,23 @@ class Bench:
     def line(self, setup: Setup, name: str, rate: float) -> Row:
         """One run, from start to end."""
         began = time.perf_counter()
-        found = federated.run(setup, name, rate)
+        found = federated.run(setup, ROWS[name], rate)
         seconds = round(time.perf_counter() - began, 1)
         if name in DECODED:
             where = self.draft(name, setup.settings.seed, rate)
             checkpoint.save(where, 1 + (checkpoint.latest(where) or 0), {"params": found.params}, keep=1)
         curves = {judge: [round(value, 4) for value in curve] for judge, curve in found.judged.items()}
-        guarantee = METHODS[name].guarantee(setup.settings, self.scope.clients)
+        guarantee = self.guarantee(name, setup.settings)
         facts = {"samples": found.samples, "message_bytes": found.message_bytes, "seconds": seconds}
         about = {"method": name, "seed": setup.settings.seed, "learning_rate": rate, "rounds": found.rounds}
         return {**about, **curves, **facts, "privacy": guarantee and asdict(guarantee)}
+
+    def guarantee(self, name: str, settings: Federation) -> Any:
+        """(ε, δ) of a private row; of ``LARGER`` in the population that it stands for."""
+        if name != LARGER.name:
+            return ROWS[name].guarantee(settings, self.scope.clients)
+        noisy = replace(LARGER, noise_multiplier=1.0)
+        return noisy.guarantee(replace(settings, cohort_size=TIMES * settings.cohort_size), TIMES * self.scope.clients)
 
     def draft(self, name: str, seed: int, rate: float) -> Path:
         """Where a draft is kept."""
@@ -160,7 +173,7 @@ class Bench:
 
 
 def runs(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
-    """The grid with the first seed, then the chosen rates with the others."""
+    """Method by method: the grid with the first seed, then the chosen rate with the others."""
     scope = bench.scope
     setups = {
         seed: Setup(
@@ -175,18 +188,22 @@ def runs(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
         return known or ledger.add(bench.line(setups[seed], name, rate))
 
     rates = scope.federation.learning_rates
-    with tqdm(total=len(scope.methods) * (len(rates) + len(others)), disable=bench.options.json) as bar:
-        tried: list[Row] = []
+    with tqdm(desc="runs", disable=bench.options.json) as bar:
         for name in scope.methods:
-            for rate in rates:
+            tried: list[Row] = []
+            for rate in _grid(name, ledger, rates):
                 tried.append(line(name, first, rate))
-                bar.update()
                 yield tried[-1]
-        for seed in others:
-            for name in scope.methods:
-                chosen = drafts_page.chosen_rate(tried, name)
-                yield line(name, seed, chosen)
                 bar.update()
+            for seed in others:
+                yield line(name, seed, drafts_page.chosen_rate(tried, name))
+                bar.update()
+
+
+def _grid(name: str, ledger: Ledger, rates: tuple[float, ...]) -> tuple[float, ...]:
+    """All rates, or of a variant of FedSpeed the one that it had, if it was run."""
+    is_variant = name.startswith("fedspeed-") and ledger.find(method="fedspeed") is not None
+    return (drafts_page.chosen_rate(ledger.rows, "fedspeed"),) if is_variant else rates
 
 
 def decoded(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:

@@ -20,10 +20,17 @@ COLOURS = {
     "local-only": "#999999",
     "centralised": "#222222",
     "fedspeed-dp": "#e69f00",
+    "fedspeed-dp, 100x": "#b8860b",
     "fedspeed-int8": "#d55e00",
     "fedspeed-topk": "#d55e00",
 }
-DASHES = {"centralised": "--", "fedspeed-dp": "-.", "fedspeed-int8": ":", "fedspeed-topk": (0, (5, 1, 1, 1, 1, 1))}
+DASHES = {
+    "centralised": "--",
+    "fedspeed-dp": "-.",
+    "fedspeed-dp, 100x": "-.",
+    "fedspeed-int8": ":",
+    "fedspeed-topk": (0, (5, 1, 1, 1, 1, 1)),
+}
 JUDGES = {"held_out": "(a) held-out clients", "unseen": "(b) unseen text of training clients"}
 #: Part of the centralised gain that is aimed at.
 AIM = 0.95

@@ -181,3 +181,39 @@ def test_the_page_of_figures_is_made_of_the_lines(monkeypatch, tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         page.record("vocabulary", tmp_path)
     assert page.page(tmp_path) == shown
+
+
+@pytest.mark.slow
+def test_drafts_is_run_once_and_makes_its_page(monkeypatch, tmp_path, capsys):
+    """A line for each method and seed; a second call only reads them; picture and table of what there is."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import drafts
+
+    from jaxspec.federated import Distilling, Federation
+
+    federation = Federation(2, 2, 1, 2, learning_rates=(0.1,), evaluate_every=2)
+    methods = ("fedspeed", "centralised")
+    scope = drafts.Scope(3, 1, 1, (0, 1), methods, federation, Distilling(2, 1, 16, 8, window=3))
+    monkeypatch.setattr(drafts, "DECODING", drafts.Decoding(prompts=1, new_tokens=8, runs=1))
+    page = tmp_path / "docs" / "federated_drafts.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    options = drafts.Options(tmp_path / "out", docs=page.parent, json=True)
+    drafts.main(scope, options)
+    *lines, aim = map(json.loads, capsys.readouterr().out.splitlines())
+    told = [(line["method"], line["seed"]) for line in lines if "method" in line]
+    assert told == [(name, seed) for name in methods for seed in scope.seeds]
+    assert {line["samples"] for line in lines if "method" in line} == {2 * 2 * 2}
+    assert [line["identical"] for line in lines if "decoded" in line] == [True, True]
+    assert set(aim) <= {"held_out", "unseen"}
+    written = page.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("after\n")
+    assert "old" not in written
+    assert "| fedspeed |" in written
+    assert "| 2 |" in written
+    assert (page.parent / "images" / "federated_drafts.png").stat().st_size > 10_000
+    kept = (tmp_path / "out" / "runs.jsonl").read_text()
+    drafts.main(scope, dataclasses.replace(options, page=True))
+    assert (tmp_path / "out" / "runs.jsonl").read_text() == kept
+    assert page.read_text() == written

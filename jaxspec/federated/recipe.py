@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,26 +204,32 @@ def _said(
     target: Model, prompts: np.ndarray, count: int, s: Distilling, directory: Path | None, progress: bool
 ) -> tuple[np.ndarray, Laws | None]:
     """Continuations of all prompts, and laws along the first ``count``; cached."""
-    path = None if directory is None else Path(directory) / f"said-{_digest(target, prompts, s)}.npz"
-    if path is not None and path.exists():
-        with np.load(path) as file:
-            found = dict(file)
-    else:
-        found = {"tokens": continued(target, prompts, s.new_tokens + s.window, progress).tokens}
-        if s.top_k is not None:
-            found |= laws(target, found["tokens"][:count], s.top_k, progress)._asdict() | {"text": found["tokens"]}
-        if path is not None:
-            _write(path, found)
+    new, digest = s.new_tokens + s.window, _digest(target, prompts, s.new_tokens + s.window)
+    said = _cached(directory, f"said-{digest}", lambda: {"tokens": continued(target, prompts, new, progress).tokens})
     if s.top_k is None:
-        return found["tokens"], None
-    return found["text"], Laws(found["tokens"], found["log_probabilities"])
+        return said["tokens"], None
+    k, along = s.top_k, said["tokens"][:count]
+    found = _cached(directory, f"laws-{digest}-{count}-{k}", lambda: laws(target, along, k, progress)._asdict())
+    return said["tokens"], Laws(**found)
 
 
-def _digest(target: Model, prompts: np.ndarray, settings: Distilling) -> str:
+def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:
     """Of everything that the target's words depend on; of its parameters, a part."""
     leaf = np.asarray(jax.tree.leaves(target.params)[0]).ravel()[:4096].astype(np.float32)
-    about = f"{target.network.config} {prompts.shape} {settings.new_tokens + settings.window} {settings.top_k}"
+    about = f"{target.network.config} {prompts.shape} {new_tokens}"
     return hashlib.sha256(about.encode() + leaf.tobytes() + prompts.tobytes()).hexdigest()[:12]
+
+
+def _cached(directory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Arrays by name from a file, or made and written there."""
+    path = None if directory is None else Path(directory) / f"{name}.npz"
+    if path is not None and path.exists():
+        with np.load(path) as file:
+            return dict(file)
+    arrays = make()
+    if path is not None:
+        _write(path, arrays)
+    return arrays
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
