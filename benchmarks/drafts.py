@@ -5,9 +5,10 @@
 110 roles train (11 a round), 20 choose learning rates and the centralised step, 30 are clients who never take part.
 Accepted tokens a step on text of these (``held_out``) and on the training roles' unseen text (``unseen``), round by
 round. Every method runs the whole learning-rate grid with the first seed; the rate that validation roles accept most of
-then runs with the other seeds. Variants of FedSpeed have its rate. Each line is a finished run; it lies in ``OUT/runs.jsonl`` and is not run again with the
-same settings. The last lines decode with the drafts, and say whether the aim is met. ``--page`` runs nothing: it writes
-picture and table of docs/federated_drafts.md from the lines that are there.
+then runs with the other seeds. Variants of FedSpeed have its rate. Each line is a finished run; it lies in
+``OUT/runs.jsonl`` and is not run again with the same settings. The last lines decode with the drafts, and say whether
+the aim is met. ``--page`` runs nothing: it writes picture and tables of docs/federated_drafts.md from the lines that
+are there.
 """
 
 import json
@@ -61,7 +62,7 @@ class Scope:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(sorted(ROWS, key=lambda name: (*ORDER, name).index(name)))
     federation: Federation = Federation(
-        rounds=24, cohort_size=11, local_steps=6, learning_rates=(0.5, 1.0, 2.0), evaluate_every=3
+        rounds=21, cohort_size=11, local_steps=8, batch_size=2, learning_rates=(0.25, 0.5, 1.0), evaluate_every=3
     )
     distilling: Distilling = Distilling(test_prompts=3, new_tokens=48)
 
