@@ -61,11 +61,13 @@ REPORTS: dict[str, Report] = {
         "python -m jaxspec demo --json",
         tables.demo,
     ),
-    "federation": Report(
-        "Federation",
-        "Which weights of FedSpeed, on clients that the demo does not use?",
-        "python benchmarks/federation.py --seeds 0 1 2 --prox-weights --ascent-radii --merge-weights",
-        tables.federation,
+    "drafts": Report(
+        "Federated drafts",
+        "What does federation give a draft, by which method, with privacy and compression? More: [federated drafts]"
+        "(../federated_drafts.md).",
+        "python benchmarks/drafts.py --json",
+        tables.drafts,
+        "federated_drafts.png",
     ),
     "probe": Report(
         "What an exit knows",

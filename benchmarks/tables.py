@@ -65,15 +65,18 @@ def demo(lines: list[Line]) -> Iterator[Table]:
     yield Table(("draft", "accepted a step, unseen text"), gains)
 
 
-def federation(lines: list[Line]) -> Iterator[Table]:
-    """Every setting of FedSpeed, and its rivals."""
-    names = "prox_weight", "ascent_radius", "merge_weight"
-    rows = [
-        [line["method"], *(number(line.get(name), 3) for name in names), number(line["before"]),
-         f"{line['accepted']:.2f} ± {line['deviation']:.2f}"]
-        for line in lines
-    ]  # fmt: skip
-    yield Table(("method", "1/λ", "ρ", "α", "before", "accepted a step"), rows)
+def drafts(lines: list[Line]) -> Iterator[Table]:
+    """Every run, at its last round or best step; then decoding with the drafts."""
+    names = "learning_rate", "seed", "held_out", "unseen", "message_bytes", "seconds"
+    ends = [{**line, **{name: line[name][-1] for name in ("held_out", "unseen")}} for line in lines if "method" in line]
+    rows = [[line["method"], *(number(line[name]) for name in names)] for line in ends]
+    head = "method", "learning rate", "seed", "held-out clients", "unseen text", "bytes a client a round", "seconds"
+    yield Table(head, rows, "Accepted tokens a step")
+    for line in lines:
+        if "decoded" in line:
+            cells = [[name, number(speed, 0)] for name, speed in line["tokens_per_second"].items()]
+            title = f"Decoding on {line['decoded']} text, identical: {line['identical']}"
+            yield Table(("draft", "tokens/s"), cells, title)
 
 
 def vocabulary(lines: list[Line]) -> Iterator[Table]:
