@@ -100,14 +100,14 @@ class Options:
 
 
 class Ledger:
-    """Finished lines of these settings, in a file that other settings share."""
+    """Finished lines of these settings, in a file that other settings share; ``weights`` tell apart what has any."""
 
-    def __init__(self, path: Path, settings: Row) -> None:
+    def __init__(self, path: Path, settings: Row, weights: Row) -> None:
         self._path, self._settings = path, json.loads(json.dumps(settings))
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         rows = [row for line in written if (row := _parsed(line)) and row.pop("settings", None) == self._settings]
-        self.rows: list[Row] = rows
+        self.rows: list[Row] = [row for row in rows if row["weights"] in (None, weights)]
 
     def find(self, **named: Any) -> Row | None:
         """The last line with these entries."""
@@ -159,7 +159,8 @@ class Bench:
         guarantee = self.guarantee(name, setup.settings)
         facts = {"samples": found.samples, "message_bytes": found.message_bytes, "seconds": seconds}
         about = {"method": name, "seed": setup.settings.seed, "learning_rate": rate, "rounds": found.rounds}
-        return {**about, **curves, **facts, "privacy": guarantee and asdict(guarantee)}
+        weights = asdict(setup.settings.fedspeed) if name.startswith(("fedspeed", "feddyn")) else None
+        return {**about, **curves, **facts, "privacy": guarantee and asdict(guarantee), "weights": weights}
 
     def guarantee(self, name: str, settings: Federation) -> Any:
         """(ε, δ) of a private row; of ``LARGER`` in the population that it stands for."""
@@ -208,20 +209,25 @@ def _grid(name: str, ledger: Ledger, rates: tuple[float, ...]) -> tuple[float, .
 
 
 def decoded(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
-    """Tokens a second with each draft, in turns; the same tokens from all."""
+    """Tokens a second with each draft, in turns; the same tokens from all. Not again with the drafts of a line."""
     pair, seed, sizes = bench.pair, bench.scope.seeds[0], bench.scope.distilling
     window, like = sizes.window, {"params": pair.draft.params}
     methods = {"plain": jaxspec.autoregressive(pair.target)}
     methods["before"] = jaxspec.speculative(pair.target, pair.draft, window)
-    for name in [name for name in DECODED if name in bench.scope.methods]:
-        where = bench.draft(name, seed, drafts_page.chosen_rate(ledger.rows, name))
-        params = checkpoint.load(where, like=like)["params"]
+    rates = {name: drafts_page.chosen_rate(ledger.rows, name) for name in DECODED if name in bench.scope.methods}
+    for name, rate in rates.items():
+        params = checkpoint.load(bench.draft(name, seed, rate), like=like)["params"]
         methods[name] = jaxspec.speculative(pair.target, pair.draft._replace(params=params), window)
     for judge in ("held_out", UNSEEN):
+        if known := ledger.find(decoded=judge, drafts=rates):
+            yield known
+            continue
         rows = problem.judges[judge].tokens
         places = np.linspace(0, len(rows) - 1, min(DECODING.prompts, len(rows))).astype(int)
         prompts = rows[places, : sizes.prompt_tokens].tolist()
-        yield {"decoded": judge, **_measured(methods, prompts, not bench.options.json)}
+        weights = asdict(bench.scope.federation.fedspeed)
+        found = _measured(methods, prompts, not bench.options.json)
+        yield ledger.add({"decoded": judge, "drafts": rates, "weights": weights, **found})
 
 
 DECODING = Decoding()
@@ -248,14 +254,14 @@ def _measured(methods: dict[str, Any], prompts: list[list[int]], progress: bool)
 def main(scope: Annotated[Scope, tyro.conf.arg(name="")], options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
     """Prints the lines, then writes the page."""
     about = {name: value for name, value in asdict(scope).items() if name not in ("methods", "seeds")}
-    ledger = Ledger(options.out / "runs.jsonl", about)
+    ledger = Ledger(options.out / "runs.jsonl", about, about["federation"].pop("fedspeed"))
     if not options.page:
         bench = Bench(scope, options)
         problem = bench.problem()
         for row in runs(bench, ledger, problem):
             print(json.dumps(row), flush=True)
         for row in decoded(bench, ledger, problem):
-            print(json.dumps(ledger.add(row)), flush=True)
+            print(json.dumps(row), flush=True)
     figures = drafts_page.figures(ledger.rows, scope.methods)
     print(json.dumps(figures["aim"]))
     drafts_page.write(figures, options.docs)

@@ -213,6 +213,7 @@ def test_drafts_is_run_once_and_makes_its_page(monkeypatch, tmp_path, capsys):
     assert "| fedspeed |" in written
     assert (page.parent / "images" / "federated_drafts.png").stat().st_size > 10_000
     kept = (tmp_path / "out" / "runs.jsonl").read_text()
+    drafts.main(scope, options)
     drafts.main(scope, dataclasses.replace(options, page=True))
     assert (tmp_path / "out" / "runs.jsonl").read_text() == kept
     assert page.read_text() == written

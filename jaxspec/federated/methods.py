@@ -13,11 +13,12 @@ from jaxspec.train import LossFn
 
 @dataclass(frozen=True)
 class FedSpeedSettings:
-    """What FedSpeed has beyond FedAvg: w = 1/λ, ρ and α; FedDyn has the same w."""
+    """What FedSpeed has beyond FedAvg: w = 1/λ, ρ, α, and over whom it averages duals; FedDyn has the same w."""
 
     prox_weight: float = 0.1
     ascent_radius: float = 0.01
     merge_weight: float = 0.5
+    dual_mean: Literal["cohort", "population"] = "population"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Method:
 def fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
     """``jaxfed.fedspeed`` with these settings."""
     known = {"client_learning_rate": rate, "clip_norm": settings.clip_norm, **asdict(settings.fedspeed)}
-    return jaxfed.fedspeed(loss_fn, **known, **options)
+    return jaxfed.fedspeed(loss_fn, **known | options)
 
 
 def plain(
