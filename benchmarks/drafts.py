@@ -29,7 +29,7 @@ from tqdm import tqdm
 import jaxspec
 from jaxfed import checkpoint
 from jaxspec import federated, zoo
-from jaxspec.federated import METHODS, UNSEEN, VALIDATION, Distilling, Federation, Problem, Setup
+from jaxspec.federated import METHODS, UNSEEN, VALIDATION, Distilling, Federation, FedSpeedSettings, Problem, Setup
 from jaxspec.zoo.recipe import held_out_roles
 
 #: Whose draft decodes at the end.
@@ -62,7 +62,13 @@ class Scope:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(sorted(ROWS, key=lambda name: (*ORDER, name).index(name)))
     federation: Federation = Federation(
-        rounds=21, cohort_size=11, local_steps=8, batch_size=2, learning_rates=(0.25, 0.5, 1.0), evaluate_every=3
+        rounds=21,
+        cohort_size=11,
+        local_steps=8,
+        batch_size=2,
+        learning_rates=(0.25, 0.5, 1.0),
+        fedspeed=FedSpeedSettings(prox_weight=0.02),
+        evaluate_every=3,
     )
     distilling: Distilling = Distilling(test_prompts=3, new_tokens=48)
 
