@@ -118,7 +118,7 @@ def _table(found: Row) -> str:
     lines.append(f"| before | | | {before[0]} | {before[1]} | | | |")
     for name, row in found["methods"].items():
         ends = [row["curves"][judge][:, -1] for judge in JUDGES]
-        values = [f"{end.mean():.2f} ± {end.std():.2f}" for end in ends]
+        values = [f"{end.mean():.2f}" + (f" ± {end.std():.2f}" if len(end) > 1 else "") for end in ends]
         told = [found["aim"].get(judge, {}).get(name) for judge in JUDGES]
         share = ", ".join(f"{each['part']:.0%}" for each in told if each)
         first = ", ".join(str(each["round"] or "–") for each in told if each)
@@ -177,8 +177,11 @@ def draw(methods: Row, path: Path) -> None:
                 row["rounds"], mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0
             )
         ends = {name: float(row["curves"][judge][:, -1].mean()) for name, row in methods.items()}
+        before = min(float(row["curves"][judge][:, 0].min()) for row in methods.values())
+        axes.set_ylim(bottom=before - 0.3 * (max(ends.values()) - before))  # what noise ruins leaves the panel below
         _labels(axes, ends, max(row["rounds"][-1] for row in methods.values()))
         axes.set(title=title, xlabel="round (centralised: as many samples)")
+        axes.set_xticks(max((row["rounds"] for row in methods.values()), key=len))
         axes.grid(axis="y", color="0.92", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("accepted tokens a step")
@@ -186,14 +189,14 @@ def draw(methods: Row, path: Path) -> None:
 
 
 def _labels(axes: Axes, ends: dict[str, float], last: int) -> None:
-    """Names beside the ends of their lines, moved apart where they would overlap."""
+    """Names beside the ends of their lines, moved apart where they would overlap; below the panel, with the value."""
     low, high = axes.get_ylim()
-    room, height = 0.042 * (high - low), -np.inf
+    room, height = 0.042 * (high - low), low - 0.03 * (high - low)
     for name in sorted(ends, key=lambda name: ends[name]):
         height = max(ends[name], height + room)
         axes.annotate(
-            name,
-            (last, ends[name]),
+            name if ends[name] >= low else f"{name}: {ends[name]:.2f}",
+            (last, max(ends[name], low)),
             (1.03 * last, height),
             va="center",
             color=COLOURS.get(name, "#555555"),
