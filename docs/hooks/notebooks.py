@@ -35,7 +35,8 @@ def pages(folder: Path) -> dict[str, str | bytes]:
 
 def _formulas(text: str) -> str:
     """LaTeX between dollars as MathML, which browsers show without a library."""
-    text = re.sub(r"\$\$(.+?)\$\$", lambda found: f"\n\n{convert(found[1], display='block')}\n\n", text, flags=re.DOTALL)
+    blocks = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+    text = blocks.sub(lambda found: f"\n\n{convert(found[1], display='block')}\n\n", text)
     return re.sub(r"\$(.+?)\$", lambda found: convert(found[1]), text, flags=re.DOTALL)
 
 
