@@ -14,6 +14,7 @@ TESTS ?=
 PYTEST_FLAGS ?= -q
 WORKERS ?= 2
 DEMO_FLAGS ?=
+OTHER_FLWR ?= 1.41.0
 NOTEBOOKS ?=
 
 RUN := $(VENV)/bin/python
@@ -46,10 +47,12 @@ fast: setup  ## the tests that take no longer than a few seconds each
 matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical"
 	$(RUN) -m tests.matrix
 
-soak: setup  ## work killed thirty-six times, ten thousand rounds, a hundred thousand tokens, long properties and fuzz
+soak: setup  ## work killed thirty-six times, ten thousand rounds, a hundred thousand tokens, long properties, fuzz (PEERS=1: another flwr)
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.soak
 	HYPOTHESIS_PROFILE=long FUZZ_CASES=60 $(RUN) -m pytest -q tests/jaxfed/test_properties.py \
 	  tests/jaxspec/test_properties.py tests/jaxspec/test_fuzz.py
+	$(if $(PEERS),$(PIP) --target out/flwr-$(OTHER_FLWR) --no-deps flwr==$(OTHER_FLWR))
+	$(if $(PEERS),PYTHONPATH=out/flwr-$(OTHER_FLWR) $(RUN) -m pytest -q tests/jaxfed/test_flower.py)
 
 lint: setup  ## ruff
 	$(RUN) -m ruff check .
