@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import links
-from latex2mathml.converter import convert
 
 #: Kinds of output that a page can show, the first of them that is there.
 PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
@@ -35,6 +34,10 @@ def pages(folder: Path) -> dict[str, str | bytes]:
 
 def _formulas(text: str) -> str:
     """LaTeX between dollars as MathML, which browsers show without a library."""
+    if "$" not in text:
+        return text
+    from latex2mathml.converter import convert
+
     blocks = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
     text = blocks.sub(lambda found: f"\n\n{convert(found[1], display='block')}\n\n", text)
     return re.sub(r"\$(.+?)\$", lambda found: convert(found[1]), text, flags=re.DOTALL)

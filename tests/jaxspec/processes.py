@@ -122,7 +122,7 @@ def survive(placement, dying):
 
     try:
         jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 40, watch=watch)
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them is JAX's choice, by when it notices
         return {"error": str(error), "seconds": time.perf_counter() - selected[-1]}
 
 
