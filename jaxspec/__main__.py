@@ -22,7 +22,7 @@ from jaxspec.zoo.recipe import Recipe
 
 
 def demo(out: Path = Path("out/demo"), json: Flag = False) -> None:  # noqa: A002  the flag is called --json
-    """Decode with three methods, federate the draft, draw what happened; three or four minutes on two cores.
+    """Decode with three methods, federate the draft, draw what happened; about four minutes on two cores.
 
     Args:
         out: folder for pictures and the federated draft.

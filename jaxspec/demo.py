@@ -1,4 +1,4 @@
-"""``python -m jaxspec demo``: the whole story on real text, in three or four minutes on two cores.
+"""``python -m jaxspec demo``: the whole story on real text, in about four minutes on two cores.
 
 Decode held-out roles with three methods and compare every token; federate the draft over other roles' private text;
 carry it through the checkpoint layer onto the draft mesh; show what it gained.
