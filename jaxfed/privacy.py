@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxfed import tree
@@ -19,7 +18,7 @@ INTERVAL = 1e-3
 
 
 def clip(max_norm: float) -> Transform:
-    """m̂ = m · min(1, C/‖m‖₂), the norm over all that the client sends together.
+    """m̂ = m · min(1, C/(‖m‖₂ + 1e-6)), the norm over all that the client sends together.
 
     Args:
       max_norm: C > 0.
@@ -33,8 +32,7 @@ def clip(max_norm: float) -> Transform:
 
     def apply(message: Message, state: PyTree, key: Key) -> tuple[Message, PyTree]:
         del key
-        norm = tree.norm(message)
-        return tree.scale(jnp.minimum(1.0, max_norm / jnp.where(norm > 0, norm, 1.0)), message), state
+        return tree.clip(message, max_norm), state
 
     return Transform(lambda message: (), apply, name=f"clip({max_norm})")
 
