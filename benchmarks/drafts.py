@@ -9,13 +9,23 @@ then runs with the other seeds. Variants of FedSpeed have its rate. Each line is
 ``OUT/runs.jsonl`` and is not run again with the same settings. The last lines decode with the drafts, and say whether
 the aim is met. ``--page`` runs nothing: it writes picture and tables of docs/federated_drafts.md from the lines that
 are there.
+
+On an accelerator, many runs side by side, then decoding where speed is to be told:
+
+    JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/drafts.py --workers 16 --no-decode
+    python benchmarks/drafts.py
 """
 
 import json
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,15 +72,16 @@ class Scope:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(sorted(ROWS, key=lambda name: (*ORDER, name).index(name)))
     federation: Federation = Federation(
-        rounds=21,
+        rounds=42,
         cohort_size=11,
-        local_steps=8,
+        local_steps=32,
         batch_size=2,
-        learning_rates=(0.25, 0.5, 1.0),
-        fedspeed=FedSpeedSettings(prox_weight=0.02),
+        learning_rates=(0.125, 0.25, 0.5, 1.0),
+        learning_rate_decay=0.97,
+        fedspeed=FedSpeedSettings(prox_weight=0.1, ascent_radius=0.05, merge_weight=1.0),
         evaluate_every=3,
     )
-    distilling: Distilling = Distilling(test_prompts=3, new_tokens=48)
+    distilling: Distilling = Distilling(test_prompts=8, new_tokens=48)
 
 
 @dataclass(frozen=True)
@@ -94,12 +105,16 @@ class Options:
 
     Attributes:
         out: folder of finished lines, the target's words and drafts.
+        workers: runs side by side, each in a process of its own if there are several.
+        decode: measure tokens a second with the drafts.
         page: write the page from the lines that are there, and run nothing.
         docs: folder of the page.
         json: only the lines.
     """
 
     out: Path = Path("out/drafts")
+    workers: int = 1
+    decode: bool = True
     page: bool = False
     docs: Path = Path(__file__).parents[1] / "docs"
     json: bool = False
@@ -143,6 +158,7 @@ class Bench:
     options: Options
     pair: zoo.Pair = field(default_factory=zoo.load)
 
+    @cached_property
     def problem(self) -> Problem:
         """The target's words on every role's text; cached."""
         s, roles = self.scope, held_out_roles()
@@ -153,19 +169,20 @@ class Bench:
         known = self.pair.target, self.pair.tokenizer, texts[: cuts[0]], judges, s.distilling
         return federated.gather(*known, self.options.out, not self.options.json)
 
-    def line(self, setup: Setup, name: str, rate: float) -> Row:
+    def line(self, name: str, seed: int, rate: float) -> Row:
         """One run, from start to end."""
-        began = time.perf_counter()
+        began, settings = time.perf_counter(), replace(self.scope.federation, seed=seed)
+        setup = Setup(self.pair.draft, self.problem, settings, self.scope.distilling.window, None, False)
         found = federated.run(setup, ROWS[name], rate)
         seconds = round(time.perf_counter() - began, 1)
         if name in DECODED:
-            where = self.draft(name, setup.settings.seed, rate)
+            where = self.draft(name, seed, rate)
             checkpoint.save(where, 1 + (checkpoint.latest(where) or 0), {"params": found.params}, keep=1)
         curves = {judge: [round(value, 4) for value in curve] for judge, curve in found.judged.items()}
-        guarantee = self.guarantee(name, setup.settings)
+        guarantee = self.guarantee(name, settings)
         facts = {"samples": found.samples, "message_bytes": found.message_bytes, "seconds": seconds}
-        about = {"method": name, "seed": setup.settings.seed, "learning_rate": rate, "rounds": found.rounds}
-        weights = asdict(setup.settings.fedspeed) if name.startswith(("fedspeed", "feddyn")) else None
+        about = {"method": name, "seed": seed, "learning_rate": rate, "rounds": found.rounds}
+        weights = asdict(settings.fedspeed) if name.startswith(("fedspeed", "feddyn")) else None
         return {**about, **curves, **facts, "privacy": guarantee and asdict(guarantee), "weights": weights}
 
     def guarantee(self, name: str, settings: Federation) -> Any:
@@ -180,41 +197,50 @@ class Bench:
         return self.options.out / "drafts" / f"{name}-{seed}-{rate}"
 
 
-def runs(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
-    """Method by method: the grid with the first seed, then the chosen rate with the others."""
-    scope = bench.scope
-    setups = {
-        seed: Setup(
-            bench.pair.draft, problem, replace(scope.federation, seed=seed), scope.distilling.window, None, False
-        )
-        for seed in scope.seeds
-    }
-    first, *others = scope.seeds
-
-    def line(name: str, seed: int, rate: float) -> Row:
-        known = ledger.find(method=name, seed=seed, learning_rate=rate)
-        return known or ledger.add(bench.line(setups[seed], name, rate))
-
-    rates = scope.federation.learning_rates
-    with tqdm(desc="runs", disable=bench.options.json) as bar:
-        for name in scope.methods:
-            tried: list[Row] = []
-            for rate in _grid(name, ledger, rates):
-                tried.append(line(name, first, rate))
-                yield tried[-1]
-                bar.update()
-            for seed in others:
-                yield line(name, seed, drafts_page.chosen_rate(tried, name))
-                bar.update()
+#: (method, seed, learning rate)
+Run = tuple[str, int, float]
 
 
-def _grid(name: str, ledger: Ledger, rates: tuple[float, ...]) -> tuple[float, ...]:
-    """All rates, or of a variant of FedSpeed the one that it had, if it was run."""
-    is_variant = name.startswith("fedspeed-") and ledger.find(method="fedspeed") is not None
-    return (drafts_page.chosen_rate(ledger.rows, "fedspeed"),) if is_variant else rates
+def runs(bench: Bench, ledger: Ledger, pool: Executor | None) -> Iterator[Row]:
+    """The grid with the first seed; then FedSpeed's variants at its rate, and the chosen rates with the other seeds."""
+    names, rates = bench.scope.methods, bench.scope.federation.learning_rates
+    first, *others = bench.scope.seeds
+    variants = [name for name in names if name.startswith("fedspeed-") and "fedspeed" in names]
+    grid = [(name, first, rate) for name in names if name not in variants for rate in rates]
+    yield from _finished(bench, ledger, grid, pool)
+    chosen = {name: drafts_page.chosen_rate(ledger.rows, "fedspeed" if name in variants else name) for name in names}
+    rest = [(name, first, chosen[name]) for name in variants]
+    rest += [(name, seed, chosen[name]) for name in names for seed in others]
+    yield from _finished(bench, ledger, rest, pool)
 
 
-def decoded(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
+def _finished(bench: Bench, ledger: Ledger, wanted: list[Run], pool: Executor | None) -> Iterator[Row]:
+    """Lines as they are finished, those known already first."""
+    known = {run: ledger.find(**dict(zip(("method", "seed", "learning_rate"), run, strict=True))) for run in wanted}
+    yield from (row for row in known.values() if row is not None)
+    missing = [run for run, row in known.items() if row is None]
+    for row in tqdm(_made(bench, missing, pool), "runs", len(missing), disable=bench.options.json):
+        yield ledger.add(row)
+
+
+def _made(bench: Bench, missing: list[Run], pool: Executor | None) -> Iterator[Row]:
+    """Here, one after the other, or in the pool's processes."""
+    if pool is None:
+        yield from (bench.line(*run) for run in missing)
+    else:
+        told = [pool.submit(_line, bench.scope, bench.options, run) for run in missing]
+        yield from (each.result() for each in as_completed(told))
+
+
+#: Of a process of the pool.
+_bench = cache(Bench)
+
+
+def _line(scope: Scope, options: Options, run: Run) -> Row:
+    return _bench(scope, options).line(*run)
+
+
+def decoded(bench: Bench, ledger: Ledger) -> Iterator[Row]:
     """Tokens a second with each draft, in turns; the same tokens from all. Not again with the drafts of a line."""
     pair, seed, sizes = bench.pair, bench.scope.seeds[0], bench.scope.distilling
     window, like = sizes.window, {"params": pair.draft.params}
@@ -228,7 +254,7 @@ def decoded(bench: Bench, ledger: Ledger, problem: Problem) -> Iterator[Row]:
         if known := ledger.find(decoded=judge, drafts=rates):
             yield known
             continue
-        rows = problem.judges[judge].tokens
+        rows = bench.problem.judges[judge].tokens
         places = np.linspace(0, len(rows) - 1, min(DECODING.prompts, len(rows))).astype(int)
         prompts = rows[places, : sizes.prompt_tokens].tolist()
         weights = asdict(bench.scope.federation.fedspeed)
@@ -263,10 +289,13 @@ def main(scope: Annotated[Scope, tyro.conf.arg(name="")], options: Annotated[Opt
     ledger = Ledger(options.out / "runs.jsonl", about, about["federation"].pop("fedspeed"))
     if not options.page:
         bench = Bench(scope, options)
-        problem = bench.problem()
-        for row in runs(bench, ledger, problem):
-            print(json.dumps(row), flush=True)
-        for row in decoded(bench, ledger, problem):
+        bench.problem  # noqa: B018  before the workers look for it
+        context = multiprocessing.get_context("spawn")
+        several = ProcessPoolExecutor(options.workers, context) if options.workers > 1 else nullcontext()
+        with several as pool:
+            for row in runs(bench, ledger, pool):
+                print(json.dumps(row), flush=True)
+        for row in decoded(bench, ledger) if options.decode else ():
             print(json.dumps(row), flush=True)
     figures = drafts_page.figures(ledger.rows, scope.methods)
     print(json.dumps(figures["aim"]))
@@ -274,5 +303,6 @@ def main(scope: Annotated[Scope, tyro.conf.arg(name="")], options: Annotated[Opt
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of the workers too
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     tyro.cli(main, description=__doc__)

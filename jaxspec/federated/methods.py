@@ -33,6 +33,7 @@ class Federation:
         learning_rates: grid, the same for every method.
         fedspeed: what FedSpeed has beyond FedAvg.
         clip_norm: largest gradient norm of a local step, for every method.
+        learning_rate_decay: factor of the learning rate from round to round, for every method.
         evaluate_every: rounds between two evaluations on validation roles.
         seed: of cohorts and batches.
     """
@@ -44,6 +45,7 @@ class Federation:
     learning_rates: tuple[float, ...] = (0.5, 1.0)
     fedspeed: FedSpeedSettings = FedSpeedSettings()
     clip_norm: float = 1.0
+    learning_rate_decay: float = 1.0
     evaluate_every: int = 2
     seed: int = 0
 
@@ -89,21 +91,25 @@ class Method:
 
 def fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
     """``jaxfed.fedspeed`` with these settings."""
-    known = {"client_learning_rate": rate, "clip_norm": settings.clip_norm, **asdict(settings.fedspeed)}
-    return jaxfed.fedspeed(loss_fn, **known | options)
+    return jaxfed.fedspeed(loss_fn, **common(settings, rate), **asdict(settings.fedspeed) | options)
 
 
 def plain(
     factory: Callable[..., jaxfed.FederatedAlgorithm], loss_fn: LossFn, settings: Federation, rate: float
 ) -> jaxfed.FederatedAlgorithm:
-    """A factory of ``jaxfed`` with nothing but learning rate and clip."""
-    return factory(loss_fn, client_learning_rate=rate, clip_norm=settings.clip_norm)
+    """A factory of ``jaxfed`` with nothing but what all methods have."""
+    return factory(loss_fn, **common(settings, rate))
 
 
 def feddyn(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
     """``jaxfed.feddyn`` with FedSpeed's proximal weight."""
-    weight = settings.fedspeed.prox_weight
-    return jaxfed.feddyn(loss_fn, client_learning_rate=rate, clip_norm=settings.clip_norm, prox_weight=weight)
+    return jaxfed.feddyn(loss_fn, **common(settings, rate), prox_weight=settings.fedspeed.prox_weight)
+
+
+def common(settings: Federation, rate: float) -> dict[str, Any]:
+    """What every method has: learning rate, its decay and the clip."""
+    names = ("clip_norm", "learning_rate_decay")
+    return {"client_learning_rate": rate, **{name: getattr(settings, name) for name in names}}
 
 
 def private(name: str, max_norm: float, noise_multiplier: float) -> Method:
