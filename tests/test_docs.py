@@ -40,6 +40,15 @@ def test_the_readme_shows_both_packages():
     assert max(block.count("\n") for block in README) <= 25
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ids=lambda page: page.stem
+)
+def test_python_is_called_python(page: pathlib.Path):
+    """Under another name it would not be run."""
+    names = re.findall(r"^ *```(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(names) <= {"python", "sh", "text", "toml"}
+
+
 @pytest.mark.parametrize("block", README, ids=["jaxfed", "jaxspec"])
 def test_block_of_the_readme_runs(block: str, tmp_path: pathlib.Path):
     assert run(block, tmp_path).strip()
