@@ -1,7 +1,8 @@
-"""What a run has reported: plain numbers by round, as lists."""
+"""What a run has reported: numbers by round."""
 
 import csv
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,8 +12,7 @@ import jax
 import numpy as np
 
 from jaxfed.algorithm import RoundInfo
-
-Columns = dict[str, list[Any]]
+from jaxfed.columns import Columns
 
 COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
     "loss_median": ("loss", np.median),
@@ -24,7 +24,7 @@ COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
 
 @dataclasses.dataclass
 class History:
-    """Numbers of a run.
+    """Numbers of a run, of which a round takes eight bytes each; a column reads as a new list of plain numbers.
 
     Attributes:
       rounds: one list per quantity, one entry per round: "round" (done so far, from 1); means over the clients used of
@@ -39,10 +39,13 @@ class History:
         compilation was part of it.
     """
 
-    rounds: Columns = dataclasses.field(default_factory=dict)
-    evaluations: Columns = dataclasses.field(default_factory=dict)
+    rounds: Columns = dataclasses.field(default_factory=Columns)
+    evaluations: Columns = dataclasses.field(default_factory=Columns)
     plan: str | None = None
     seconds: list[float | None] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rounds, self.evaluations = Columns(self.rounds), Columns(self.evaluations)
 
     def add_round(
         self,
@@ -59,18 +62,19 @@ class History:
         cohort = {name: make(getattr(clients, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
         sums = {"samples": np.sum(clients.samples[used]), "num_excluded": np.sum(excluded)}
         entry = {"round": round_number, **told, **cohort, **sums, **aux, **more}
-        _append(self.rounds, {name: number for name, number in entry.items() if np.ndim(number) == 0})
-        unknown = len(self.rounds["round"]) - 1 - len(self.seconds)
+        self.rounds.append({name: number for name, number in entry.items() if np.ndim(number) == 0})
+        unknown = self.rounds.length - 1 - len(self.seconds)
         self.seconds += [*[None] * unknown, seconds]
 
     def add_evaluation(self, round_number: int, metrics: Mapping[str, Any]) -> None:
         """Append what `evaluate` returned after a round."""
-        _append(self.evaluations, {"round": round_number, **metrics})
+        self.evaluations.append({"round": round_number, **metrics})
 
     def latest(self) -> dict[str, float]:
         """The last loss and the last evaluation, without what is named "…/…", for a progress bar."""
-        evaluated = {name: column[-1] for name, column in self.evaluations.items() if name != "round"}
-        return {"loss": self.rounds["loss"][-1], **{name: each for name, each in evaluated.items() if "/" not in name}}
+        evaluated = self.evaluations.last()
+        shown = {name: each for name, each in evaluated.items() if name != "round" and "/" not in name}
+        return {"loss": self.rounds.last()["loss"], **shown}
 
     def cumulative(self, name: Literal["samples", "seconds"], rounds: Sequence[int] | None = None) -> list[float]:
         """Samples or seconds from the start to the end of the given rounds (all, if none are given).
@@ -87,12 +91,35 @@ class History:
 
     def to_dict(self) -> dict[str, Any]:
         """Lists of Python numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}, "plan", "seconds"}."""
-        return dataclasses.asdict(self)
+        columns = {"rounds": dict(self.rounds), "evaluations": dict(self.evaluations)}
+        return {**columns, "plan": self.plan, "seconds": [*self.seconds]}
 
     @classmethod
     def from_dict(cls, columns: Mapping[str, Any]) -> "History":
         """The history that `to_dict` wrote, this version's or an older one's."""
         return cls(**columns)
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Arrays for a checkpoint."""
+        seconds = np.array(self.seconds, np.float64)  # NaN where None
+        return {"rounds": self.rounds.snapshot(), "evaluations": self.evaluations.snapshot(), "seconds": seconds}
+
+    def describe(self) -> dict[str, Any]:
+        """JSON beside the snapshot."""
+        return {"plan": self.plan, "rounds": self.rounds.describe(), "evaluations": self.evaluations.describe()}
+
+    @staticmethod
+    def like(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Shapes and dtypes of the snapshot that `describe` told of."""
+        columns = {name: Columns.like(told[name]) for name in ("rounds", "evaluations")}
+        return {**columns, "seconds": np.zeros(told["rounds"]["length"])}
+
+    @classmethod
+    def restored(cls, told: Mapping[str, Any], snapshot: Mapping[str, np.ndarray]) -> "History":
+        """The history of a snapshot."""
+        columns = {name: Columns.restored(told[name], snapshot[name]) for name in ("rounds", "evaluations")}
+        seconds = [None if math.isnan(each) else each for each in snapshot["seconds"].tolist()]
+        return cls(**columns, plan=told["plan"], seconds=seconds)
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line per round: "round", "seconds", its numbers, and "evaluation/…", empty where there is none."""
@@ -124,20 +151,13 @@ class History:
     def _by_round(self) -> dict[int, dict[str, float]]:
         """The numbers that are known, by round."""
         table: dict[int, dict[str, float]] = {}
-        for prefix, columns in (("", {"seconds": self.seconds} | self.rounds), ("evaluation/", self.evaluations)):
+        rounds, evaluations = {"seconds": self.seconds, **self.rounds}, dict(self.evaluations)
+        for prefix, columns in (("", rounds), ("evaluation/", evaluations)):
             for at, number in enumerate(columns.get("round", [])):
                 entry = {name: column[at] for name, column in columns.items() if at < len(column) and name != "round"}
                 known = {f"{prefix}{name}": each for name, each in entry.items() if each is not None}
                 table.setdefault(number, {}).update(known)
         return dict(sorted(table.items()))
-
-
-def _append(columns: Columns, entry: Mapping[str, Any]) -> None:
-    """Append to all columns: None where the entry has no number, and before a column's first number."""
-    before = max(map(len, columns.values()), default=0)
-    for name in [*columns, *(name for name in entry if name not in columns)]:
-        column = columns.setdefault(name, [None] * before)
-        column.append(np.asarray(entry[name]).item() if name in entry else None)
 
 
 def _name(path: tuple[Any, ...]) -> str:

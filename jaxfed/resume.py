@@ -107,8 +107,10 @@ class Saver:
             try:
                 manifest = checkpoints.manifest(directory, step)
                 self._check(manifest)
-                like = engine.like(manifest.metadata["rows"])
-                engine.restore(checkpoints.load(directory, like=like, step=step))
+                told = manifest.metadata
+                like = {**engine.like(told["rows"]), "history": History.like(told["history"])}
+                snapshot = checkpoints.load(directory, like=like, step=step)
+                engine.restore(snapshot)
             except checkpoints.DamagedError as damage:
                 multihost_utils.sync_global_devices("every process has seen the damage")
                 if jax.process_index() == 0:
@@ -120,7 +122,7 @@ class Saver:
             self._saved = step
             for kept in checkpoints.steps(directory):
                 engine.lock(kept, partial(self._rows, engine, kept))
-            return History.from_dict(manifest.metadata["history"])
+            return History.restored(told["history"], snapshot["history"])
         return History()
 
     def _rows(self, engine: Playing, step: int) -> PyTree:
@@ -137,8 +139,8 @@ class Saver:
             return
         self._writer.wait()
         oldest = min(checkpoints.steps(self._options.directory), default=done)
-        tree = engine.snapshot(done, oldest)
-        metadata = {"config": self._config, "history": history.to_dict(), "rows": engine.describe()}
+        tree = {**engine.snapshot(done, oldest), "history": history.snapshot()}
+        metadata = {"config": self._config, "history": history.describe(), "rows": engine.describe()}
         self._writer.save(done, tree, metadata)
         self._saved = done
 

@@ -2,15 +2,18 @@
 
 import csv
 import functools
+import gc
 import json
 import struct
 import sys
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
 
 import jaxfed
+from jaxfed.columns import Columns
 from tests.jaxfed import problems
 
 
@@ -84,6 +87,63 @@ def test_through_json_and_back():
     history = by_hand()
     assert history.evaluations["accuracy/q10"] == [None, 0.25]
     assert jaxfed.History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
+
+
+def awkward():
+    """Columns of every kind: late, with gaps, whole, large, of no number, and of floats that compare oddly."""
+    made = Columns({"whole": [1, 2], "large": [2**61, None]})
+    made.append({"whole": np.int32(3), "late": np.float32(0.1), "mixed": 4, "large": 2**80})
+    made.append({"whole": -4, "late": float("nan"), "mixed": -0.0})
+    made.append({"whole": 5, "late": float("inf"), "odd": None})
+    return made
+
+
+def test_columns_are_lists_of_plain_numbers():
+    found = {name: list(map(repr, column)) for name, column in awkward().items()}
+    assert found == {
+        "whole": ["1", "2", "3", "-4", "5"],
+        "large": [repr(2.0**61), "None", repr(2.0**80), "None", "None"],
+        "late": ["None", "None", repr(float(np.float32(0.1))), "nan", "inf"],
+        "mixed": ["None", "None", "4.0", "-0.0", "None"],
+        "odd": ["None"] * 5,
+    }
+    assert repr(awkward().last()) == "{'whole': 5, 'large': None, 'late': inf, 'mixed': None, 'odd': None}"
+
+
+def test_a_snapshot_of_columns_is_all_of_them():
+    made = awkward()
+    told, taken = json.loads(json.dumps(made.describe())), made.snapshot()
+    assert Columns.like(told).shape == taken.shape == (5, 5)
+    again = Columns.restored(told, taken)
+    assert repr(again) == repr(made)
+    for columns in (again, made):  # what is appended does not reach into the snapshot
+        columns.append({"whole": 6, "mixed": 7})
+        assert (columns["whole"][-1], columns["mixed"][-1]) == (6, 7.0)
+    assert repr(again) == repr(made)
+
+
+@pytest.mark.parametrize("made", [jaxfed.History, by_hand], ids=["empty", "three rounds"])
+def test_through_a_snapshot_and_back(made):
+    history = made()
+    told, taken = json.loads(json.dumps(history.describe())), history.snapshot()
+    assert jax.tree.map(np.shape, jaxfed.History.like(told)) == jax.tree.map(np.shape, taken)
+    assert jaxfed.History.restored(told, taken) == history
+
+
+def test_a_round_takes_eight_bytes_a_number():
+    """In memory, and nothing in the text beside a checkpoint."""
+    history, info = jaxfed.History(), three_rounds()[0]
+    history.add_round(1, info, seconds=1.0)
+    tracemalloc.start()
+    try:
+        for number in range(2, 1002):
+            history.add_round(number, info, seconds=1.0)
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken / 1000 < 1.3 * 8 * (len(history.rounds) + 1)
+    assert len(json.dumps(history.describe())) < 1000
 
 
 def test_a_history_of_an_older_version_goes_on():
