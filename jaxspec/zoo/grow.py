@@ -7,13 +7,14 @@ says; that it is no better than the small one must be said wherever it is used.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.config import Block, DecoderConfig, Ends
-from jaxspec.models.decoder import decoder
+from jaxspec.models import decoder
 from jaxspec.models.streams import init_streams, limited, network
 from jaxspec.types import Array, Model, Params
 
@@ -22,7 +23,8 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
     """The same function, ``width`` times as wide (features, heads, hidden units) and ``depth`` times as deep.
 
     Args:
-        model: Llama's blocks with a tied head, in floating point; a draft may have lookahead streams.
+        model: Llama's blocks with a tied head, in floating point, which stays what it is; a draft may have lookahead
+            streams.
         width: factor of D, H, G and F; the size of a head stays.
         depth: factor of N; layer i·N′/N of the grown model is layer i.
         seed: of the weights that make no difference.
@@ -35,27 +37,25 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
         raise ValueError(f"expected width and depth >= 1, got {width} and {depth}")
     if width == depth == 1:
         return model
-    if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends(config.ends.tied):
+    if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends():
         raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another kind")
     if model.network.streams is not None:
         return _grown_streams(model, width, depth, seed)
     if config.tracks is not None:
         raise ValueError(f"expected a model without tracks to grow (new heads would mix them), got {config.tracks}")
-    large = grown_config(config, width, depth)
-    grown, small = decoder(large, jax.random.key(seed)), model.params
+    large, small, shrink = grown_config(config, width, depth), model.params, width**-0.5
     kept = {number * depth - 1: number - 1 for number in range(1, config.num_layers + 1)}
-    shrink = (config.width / large.width) ** 0.5
-    layers = [
-        _layer(layer, small["layers"][kept[index]] if index in kept else None, shrink)
-        for index, layer in enumerate(grown.params["layers"])
-    ]
+    one, keys = replace(large, num_layers=1), jax.random.split(jax.random.key(seed), large.num_layers)
+    table, scale = small["embedding"], small["final_norm"]["scale"]
     params = {
-        **grown.params,
-        "embedding": _within(jnp.zeros_like(grown.params["embedding"]), small["embedding"]),
-        "final_norm": {"scale": _within(grown.params["final_norm"]["scale"], small["final_norm"]["scale"] * shrink)},
-        "layers": layers,
+        "embedding": _within(jnp.zeros((large.vocab_size, large.width), table.dtype), table),
+        "final_norm": {"scale": _within(jnp.ones(large.width, scale.dtype), scale * shrink)},
+        "layers": [
+            _layer(one, index in kept, small["layers"][kept.get(index, 0)], shrink, key)
+            for index, key in enumerate(keys)
+        ],
     }
-    return Model(grown.network, params, model.text)
+    return Model(decoder.network(large), params, model.text)
 
 
 def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
@@ -85,17 +85,21 @@ def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig
     )
 
 
-def _layer(large: Params, small: Params | None, shrink: float) -> Params:
-    """A random layer that adds nothing to the residual stream, or no more than the small one does."""
+@partial(jax.jit, static_argnames=("config", "kept"))
+def _layer(config: DecoderConfig, kept: bool, small: Params, shrink: float, key: Array) -> Params:
+    """A random layer that adds nothing to the residual stream, or no more than the small one does.
+
+    One program, so that of a large layer no more is ever made than what is returned.
+    """
     nothing = {("attention", "out"), ("mlp", "down")}
     norms = ("attention_norm", "mlp_norm")
     found: dict[str, Any] = {}
-    for part, leaves in large.items():
+    for part, leaves in decoder.init_params(config, key)["layers"][0].items():
         found[part] = {}
         for name, leaf in leaves.items():
-            base = jnp.zeros_like(leaf) if (part, name) in nothing else leaf
-            old = None if small is None else small[part][name] * (shrink if part in norms else 1.0)
-            found[part][name] = base if old is None else _within(base, old)
+            old = small[part][name]
+            base = (jnp.zeros_like(leaf) if (part, name) in nothing else leaf).astype(old.dtype)
+            found[part][name] = _within(base, old * (shrink if part in norms else 1.0)) if kept else base
     return found
 
 
