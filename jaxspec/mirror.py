@@ -149,10 +149,11 @@ def _step(
 ) -> Callable[..., tuple[MirrorState, StepInfo]]:
     ahead, exits = policy.ahead is not None, policy.exit is not None
     target_here, draft_here = here(where.target), here(where.draft)
+    local = target_here and draft_here
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
         (cache, progress), (rows, standing), (window, law) = state
-        watch = watch if target_here and draft_here else present(watch)
+        watch = watch if local else present(watch)
         rolled: Rolled | None = None
         if exits:
             x, lower, sent = programs.prefix(cache[:exit_layer], progress, window)
@@ -164,8 +165,11 @@ def _step(
             rolled, rows = programs.ahead(rows, standing)
             watch("draft", "ahead", rolled)
         if exits:
-            message, _ = channel.to_draft(sent)
+            if not local:  # a crossing between processes is a program, which would wait its turn behind the suffix
+                message, _ = channel.to_draft(sent)
             upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law)
+            if local:  # a copy to another platform waits for the prefix here, and would hold back the suffix
+                message, _ = channel.to_draft(sent)
             watch("target", "suffix", packed)
             cache = (*lower, *upper)
             rolled, rows = programs.rollout(rows, standing, rolled, message)
