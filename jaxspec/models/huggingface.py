@@ -64,7 +64,7 @@ def load_huggingface(
         family = family_of(published)
         config = family.read(published)
         sources = _sources(family, config, weights)
-    kind = _dtype(published, dtype)
+    kind = _dtype(published, dtype, mesh)
     check_divides(config, mesh)
     check_memory(config, kind, mesh, int8)
     params = _read(config, sources, weights, mesh, kind, int8, progress)
@@ -88,9 +88,9 @@ def _check_layers(published: dict[str, Any], weights: Weights) -> None:
         )
 
 
-def _dtype(published: dict[str, Any], asked: Any) -> Any:
+def _dtype(published: dict[str, Any], asked: Any, mesh: Mesh | None) -> Any:
     own = _own_dtype(published)
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = _devices(mesh)[0].platform == "cpu"
     try:
         kind = jnp.dtype(asked if asked is not None else jnp.float32 if on_cpu else own)
     except (TypeError, ValueError) as error:
@@ -224,7 +224,7 @@ def check_memory(config: DecoderConfig, dtype: Any, mesh: Mesh | None, int8: boo
     Raises:
         MemoryError: more than is free.
     """
-    devices = [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
+    devices = _devices(mesh)
     needed = parameter_bytes(config, dtype, int8) * HEADROOM / axis_size(mesh, MODEL_AXIS)
     free = _free(devices)
     if free is not None and needed > free:
@@ -232,6 +232,10 @@ def check_memory(config: DecoderConfig, dtype: Any, mesh: Mesh | None, int8: boo
             f"expected {needed / 1e9:.2f} GB free on each of {len(devices)} devices for the parameters, got "
             f"{free / 1e9:.2f} GB; load with int8=True, a shorter dtype, or over more devices"
         )
+
+
+def _devices(mesh: Mesh | None) -> list[jax.Device]:
+    return [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
 
 
 def _free(devices: list[jax.Device]) -> float | None:
