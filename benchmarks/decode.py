@@ -12,7 +12,7 @@ compiled step's. Every row is measured in two processes, with and without Eigen 
 ``bfloat16``: where speculative decoding leaves plain decoding with the embedded pair in bfloat16 (kernels for one row
 and for eight round differently): the place, and the gap between the two best logits of the target there.
 
-mirror: see ``benchmarks/mirror.py``.
+mirror: see ``benchmarks/mirror.py``; gpu: see ``benchmarks/mirror_gpu.py``.
 """
 
 import json
@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import mirror
+import mirror_gpu
 import numpy as np
 import tyro
 from memory import read_bandwidth
@@ -62,11 +63,12 @@ class Options:
     """What is measured.
 
     Attributes:
-        suite: engine or mirror.
-        sizes: of the models, of the target with mirror; default all of the suite.
-        drafts: of mirror, by size; default all.
-        prompts: of mirror.
-        rounds: of mirror, in which all methods take turns.
+        suite: engine, mirror or gpu.
+        sizes: of the models, of the target with mirror and gpu; default all of the suite.
+        drafts: of mirror and gpu, by size; default all.
+        prompts: of mirror and gpu.
+        rounds: of mirror and gpu, in which all methods take turns.
+        minutes: of gpu, after which what is left is skipped.
         picture: of mirror.
         repeats: timed calls a row, at least; medians.
         new_tokens: decoded for a ``generate`` row.
@@ -80,6 +82,7 @@ class Options:
     drafts: tuple[str, ...] = ()
     prompts: int = 3
     rounds: int = 3
+    minutes: float = 60.0
     picture: Path = Path("out/mirror.png")
     repeats: int = 15
     new_tokens: int = 64
@@ -330,6 +333,7 @@ class Suite:
 SUITES: dict[str, Suite] = {
     "engine": Suite(best_of_both, {"sizes": SIZES}, (quality, divergences)),
     "mirror": Suite(mirror.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
+    "gpu": Suite(mirror_gpu.suite, {"sizes": mirror_gpu.TARGETS, "drafts": mirror_gpu.DRAFTS}),
 }
 
 
