@@ -150,6 +150,9 @@ def _step(
     ahead, exits = policy.ahead is not None, policy.exit is not None
     target_here, draft_here = here(where.target), here(where.draft)
     local = target_here and draft_here
+    # A copy to another platform waits for its program here, and would hold back the suffix. Between processes the
+    # crossing is a program itself, which would wait its turn behind the suffix.
+    late = local and len({mesh.devices.flat[0].platform for mesh in where}) > 1
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
         (cache, progress), (rows, standing), (window, law) = state
@@ -165,10 +168,10 @@ def _step(
             rolled, rows = programs.ahead(rows, standing)
             watch("draft", "ahead", rolled)
         if exits:
-            if not local:  # a crossing between processes is a program, which would wait its turn behind the suffix
+            if not late:
                 message, _ = channel.to_draft(sent)
             upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law)
-            if local:  # a copy to another platform waits for the prefix here, and would hold back the suffix
+            if late:
                 message, _ = channel.to_draft(sent)
             watch("target", "suffix", packed)
             cache = (*lower, *upper)
