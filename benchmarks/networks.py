@@ -1,7 +1,8 @@
 """The networks that are timed: in JAX with our lowering and with native convolutions, and their torch twins."""
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ class Network:
       classes: number of labels.
       twin: name and arguments of the torch twin in `torch_loop`.
       local_steps: K for a cohort of 10 and of 100, so that a round takes about a second.
-      plans: names of the plans tried.
+      plans: names of the plans tried, "map native" for native convolutions.
     """
 
     build: Callable[[bool], tuple[Any, models.ApplyFn]]
@@ -43,14 +44,17 @@ class Network:
 
 
 def flax(name: str, *args: Any, **options: Any) -> Callable[[bool], tuple[Any, models.ApplyFn]]:
-    """A network of `jaxfed.models`, on demand with native convolutions."""
+    """A network of `jaxfed.models`, on demand with native convolutions; drawn on the CPU, which compiles it sooner."""
 
+    @functools.cache
     def build(native: bool) -> tuple[Any, models.ApplyFn]:
-        module = getattr(models, name)(*args, **options, rngs=nnx.Rngs(0))
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            module = getattr(models, name)(*args, **options, rngs=nnx.Rngs(0))
         for _, part in nnx.iter_modules(module):
             if native and isinstance(part, nnx.Conv):
                 part.conv_general_dilated = jax.lax.conv_general_dilated
-        return models.functional(module)
+        params, apply = models.functional(module)
+        return jax.device_put(params, jax.local_devices()[0]), apply
 
     return build
 
@@ -66,5 +70,16 @@ NETWORKS = {
     "lenet": Network(flax("LeNet"), (28, 28, 1), 10, ("lenet", ()), {10: 4, 100: 1}, ("map", "chunked(2)")),
     "resnet18": Network(
         flax("ResNet18"), (32, 32, 3), 10, ("resnet18", ()), {10: 1}, ("map", "chunked(2)")
+    ),
+}  # fmt: skip
+
+ON_GPU = {
+    **NETWORKS,
+    "mlp": replace(NETWORKS["mlp"], plans=("map", "chunked(5)", "vmap")),
+    "lenet": replace(
+        NETWORKS["lenet"], local_steps={10: 20}, plans=("map", "chunked(5)", "vmap", "map native", "vmap native")
+    ),
+    "resnet18": replace(
+        NETWORKS["resnet18"], local_steps={10: 5}, plans=("map", "chunked(5)", "vmap", "map native")
     ),
 }  # fmt: skip
