@@ -357,6 +357,8 @@ def prepare(device: str) -> None:
     """Both libraries on the device, at their best."""
     jax.config.update("jax_platforms", PLATFORMS[device])
     if on_gpu():
+        if jax.default_backend() != "gpu" or not torch.cuda.is_available():
+            raise RuntimeError("expected a GPU that JAX and torch can use; install both with CUDA, or leave --device out")
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
         return
@@ -366,28 +368,34 @@ def prepare(device: str) -> None:
 
 
 def every(options: Options) -> Iterator[dict[str, Any]]:
-    """All lines; on a GPU large cohorts come late and `auto` last, each as long as time is left."""
-    began, later = time.perf_counter(), []
-    cases = [Case(*each) for each in _product(options)]
+    """All lines; on a GPU large cohorts come late and `auto` last, each as long as time is left, whatever fails."""
+    began, cases = time.perf_counter(), [Case(*each) for each in _product(options)]
+    later: list[tuple[Case, Callable[[], dict[str, Any]]]] = []
+    ask = functools.partial(lines, options=options, seconds=60 * options.minutes / len(cases) / 2)
     for case in sorted(cases, key=lambda case: case.cohort) if on_gpu() else cases:
-        if time.perf_counter() - began > options.limit:
-            yield {**case.about, "plan": "all", "skipped": "no time left"}
-            continue
-        try:
-            found, auto = lines(case, options, 60 * options.minutes / len(cases) / 2)
-        except Exception as error:
-            if not on_gpu():
-                raise
-            yield {**case.about, "plan": "all", "skipped": reason(error)}
-            continue
+        found, auto = _in_time(case, lambda case=case: ask(case), options.limit - time.perf_counter() + began)
         yield from found
-        if on_gpu():
-            later.append(auto)
-        else:
+        if auto is not None and on_gpu():
+            later.append((case, auto))
+        elif auto is not None:
             yield auto()
-    for auto in later:
-        if time.perf_counter() - began < options.limit:
-            yield auto()
+    for case, auto in later:
+        found, line = _in_time(case, lambda auto=auto: ([], auto()), options.limit - time.perf_counter() + began)
+        yield from found
+        if line is not None:
+            yield line
+
+
+def _in_time(case: Case, ask: Callable[[], tuple[list[dict[str, Any]], Any]], left: float) -> tuple[list, Any]:
+    """What `ask` gives; on a GPU a line that says why, and None, if it fails or no time is left."""
+    if left < 0:
+        return [{**case.about, "plan": "all", "skipped": "no time left"}], None
+    try:
+        return ask()
+    except Exception as error:
+        if not on_gpu():
+            raise
+        return [{**case.about, "plan": "all", "skipped": reason(error)}], None
 
 
 def _product(options: Options) -> list[tuple[str, str, int]]:
@@ -396,7 +404,7 @@ def _product(options: Options) -> list[tuple[str, str, int]]:
         for model in options.models
         for algorithm in options.algorithms
         for cohort in options.cohorts
-        if cohort in NETWORKS[model].local_steps
+        if cohort in (ON_GPU if on_gpu() else NETWORKS)[model].local_steps
     ]
 
 
