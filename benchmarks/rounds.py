@@ -358,7 +358,7 @@ def prepare(device: str) -> None:
     jax.config.update("jax_platforms", PLATFORMS[device])
     if on_gpu():
         if jax.default_backend() != "gpu" or not torch.cuda.is_available():
-            raise RuntimeError("expected a GPU that JAX and torch can use; install both with CUDA, or leave --device out")
+            raise RuntimeError("expected a GPU that JAX and torch can use; install both with CUDA")
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
         return
