@@ -3,8 +3,9 @@
     python benchmarks/page.py                      print the page, as Markdown
     python benchmarks/page.py probe scaling ...    run these, keep their lines, and print the page
 
-A file of lines is NAME.jsonl: first ``{"run": {command, date, python, jax, cores}}``, then every line that the
-command printed. A run that fails leaves the old file as it is. Libraries are not needed to read, only to run.
+A file of lines is NAME.jsonl: first ``{"run": {command, date, python, jax, cores}}``, with the card where lines name
+one, then every line that the command printed. A run that fails leaves the old file as it is. Libraries are not needed
+to read, only to run.
 """
 
 import argparse
@@ -94,11 +95,25 @@ REPORTS: dict[str, Report] = {
         tables.mirror,
         "mirror.png",
     ),
+    "mirror_gpu": Report(
+        "Mirror-SD on a GPU",
+        "A target in bfloat16 on the card, the draft on the processor or beside the target; greedy, one sequence.",
+        "JAX_PLATFORMS=cuda,cpu python benchmarks/decode.py --suite gpu --json --sizes 7B 1B --drafts 0.4M 6.7M"
+        " --prompts 2 --rounds 3 --new-tokens 64 --minutes 1.45",
+        tables.mirror_gpu,
+    ),
     "rounds": Report(
         "Rounds",
         "How long is a local step, against a lean torch loop and bare gradients?",
         "python benchmarks/rounds.py --json",
         tables.rounds,
+    ),
+    "rounds_gpu": Report(
+        "Rounds on a GPU",
+        "How long is a local step there, against a torch loop and the same as a CUDA graph?",
+        "XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/rounds.py --device gpu --json"
+        " --models mlp resnet18 lenet --cohorts 10 100 --minutes 1.0 --limit 75",
+        tables.rounds_gpu,
     ),
     "scaling": Report(
         "Scaling",
@@ -142,8 +157,8 @@ def page(folder: Path = RESULTS) -> str:
             missing.append(report)
             continue
         run, lines = found
-        machine = f"{run['cores']} cores, Python {run['python']}, jax {run['jax']}"
-        parts += [f"## {report.title}\n", f"{report.question}\n", f"`{run['command']}`, {run['date']}, {machine}\n"]
+        about = f"`{run['command']}`, {run['date']}, {machine(run)}\n"
+        parts += [f"## {report.title}\n", f"{report.question}\n", about]
         parts += [table.markdown() for table in report.tables(lines)]
         parts += [f"![{report.title}](../images/{report.picture})\n"] if report.picture else []
     if missing:
@@ -152,16 +167,23 @@ def page(folder: Path = RESULTS) -> str:
     return "\n".join(parts)
 
 
+def machine(run: Line) -> str:
+    """What a run was made on."""
+    card = f"{run['card']}, " if "card" in run else ""
+    return f"{card}{run['cores']} cores, Python {run['python']}, jax {run['jax']}"
+
+
 def record(name: str, folder: Path = RESULTS) -> None:
     """Run a report's command and keep its lines.
 
     Raises:
         CalledProcessError: the command failed; the old lines stay.
     """
-    program, *arguments = shlex.split(REPORTS[name].command)
-    assert program == "python"
+    words = shlex.split(REPORTS[name].command)
+    at = words.index("python")  # after variables of the environment
+    settings, arguments = dict(word.split("=", 1) for word in words[:at]), words[at + 1 :]
     root = HERE.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root), **settings}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     about = {
@@ -172,6 +194,7 @@ def record(name: str, folder: Path = RESULTS) -> None:
         "cores": os.cpu_count(),
     }
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    about |= next(({"card": line["card"]} for line in map(json.loads, lines) if "card" in line), {})
     folder.mkdir(exist_ok=True)
     text = "\n".join([json.dumps({"run": about}), *lines]) + "\n"
     part = folder / f"{name}.part"

@@ -134,6 +134,53 @@ def _models(line: Line) -> str:
     return f"{', '.join(sizes)}, {line['draft_over_target']:.2f}"
 
 
+def mirror_gpu(lines: list[Line]) -> Iterator[Table]:
+    """Methods and placements, a table a target and draft; then the programs of a step and its law."""
+    digits = {"ratio_to_autoregressive": 2, "tokens_per_second": 0, "step_ms": 2, "accepted_length": 2}
+    head = (
+        "method, window, branches", "draft on", "over plain", "tokens/s", "step, ms", "accepted a step",
+        "windows ready", "tokens as plain",
+    )  # fmt: skip
+    measured = [line for line in lines if line["kind"] == "method"]
+    for target, draft in dict.fromkeys((line["target"], line["draft"]) for line in measured):
+        own = [line for line in measured if (line["target"], line["draft"]) == (target, draft)]
+        floors = [number(line["floor_ms"]) for line in own if "floor_ms" in line]
+        rows = [
+            [f"{line['method']}, {line['window']}, {line['budget']}" if line["draft_on"] else line["method"],
+             number(line["draft_on"]), *(number(line[name], places) for name, places in digits.items()),
+             share(line["reuse_rate"]), share(line["agreeing"])]
+            for line in own
+        ]  # fmt: skip
+        about = f"Target {target}, draft {draft}; weights at the bandwidth of copies: {', '.join(floors)} ms"
+        yield Table(head, rows, f"{about}; rounds: {own[0]['rounds']}")
+    parts = "prefix", "suffix", "ahead", "rollout", "select", "fallback", "rendezvous", "law", "step"
+    rows = [
+        [f"{line['target']}, {line['draft']}; {line['method']}, {line['window']}, {line['budget']}",
+         *(number(line[f"{part}_ms"]) for part in parts)]
+        for line in lines
+        if line["kind"] == "law"
+    ]  # fmt: skip
+    title = "Programs of a step one at a time, its law, and the step; milliseconds, the draft on the processor"
+    yield Table(("target, draft; method, window, branches", *parts), rows, title)
+
+
+def rounds_gpu(lines: list[Line]) -> Iterator[Table]:
+    """Every plan of every case that was timed, against torch with and without graphs."""
+    rows = []
+    for line in (line for line in lines if "skipped" not in line):
+        ours, sides = line["ms_per_local_step"], line["torch_sides_ms"]
+        eager = min(taken for name, taken in sides.items() if not name.endswith("graph"))
+        times = number(ours, 4), *(number(taken, 3) for taken in (line["torch_ms"], eager, line["floor_ms"]))
+        ratios = line["ratio_to_torch"], eager / ours, line["ratio_to_floor"]
+        case = f"{line['model']}, {line['algorithm']}, {line['cohort']}"
+        rows.append([case, line["plan"], *times, *map(number, ratios)])
+    head = (
+        "case, cohort", "plan", "ours, ms", "torch, best", "torch, eager", "floor", "best / ours", "eager / ours",
+        "ours / floor",
+    )  # fmt: skip
+    yield Table(head, rows, "One local step of one client")
+
+
 def rounds(lines: list[Line]) -> Iterator[Table]:
     """The plan that ``auto`` chose in every case."""
     names = "ms_per_local_step", "torch_ms", "floor_ms", "gemm_ms", "ratio_to_torch", "ratio_to_floor"

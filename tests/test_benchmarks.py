@@ -176,11 +176,55 @@ def test_the_page_of_figures_is_made_of_the_lines(monkeypatch, tmp_path):
     assert "| 73 | 1.00 | 6.67 | 3.40 |" in (shown := page.page(tmp_path))
     assert "- Scaling: `python benchmarks/scaling.py" in shown
 
-    broken = dataclasses.replace(report, command='python -c "raise SystemExit(1)"')
+    told = "import json, os; print(json.dumps({'card': os.environ['CARD'], 'plan': 'all', 'skipped': 'no time'}))"
+    report = page.REPORTS["rounds_gpu"]
+    monkeypatch.setitem(page.REPORTS, "rounds_gpu", dataclasses.replace(report, command=f'CARD=X1 python -c "{told}"'))
+    page.record("rounds_gpu", tmp_path)
+    run, lines = page.read("rounds_gpu", tmp_path)
+    assert (run["card"], lines[0]["card"]) == ("X1", "X1")
+    assert f", X1, {run['cores']} cores, Python" in page.page(tmp_path)
+    assert "card" not in page.read("vocabulary", tmp_path)[0]
+    shown = page.page(tmp_path)
+
+    broken = dataclasses.replace(page.REPORTS["vocabulary"], command='python -c "raise SystemExit(1)"')
     monkeypatch.setitem(page.REPORTS, "vocabulary", broken)
     with pytest.raises(subprocess.CalledProcessError):
         page.record("vocabulary", tmp_path)
     assert page.page(tmp_path) == shown
+
+
+def test_tables_of_a_gpu(monkeypatch):
+    """A table a target and draft, with the law's below; every plan beside torch with and without graphs."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import tables
+
+    pair = {"target": "7B", "draft": "0.4M"}
+    way = {"window": 7, "budget": 8, "draft_on": "processor"}
+    figures = {"ratio_to_autoregressive": 3.37, "tokens_per_second": 950.8, "step_ms": 5.361, "accepted_length": 4.783}
+    found = {"kind": "method", **pair, **figures, "reuse_rate": 0.762, "agreeing": 1.0, "rounds": 3}
+    plain = {**found, "method": "autoregressive", "window": 0, "budget": 0, "draft_on": None, "floor_ms": 3.817}
+    mirrored = {**found, "method": "mirror", **way}
+    parts = "prefix", "suffix", "ahead", "rollout", "select", "fallback", "rendezvous", "law", "step"
+    law = {"kind": "law", **pair, "method": "mirror", **way, **{f"{name}_ms": 1.0 for name in parts}, "overlap": None}
+    skipped = {"kind": "skipped", **pair, "why": "time is spent"}
+    small, other, laws = tables.mirror_gpu(
+        [plain, mirrored, skipped, {**plain, "target": "1B"}, law, {**skipped, "law": "ahead"}]
+    )
+    assert "7B, draft 0.4M" in small.title
+    assert "3.82 ms" in small.title
+    assert [row[:2] for row in small.rows] == [["autoregressive", "–"], ["mirror, 7, 8", "processor"]]
+    assert small.rows[1][2:] == ["3.37", "951", "5.36", "4.78", "76.2 %", "100.0 %"]
+    assert len(other.rows) == 1
+    assert laws.rows == [["7B, 0.4M; mirror, 7, 8", *["1.00"] * len(parts)]]
+
+    case = {"model": "mlp", "algorithm": "fedavg", "cohort": 10, "plan": "vmap"}
+    times = {"ms_per_local_step": 0.01, "torch_ms": 0.11, "floor_ms": 0.02, "ratio_to_torch": 11.0}
+    sides = {"contiguous": 1.3, "channels_last": 1.2, "contiguous, graph": 0.11}
+    timed = {**case, **times, "ratio_to_floor": 0.5, "torch_sides_ms": sides}
+    (table,) = tables.rounds_gpu([timed, {**case, "plan": "map", "skipped": "needs 20.0 GB"}])
+    expected = ["mlp, fedavg, 10", "vmap", "0.0100", "0.110", "1.200", "0.020", "11.00", "120.00", "0.50"]
+    assert table.rows == [expected]
+    assert all(len(row) == len(each.head) for each in (small, other, laws, table) for row in each.rows)
 
 
 @pytest.mark.slow
