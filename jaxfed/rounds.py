@@ -18,6 +18,9 @@ from jaxfed.types import Batch, Key
 
 INDEX = "index of the sample"
 
+KEPT = 4
+"""Programs of past runs that are kept: another run of the same recipe is not compiled again."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -32,9 +35,10 @@ class Recipe:
       lazy: samples are gathered step by step; else a round's at once, which a plan over a mesh needs.
     """
 
-    algorithm: FederatedAlgorithm
+    # Told apart by ==, since a mapping, or a plan of a user's own, need not have a hash.
+    algorithm: FederatedAlgorithm = dataclasses.field(hash=False)
     batching: Batching
-    plan: Plan
+    plan: Plan = dataclasses.field(hash=False)
     longest: int
     seed: int
     lazy: bool = True
@@ -111,26 +115,32 @@ BlockFn = Callable[[Server, PyTree, World, Array, Array], tuple[Server, PyTree, 
 """`block(server, population, world, ids [R, C], count) -> (server, population, infos [R, ...])`, the first `count`."""
 
 
-def block(recipe: Recipe, store: DeviceStore, row: ClientRow, places: Places) -> BlockFn:
-    """Compile R rounds into one program; rows are gathered, in the dtypes of `row`, and written back inside it.
+def row_like(recipe: Recipe, server: Server) -> ClientRow:
+    """Shapes and dtypes of a client's row as the algorithm has it, however it is stored."""
+    return jax.eval_shape(recipe.algorithm.init_client, server.params, server.model_state)
+
+
+@functools.lru_cache(KEPT)
+def block(recipe: Recipe, store: DeviceStore, places: Places) -> BlockFn:
+    """Compile R rounds into one program; rows are gathered, in the algorithm's dtypes, and written back inside it.
 
     The number of rounds done is an argument, so one program serves every block of at most R. The population is donated:
     its rows are updated in place.
     """
     round_once = jax.jit(functools.partial(one_round, recipe))  # jitted here as well: its trace is used twice below
 
-    def rows_of(population: PyTree, ids: Array) -> ClientRow:
-        return tree.cast_like(store.gather(population, ids), row)
+    def rows_of(server: Server, population: PyTree, ids: Array) -> ClientRow:
+        return tree.cast_like(store.gather(population, ids), row_like(recipe, server))
 
     def body(number: Array, carry: tuple, world: World, ids: Array) -> tuple:
         server, population, infos = carry
         here = ids[number]
-        server, rows, info = round_once(server, rows_of(population, here), world, here)
+        server, rows, info = round_once(server, rows_of(server, population, here), world, here)
         infos = jax.tree.map(lambda all_rounds, this: all_rounds.at[number].set(this), infos, info)
         return server, constrain(store.scatter(population, here, rows), places.spread), infos
 
     def run(server: Server, population: PyTree, world: World, ids: Array, count: Array) -> tuple:
-        rows = jax.eval_shape(rows_of, population, ids[0])
+        rows = jax.eval_shape(rows_of, server, population, ids[0])
         _, _, info = jax.eval_shape(round_once, server, rows, world, ids[0])
         empty = jax.tree.map(lambda leaf: jnp.zeros((len(ids), *leaf.shape), leaf.dtype), info)
         start = server, population, empty
@@ -144,11 +154,13 @@ RoundFn = Callable[[Server, ClientRow, World, Array], tuple[Server, ClientRow, R
 """`round(server, rows [C, ...] as stored, world, ids [C]) -> (server, new rows as stored, info)`."""
 
 
-def single(recipe: Recipe, like: ClientRow, stored: ClientRow) -> RoundFn:
-    """Compile one round for rows that lie outside: `stored` and `like` give their dtypes there and in the round."""
+@functools.lru_cache(KEPT)
+def single(recipe: Recipe) -> RoundFn:
+    """Compile one round for rows that lie outside, and go back in the dtypes in which they came."""
 
     def run(server: Server, rows: ClientRow, world: World, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
-        server, rows, info = one_round(recipe, server, tree.cast_like(rows, like), world, ids)
-        return server, tree.cast_like(rows, stored), info
+        used = tree.cast_like(rows, row_like(recipe, server))
+        server, new, info = one_round(recipe, server, used, world, ids)
+        return server, tree.cast_like(new, rows), info
 
     return jax.jit(run)

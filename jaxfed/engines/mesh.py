@@ -28,7 +28,7 @@ class MeshEngine:
 
     def prepare(self, recipe: Recipe) -> None:
         """See `Engine`."""
-        self._block = block(recipe, self._store, self._start.row, self._start.places)
+        self._block = block(recipe, self._store, self._start.places)
 
     def advance(self, count: int) -> RoundInfo:
         """See `Engine`; at most `longest_block` rounds at once."""

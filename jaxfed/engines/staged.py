@@ -40,7 +40,7 @@ class StagedEngine:
 
     def prepare(self, recipe: Recipe) -> None:
         """See `Engine`."""
-        self._one = single(recipe, self._start.row, self._population.stored)
+        self._one = single(recipe)
 
     def advance(self, count: int) -> RoundInfo:
         """See `Engine`; everything is written when it returns."""

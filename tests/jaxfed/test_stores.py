@@ -1,5 +1,6 @@
 """Where clients' rows lie: three tiers that give the same run, slots that checkpoints refer to, and disks that fail."""
 
+import functools
 import os
 import resource
 import subprocess
@@ -27,10 +28,16 @@ def store_of(tier, directory, dtype=None):
     return jaxfed.DiskStore(directory, dtype) if tier == "disk" else makers[tier](dtype)
 
 
+@functools.cache
+def algorithm_of(name):
+    """The same one each time, so that its rounds are compiled once."""
+    return jaxfed.algorithms.get(name)(problems.loss_fn, relaxation=0.1)
+
+
 def simulate(name="fedspeed", rounds=6, **options):
     """Cohorts of three of five clients, so that many take part twice in a row."""
     problem = problems.make_problem(21, np.float32)
-    algorithm = jaxfed.algorithms.get(name)(problems.loss_fn, relaxation=0.1)
+    algorithm = algorithm_of(name)
     server = algorithm.init(problem.params, problems.CLIENTS)
     chosen = {"cohort_size": 3, "batch_size": 4, "local_steps": 2, "progress": False, **options}
     return jaxfed.simulate(algorithm, server, jaxfed.data.client_data(problem.clients), rounds=rounds, **chosen)
