@@ -39,7 +39,7 @@ notebooks: setup  ## execute the notebooks at full size, in place (NOTEBOOKS=01)
 
 test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers and runs flwr; TESTS=path, WORKERS=n)
 	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile $(TESTS)
-	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS))
+	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS))
 
 fast: setup  ## the tests that take no longer than a few seconds each
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
