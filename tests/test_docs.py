@@ -1,9 +1,13 @@
-"""Every Python block of the README and of the pages under docs/ runs as it stands."""
+"""Every Python block of the README and of the pages under docs/ runs as it stands; commands take their arguments."""
 
+import functools
+import importlib
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -18,6 +22,20 @@ def blocks(page: pathlib.Path) -> list[str]:
 
 README = blocks(ROOT / "README.md")
 PAGES = [page for page in sorted((ROOT / "docs").glob("**/*.md")) if blocks(page)]
+COMMANDS = [
+    pytest.param(line, id=f"{page.stem}: {line}")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+TABLES = [
+    pytest.param(block, id=page.stem)
+    for page in sorted((ROOT / "docs").glob("**/*.md"))
+    for block in re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
+#: Runs as real processes in tests/jaxfed/test_flower.py.
+FLOWER = {"flower-superlink", "flower-supernode", "flwr"}
 NEEDS = {"flower": [pytest.mark.peers("flwr")]}
 
 
@@ -47,6 +65,39 @@ def test_python_is_called_python(page: pathlib.Path):
     """Under another name it would not be run."""
     names = re.findall(r"^ *```(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(names) <= {"python", "sh", "text", "toml"}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command_takes_its_arguments(line: str, monkeypatch: pytest.MonkeyPatch):
+    """The command line reads them as they stand, and would begin; what the commands do is tested elsewhere."""
+    program, *arguments = [word for word in shlex.split(line, comments=True) if not re.match("[A-Z_]+=", word)]
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    elif program == "python" and arguments[0] == "-m":
+        module, called = importlib.import_module(f"{arguments[1]}.__main__"), []
+        idle = {name: _instead(command, called) for name, command in module.COMMANDS.items()}
+        monkeypatch.setattr(module, "COMMANDS", idle)
+        module.main(arguments[2:])
+        assert called == [arguments[2]]
+    elif program == "python":
+        asked = [sys.executable, ROOT / arguments[0], "--help"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True)
+        assert all(word in told.stdout for word in arguments if word.startswith("--"))
+    else:
+        assert program in FLOWER
+
+
+def _instead(command, called):
+    @functools.wraps(command)
+    def note(*args, **kwargs):
+        called.append(command.__name__)
+
+    return note
+
+
+@pytest.mark.parametrize("block", TABLES)
+def test_toml_is_read(block: str):
+    assert tomllib.loads(block)
 
 
 @pytest.mark.parametrize("block", README, ids=["jaxfed", "jaxspec"])
