@@ -1,12 +1,13 @@
 """The full product of settings: ``make matrix``. Resumable; the last line says how many of them are identical.
 
-Three products are decoded and compared, token by token, with plain decoding: mirror decoding of the tiny pair,
+Four products are decoded and compared, token by token, with plain decoding: mirror decoding of the tiny pair,
 greedily, over every window 1-8 × κ 1-8 × exit layer; policies × plain and streaming drafts × windows × κ × exits ×
-batches, at temperature 0 and 1; and speculative and mirror decoding of a pair like each published family over window
-1-8 × batch × temperature, with filters, penalties and seeds that cycle. Rows that share programs run one
-after the other: temperature, filters and seed are traced, so that they compile nothing. A sequence that differs is
-printed with the gap between its two best tokens at that place; less than ``pairs.TIE`` is a tie and no difference.
-Finished rows stand in ``out/matrix.jsonl`` and are not run again, unless the package has changed since.
+batches, at temperature 0 and 1; fallbacks × policies × ways of judging; and speculative and mirror decoding of a pair
+like each published family over window 1-8 × batch × temperature, with filters, penalties and seeds that cycle. Rows
+that share programs run one after the other: temperature, filters and seed are traced, so that they compile nothing. A
+sequence that differs is printed with the gap between its two best tokens at that place; less than ``pairs.TIE`` is a
+tie and no difference. Finished rows stand in ``out/matrix.jsonl`` and are not run again, unless the package has changed
+since.
 """
 
 import hashlib
@@ -27,14 +28,16 @@ import jax
 from tqdm import tqdm
 
 import jaxspec
-from tests.jaxspec import models, pairs, policies
+from tests.jaxspec import fallback_rows, models, pairs, policies
 
 OUT = Path("out/matrix.jsonl")
+FALLBACK_ROWS = list(product(fallback_rows.FALLBACKS, fallback_rows.POLICIES))
 EXITS = range(1, models.TARGET.num_layers + 1)
 #: Groups of rows; the rows of a group share programs, and so do neighbouring groups in part.
 GROUPS = [
     *([("exits", *pair, exit_layer) for exit_layer in EXITS] for pair in product(range(1, 9), range(1, 9))),
     *([("policies", *row, temperature) for temperature in policies.TEMPERATURES] for row in policies.ROWS),
+    *([("fallbacks", *row, mode) for mode in fallback_rows.MODES] for row in FALLBACK_ROWS),
     *(
         [(kind, *setting, temperature) for kind in pairs.METHODS for temperature in pairs.TEMPERATURES]
         for setting in product(pairs.FAMILIES, pairs.BATCHES, pairs.WINDOWS)
@@ -46,7 +49,7 @@ _shared: list = []
 def code() -> str:
     """What the results belong to."""
     files = sorted(Path(jaxspec.__file__).parent.rglob("*.py")) + [
-        Path(each.__file__) for each in (models, pairs, policies)
+        Path(each.__file__) for each in (models, pairs, policies, fallback_rows)
     ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
@@ -80,7 +83,13 @@ def families(*row) -> dict:
     return {"identical": identical, "tokens": result.stats.new_tokens, "partings": found}
 
 
-KINDS = {"exits": exits, "policies": policy}
+def fallback(_: str, *row) -> dict:
+    """A fallback with a policy, judged in one way."""
+    found, expected = fallback_rows.tokens_of(*row)
+    return {"identical": found == expected, "tokens": models.NEW_TOKENS * 2, "partings": []}
+
+
+KINDS = {"exits": exits, "policies": policy, "fallbacks": fallback}
 
 
 def finished(version: str) -> dict[tuple, dict]:

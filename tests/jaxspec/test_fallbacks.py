@@ -6,52 +6,29 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec import acceptance, candidates, fallbacks
+from jaxspec import candidates, fallbacks
 from jaxspec.fallbacks import NOTHING, Text, continuation
 from tests.jaxspec import models, pairs
-from tests.jaxspec.test_policies import SAMPLED
+from tests.jaxspec.fallback_rows import FALLBACKS, POLICIES, decode, tokens_of
 
-FALLBACKS = {
-    "full": fallbacks.Full(),
-    "short": fallbacks.Short(2),
-    "one": fallbacks.Short(1),
-    "n-gram": fallbacks.NGram(1),
-}
-POLICIES = {
-    "none": candidates.none(),
-    "saguaro": candidates.saguaro(3, num_candidates=4),
-    "mirror": candidates.mirror(2),
-    "hybrid": candidates.hybrid(2, 2, num_candidates=4),
-}
-ROWS = [(name, policy) for name in FALLBACKS for policy in POLICIES]
+#: Rows in which any two of fallback, policy and mode meet; all of them are rows of ``make matrix``.
+ROWS = [(name, policy, "greedy") for name in FALLBACKS for policy in POLICIES]
+ROWS += [(*row, "sampled") for row in zip(FALLBACKS, POLICIES, strict=True)]
+ROWS += [
+    (name, policy, mode)
+    for name, policy in zip(("short", "n-gram", "full", "one"), POLICIES, strict=True)
+    for mode in ("ratio", "ratio sampled")
+]
 
 
-def decode(fallback, policy="none", prompts=models.PROMPTS, settings=None, **options):
-    options = {"policy": POLICIES[policy], "window": 4, "num_candidates": 4} | options
-    return jaxspec.generate(models.mirror(fallback=fallback, **options), prompts, models.NEW_TOKENS, **settings or {})
-
-
-@pytest.mark.parametrize(("name", "policy"), ROWS)
-def test_tokens_are_those_of_plain_decoding(name, policy):
-    assert decode(FALLBACKS[name], policy).tokens == models.expected()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "policy"), ROWS)
-def test_sampled_tokens_are_those_of_plain_decoding(name, policy):
-    plain = jaxspec.generate(jaxspec.autoregressive(models.target()), pairs.PROMPTS, models.NEW_TOKENS, **SAMPLED)
-    assert decode(FALLBACKS[name], policy, pairs.PROMPTS, SAMPLED).tokens == plain.tokens
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", ["short", "n-gram"])
-def test_the_ratio_test_judges_short_windows(name, policy):
-    """At temperature 0 nothing changes; above, windows are cut and looked up, and text comes out all the same."""
-    rule = acceptance.ratio(4)
-    assert decode(FALLBACKS[name], policy, acceptance=rule).tokens == models.expected()
-    result = decode(FALLBACKS[name], policy, settings={"temperature": 0.8, "seed": 2}, acceptance=rule)
-    assert [len(row) for row in result.tokens] == [models.NEW_TOKENS] * 2
+@pytest.mark.parametrize(
+    ("name", "policy", "mode"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * (row[2] != "greedy"), id="-".join(row)) for row in ROWS],
+)
+def test_tokens_are_those_of_plain_decoding(name, policy, mode):
+    """By the ratio test at temperature 0; above, windows are cut and looked up, and text comes out all the same."""
+    found, expected = tokens_of(name, policy, mode)
+    assert found == expected
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9])

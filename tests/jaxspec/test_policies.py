@@ -8,6 +8,7 @@ import pytest
 import jaxspec
 from jaxspec import acceptance, candidates
 from tests.jaxspec import models, pairs, policies
+from tests.jaxspec.fallback_rows import SAMPLED
 
 POLICIES = {
     "none": candidates.none(),
@@ -18,7 +19,6 @@ POLICIES = {
     "hybrid": candidates.hybrid(3, 3, num_candidates=4),
 }
 AHEAD = [name for name, policy in POLICIES.items() if policy.ahead]
-SAMPLED = {"temperature": 0.9, "top_k": 6, "repetition_penalty": 1.1, "seed": 5}
 
 
 def method(policy, **options):

@@ -24,9 +24,9 @@ from jaxspec.trace import Passes
 from jaxspec.train import Schedule
 from jaxspec.zoo.recipe import held_out_roles
 from tests.jaxspec import models
+from tests.jaxspec.fallback_rows import SAMPLED
 
 WINDOW = 5
-SAMPLED = {"temperature": 0.9, "top_k": 6, "repetition_penalty": 1.1, "seed": 5}
 METHODS = {
     "speculative": lambda draft: models.speculative(WINDOW, draft=draft),
     "mirror": lambda draft: models.mirror(WINDOW, 4, draft=draft, policy=candidates.mirror(6)),
