@@ -161,8 +161,7 @@ def program(task: Problem, name: str, epochs: int, most: int, plan: Plan) -> Pro
     @functools.partial(jax.jit, donate_argnums=1)
     def play(server: Any, population: Any, world: World, ids: Any, count: Any, seed: Any) -> tuple:
         recipe = Recipe(algorithm, batching, plan, longest, seed)
-        row = algorithm.init_client(server.params, server.model_state)
-        return block(recipe, jaxfed.DeviceStore(), row, Places.of(None))(server, population, world, ids, count)
+        return block(recipe, jaxfed.DeviceStore(), Places.of(None))(server, population, world, ids, count)
 
     return Program(algorithm, play, most)
 

@@ -120,7 +120,6 @@ def row_like(recipe: Recipe, server: Server) -> ClientRow:
     return jax.eval_shape(recipe.algorithm.init_client, server.params, server.model_state)
 
 
-@functools.lru_cache(KEPT)
 def block(recipe: Recipe, store: DeviceStore, places: Places) -> BlockFn:
     """Compile R rounds into one program; rows are gathered, in the algorithm's dtypes, and written back inside it.
 
@@ -154,7 +153,6 @@ RoundFn = Callable[[Server, ClientRow, World, Array], tuple[Server, ClientRow, R
 """`round(server, rows [C, ...] as stored, world, ids [C]) -> (server, new rows as stored, info)`."""
 
 
-@functools.lru_cache(KEPT)
 def single(recipe: Recipe) -> RoundFn:
     """Compile one round for rows that lie outside, and go back in the dtypes in which they came."""
 
@@ -164,3 +162,7 @@ def single(recipe: Recipe) -> RoundFn:
         return server, tree.cast_like(new, rows), info
 
     return jax.jit(run)
+
+
+kept_block = functools.lru_cache(KEPT)(block)
+kept_single = functools.lru_cache(KEPT)(single)

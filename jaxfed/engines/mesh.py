@@ -12,7 +12,7 @@ from jaxfed import tree
 from jaxfed.algorithm import ClientRow, RoundInfo
 from jaxfed.engines.base import Start
 from jaxfed.places import put
-from jaxfed.rounds import BlockFn, Recipe, block
+from jaxfed.rounds import BlockFn, Recipe, kept_block
 from jaxfed.stores import DeviceStore
 
 
@@ -28,7 +28,7 @@ class MeshEngine:
 
     def prepare(self, recipe: Recipe) -> None:
         """See `Engine`."""
-        self._block = block(recipe, self._store, self._start.places)
+        self._block = kept_block(recipe, self._store, self._start.places)
 
     def advance(self, count: int) -> RoundInfo:
         """See `Engine`; at most `longest_block` rounds at once."""

@@ -13,7 +13,7 @@ from jaxfed import tree
 from jaxfed.algorithm import ClientRow, RoundInfo
 from jaxfed.engines.base import Start
 from jaxfed.places import on_device, pinned, put
-from jaxfed.rounds import Recipe, RoundFn, single
+from jaxfed.rounds import Recipe, RoundFn, kept_single
 from jaxfed.stores import DiskStore, HostStore
 
 
@@ -40,7 +40,7 @@ class StagedEngine:
 
     def prepare(self, recipe: Recipe) -> None:
         """See `Engine`."""
-        self._one = single(recipe)
+        self._one = kept_single(recipe)
 
     def advance(self, count: int) -> RoundInfo:
         """See `Engine`; everything is written when it returns."""
