@@ -125,7 +125,7 @@ def simulate(
 
     The cohorts are drawn on the host, their batches on the device; rows, batches, step and the writing back of rows are
     one compiled program, and so are all rounds between two evaluations (with rows on the mesh). All randomness hangs on
-    (seed, round, client, step).
+    (seed, round, client, step). A later run of the same algorithm, plan and seed is not compiled again.
 
     Args:
       algorithm: from a factory such as `jaxfed.fedspeed`.

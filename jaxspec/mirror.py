@@ -168,11 +168,9 @@ def _step(
             rolled, rows = programs.ahead(rows, standing)
             watch("draft", "ahead", rolled)
         if exits:
-            if not late:
-                message, _ = channel.to_draft(sent)
+            message = None if late else channel.to_draft(sent)[0]
             upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law)
-            if late:
-                message, _ = channel.to_draft(sent)
+            message = channel.to_draft(sent)[0] if late else message
             watch("target", "suffix", packed)
             cache = (*lower, *upper)
             rolled, rows = programs.rollout(rows, standing, rolled, message)

@@ -54,6 +54,26 @@ def test_a_run_compiles_one_round_and_learns():
     assert np.mean(history.rounds["loss"][-5:]) < 0.8 * np.mean(history.rounds["loss"][:5])
 
 
+@pytest.mark.parametrize("store", [None, jaxfed.HostStore()])
+def test_a_second_run_compiles_nothing(store):
+    """The same algorithm gives the same run without being traced anew; another seed is another program."""
+    traces = []
+
+    def counted(params, batch, key):
+        traces.append(None)
+        return problems.loss_fn(params, batch, key)
+
+    algorithm = jaxfed.fedspeed(counted)
+    first, _ = simulate(algorithm, store=store)
+    once = len(traces)
+    again, _ = simulate(algorithm, store=store)
+    assert len(traces) == once
+    chex.assert_trees_all_equal(again, first)
+    other, _ = simulate(algorithm, store=store, seed=1)
+    assert len(traces) > once
+    assert (other.params["weight"] != first.params["weight"]).any()
+
+
 def test_rows_of_a_run_are_those_of_steps_by_hand():
     """What is gathered and scattered is right: a run of two rounds is two calls of `step` with the same cohorts."""
     algorithm = jaxfed.fedspeed(problems.loss_fn)
