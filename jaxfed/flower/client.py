@@ -112,7 +112,7 @@ class _Client:
         with Rows(self._place(context) / told.run / f"client-{client:06d}", first) as rows:
             update = work(server, rows.after(told.counted), data, jnp.int32(client))
             rows.keep(int(server.round), update.row, told.since)
-        return RecordDict({"message": pack(update.message), "info": pack(update.info)})
+        return RecordDict({"message": pack(update.message, deflate=True), "info": pack(update.info)})
 
     def _of(self, context: Context) -> "_Made":
         if context.run_id not in self._made:

@@ -7,6 +7,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from jaxtyping import PyTree
 
+from jaxfed.flower import codec
+
 Tree = TypeVar("Tree", bound=PyTree)
 
 
@@ -27,10 +29,16 @@ def names_of(tree: PyTree) -> list[str]:
     return names
 
 
-def pack(tree: PyTree, *, zeros: bool = True) -> ArrayRecord:
-    """Arrays by path; with `zeros=False` those that hold nothing but zeros are left out."""
+def pack(tree: PyTree, *, zeros: bool = True, deflate: bool = False) -> ArrayRecord:
+    """Arrays by path.
+
+    Args:
+      tree: of arrays.
+      zeros: False leaves out arrays that hold nothing but zeros.
+      deflate: write arrays whose entries repeat themselves, such as quantised ones, in fewer bytes (`codec`).
+    """
     named = zip(names_of(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True)
-    return ArrayRecord({name: _wire(leaf) for name, leaf in named if zeros or leaf.any()})
+    return ArrayRecord({name: _wire(leaf, deflate) for name, leaf in named if zeros or leaf.any()})
 
 
 def unpack(record: ArrayRecord, like: Tree, *, what: str = "tree", zeros: bool = True) -> Tree:
@@ -64,8 +72,10 @@ def unpack(record: ArrayRecord, like: Tree, *, what: str = "tree", zeros: bool =
     return jax.tree.unflatten(jax.tree.structure(like), found)
 
 
-def _wire(leaf: np.ndarray) -> Array:
+def _wire(leaf: np.ndarray, deflate: bool) -> Array:
     """One array as Flower sends it; types that the NPY format lacks, such as bfloat16, go as integers of their size."""
+    if deflate and codec.worthwhile(leaf):
+        return Array(str(leaf.dtype), leaf.shape, codec.FORM, codec.encode(leaf))
     if leaf.dtype.kind != "V":
         return Array(np.ascontiguousarray(leaf).reshape(leaf.shape))
     bits = Array(np.ascontiguousarray(leaf).reshape(leaf.shape).view(_bits(leaf.dtype)))
@@ -77,6 +87,8 @@ def _array(array: Array, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     if (array.dtype, tuple(array.shape)) != (str(dtype), tuple(shape)):
         raise RefusedError(f"{array.dtype}{list(array.shape)}")
     try:
+        if array.stype == codec.FORM:
+            return codec.decode(array.data, dtype, shape)
         numbers: Any = array.numpy()
     except Exception as error:  # whatever NumPy makes of bytes that came from elsewhere
         raise RefusedError(f"bytes that are no array ({type(error).__name__})") from error

@@ -1,9 +1,11 @@
 """Real clients through Flower: records, rows, rounds over a grid in this process, and a deployment of processes."""
 
+import contextlib
 import dataclasses
 import importlib
 import sys
 import warnings
+import zlib
 
 import chex
 import jax
@@ -14,6 +16,7 @@ import pytest
 
 import jaxfed
 from jaxfed import checkpoint
+from jaxfed.uplink import Coding
 from tests.jaxfed import problems
 
 pytestmark = pytest.mark.peers("flwr")
@@ -21,8 +24,11 @@ if importlib.util.find_spec("flwr"):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of click, when flwr imports it
         from flwr.app import Array, ArrayRecord, ConfigRecord
+        from flwr.common import serde
+        from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordBytes
 
         from jaxfed import flower
+        from jaxfed.flower import codec
         from jaxfed.flower.instruction import Instruction, Member, check_same
         from jaxfed.flower.rows import NEVER, Rows
         from jaxfed.flower.training import server_like, update_like
@@ -53,6 +59,59 @@ def test_trees_of_every_algorithm_cross(name):
 def test_dtypes_cross(dtype):
     sent = {"a": np.arange(6).reshape(2, 3).astype(dtype), "b": np.ones((), dtype), "c": np.ones((0, 2), dtype)}
     chex.assert_trees_all_equal(flower.unpack(flower.pack(sent), sent), sent, strict=True)
+
+
+def over_the_wire(record):
+    """As Flower writes it and reads it again, and the bytes between."""
+    data = serde.array_record_to_proto(record).SerializeToString()
+    return serde.array_record_from_proto(ArrayRecordBytes.FromString(data)), data
+
+
+SHORTER = {
+    "quantise": (jaxfed.compression.quantise(8), 1.0),
+    "four bits": (jaxfed.compression.quantise(4), 1.0),
+    "top_k": (jaxfed.compression.top_k(0.01, feedback=False), 1.5),
+    "top_k, half": (jaxfed.compression.top_k(0.5, feedback=False), 1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", SHORTER)
+def test_compressed_messages_cross_in_as_few_bytes_as_are_told(case, dtype):
+    """To the bit, and at most this much more than the coding of the transform says; whole ones are sent as they are."""
+    transform, most = SHORTER[case]
+    whole = {"w": jax.random.normal(jax.random.key(0), (200, 300)).astype(dtype)}
+    sent, _ = transform.apply(whole, (), jax.random.key(1))
+    found, data = over_the_wire(flower.pack(sent, deflate=True))
+    chex.assert_trees_all_equal(flower.unpack(found, sent), jax.tree.map(np.asarray, sent), strict=True)
+    told = transform.coding(Coding(60_000, 8 * whole["w"].dtype.itemsize, 0, 60_000)).num_bytes
+    assert len(data) < most * told + 1000
+    assert case == "top_k, half" or len(data) < 0.6 * len(over_the_wire(flower.pack(sent))[1])
+    assert len(over_the_wire(flower.pack(whole, deflate=True))[1]) <= whole["w"].nbytes + 1000
+
+
+def test_odd_numbers_keep_their_bits():
+    odd = np.array([0x7FC00001, 0xFFC00000, 0x80000000, 0, 0x7F800000, 1] * 100, np.uint32).view(np.float32)
+    for numbers in (odd, np.zeros((3, 200), np.int8), np.ones(300, bool), np.full(300, 2.5, np.complex64)):
+        found = flower.unpack(over_the_wire(flower.pack([numbers], deflate=True))[0], [numbers])[0]
+        assert found.tobytes() == numbers.tobytes()
+        assert (found.dtype, found.shape) == (numbers.dtype, numbers.shape)
+
+
+def test_damaged_short_messages_are_refused_and_never_grow():
+    """Every byte changed, every length cut, and a stream that inflates to far more than the array."""
+    numbers = (np.arange(600) % 7).astype(np.float32)
+    data = codec.encode(numbers)
+    bomb = bytes(4) + zlib.compress(bytes(1 << 24))
+    changed = [data[:at] + bytes([byte ^ 0xFF]) + data[at + 1 :] for at, byte in enumerate(data)]
+    for each in [bomb, b"", data + b"0", *(data[:at] for at in range(len(data))), *changed]:
+        record = ArrayRecord({"0": Array("float32", (600,), codec.FORM, each)})
+        with contextlib.suppress(flower.RefusedError):
+            assert flower.unpack(record, [numbers])[0].shape == (600,)
+    with pytest.raises(flower.RefusedError, match="bytes that are no array"):
+        flower.unpack(ArrayRecord({"0": Array("float32", (600,), codec.FORM, bomb)}), [numbers])
+    with pytest.raises(ValueError, match="2401 bytes where 2400 belong"):
+        codec.decode(bomb, numbers.dtype, numbers.shape)
 
 
 REFUSED = {
@@ -149,12 +208,14 @@ STATE = {"shift": jnp.full(problems.CLASSES, 0.1, jnp.float32)}
 class Deployed:
     """Three clients in this process, and the simulation that they are compared with."""
 
-    def __init__(self, folder, algorithm, model_state=(), trouble=lambda number, client, reply: reply):
+    def __init__(
+        self, folder, algorithm, model_state=(), trouble=lambda number, client, reply: reply, params=PROBLEM.params
+    ):
         self.folder, self.algorithm = folder, algorithm
-        self.start = algorithm.init(PROBLEM.params, len(CLIENTS), model_state)
+        self.start = algorithm.init(params, len(CLIENTS), model_state)
         app = flower.client_app(
             algorithm,
-            PROBLEM.params,
+            params,
             lambda context: CLIENTS[context.node_config["partition-id"] % len(CLIENTS)],
             folder / "rows",
             model_state=model_state,
@@ -210,6 +271,28 @@ def test_real_clients_equal_simulated_ones(name, tmp_path):
     np.testing.assert_allclose(history.evaluations["bias"], simulated.evaluations["bias"], atol=1e-6)
     assert history.rounds["num_missing"] == history.rounds["num_refused"] == [0, 0, 0]
     assert (tmp_path / "rows").exists() == (name != "fedadam"), "only clients that keep something write it down"
+
+
+def test_what_is_compressed_is_short_on_the_wire_as_well(tmp_path):
+    """Replies of a run with 8-bit deltas, in the bytes that Flower sends; the results are those of `simulate`."""
+    lengths = []
+
+    def wide(params, batch, key):
+        loss, aux = problems.loss_fn({name: params[name] for name in PROBLEM.params}, batch, key)
+        return loss + 0.5 * jnp.mean((params["wide"] - jnp.mean(batch["x"])) ** 2), aux
+
+    def measure(number, client, reply):
+        lengths.append(len(over_the_wire(reply.content["message"])[1]))
+        return reply
+
+    params = {**PROBLEM.params, "wide": np.random.default_rng(0).normal(size=10_000).astype(np.float32)}
+    algorithm = jaxfed.uplink(jaxfed.fedavg(wide, client_learning_rate=100.0), jaxfed.compression.quantise(8))
+    deployed = Deployed(tmp_path, algorithm, trouble=measure, params=params)
+    server, history = deployed.serve(rounds=2, local_steps=2, cohort_size=3)
+    expected, _ = deployed.simulate(rounds=2, local_steps=2, cohort_size=3)
+    chex.assert_trees_all_close(server, expected, atol=1e-6)
+    assert len(lengths) == 6
+    assert max(lengths) < history.rounds["sent_bytes"][0] + 2_000
 
 
 @dataclasses.dataclass(frozen=True)
