@@ -18,24 +18,35 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import numpy as np
 import torch
-import torch_loop
 import tyro
-from networks import BATCH, NETWORKS, ON_GPU, Network
+from networks import BATCH, NETWORKS, ON_GPU
 from rich.console import Console
 from rich.table import Table
+from sides import (
+    PLATFORMS,
+    Case,
+    Compiled,
+    alternate,
+    bare_gradients,
+    compile_all,
+    floors,
+    flop,
+    gemms,
+    on_gpu,
+    product_errors,
+    reason,
+    rounds,
+    setting,
+    torch_sides,
+)
 from tqdm.auto import tqdm
 
-import jaxfed
 from jaxfed import plans
-from jaxfed.autoplan import Trial, fastest
-from jaxfed.models import cross_entropy
-from jaxfed.rounds import Recipe, World, one_round
+from jaxfed.autoplan import fastest
 
 GRADIENTS = {"fedavg": 1, "fedspeed": 2}
 AUTHORS_MS = {
@@ -46,13 +57,6 @@ AUTHORS_MS = {
 }
 """ms per local step of the authors' program, measured elsewhere: two CPU cores, torch 2.13, batch 50."""
 MOST_BYTES = 16e9
-PAUSE = 0.3
-"""Seconds before each side on a CPU: idle threads of the other library spin for a while before they sleep."""
-PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu"}
-COMPILERS = 4
-"""Programs compiled at the same time for a GPU."""
-AT_ONCE = 10
-"""Clients, or batches, of a floor."""
 COLUMNS = {
     "case": "model, algorithm, cohort",
     "plan": "plan",
@@ -67,7 +71,8 @@ COLUMNS = {
     "peak_mb": "MB",
 }
 
-Run = Callable[[], Any]
+Medians = dict[tuple[str, str], float]
+"""Seconds by kind of side (plan, floor, torch, gemm) and name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,203 +92,6 @@ class Options:
     limit: float = float("inf")
 
 
-def on_gpu() -> bool:
-    """Whether both libraries were asked to run on a GPU."""
-    return jax.config.jax_platforms == PLATFORMS["gpu"]
-
-
-class Case(NamedTuple):
-    """One model, algorithm and cohort."""
-
-    model: str
-    algorithm: str
-    cohort: int
-
-    @property
-    def network(self) -> Network:
-        """The model's network."""
-        return (ON_GPU if on_gpu() else NETWORKS)[self.model]
-
-    @property
-    def local_steps(self) -> int:
-        """K."""
-        return self.network.local_steps[self.cohort]
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What every line begins with."""
-        return self._asdict() | ({"card": jax.local_devices()[0].device_kind} if on_gpu() else {})
-
-    def built(self, native: bool = False) -> jaxfed.FederatedAlgorithm:
-        """The algorithm in the authors' form: clip 10, weight decay 1e-3."""
-        loss_fn = cross_entropy(self.network.build(native)[1])
-        return getattr(jaxfed, self.algorithm)(loss_fn, clip_norm=10.0, weight_decay=1e-3, variant="reference")
-
-
-class Compiled(NamedTuple):
-    """A plan's round, compiled: how to run it, and bytes it takes."""
-
-    run: Run
-    peak_bytes: float
-
-
-def setting(case: Case, batches: dict[str, Any], native: bool = False) -> Trial:
-    """What `jaxfed.simulate` plays a round with: every client's samples are those of its batches."""
-    flat = {name: array.reshape(-1, *array.shape[3:]) for name, array in batches.items() if name != "mask"}
-    per_client = case.local_steps * BATCH
-    offsets, lengths = np.arange(case.cohort) * per_client, np.full(case.cohort, per_client)
-    data = jaxfed.data.ClientData(flat, *jax.device_put((offsets.astype(np.int32), lengths.astype(np.int32))))
-    algorithm = case.built(native)
-    server = algorithm.init(case.network.build(native)[0], case.cohort)
-    rows = jaxfed.DeviceStore().init(algorithm.init_client(server.params), case.cohort)
-    recipe = Recipe(algorithm, jaxfed.data.Steps(case.local_steps, BATCH), plans.vmap(), per_client, 0)
-    return Trial(recipe, server, World(data), np.arange(case.cohort, dtype=np.int32), lambda: rows)
-
-
-def compiled(given: Trial, plan: str) -> Compiled:
-    """Compile a round under a plan: batches drawn, local steps, server."""
-    recipe = dataclasses.replace(given.recipe, plan=plans.named(plan))
-    arguments = given.server, given.rows(), given.world, given.ids
-    program = jax.jit(functools.partial(one_round, recipe)).lower(*arguments).compile()
-    memory = program.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return Compiled(lambda: jax.block_until_ready(program(*arguments)), peak)
-
-
-def rounds(case: Case, given: Trial, batches: dict[str, Any]) -> dict[str, Callable[[], Compiled]]:
-    """How to compile a round, for every plan of the network."""
-    found = {}
-    for name in case.network.plans:
-        plan, *native = name.split()
-        found[name] = functools.partial(compiled, setting(case, batches, True) if native else given, plan)
-    return found
-
-
-def floors(case: Case, batches: dict[str, Any]) -> dict[str, Callable[[], Run]]:
-    """How to compile bare gradients at top level, a round's worth: of our lowering, native, of ten clients at once."""
-    alone = [jax.tree.map(lambda leaf, at=at: leaf[at, 0], batches) for at in range(AT_ONCE)]
-    together = jax.tree.map(lambda leaf: leaf[:AT_ONCE, 0], batches)
-    params, gradient = _gradient(case, False)
-    found = {"ours": lambda: _every(gradient, params, alone, _bare(case))}
-    if len(case.network.shape) == 3:
-        found["native"] = lambda: _every(*reversed(_gradient(case, True)), alone, _bare(case))
-    if on_gpu():
-        many = jax.tree.map(lambda leaf: jax.numpy.stack([leaf] * AT_ONCE), params)
-        found["vmap"] = lambda: _every(jax.jit(jax.vmap(gradient)), many, [together], _bare(case) // AT_ONCE)
-    return found
-
-
-def flop(case: Case, batches: dict[str, Any]) -> float:
-    """FLOP of one gradient, natively lowered for a CPU: ours counts padding, and a GPU's compiler no library calls."""
-    params, gradient = _gradient(case, True)
-    batch = jax.tree.map(lambda leaf: leaf[0, 0], batches)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, batch))
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return gradient.lower(*shapes).cost_analysis()["flops"]
-
-
-def _gradient(case: Case, native: bool) -> tuple[Any, Any]:
-    params, apply = case.network.build(native)
-    loss_fn = cross_entropy(apply)
-    return params, jax.jit(jax.grad(lambda params, batch: loss_fn(params, batch, None)[0]))
-
-
-def _bare(case: Case) -> int:
-    """Gradients that make a floor: as many as a round takes, at most 500 and, of slow ones, 10."""
-    return min(500, case.cohort * case.local_steps) if len(case.network.shape) == 1 or on_gpu() else 10
-
-
-def _every(gradient: Any, params: Any, slices: list[Any], times: int) -> Run:
-    program = gradient.lower(params, slices[0]).compile()
-    return lambda: jax.block_until_ready([program(params, slices[n % len(slices)]) for n in range(times)][-1])
-
-
-def gemms() -> tuple[dict[str, Run], float]:
-    """A matrix product, of torch on a GPU as well, and its FLOP."""
-    size, times = (8192 if on_gpu() else 1024), 8
-    matrix, product = jax.random.normal(jax.random.key(0), (size, size)), jax.jit(lambda a: a @ a)
-    found = {"": lambda: [product(matrix).block_until_ready() for _ in range(times)]}
-    if on_gpu():
-        other = torch.randn(size, size, device=torch_device())
-        found["torch"] = lambda: _waited(lambda: [other @ other for _ in range(times)])
-    return found, 2.0 * times * size**3
-
-
-@functools.cache
-def product_errors(size: int = 1024) -> dict[str, float]:
-    """Relative error of a float32 product on either side: about 3e-4 with TF32, 3e-7 without."""
-    a = np.random.default_rng(0).standard_normal((size, size), np.float32)
-    exact, there = a.astype(float) @ a.astype(float), torch.from_numpy(a).to(torch_device())
-    found = {"jax": np.asarray(jax.jit(lambda a: a @ a)(a)), "torch": (there @ there).cpu().numpy()}
-    return {name: float(np.linalg.norm(each - exact) / np.linalg.norm(exact)) for name, each in found.items()}
-
-
-def torch_device() -> str:
-    """Where torch runs."""
-    return "cuda" if on_gpu() else "cpu"
-
-
-def _waited(run: Run) -> Any:
-    found = run()
-    if torch_device() == "cuda":
-        torch.cuda.synchronize()
-    return found
-
-
-def torch_sides(case: Case, batches: dict[str, Any]) -> tuple[dict[str, Run], dict[str, str]]:
-    """The torch loop in each memory format that makes a difference, on a GPU also as graphs; which failed, and why."""
-    name, arguments = case.network.twin
-    twin = getattr(torch_loop, name)(*arguments)
-    x, y = (torch.from_numpy(batches[name]).to(torch_device()) for name in ("x", "y"))
-    image = x.ndim == 6
-    x = x.permute(0, 1, 2, 5, 3, 4).contiguous() if image else x
-    start = [
-        torch.randn(shape) / np.prod(shape[1:]) ** 0.5 if len(shape) > 1 else torch.zeros(shape)
-        for shape in twin.shapes
-    ]
-    start = [each.to(torch_device()) for each in start]
-    play = torch_loop.ROUNDS[case.algorithm]
-    formats = {"contiguous": False, **({"channels_last": True} if image else {})}
-    loops = {name: torch_loop.loop(twin, start, x, y.long(), last) for name, last in formats.items()}
-    sides, failed = {name: functools.partial(play, each) for name, each in loops.items()}, {}
-    for name, each in loops.items() if on_gpu() else ():
-        try:
-            sides[f"{name}, graph"] = torch_loop.captured(play, each)
-        except Exception as error:  # whatever it is, the loop itself is still to be timed
-            failed[f"torch, {name}, graph"] = reason(error)
-    return {name: functools.partial(_waited, side) for name, side in sides.items()}, failed
-
-
-def alternate(sides: dict[Any, Run], repeats: int, seconds: float) -> dict[Any, float]:
-    """Median seconds of every side; all take turns, at least three times, until the time is spent."""
-    for run in sides.values():
-        run()
-    times: dict[Any, list[float]] = {name: [] for name in sides}
-    began = time.perf_counter()
-    for turn in range(repeats):
-        if turn >= 3 and time.perf_counter() - began > seconds:
-            break
-        for name, run in sides.items():
-            time.sleep(0 if on_gpu() else PAUSE)
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(taken)) for name, taken in times.items()}
-
-
-def compile_all(given: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the functions return, on a GPU side by side: programs; and of those that failed there, why."""
-    with ThreadPoolExecutor(COMPILERS if on_gpu() else 1) as pool:
-        pending = {name: pool.submit(each) for name, each in given.items()}
-    refused = {name: reason(each.exception()) for name, each in pending.items() if on_gpu() and each.exception()}
-    return {name: each.result() for name, each in pending.items() if name not in refused}, refused
-
-
-def reason(error: BaseException | None) -> str:
-    """Why something failed, in a line's words."""
-    return f"failed, {type(error).__name__}: {error}"[:500]
-
-
 def lines(case: Case, options: Options, seconds: float) -> tuple[list[dict[str, Any]], Callable[[], dict[str, Any]]]:
     """All plans of one case, and a function that tries `auto` and gives its line."""
     began = time.perf_counter()
@@ -300,33 +108,40 @@ def lines(case: Case, options: Options, seconds: float) -> tuple[list[dict[str, 
     sides |= {("gemm", name): run for name, run in products.items()}
     prepared = time.perf_counter() - began
     medians = alternate(sides, options.repeats, seconds)
-    steps = case.cohort * case.local_steps
-    gradients = GRADIENTS[case.algorithm]
-    bares = {name: 1e3 * gradients * medians["floor", name] / _bare(case) for name in bare}
-    torches = {name: 1e3 * medians["torch", name] / steps for name in peers}
-    floor, peer = min(bares.values()), min(torches.values())
-    rate = product_flop / medians["gemm", ""]
-    beside = {"torch_ms": peer, "floor_ms": floor, "gemm_ms": 1e3 * gradients * flop(case, on_device) / rate}
-    beside |= {"authors_ms": AUTHORS_MS.get((case.model, case.algorithm)), "gemm_gflops": rate / 1e9}
-    if on_gpu():
-        del beside["authors_ms"]
-        beside |= {"torch_sides_ms": torches, "floors_ms": bares, "product_errors": product_errors()}
-        beside |= {"torch_gemm_gflops": product_flop / medians["gemm", "torch"] / 1e9, "prepared_s": prepared}
-
-    def line(name: str, plan: str) -> dict[str, Any]:
-        taken = 1e3 * medians["plan", plan] / steps
-        ratios = {"ratio_to_torch": peer / taken, "ratio_to_floor": taken / floor}
-        speed = {"ms_per_local_step": taken, **beside, **ratios, "rounds_per_s": 1 / medians["plan", plan]}
-        memory = {"peak_mb": programs[plan].peak_bytes / 1e6, "local_steps": case.local_steps}
-        return {**case.about, "plan": name, "chosen": plan, **speed, **memory}
-
-    found = [line(plan, plan) for plan in fitting]
-    found += [{**case.about, "plan": plan, "skipped": f"needs {program.peak_bytes / 1e9:.1f} GB"}
-              for plan, program in programs.items() if plan not in fitting]  # fmt: skip
-    failed |= refused | {f"floor, {name}": why for name, why in without.items()}
-    found += [{**case.about, "plan": name, "skipped": why} for name, why in failed.items()]
+    beside = references(case, medians, flop(case, on_device), product_flop)
+    beside |= {"prepared_s": prepared} if on_gpu() else {}
+    told = functools.partial(line, case, programs=programs, medians=medians, beside=beside)
+    skipped = {plan: f"needs {programs[plan].peak_bytes / 1e9:.1f} GB" for plan in programs if plan not in fitting}
+    skipped |= failed | refused | {f"floor, {name}": why for name, why in without.items()}
+    found = [told(plan, plan) for plan in fitting]
+    found += [{**case.about, "plan": name, "skipped": why} for name, why in skipped.items()]
     ours = [plans.named(name) for name in fitting if not name.endswith("native")]
-    return found, lambda: line("auto", plans.name_of(fastest(given, ours)))
+    return found, lambda: told("auto", plans.name_of(fastest(given, ours)))
+
+
+def references(case: Case, medians: Medians, gradient_flop: float, product_flop: float) -> dict[str, Any]:
+    """What ours is held against, milliseconds of a local step: the best torch loop, the best floor, a product."""
+    torches, bares = ({name: t for (kind, name), t in medians.items() if kind == which} for which in ("torch", "floor"))
+    torches = {name: 1e3 * taken / (case.cohort * case.local_steps) for name, taken in torches.items()}
+    gradients, rate = GRADIENTS[case.algorithm], product_flop / medians["gemm", ""]
+    bares = {name: 1e3 * gradients * taken / bare_gradients(case) for name, taken in bares.items()}
+    best = {"torch_ms": min(torches.values()), "floor_ms": min(bares.values())}
+    best |= {"gemm_ms": 1e3 * gradients * gradient_flop / rate, "gemm_gflops": rate / 1e9}
+    if not on_gpu():
+        return best | {"authors_ms": AUTHORS_MS.get((case.model, case.algorithm))}
+    best |= {"torch_sides_ms": torches, "floors_ms": bares, "product_errors": product_errors()}
+    return best | {"torch_gemm_gflops": product_flop / medians["gemm", "torch"] / 1e9}
+
+
+def line(
+    case: Case, name: str, plan: str, programs: dict[str, Compiled], medians: Medians, beside: dict[str, Any]
+) -> dict[str, Any]:
+    """One plan beside everything it is held against."""
+    taken = 1e3 * medians["plan", plan] / (case.cohort * case.local_steps)
+    ratios = {"ratio_to_torch": beside["torch_ms"] / taken, "ratio_to_floor": taken / beside["floor_ms"]}
+    speed = {"ms_per_local_step": taken, **beside, **ratios, "rounds_per_s": 1 / medians["plan", plan]}
+    memory = {"peak_mb": programs[plan].peak_bytes / 1e6, "local_steps": case.local_steps}
+    return {**case.about, "plan": name, "chosen": plan, **speed, **memory}
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
