@@ -18,7 +18,7 @@ OTHER_FLWR ?= 1.41.0
 NOTEBOOKS ?=
 
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check install -qq
+PIP := $(RUN) -m pip --disable-pip-version-check install -qq --no-compile
 MINOR := -c 'import sys; print("%d%d" % sys.version_info[:2])'
 USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 PINS = constraints/py$$($(RUN) $(MINOR)).txt
