@@ -16,6 +16,11 @@ _SAMPLE = 4096
 _COUNT = 4
 
 
+def unsigned(dtype: np.dtype) -> np.dtype:
+    """Integers of its size."""
+    return np.dtype(f"u{dtype.itemsize}")
+
+
 def worthwhile(numbers: np.ndarray) -> bool:
     """Whether a sample of the entries repeats itself, so that `encode` makes the array smaller."""
     if numbers.size <= 256 or numbers.dtype.itemsize > 8:
@@ -41,12 +46,12 @@ def decode(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       ValueError: bytes that are no such array.
     """
-    size, unsigned = int(np.prod(shape, dtype=np.int64)), np.dtype(f"u{dtype.itemsize}")
+    size, plain = int(np.prod(shape, dtype=np.int64)), unsigned(dtype)
     count = int.from_bytes(data[:_COUNT], "little")
-    listed = np.frombuffer(data[_COUNT:][: count * dtype.itemsize], unsigned)
+    listed = np.frombuffer(data[_COUNT:][: count * dtype.itemsize], plain)
     if listed.size != count or count > size:
         raise ValueError(f"{count} listed numbers for {size} entries")
-    places = _inflated(data[_COUNT + listed.nbytes :], size, _places(count) if count else unsigned)
+    places = _inflated(data[_COUNT + listed.nbytes :], size, _places(count) if count else plain)
     if count and places.max() >= count:
         raise ValueError(f"a place beyond the {count} listed numbers")
     return (listed[places] if count else places).view(dtype).reshape(shape)
@@ -66,7 +71,7 @@ def _inflated(data: bytes, size: int, dtype: np.dtype) -> np.ndarray:
 
 def _bits(numbers: np.ndarray) -> np.ndarray:
     """Entries as unsigned integers: −0, NaN and types that NumPy does not order keep their bits."""
-    return np.ascontiguousarray(numbers).reshape(-1).view(f"u{numbers.dtype.itemsize}")
+    return np.ascontiguousarray(numbers).reshape(-1).view(unsigned(numbers.dtype))
 
 
 def _places(count: int) -> np.dtype:

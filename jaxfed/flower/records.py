@@ -78,7 +78,7 @@ def _wire(leaf: np.ndarray, deflate: bool) -> Array:
         return Array(str(leaf.dtype), leaf.shape, codec.FORM, codec.encode(leaf))
     if leaf.dtype.kind != "V":
         return Array(np.ascontiguousarray(leaf).reshape(leaf.shape))
-    bits = Array(np.ascontiguousarray(leaf).reshape(leaf.shape).view(_bits(leaf.dtype)))
+    bits = Array(np.ascontiguousarray(leaf).reshape(leaf.shape).view(codec.unsigned(leaf.dtype)))
     return Array(str(leaf.dtype), leaf.shape, bits.stype, bits.data)
 
 
@@ -92,10 +92,6 @@ def _array(array: Array, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         numbers: Any = array.numpy()
     except Exception as error:  # whatever NumPy makes of bytes that came from elsewhere
         raise RefusedError(f"bytes that are no array ({type(error).__name__})") from error
-    if (numbers.dtype, numbers.shape) != (dtype if dtype.kind != "V" else _bits(dtype), tuple(shape)):
+    if (numbers.dtype, numbers.shape) != (dtype if dtype.kind != "V" else codec.unsigned(dtype), tuple(shape)):
         raise RefusedError(f"{numbers.dtype}{list(numbers.shape)} under a false name")
     return numbers if dtype.kind != "V" else numbers.view(dtype)
-
-
-def _bits(dtype: np.dtype) -> np.dtype:
-    return np.dtype(f"u{dtype.itemsize}")
