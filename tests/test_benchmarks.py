@@ -101,11 +101,12 @@ def test_reproduce_without_images_says_so(monkeypatch, capsys):
 def test_rounds_times_what_fits_and_names_what_does_not(monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import rounds
+    import sides
 
     small = dataclasses.replace(rounds.NETWORKS["mlp"], plans=("vmap", "map"), local_steps={10: 2})
     monkeypatch.setitem(rounds.NETWORKS, "mlp", small)
-    setting = rounds.setting(rounds.Case("mlp", "fedspeed", 10), small.batches(10, 2))
-    monkeypatch.setattr(rounds, "MOST_BYTES", 1.01 * rounds.compiled(setting, "map").peak_bytes)
+    setting = sides.setting(sides.Case("mlp", "fedspeed", 10), small.batches(10, 2))
+    monkeypatch.setattr(rounds, "MOST_BYTES", 1.01 * sides.compiled(setting, "map").peak_bytes)
     options = rounds.Options(("mlp",), ("fedspeed",), (10,), minutes=0.02, repeats=1, json=True)
     rounds.main(options)
     rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
