@@ -125,7 +125,7 @@ REPORTS: dict[str, Report] = {
     "reproduce": Report(
         "The paper's orderings",
         "FedSpeed and ten others on Fashion-MNIST, an MLP; $JAXFED_FASHION_MNIST names the folder.",
-        "python benchmarks/reproduce.py --json --minutes 16",
+        "python benchmarks/reproduce.py --json --rounds 32",
         tables.reproduce,
         "reproduce.png",
     ),
