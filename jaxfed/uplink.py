@@ -193,9 +193,7 @@ def _insides(algorithm: FederatedAlgorithm, transformed: bool) -> Insides:
     return algorithm.insides
 
 
-def _told(
-    before: Mapping[str, Any], transform: Transform | None, aggregate: Aggregate | None
-) -> Mapping[str, Any]:
+def _told(before: Mapping[str, Any], transform: Transform | None, aggregate: Aggregate | None) -> Mapping[str, Any]:
     """Hyperparameters with the names of what was added, so that a run is resumed with the same."""
     names = {"uplink": transform and transform.name, "aggregate": aggregate and aggregate.name}
     added = {name: "; ".join(filter(None, [before.get(name), each])) for name, each in names.items() if each}

@@ -28,9 +28,7 @@ COLOURS = {
 }
 
 
-def timeline(
-    spans: Sequence[Span], path: str | Path | None = None, first_step: int = 2, num_steps: int = 4
-) -> Figure:
+def timeline(spans: Sequence[Span], path: str | Path | None = None, first_step: int = 2, num_steps: int = 4) -> Figure:
     """Draws lanes of target and draft over some steps, with both rendezvous (message and verdict) as arrows."""
     shown = [s for s in spans if first_step <= s.step < first_step + num_steps]
     origin, lanes = min(s.start for s in shown), {"draft": 0, "target": 1}

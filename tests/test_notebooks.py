@@ -19,8 +19,7 @@ TOY = {
         5,
     ),
     "02_mirror_decoding": (
-        {"BRANCHES": 2, "PROMPTS": 1, "PROMPT_TOKENS": 8, "NEW_TOKENS": 60, "BUDGETS": (2,)}
-        | {"POINTS": 8},
+        {"BRANCHES": 2, "PROMPTS": 1, "PROMPT_TOKENS": 8, "NEW_TOKENS": 60, "BUDGETS": (2,)} | {"POINTS": 8},
         5,
     ),
     "03_federated_draft": (
