@@ -46,4 +46,6 @@ def _merges(texts: list[str], alphabet: list[str], vocab_size: int) -> Tokenizer
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Token ids [T] int32."""
-    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    # Not `encode`, which keeps track of places in the text and takes twice as long.
+    (found,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return np.asarray(found.ids, np.int32)
