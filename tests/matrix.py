@@ -36,7 +36,7 @@ EXITS = range(1, models.TARGET.num_layers + 1)
 #: Groups of rows; the rows of a group share programs, and so do neighbouring groups in part.
 GROUPS = [
     *([("exits", *pair, exit_layer) for exit_layer in EXITS] for pair in product(range(1, 9), range(1, 9))),
-    *([("policies", *row)] for row in policies.ROWS),
+    *([("policies", *row, temperature) for temperature in policies.TEMPERATURES] for row in policies.ROWS),
     *([("fallbacks", *row, mode) for mode in fallback_rows.MODES] for row in FALLBACK_ROWS),
     *(
         [(kind, *setting, temperature) for kind in pairs.METHODS for temperature in pairs.TEMPERATURES]
@@ -71,7 +71,8 @@ def exits(_: str, window: int, kappa: int, exit_layer: int) -> dict:
 
 def policy(_: str, *row) -> dict:
     """A policy, with a plain or a streaming draft."""
-    tokens, expected = policies.decode(row), policies.expected(*row[-2:])
+    tokens = policies.decode(row[:-1], row[-1])
+    expected = policies.expected(row[-2], row[-1])
     return {"identical": tokens == expected, "tokens": sum(map(len, tokens)), "partings": []}
 
 

@@ -1,4 +1,4 @@
-"""Policies × drafts × windows × candidates × exits × batches × temperatures; and a few rows in which all pairs meet."""
+"""The product of policies, drafts, windows, candidates, exits and batches; and a few rows in which all pairs meet."""
 
 from functools import cache
 from itertools import combinations, product
@@ -17,7 +17,8 @@ POLICIES = {
     "hybrid": lambda kappa: candidates.hybrid(3, 3, num_candidates=kappa),
 }
 DRAFTS = {"plain": models.draft, "streaming": models.streaming}
-AXES = tuple(POLICIES), tuple(DRAFTS), (1, 3, 7), (1, 4, 8), (1, 2, models.TARGET.num_layers), (1, 3), (0.0, 1.0)
+AXES = tuple(POLICIES), tuple(DRAFTS), (1, 3, 7), (1, 4, 8), (1, 2, models.TARGET.num_layers), (1, 3)
+TEMPERATURES = 0.0, 1.0
 ROWS = list(product(*AXES))
 
 
@@ -46,9 +47,9 @@ def expected(batch, temperature):
     return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, **settings(temperature)).tokens
 
 
-def decode(row):
+def decode(row, temperature):
     """The tokens of a row."""
-    policy, draft, window, kappa, exit_layer, batch, temperature = row
+    policy, draft, window, kappa, exit_layer, batch = row
     chosen = {"policy": POLICIES[policy](kappa), "draft": DRAFTS[draft]()}
     method = models.mirror(window, kappa, exit_layer, **chosen)
     return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, **settings(temperature)).tokens

@@ -45,8 +45,9 @@ def test_sampled_tokens_are_those_of_plain_decoding(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("row", policies.covering(), ids=str)
 def test_identity_over_the_covering_array(row):
-    """Policies × drafts × windows × κ × exits × batches × temperatures: any two values meet."""
-    assert policies.decode(row) == policies.expected(*row[-2:])
+    """Policies × drafts × windows × κ × exits × batches: any two values meet, at both temperatures."""
+    for temperature in policies.TEMPERATURES:
+        assert policies.decode(row, temperature) == policies.expected(row[-1], temperature)
 
 
 @pytest.mark.parametrize("name", POLICIES)

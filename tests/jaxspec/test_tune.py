@@ -115,8 +115,8 @@ def test_tune_measures_once():
     where, grid = models.meshes(2, 1), Grid((1, 3), (2,), (2, None), (2,))
     found = tune(models.target(), models.draft(), models.PROMPTS, grid=grid, placement=where, new_tokens=24, batch=2)
     assert jaxspec.generate(found.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
-    for setting in {row.setting.name: row.setting for row in found.rows}.values():
-        method = found.build(setting)
+    for row in found.rows:
+        method = found.build(row.setting)
         assert jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
     measured = found.primitives
     assert measured.batch == 2
