@@ -102,6 +102,13 @@ REPORTS: dict[str, Report] = {
         " --prompts 2 --rounds 3 --new-tokens 64 --minutes 1.45",
         tables.mirror_gpu,
     ),
+    "mirror_gpu_dear": Report(
+        "Mirror-SD on a GPU, a dearer draft",
+        "The same with a draft of 27 million parameters.",
+        "JAX_PLATFORMS=cuda,cpu python benchmarks/decode.py --suite gpu --json --sizes 7B 1B --drafts 27M"
+        " --prompts 2 --rounds 3 --new-tokens 64 --minutes 2.6",
+        tables.mirror_gpu,
+    ),
     "rounds": Report(
         "Rounds",
         "How long is a local step, against a lean torch loop and bare gradients?",
@@ -112,7 +119,7 @@ REPORTS: dict[str, Report] = {
         "Rounds on a GPU",
         "How long is a local step there, against a torch loop and the same as a CUDA graph?",
         "XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/rounds.py --device gpu --json"
-        " --models mlp resnet18 lenet --cohorts 10 100 --minutes 1.0 --limit 75",
+        " --models mlp resnet18 lenet --cohorts 10 100 --minutes 2.0 --limit 400",
         tables.rounds_gpu,
     ),
     "scaling": Report(
