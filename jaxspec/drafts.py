@@ -66,12 +66,14 @@ def rollout(
         tokens, seen, cache = carry
         return run(seen, tokens, roots.position + number, number, cache, None)
 
-    tokens, positions = roots
-    if pending is not None:
-        tokens, positions = (jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, roots, strict=True))
-    carry, first = run(proposer.seen, tokens, positions, 0, cache, pending)
-    (_, _, cache), rest = jax.lax.scan(step, carry, jnp.arange(1, window))
-    tokens, notes = jax.tree.map(lambda one, many: jnp.moveaxis(jnp.concatenate([one[None], many]), 0, 2), first, rest)
+    if pending is None:
+        (_, _, cache), drafted = jax.lax.scan(step, (roots.token, proposer.seen, cache), jnp.arange(window))
+    else:
+        both = (jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, roots, strict=True))
+        carry, first = run(proposer.seen, *both, 0, cache, pending)
+        (_, _, cache), rest = jax.lax.scan(step, carry, jnp.arange(1, window))
+        drafted = jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), first, rest)
+    tokens, notes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), drafted)
     return Branches(tokens, notes, jnp.full_like(roots.token, window)), cache
 
 
