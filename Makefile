@@ -18,13 +18,14 @@ OTHER_FLWR ?= 1.41.0
 NOTEBOOKS ?=
 
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check install -qq
+PIP := $(RUN) -m pip --disable-pip-version-check install -qq --no-compile
 MINOR := -c 'import sys; print("%d%d" % sys.version_info[:2])'
 USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 PINS = constraints/py$$($(RUN) $(MINOR)).txt
 INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 
-# Some hundred processes of the tests import these packages; without bytecode each of them would compile them anew.
+# Bytecode is written by the first process that imports a module: pip would compile all that torch and others bring,
+# a third of the time of an installation; without any, each of the tests' hundred processes would compile its own.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo notebooks test fast matrix soak lint types docs compat constraints clean distclean

@@ -69,8 +69,8 @@ def rollout(
     if pending is None:
         (_, _, cache), drafted = jax.lax.scan(step, (roots.token, proposer.seen, cache), jnp.arange(window))
     else:
-        both = (jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, roots, strict=True))
-        carry, first = run(proposer.seen, *both, 0, cache, pending)
+        tokens, at = (jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, roots, strict=True))
+        carry, first = run(proposer.seen, tokens, at, 0, cache, pending)
         (_, _, cache), rest = jax.lax.scan(step, carry, jnp.arange(1, window))
         drafted = jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), first, rest)
     tokens, notes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), drafted)
