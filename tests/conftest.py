@@ -31,6 +31,7 @@ STRICT = {
 }
 for _name, _value in STRICT.items():
     jax.config.update(_name, _value)
+gc.set_threshold(50_000, 20, 100)  # tracing makes many short-lived objects, which the default looks through too often
 
 # Properties: the same few examples each time; `HYPOTHESIS_PROFILE=long` draws others, and many.
 settings.register_profile("short", derandomize=True, deadline=None, max_examples=25, database=None)
