@@ -43,6 +43,7 @@ class Recipe:
         target_schedule: training of target and control.
         draft_schedule: distillation of the draft.
         stream_schedule: training of the draft's lookahead streams.
+        held_out_characters: of the roles that stay out, on which bits per character are measured.
         seed: of initial weights and batches.
     """
 
@@ -54,6 +55,7 @@ class Recipe:
     target_schedule: Schedule = field(default_factory=lambda: Schedule(steps=1000))
     draft_schedule: Schedule = field(default_factory=lambda: Schedule(steps=1000, learning_rate=4e-3))
     stream_schedule: Schedule = field(default_factory=lambda: Schedule(400, 12, 160, 4e-3))
+    held_out_characters: int = 200_000
     seed: int = 0
 
 
@@ -83,11 +85,11 @@ class Corpus:
     held_out_characters: int
 
 
-def corpus(recipe: Recipe, held_out_characters: int = 200_000, tokenizer: Tokenizer | None = None) -> Corpus:
+def corpus(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Corpus:
     """Trains the tokenizer on the roles that stay in, unless there is one, and encodes both sides."""
     stay, out = federated.split_roles(federated.read_roles(), held_out_ids())
     train_text = "\n".join(role.text for role in stay)
-    held_out_text = "\n".join(role.text for role in out)[:held_out_characters]
+    held_out_text = "\n".join(role.text for role in out)[: recipe.held_out_characters]
     tokenizer = tokenizer or train_tokenizer([train_text], recipe.vocab_size)
     train, held_out = (encode(tokenizer, text) for text in (train_text, held_out_text))
     return Corpus(tokenizer, train, held_out, len(held_out_text))

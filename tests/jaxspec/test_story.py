@@ -26,6 +26,7 @@ TOY = recipes.Recipe(
     target_schedule=Schedule(steps=6, batch_size=2, sequence_length=32, warmup=2),
     draft_schedule=Schedule(steps=4, batch_size=2, sequence_length=32, warmup=2),
     stream_schedule=Schedule(steps=4, batch_size=2, sequence_length=48, warmup=2),
+    held_out_characters=20_000,
 )
 DECODING = demo.DecodingSettings(
     prompts=2, prompt_tokens=16, new_tokens=16, rounds=1, windows=(1, 2), mirror=((2, 3),), num_candidates=2
