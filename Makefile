@@ -42,8 +42,8 @@ notebooks: setup  ## execute the notebooks at full size, in place (NOTEBOOKS=01)
 	AS_USERS=1 $(RUN) -m tests.notebooks $(NOTEBOOKS)
 
 test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers and runs flwr; TESTS=path, WORKERS=n)
-	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile $(TESTS)
-	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS))
+	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) $$(grep -rl --include='test_*.py' as_users tests))
 
 fast: setup  ## the tests that take no longer than a few seconds each
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)

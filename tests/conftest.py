@@ -33,6 +33,12 @@ for _name, _value in STRICT.items():
     jax.config.update(_name, _value)
 gc.set_threshold(50_000, 20, 100)  # tracing makes many short-lived objects, which the default looks through too often
 
+#: Files that take a minute or more, begun first, so that no worker is left alone with one in the end.
+LONG = (
+    "test_identity", "test_policies", "test_docs", "test_flower", "test_conformance", "test_story", "test_processes",
+    "test_streams", "test_foresight", "test_federated", "test_tune", "test_notebooks", "test_benchmarks",
+)  # fmt: skip
+
 # Properties: the same few examples each time; `HYPOTHESIS_PROFILE=long` draws others, and many.
 settings.register_profile("short", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.register_profile("long", settings.get_profile("short"), derandomize=False, max_examples=2000, print_blob=True)
@@ -86,6 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     seed = config.getoption("--shuffle")
     if seed is not None:
         chance = random.Random(seed)
