@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec.sampling import DRAFT, RESIDUAL, Sampling, draw, filtered, greedy, gumbel, penalised, uniform
+from jaxspec.sampling import DRAFT, RESIDUAL, Sampling, draw, filtered, greedy, gumbel, penalised, perturbed, uniform
 from jaxspec.types import Array
 
 
@@ -25,7 +25,8 @@ class Acceptance(NamedTuple):
     """A rule of acceptance.
 
     Attributes:
-        propose: (draft's logits [V, B, T], sampling, positions, seen) → (tokens [B, T], law or None).
+        propose: (draft's logits [V, B, T], sampling, positions, seen, scores) → (tokens [B, T], law or None); scores()
+            are ``perturbed`` logits that the caller needs as well, None if it does not.
         choose: (target's logits [V, B, γ+1], window [B, γ], law, sampling, positions, seen) → choices [B, γ+1].
     """
 
@@ -47,10 +48,14 @@ def match(shared_noise: bool = True) -> Acceptance:
     """
 
     def propose(
-        logits: Array, sampling: Sampling | None, positions: Array, seen: Array | None = None
+        logits: Array,
+        sampling: Sampling | None,
+        positions: Array,
+        seen: Array | None = None,
+        scores: Callable[[], Array] | None = None,
     ) -> tuple[Array, None]:
         if shared_noise:
-            return draw(logits, sampling, positions, seen), None
+            return greedy(perturbed(logits, sampling, positions, seen) if scores is None else scores()), None
         return greedy(logits if sampling is None else penalised(logits, sampling.repetition_penalty, seen)), None
 
     def choose(
@@ -72,7 +77,11 @@ def ratio(top: int = 64) -> Acceptance:
     """
 
     def propose(
-        logits: Array, sampling: Sampling | None, positions: Array, seen: Array | None = None
+        logits: Array,
+        sampling: Sampling | None,
+        positions: Array,
+        seen: Array | None = None,
+        scores: Callable[[], Array] | None = None,
     ) -> tuple[Array, Law | None]:
         if sampling is None:
             return greedy(logits), None

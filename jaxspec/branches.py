@@ -4,6 +4,7 @@ All branches read the draft's cache through masks. The last R·γ rows before th
 them is the n-th row of branch b. The rows of the branch that comes true are copied to their place afterwards.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -68,15 +69,24 @@ class Proposer(NamedTuple):
     seen: Array | None = None
     num_candidates: int = 0
 
-    def __call__(self, logits: Array, positions: Array) -> tuple[Array, Notes]:
-        """Tokens [B, R] from logits [V, B, R], for ``positions`` [B, R]; and their notes."""
-        tokens, law = self.acceptance.propose(logits, self.sampling, positions, self.seen)
-        return tokens, Notes(law, self.others(logits, tokens, positions) if self.num_candidates else None)
+    def __call__(
+        self, logits: Array, positions: Array, said: Array | None = None, noted: int | None = None
+    ) -> tuple[Array, Notes]:
+        """Tokens [B, R] from logits [V, B, R], for ``positions`` [B, R], unless they were ``said``.
 
-    def others(self, logits: Array, drafted: Array, positions: Array) -> Message:
-        """The draft's likeliest tokens there but for the drafted ones (−1: none); the target's noise counts."""
+        Beside them their notes, or those of the first ``noted`` tokens.
+        """
+        scores = cache(lambda: perturbed(logits, self.sampling, positions, self.seen))
+        drawn, law = self.acceptance.propose(logits, self.sampling, positions, self.seen, scores)
+        tokens, law = drawn if said is None else said, jax.tree.map(lambda leaf: leaf[:, :noted], law)
+        if not self.num_candidates:
+            return tokens, Notes(law, None)
+        return tokens, Notes(law, likely(scores()[:, :, :noted], tokens[:, :noted], self.num_candidates))
+
+    def others(self, logits: Array, positions: Array) -> Message:
+        """The draft's likeliest tokens there; the target's noise counts."""
         scores = perturbed(logits, self.sampling, positions, self.seen)
-        return likely(scores, drafted, self.num_candidates)
+        return likely(scores, jnp.full_like(positions, -1), self.num_candidates)
 
     def after(self, tokens: Array) -> "Proposer":
         """Once branches have said ``tokens`` [B, R]."""

@@ -123,7 +123,7 @@ def draft_ahead(side: Drafter, params: Params, cache: Cache, standing: Standing)
     logits, cache = extend(side.network, params, cache, pending.token[:, None], pending.position)
     along = seen_along(standing.seen, standing.window.tokens)
     proposer = side.proposer(standing, None if along is None else along[:, -1:])
-    behind = proposer.others(logits, jnp.full_like(pending.token, -1)[:, None], pending.position[:, None] + 1)
+    behind = proposer.others(logits, pending.position[:, None] + 1)
     roots = side.policy.ahead(join(standing.likely, behind, standing.size), None)
     return _rolled(side, params, cache, standing, roots, None, None)
 

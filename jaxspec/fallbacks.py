@@ -170,9 +170,9 @@ def filled(drafted: Drafted, window: int) -> Drafted:
 
 def _certain(proposer: Proposer, logits: Array, tokens: Array, positions: Array) -> Notes:
     """Notes of looked-up tokens: each was certain, and the draft's other candidates are its own."""
-    _, law = proposer.acceptance.propose(logits, proposer.sampling, positions, proposer.seen)
+    _, (law, likely) = proposer(logits, positions, tokens)
     if law is not None:
         order = jnp.arange(law.tokens.shape[2])[None, None]
         others = (jnp.maximum(tokens, 0)[..., None] + order) % logits.shape[0]
         law = Law(others, jnp.where((order == 0) & (tokens >= 0)[..., None], 0.0, -jnp.inf))
-    return Notes(law, proposer.others(logits, tokens, positions) if proposer.num_candidates else None)
+    return Notes(law, likely)

@@ -99,16 +99,17 @@ def _pass(task: Task, cache: Cache, count: Array, tokens: Array, seen: Array | N
     assert network.streams is not None
     numbers, streams = count[..., None] + jnp.arange(main)[None, None], network.streams.count
     positions = (roots.position[..., None] + numbers).reshape(batch, -1)
-    below, along = (_attend(scratch, roots.position, numbers, pending, each) for each in (0, streams))
+    below, above = (_attend(scratch, roots.position, numbers, pending, each) for each in (0, streams))
     run, first = (tokens.reshape(batch, -1), positions), 0 if pending is None else 1
     if pending is not None:
         run = tuple(jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, run, strict=True))  # type: ignore[assignment]
-    x, cache = forward(network, params, *run, cache, (below, along), first)
-    own = proposer._replace(seen=_along(seen, tokens))
-    said, notes = own(network.logits(params, x[:, :, first : first + branches * main]), positions + 1)
+    x, cache = forward(network, params, *run, cache, (below, above), first)
     ahead = (positions[..., None] + 2 + jnp.arange(streams)[None, None]).reshape(batch, -1)
-    wider = own._replace(seen=None if own.seen is None else jnp.repeat(own.seen, streams, axis=1), num_candidates=0)
-    guesses, _ = wider(network.logits(params, x[:, :, first + branches * main :]), ahead)
+    along = _along(seen, tokens)
+    wider = None if along is None else jnp.concatenate([along, jnp.repeat(along, streams, axis=1)], axis=1)
+    places, kept = jnp.concatenate([positions + 1, ahead], axis=1), branches * main
+    drawn, notes = proposer._replace(seen=wider)(network.logits(params, x[:, :, first:]), places, noted=kept)
+    said, guesses = drawn[:, :kept], drawn[:, kept:]
     apart = lambda leaf: leaf.reshape(batch, branches, main, *leaf.shape[2:])  # noqa: E731
     return Passed(apart(said), guesses.reshape(*tokens.shape, streams), jax.tree.map(apart, notes), cache)
 

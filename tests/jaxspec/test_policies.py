@@ -1,6 +1,7 @@
 """What is rolled out ahead changes the time and nothing else: every policy gives the tokens of plain decoding."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import pytest
@@ -99,24 +100,33 @@ def test_larger_meshes_change_nothing(name):
     assert decode(POLICIES[name], placement=models.meshes(4, 2)).tokens == models.expected()
 
 
+COUNTED = []
+
+
+@cache
+def counting():
+    """A draft equal to the target that notes how many tokens every pass runs."""
+    draft = models.target()
+
+    def embed(params, tokens):
+        jax.debug.callback(lambda: COUNTED.append(tokens.size))
+        return draft.network.embed(params, tokens)
+
+    return draft._replace(network=replace(draft.network, embed=embed))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_draft_tokens_of_a_step(name):
     """R·γ + 1 a sequence, whatever its prefix; γ + 1 where all is drafted anew."""
-    counted, draft = [], models.target()
-
-    def embed(params, tokens):
-        counted.append(tokens.size)
-        return draft.network.embed(params, tokens)
-
-    counting = draft._replace(network=replace(draft.network, embed=embed))
-    built = method(POLICIES[name], draft=counting)
+    built = method(POLICIES[name], draft=counting())
     state = built.init(models.request([[1, 5, 3], [3] * 20]), 64)
-    counted.clear()
-    with jax.disable_jit():
-        built.step(state)
+    jax.effects_barrier()
+    COUNTED.clear()
+    jax.block_until_ready(built.step(state))
+    jax.effects_barrier()
     branches = {"none": 1, "pearl": 1, "saguaro": 6, "ahead": 6, "mirror": 4, "hybrid": 6}[name]
-    assert sum(counted) == 2 * (branches * 3 + 1)
+    assert sum(COUNTED) == 2 * (branches * 3 + 1)
 
 
 def test_equal_policies_share_their_programs():
