@@ -3,7 +3,7 @@
 Under ``match`` the very tokens, at any temperature; under ``ratio`` their law.
 """
 
-from functools import partial
+from functools import cache, partial
 from itertools import combinations, product
 
 import jax
@@ -20,15 +20,20 @@ from tests.jaxspec import models, pairs
 from tests.jaxspec.test_acceptance import fits
 from tests.jaxspec.test_sampling import softmax, sorted_filter
 
-WINDOWS, KAPPAS, EXITS = range(1, 9), range(1, 9), range(1, models.TARGET.num_layers + 1)
-#: Windows × κ in full, and an exit layer so chosen that every exit meets every window and every κ.
-COVERING = [(window, kappa, 1 + (window + kappa) % len(EXITS)) for window, kappa in product(WINDOWS, KAPPAS)]
+WINDOWS, EXITS = range(1, 9), range(1, models.TARGET.num_layers + 1)
+#: Of windows and of κ; `make matrix` has all eight.
+SOME = (1, 2, 3, 6, 8)
+#: Any two of them meet, and every exit layer meets each.
+COVERING = [
+    (window, kappa, 1 + (row + column) % len(EXITS))
+    for (row, window), (column, kappa) in product(enumerate(SOME), enumerate(SOME))
+]
 DIAGONAL = [(1, 1, 4), (2, 3, 1), (3, 2, 2), (4, 8, 3), (5, 4, 1), (8, 1, 2)]
 
-#: Every family meets every window; batches and methods are so chosen that any two values of any two axes meet.
+#: Every family meets some windows; batches and methods are so chosen that any two values of any two axes meet.
 FAMILY_ROWS = [
-    ("mirror" if (number + window) % 3 == 0 else "speculative", name, pairs.BATCHES[(number + 2 * window) % 3], window)
-    for (number, name), window in product(enumerate(pairs.FAMILIES), pairs.WINDOWS)
+    ("mirror" if (row + column) % 3 == 0 else "speculative", name, pairs.BATCHES[(row + 2 * column) % 3], window)
+    for (row, name), (column, window) in product(enumerate(pairs.FAMILIES), enumerate(SOME))
 ]
 QUICK_ROWS = [("mirror", "gemma2", 1, 6), ("speculative", "mistral", 3, 8)]
 
@@ -55,7 +60,7 @@ def test_speculative(window):
 
 
 def test_the_covering_array_holds_every_pair_of_values():
-    axes = (WINDOWS, KAPPAS, EXITS)
+    axes = (SOME, SOME, EXITS)
     for first, second in combinations(range(3), 2):
         assert {(row[first], row[second]) for row in COVERING} == set(product(axes[first], axes[second]))
 
@@ -73,7 +78,7 @@ def test_mirror_over_the_covering_array(window, kappa, exit_layer):
 
 @pytest.mark.slow
 @pytest.mark.as_users
-@pytest.mark.parametrize(("window", "kappa", "exit_layer"), DIAGONAL)
+@pytest.mark.parametrize(("window", "kappa", "exit_layer"), DIAGONAL[1::2])
 def test_mirror_compiled_as_users_do(window, kappa, exit_layer):
     expected = decode(jaxspec.autoregressive(models.target())).tokens
     assert decode(models.speculative(window)).tokens == expected
@@ -145,7 +150,7 @@ def test_more_sequences_than_slices(build):
 
 
 def test_the_rows_of_families_hold_every_pair_of_values():
-    axes = (pairs.METHODS, pairs.FAMILIES, pairs.BATCHES, pairs.WINDOWS)
+    axes = (pairs.METHODS, pairs.FAMILIES, pairs.BATCHES, SOME)
     for first, second in combinations(range(4), 2):
         assert {(row[first], row[second]) for row in FAMILY_ROWS} == set(product(axes[first], axes[second]))
     assert set(QUICK_ROWS) <= set(product(*axes))
@@ -156,7 +161,7 @@ def test_the_rows_of_families_hold_every_pair_of_values():
 
 def temperatures(kind, name, batch, window):
     """Those of a row of the covering array: 0, which has programs of its own, or the others, which share theirs."""
-    greedy = (list(pairs.FAMILIES).index(name) + window) % 2 == 0
+    greedy = (list(pairs.FAMILIES).index(name) + SOME.index(window)) % 2 == 0
     return pairs.TEMPERATURES[:1] if greedy else pairs.TEMPERATURES[1:]
 
 
@@ -247,7 +252,7 @@ def test_neighbours_change_nothing(name):
 @pytest.mark.slow
 def test_drafts_of_mirror_are_those_of_speculative_decoding():
     """The same windows, hence the same steps: rolling out ahead only changes when they are drafted."""
-    settings = {"temperature": 0.8, "top_k": 6, "seed": 3}
+    settings = {"temperature": 0.8, "top_k": 6, "seed": 4}
     one, other = (
         jaxspec.generate(METHODS[name](), pairs.PROMPTS, 20, **settings) for name in ("speculative", "mirror")
     )
@@ -261,9 +266,10 @@ SEEDS, SETTINGS = 4000, {"temperature": 1.1, "top_p": 0.9}
 
 def two_steps(method, first_seed):
     """What two steps say after one prompt, for many seeds as one batch: (tokens, counts) of both, and who reused."""
-    prompts = [np.asarray(models.PROMPTS[0], np.int32)] * SEEDS
+    prompt = np.asarray(models.PROMPTS[0], np.int32)
     options = Options(max_new_tokens=8, seed=first_seed, **SETTINGS).arrays(SEEDS)
-    state = method.init(*request_of(prompts, options, method))
+    request, _ = request_of([prompt] * SEEDS, options, method)
+    state = method.init(request._replace(tokens=request.tokens[:, : len(prompt)]), 16)
     state, first = method.step(state)
     _, second = method.step(state)
     return jax.device_get(
@@ -276,10 +282,14 @@ def two_steps(method, first_seed):
     )
 
 
-def laws_after(texts):
-    """The target's filtered law after each text [N, T]: [V, N]."""
-    logits = np.asarray(log_probabilities(*models.target()[:2], jnp.asarray(texts, jnp.int32))[:, :, -1])
-    return np.stack([softmax(sorted_filter(row, **SETTINGS)) for row in logits.T], axis=1)
+@cache
+def laws():
+    """The target's filtered law after the prompt [V], and after each word behind it [V, V]."""
+    prompt, words = models.PROMPTS[0], np.arange(models.VOCAB)
+    score = jax.jit(partial(log_probabilities, models.target().network))
+    logits = np.asarray(score(models.target().params, jnp.asarray([[*prompt, word] for word in words], jnp.int32)))
+    law = lambda row: softmax(sorted_filter(row, **SETTINGS))  # noqa: E731
+    return law(logits[:, 0, -2]), np.stack([law(row) for row in logits[:, :, -1].T])
 
 
 #: One token drafted a step; a correction may be foreseen under all of them but the first two.
@@ -301,9 +311,7 @@ def test_ratio_keeps_the_law_of_two_tokens(name):
     parts = [two_steps(method, SEEDS * number) for number in range(5)]
     tokens, emitted, later, reused = (np.concatenate(part) for part in zip(*parts, strict=True))
     first, second = tokens[:, 0], np.where(emitted > 1, tokens[:, 1], later[:, 0])
-    words, prompt = np.arange(models.VOCAB), models.PROMPTS[0]
-    law = laws_after([prompt])[:, 0]
-    following = laws_after([[*prompt, word] for word in words]).T
+    words, (law, following) = np.arange(models.VOCAB), laws()
     joint = np.bincount(first * models.VOCAB + second, minlength=models.VOCAB**2)
     assert fits(joint, len(first) * law[:, None] * following)
     for flag in (False,) if name in ("speculative", "pearl") else (False, True):
