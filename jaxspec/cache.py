@@ -21,7 +21,9 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtyp
 
 
 def write(rows: Array, new: Array, positions: Array) -> Array:
-    """Writes new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B] on."""
+    """Writes new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B], or [] for all, on."""
+    if positions.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(rows, new, positions, axis=2)
     update = lambda old, part, place: jax.lax.dynamic_update_slice(old, part, (0, place, 0))  # noqa: E731
     if rows.shape[0] == 1:
         return update(rows[0], new[0], positions[0])[None]
@@ -39,7 +41,7 @@ def fill(network: Network, params: Params, tokens: Array, capacity: int) -> Cach
         tokens, start = part
         positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
         x = network.embed(params, tokens)
-        return network.blocks(params, x, positions, cache, cached(positions), layers)[1], None
+        return network.blocks(params, x, positions, cache, cached(positions, start), layers)[1], None
 
     if length <= CHUNK:
         return run(cache, (tokens, jnp.int32(0)))[0]
@@ -58,11 +60,15 @@ def causal() -> Attend:
     return attend
 
 
-def cached(positions: Array) -> Attend:
-    """Attention of tokens at consecutive ``positions`` [B, T] to the cache, which they extend first."""
+def cached(positions: Array, start: Array | None = None) -> Attend:
+    """Attention of tokens at consecutive ``positions`` [B, T], all from ``start`` on if given, to the cache.
+
+    They extend it first.
+    """
+    first = positions[:, 0] if start is None else start
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
-        rows = write(rows[0], keys, positions[:, 0]), write(rows[1], values, positions[:, 0])
+        rows = write(rows[0], keys, first), write(rows[1], values, first)
         return attend_cache(queries, rows, visible(rows[0].shape[2], positions, scores.window), scores), rows
 
     return attend

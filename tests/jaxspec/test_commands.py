@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 import jaxspec
 from jaxspec import zoo
 from jaxspec.__main__ import main
+from tests.jaxspec import small
 
 PROMPT = "My lord, "
 
@@ -22,8 +23,8 @@ def run(capsys, *args):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """The embedded pair as two published checkpoints."""
-    folder, pair = tmp_path_factory.mktemp("published"), zoo.load()
+    """A pair as two published checkpoints."""
+    folder, pair = tmp_path_factory.mktemp("published"), small.pair()
     for name in ("target", "draft"):
         jaxspec.save_huggingface(getattr(pair, name), folder / name)
     return folder
@@ -31,8 +32,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected():
-    pair = zoo.load()
-    return jaxspec.generate(jaxspec.autoregressive(pair.target), [PROMPT], 12)
+    return jaxspec.generate(jaxspec.autoregressive(small.pair().target), [PROMPT], 12)
 
 
 @pytest.mark.parametrize("method", ["autoregressive", "speculative", "mirror"])
@@ -45,23 +45,27 @@ def test_every_method_writes_the_target_s_text(method, published, expected, caps
     assert found["stats"]["new_tokens"] == 12
 
 
-def test_a_pair_needs_no_draft(expected, capsys):
+def test_a_pair_needs_no_draft(capsys):
+    """The embedded one needs no name either."""
+    expected = jaxspec.generate(jaxspec.autoregressive(zoo.load().target), [PROMPT], 12)
     found = run(capsys, "generate", "--prompt", PROMPT, "--max-new-tokens", 12)
     assert found["tokens"] == expected.tokens[0]
     assert found["stats"]["accepted"] > 0
 
 
-def test_people_see_the_prompt_and_what_follows(expected, capsys):
-    main(["generate", "--prompt", PROMPT, "--max-new-tokens", "12", "--method", "autoregressive"])
+def test_people_see_the_prompt_and_what_follows(small_pair, expected, capsys):
+    where = ["--target", str(small_pair)]
+    main(["generate", *where, "--prompt", PROMPT, "--max-new-tokens", "12", "--method", "autoregressive"])
     assert capsys.readouterr().out.startswith(PROMPT + expected.text[0])
 
 
-def test_options_reach_the_sampler(capsys):
-    pair = zoo.load()
+def test_options_reach_the_sampler(small_pair, capsys):
+    pair = small.pair()
     options = {"temperature": 0.9, "top_p": 0.8, "top_k": 9, "seed": 5}
     expected = jaxspec.generate(jaxspec.autoregressive(pair.target), [PROMPT], 30, **options, stop=["a"])
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
-    found = run(capsys, "generate", "--prompt", PROMPT, "--max-new-tokens", 30, *flags, "--stop", "a")
+    where = "--target", small_pair, "--prompt", PROMPT
+    found = run(capsys, "generate", *where, "--max-new-tokens", 30, *flags, "--stop", "a")
     assert found["tokens"] == expected.tokens[0]
     assert found["finish_reason"] == expected.finish_reason[0] == "stop"
     assert "a" not in found["text"]

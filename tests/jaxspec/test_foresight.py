@@ -12,7 +12,7 @@ from jaxspec.foresight import foresee, foreseen, steps
 from jaxspec.probe import step_ends
 from tests.jaxspec import models, pairs
 
-NEW, WINDOW, LAYER = 48, 3, 2
+NEW, LONG, WINDOW, LAYER = 48, 96, 3, 2
 PROMPTS = [prompt[:3] for prompt in pairs.PROMPTS]
 EXACT = {
     "mirror": candidates.mirror(),
@@ -135,8 +135,8 @@ def test_bad_input(foresight):
 def of_the_embedded_pair():
     """Prompts, and what is foreseen behind them."""
     pair = zoo.load()
-    prompts = held_out(pair.target.text, 16)
-    return pair, prompts, replayed(pair.target, pair.draft, prompts, 128, (pair.exit_layer,), exit=pair.exit)
+    prompts = held_out(pair.target.text, 8)
+    return pair, prompts, replayed(pair.target, pair.draft, prompts, LONG, (pair.exit_layer,), exit=pair.exit)
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_the_embedded_pair_is_foretold(policy):
     method = jaxspec.mirror(
         pair.target, pair.draft, num_candidates=4, exit_layer=pair.exit_layer, exit=pair.exit, policy=policy
     )
-    stats = jaxspec.generate(method, prompts, 128).stats
+    stats = jaxspec.generate(method, prompts, LONG).stats
     error = 3 * np.sqrt(hits.mean() * (1 - hits.mean()) / stats.needed)
     print(f"{policy}: foretold {hits.mean():.3f}, reused {stats.reuse_rate:.3f}")
     assert stats.reuse_rate == pytest.approx(hits.mean(), abs=error)

@@ -61,8 +61,8 @@ def test_no_runs():
 
 
 @pytest.mark.slow
-def test_methods_are_compared_on_the_same_prompts(questions, capsys):
-    options = ["--per-task", "1", "--max-new-tokens", "24", "--runs", "2"]
+def test_methods_are_compared_on_the_same_prompts(small_pair, questions, capsys):
+    options = ["--target", str(small_pair), "--per-task", "1", "--max-new-tokens", "24", "--runs", "2"]
     command_line.main(["bench", str(questions), *options, "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     tasks = [*dict.fromkeys(TASKS.values()), "all"]

@@ -99,7 +99,7 @@ def test_trained_streams_guess_right():
     """Those of a frozen draft, which itself says something else."""
     draft = trained(True)
     before, after = (
-        streaming_loss(net)(params, {"tokens": jnp.asarray(texts())}, jax.random.key(0))[1]
+        jax.jit(streaming_loss(net))(params, {"tokens": jnp.asarray(texts())}, jax.random.key(0))[1]
         for net, params, _ in (untrained(), draft)
     )
     assert after["main"] == before["main"] > 1
@@ -130,8 +130,9 @@ def test_guesses_are_those_of_one_pass_over_the_text(with_pending):
     task = Task(draft.network, draft.params, roots, Proposer(rule, None), scratch)
     more, tail = jnp.asarray([[[2], [7]], [[0], [4]]], jnp.int32), jnp.asarray([[[6, 1, 8]] * 2] * 2, jnp.int32)
     none = jnp.zeros((2, 2), jnp.int32)
-    begun = _pass(task, cache, none, jnp.concatenate([roots.token[..., None], more], axis=2), None, pending)
-    found = _pass(task, begun.cache, none + jnp.asarray([[1, 2]]), tail, None, None)
+    run = jax.jit(lambda *args: _pass(task, *args))
+    begun = run(cache, none, jnp.concatenate([roots.token[..., None], more], axis=2), None, pending)
+    found = run(begun.cache, none + jnp.asarray([[1, 2]]), tail, None, None)
     for row, branch in product(range(2), range(2)):
         own = [int(roots.token[row, branch]), int(more[row, branch, 0])][: 1 + branch]
         before = [*models.PROMPTS[row], *(first.tokens[row].tolist() if with_pending else [])]

@@ -140,13 +140,13 @@ def test_bad_input():
 
 
 @pytest.mark.slow
-def test_command(capsys):
-    options = ["--windows", "3", "--num-candidates", "4", "--budgets", "4", "--exit-layers", "3"]
-    small = ["--prompts", "2", "--new-tokens", "24"]
-    command_line.main(["tune", *options, *small, "--json"])
+def test_command(small_pair, capsys):
+    options = ["--windows", "3", "--num-candidates", "4", "--budgets", "4", "--exit-layers", "1"]
+    asked = ["tune", str(small_pair), *options, "--prompts", "2", "--new-tokens", "24"]
+    command_line.main([*asked, "--json"])
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["chosen"] == told["rows"][0]
     assert told["rows"][0]["tokens_per_second"] == max(row["tokens_per_second"] for row in told["rows"])
     assert {"plain", "passes", "drafting", "overlap"} <= set(told["primitives"])
-    command_line.main(["tune", *options, *small])
+    command_line.main(asked)
     assert "the best of each policy" in capsys.readouterr().out
