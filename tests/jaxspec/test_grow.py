@@ -1,6 +1,6 @@
 """Grown models compute the function of the small ones, at every fraction of the depth."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,12 @@ FACTORS = [(2, 1), (1, 2), (3, 2), (2, 3)]
 
 
 def states(model, exits):
-    network, params = model[:2]
-    return [np.asarray(x) for x in hidden_states(network, params, TOKENS, exits)]
+    return [np.asarray(x) for x in _states(model.network, model.params, exits)]
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _states(network, params, exits):
+    return hidden_states(network, params, TOKENS, exits)
 
 
 @cache
