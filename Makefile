@@ -48,8 +48,8 @@ test: setup  ## every test, in two processes (PEERS=1 also compares with torch a
 fast: setup  ## the tests that take no longer than a few seconds each
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
 
-matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical"
-	$(RUN) -m tests.matrix
+matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical" (WORKERS=n)
+	WORKERS=$(WORKERS) $(RUN) -m tests.matrix
 
 soak: setup  ## work killed thirty-six times, ten thousand rounds, a hundred thousand tokens, long properties, fuzz (PEERS=1: another flwr)
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.soak

@@ -101,7 +101,7 @@ def finished(version: str) -> dict[tuple, dict]:
 def results(done: set[tuple]) -> Iterator[dict]:
     """Missing rows, as they are ready."""
     groups = [group for group in GROUPS if not done.issuperset(group)]
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(int(os.environ.get("WORKERS", 2)), get_context("spawn")) as pool:
         for rows in pool.map(partial(run, done=done), groups):
             yield from rows
 
