@@ -177,7 +177,7 @@ class Bench:
             "evaluate_every": self.options.evaluate_every,
             "hyperparameters": {**reproduction.SHARED, **OWN},
             "device": jax.default_backend(),
-        }
+        } | ({} if jax.default_backend() == "cpu" else {"card": jax.devices()[0].device_kind})
 
     def program(self, algorithm: str, epochs: int) -> reproduction.Program:
         """The program of an algorithm with K local epochs."""
