@@ -79,7 +79,7 @@ def test_mirror_over_the_covering_array(window, kappa, exit_layer):
 
 @pytest.mark.slow
 @pytest.mark.as_users
-@pytest.mark.parametrize(("window", "kappa", "exit_layer"), DIAGONAL[3:4])
+@pytest.mark.parametrize(("window", "kappa", "exit_layer"), DIAGONAL)
 def test_mirror_compiled_as_users_do(window, kappa, exit_layer):
     expected = decode(jaxspec.autoregressive(models.target())).tokens
     assert decode(models.speculative(window)).tokens == expected
