@@ -28,7 +28,7 @@ INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 # a third of the time of an installation; without any, each of the tests' hundred processes would compile its own.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo notebooks test fast matrix soak lint types docs compat constraints clean distclean
+.PHONY: help setup demo notebooks test fast matrix soak lint types docs compat oldest constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -79,6 +79,9 @@ compat: | $(VENV)/bin/python  ## the tests under another Python, in a .venv of i
 	echo "compat: nothing was run: expected $(or $(COMPAT_PYTHON),a second Python of 3.11 to 3.13), none is installed;" \
 	  "name one: make compat COMPAT_PYTHON=path/to/python3.13" >&2; exit 1
 
+oldest:  ## the tests with the oldest versions that pyproject.toml allows, in a .venv of its own
+	$(MAKE) test PYTHON="$(or $(PYTHON_GIVEN),python3.11)" VENV=.venv-oldest PINS=constraints/oldest.txt
+
 constraints:  ## compile constraints/*.txt anew (keeps versions that still fit; UPGRADE=1 takes the newest)
 	@[ -x .venv-constraints/bin/uv ] || { $(PYTHON) -m venv .venv-constraints \
 	  && .venv-constraints/bin/python -m pip --disable-pip-version-check install --quiet uv; }
@@ -89,7 +92,7 @@ clean:  ## remove caches and outputs; the environments stay
 	find jaxfed jaxspec tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## also remove every .venv
-	rm -rf .venv .venv-compat-* .venv-constraints
+	rm -rf .venv .venv-compat-* .venv-oldest .venv-constraints
 
 $(VENV)/bin/python:
 	@rm -f $(VENV)/.installed*

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jaxfed", "jaxspec")
@@ -23,6 +24,7 @@ CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {extra: [Requirement(text) for text in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
 PER_PYTHON = sorted((ROOT / "constraints").glob("py3*.txt"))
 PEERS = ROOT / "constraints" / "peers.txt"
+OLDEST = ROOT / "constraints" / "oldest.txt"
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -60,7 +62,7 @@ def modules(requirements: list[Requirement]) -> set[str]:
     return own | {"orbax", "jaxlib", "ml_dtypes"}
 
 
-@pytest.mark.parametrize("path", [*PER_PYTHON, PEERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*PER_PYTHON, PEERS, OLDEST], ids=lambda path: path.stem)
 def test_constraints_hold_versions_only(path):
     text = path.read_text(encoding="utf-8")
     assert "://" not in text
@@ -80,6 +82,14 @@ def test_what_is_declared_is_pinned_above_its_lower_bound(path):
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
     for requirement in EXTRAS["peers"]:
         assert requirement.specifier.contains((pinned | pins(PEERS))[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    pinned = pins(OLDEST)
+    for requirement in [*CORE, *EXTRAS["test"], *EXTRAS["dev"]]:
+        (bound,) = (Version(spec.version).release for spec in requirement.specifier)
+        version = Version(pinned[canonicalize_name(requirement.name)])
+        assert version.release[: len(bound)] == bound, f"{requirement}, pinned {version}: raise the lower bound"
 
 
 @pytest.mark.parametrize("path", PER_PYTHON, ids=lambda path: path.stem)
