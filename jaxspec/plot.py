@@ -148,7 +148,7 @@ def surface(found: Surface, path: str | Path | None = None) -> Figure:
         lines = axes.contour(found.costs, found.rates, best, levels, colors="#222222", linewidths=0.9)
         inside = [level for level in levels if best[0, column] < level < best[-1, column]]
         places = [(found.costs[column], np.interp(level, best[:, column], found.rates)) for level in inside]
-        axes.clabel(lines, inside, fmt=lambda level: f"{level:g}×", fontsize=9, manual=places)
+        axes.clabel(lines, fmt=lambda level: f"{level:g}×", fontsize=9, manual=places)
         axes.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
