@@ -92,7 +92,7 @@ clean:  ## remove caches and outputs; the environments stay
 	find jaxfed jaxspec tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## also remove every .venv
-	rm -rf .venv .venv-compat-* .venv-oldest .venv-constraints
+	rm -rf .venv .venv-*
 
 $(VENV)/bin/python:
 	@rm -f $(VENV)/.installed*

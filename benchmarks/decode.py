@@ -32,7 +32,7 @@ import mirror
 import mirror_gpu
 import numpy as np
 import tyro
-from memory import read_bandwidth
+from machine import read_bandwidth
 
 import jaxspec
 from jaxspec import zoo

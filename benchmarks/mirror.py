@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from machine import read_bandwidth
 from matplotlib.figure import Figure
-from memory import read_bandwidth
 from tqdm import tqdm
 
 import jaxspec

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machine import card
 from mirror import DRAFTS as ALL_DRAFTS
 from mirror import prompts_of
 
@@ -226,20 +227,19 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
     end = time.perf_counter() + 60 * options.minutes
     left = lambda: end - time.perf_counter()  # noqa: E731
     accelerator, processor = jax.devices()[0], jax.devices("cpu")[-1]
-    card = {"card": accelerator.device_kind}
     placements = {
         "accelerator": Placement(mesh_of([accelerator]), mesh_of([accelerator])),
         "processor": Placement(mesh_of([accelerator]), mesh_of([processor])),
     }
     speed, message = bandwidth(accelerator), latency.rendezvous(placements["processor"])
-    yield {"kind": "machine", **card, "copy_gb_s": round(speed / 1e9, 1), "rendezvous_ms": round(1e3 * message, 4)}
+    yield {"kind": "machine", **card(), "copy_gb_s": round(speed / 1e9, 1), "rendezvous_ms": round(1e3 * message, 4)}
     for name, way in (("to the processor", (accelerator, processor)), ("back", (processor, accelerator))):
-        yield {"kind": "crossing", **card, "way": name, **crossing(*way)}
+        yield {"kind": "crossing", **card(), "way": name, **crossing(*way)}
     pair = zoo.load()
     prompts = prompts_of(pair, options.prompts)
     target_of = lru_cache(None)(lambda size: jax.block_until_ready(grow(short(pair.target), *TARGETS[size])))
     for draft, size in ((draft, size) for draft in options.drafts or DRAFTS for size in options.sizes or SIZES):
-        about = {**card, "target": size, "draft": draft}
+        about = {**card(), "target": size, "draft": draft}
         if left() < 0:
             yield {"kind": "skipped", **about, "why": SPENT}
             continue

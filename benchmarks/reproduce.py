@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import reproduction
 import tyro
+from machine import card
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from reproduction import BATCH, CLIENTS, COHORT, EPOCHS, NETWORKS, OWN, Row
@@ -177,7 +178,8 @@ class Bench:
             "evaluate_every": self.options.evaluate_every,
             "hyperparameters": {**reproduction.SHARED, **OWN},
             "device": jax.default_backend(),
-        } | ({} if jax.default_backend() == "cpu" else {"card": jax.devices()[0].device_kind})
+            **card(),
+        }
 
     def program(self, algorithm: str, epochs: int) -> reproduction.Program:
         """The program of an algorithm with K local epochs."""

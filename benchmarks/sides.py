@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import torch
 import torch_loop
+from machine import card
 from networks import BATCH, NETWORKS, ON_GPU, Network
 
 import jaxfed
@@ -55,7 +56,7 @@ class Case(NamedTuple):
     @property
     def about(self) -> dict[str, Any]:
         """What every line begins with."""
-        return self._asdict() | ({"card": jax.local_devices()[0].device_kind} if on_gpu() else {})
+        return self._asdict() | card()
 
     def built(self, native: bool = False) -> jaxfed.FederatedAlgorithm:
         """The algorithm in the authors' form: clip 10, weight decay 1e-3."""
