@@ -27,12 +27,13 @@ from jaxfed.algorithms import (
     mofedsam,
     scaffold,
 )
-from jaxfed.history import History
+from jaxfed.history import History, RunState
 from jaxfed.plans import chunked, map, sharded, vmap  # noqa: A004  plans by their names
 from jaxfed.precision import mixed_precision
-from jaxfed.resume import Checkpointing
+from jaxfed.resume import Checkpointing, Interrupted
 from jaxfed.samplers import CoinFlips, FixedSize
 from jaxfed.simulate import simulate
+from jaxfed.state import NothingTrainedWarning
 from jaxfed.stateful import Stateful
 from jaxfed.stores import DeviceStore, DiskStore, HostStore
 from jaxfed.tree import masked_mean
@@ -49,8 +50,11 @@ __all__ = [
     "FixedSize",
     "History",
     "HostStore",
+    "Interrupted",
     "Message",
+    "NothingTrainedWarning",
     "RoundInfo",
+    "RunState",
     "Server",
     "Stateful",
     "algorithms",

@@ -1,7 +1,9 @@
 """The command line: ``python -m jaxfed run|compare|partition``."""
 
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import tyro
 
@@ -16,13 +18,24 @@ COMMANDS: dict[str, Callable[..., None]] = {"run": run, "compare": compare, "par
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the installed command ``jaxfed``; exits with 1 after bad input, with 130 after Ctrl-C."""
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxfed", args=args)
+        with plainly():
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxfed", args=args)
     except (ValueError, FloatingPointError, OSError, CheckpointError) as error:
         sys.exit(f"jaxfed: {error}")
     except KeyboardInterrupt as stopped:
         told = str(stopped) or "stopped before the first round"
         print(f"jaxfed: {told} (run the same command again)", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Print warnings as the errors are, without a line of code."""
+    before, warnings.formatwarning = warnings.formatwarning, lambda message, *rest, **more: f"jaxfed: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, get_args
 from jaxtyping import Array, PyTree
 
 from jaxfed.checks import check_choice
+from jaxfed.stateful import AnyLossFn
 from jaxfed.types import Batch, Key, Params, Scalar
 
 
@@ -228,6 +229,7 @@ class Insides(NamedTuple):
         like `Message.total`.
       aggregate: how messages of a cohort become one.
       averages_state: whether clients send model state.
+      loss_fn: what clients minimise; None where it is not known.
     """
 
     learning_rate: Callable[[Array], Scalar]
@@ -235,6 +237,7 @@ class Insides(NamedTuple):
     advance: Callable[[PyTree, PyTree], PyTree]
     aggregate: Aggregate
     averages_state: bool = False
+    loss_fn: AnyLossFn | None = None
 
 
 class StepFn(Protocol):

@@ -97,7 +97,7 @@ def compose(
     def message(params: Params) -> Message:
         return Message(**{name: optax.tree.zeros_like(params) for name in ("delta", *server_update.reads)})
 
-    insides = Insides(rule.learning_rate, message, advance, plans.MEAN, averaged)
+    insides = Insides(rule.learning_rate, message, advance, plans.MEAN, averaged, solver.loss_fn)
     step = stepping(client_update, update, insides)
     return FederatedAlgorithm(init, init_client, step, client_update, update, insides=insides)
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from jaxfed.algorithm import RoundInfo
+from jaxfed.algorithm import RoundInfo, Server
 from jaxfed.columns import Columns
 
 COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -37,12 +38,15 @@ class History:
       plan: name of the plan that the cohorts were laid out by.
       seconds: what every round took without evaluation, one entry per round; None where that is not known or where
         compilation was part of it.
+      state: the whole state of the run after its last round, where `simulate` was asked to keep it; else None. It is
+        in no file that a history is written to.
     """
 
     rounds: Columns = dataclasses.field(default_factory=Columns)
     evaluations: Columns = dataclasses.field(default_factory=Columns)
     plan: str | None = None
     seconds: list[float | None] = dataclasses.field(default_factory=list)
+    state: "RunState | None" = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.rounds, self.evaluations = Columns(self.rounds), Columns(self.evaluations)
@@ -119,7 +123,7 @@ class History:
         """The history of a snapshot."""
         columns = {name: Columns.restored(told[name], snapshot[name]) for name in ("rounds", "evaluations")}
         seconds = [None if math.isnan(each) else each for each in snapshot["seconds"].tolist()]
-        return cls(**columns, plan=told["plan"], seconds=seconds)
+        return cls(columns["rounds"], columns["evaluations"], told["plan"], seconds)
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line per round: "round", "seconds", its numbers, and "evaluation/…", empty where there is none."""
@@ -158,6 +162,26 @@ class History:
                 known = {f"{prefix}{name}": each for name, each in entry.items() if each is not None}
                 table.setdefault(number, {}).update(known)
         return dict(sorted(table.items()))
+
+
+class RunState(NamedTuple):
+    """Where a run stands: `jaxfed.simulate(algorithm, state, data, ...)` goes on from here as if it had never stopped.
+
+    It may be gone on from several times. `state._replace(server=...)` goes on from another server.
+
+    Attributes:
+      server: after the rounds done.
+      rows: what all clients keep, in the form of the store; of a `DiskStore` only where each row lies in its file.
+      facts: what the store needs to read `rows`, as JSON.
+      store: the store of the run, and of the run that goes on.
+      history: the numbers of all rounds done.
+    """
+
+    server: Server
+    rows: PyTree
+    facts: Mapping[str, Any]
+    store: Any
+    history: History
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -18,7 +18,8 @@ from jaxtyping import PyTree
 from jaxfed import checkpoint as checkpoints
 from jaxfed.algorithm import Server
 from jaxfed.checks import check_range
-from jaxfed.history import History
+from jaxfed.history import History, RunState
+from jaxfed.identity import MADE_WITH, Identity, differences, not_compared
 
 KIND = "jaxfed.simulate"
 
@@ -31,13 +32,17 @@ class Checkpointing:
       directory: where the checkpoints lie; one run per directory.
       every: rounds between two checkpoints; the last round is always saved.
       keep: number of checkpoints that are kept.
+      may_differ: names, as the error lists them, of what was changed on purpose since the last checkpoint, such as
+        "client_learning_rate"; all else must be as it was.
     """
 
     directory: str | Path
     every: int = 10
     keep: int = 3
+    may_differ: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "may_differ", tuple(self.may_differ))
         check_range("every", self.every, least=1)
         check_range("keep", self.keep, least=1)
 
@@ -71,18 +76,34 @@ class Playing(Protocol):
 class Saver:
     """Saves a run and finds where to go on; with `options=None` it does neither. A context manager.
 
-    `kind` tells checkpoints of one loop from those of another.
+    Args:
+      options: where and how often.
+      config: arguments of the run, which its checkpoints must agree with.
+      identity: what else they must agree with, see `jaxfed.identity`; called only where something is saved, with what
+        a checkpoint holds of it.
+      kind: tells checkpoints of one loop from those of another.
     """
 
-    def __init__(self, options: str | Path | Checkpointing | None, config: dict[str, Any], kind: str = KIND) -> None:
+    def __init__(
+        self,
+        options: str | Path | Checkpointing | None,
+        config: dict[str, Any],
+        identity: Callable[[Identity], Identity] = lambda saved: {},
+        kind: str = KIND,
+    ) -> None:
         if isinstance(options, str | Path):
             options = Checkpointing(options)
-        self._options, self._config, self._kind = options, config, kind
+        self._options, self._config, self._identity, self._kind = options, config, identity, kind
         self._writer = checkpoints.Writer(options.directory, kind=kind, keep=options.keep) if options else None
         self._saved: int | None = None
 
     def __enter__(self) -> "Saver":
         return self
+
+    @property
+    def place(self) -> str:
+        """The run in words, with its directory where it has one."""
+        return f"the run in {self._options.directory}" if self._options else "the run"
 
     @property
     def every(self) -> int | None:
@@ -93,16 +114,21 @@ class Saver:
         if self._writer is not None:
             self._writer.__exit__(kind, error, at)
 
-    def resume(self, engine: Playing) -> History:
-        """Put the engine where the last good checkpoint was; return its history.
+    def resume(self, engine: Playing) -> History | None:
+        """Put the engine where the last good checkpoint was; return its history, or None where there is none.
 
         A damaged checkpoint is put aside with a warning, and the one before it taken.
         """
         if self._options is None:
-            return History()
+            return None
         directory = Path(self._options.directory)
         found = checkpoints.steps(directory)
         multihost_utils.sync_global_devices("every process knows the same steps")
+        if found and found[-1] < (begun := int(engine.server.round)):
+            raise ValueError(
+                f"expected checkpoints of round {begun} or later in {directory}, since the run begins there, got round "
+                f"{found[-1]}; take another directory, or begin with algorithm.init(...) to go on from that checkpoint"
+            )
         for step in reversed(found):
             try:
                 manifest = checkpoints.manifest(directory, step)
@@ -123,7 +149,7 @@ class Saver:
             for kept in checkpoints.steps(directory):
                 engine.lock(kept, partial(self._rows, engine, kept))
             return History.restored(told["history"], snapshot["history"])
-        return History()
+        return None
 
     def _rows(self, engine: Playing, step: int) -> PyTree:
         assert self._options is not None
@@ -140,9 +166,15 @@ class Saver:
         self._writer.wait()
         oldest = min(checkpoints.steps(self._options.directory), default=done)
         tree = {**engine.snapshot(done, oldest), "history": history.snapshot()}
-        metadata = {"config": self._config, "history": history.describe(), "rows": engine.describe()}
+        known = {"config": self._config, "identity": dict(self._identity({}))}
+        metadata = {**known, "history": history.describe(), "rows": engine.describe()}
         self._writer.save(done, tree, metadata)
         self._saved = done
+
+    def wait(self) -> None:
+        """Return once what was saved is on disk; raise what went wrong."""
+        if self._writer is not None:
+            self._writer.wait()
 
     def interrupted(self, engine: Playing, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
         """Save unless stopped at once; return the interrupt that says how to resume."""
@@ -150,22 +182,44 @@ class Saver:
             return stopped
         done = int(engine.server.round)
         if self._options is None:
-            return KeyboardInterrupt(f"stopped after round {done}, nothing saved; pass checkpoint=directory next time")
+            return Interrupted(f"stopped after round {done}, nothing saved; pass checkpoint=directory next time")
         self.save(engine, history, now=True)
-        return KeyboardInterrupt(
+        return Interrupted(
             f"stopped after round {done}, saved in {self._options.directory}; the same call resumes from there"
         )
 
     def _check(self, manifest: checkpoints.Manifest) -> None:
+        """Raise ValueError, naming all that differs and may not, for a checkpoint of another run."""
+        assert self._options is not None
         saved = manifest.metadata["config"] if manifest.kind == self._kind else {"kind": manifest.kind}
-        names = {**saved, **self._config}
-        differ = [name for name in names if saved.get(name) != self._config.get(name)]
-        if differ:
-            listed = "; ".join(f"{name}: {saved.get(name)} there, {self._config.get(name)} here" for name in differ)
-            raise ValueError(f"the checkpoint directory holds another run ({listed}); take another, or these arguments")
+        names, directory = {**saved, **self._config}, self._options.directory
+        differ = {name: (saved.get(name), self._config.get(name)) for name in names}
+        differ = {name: (there, here) for name, (there, here) in differ.items() if there != here}
+        if (there := manifest.metadata.get("identity")) and manifest.kind == self._kind:
+            here = self._identity(there)
+            differ |= differences(there, here)
+            if skipped := not_compared(there, here):
+                versions = f"{there.get(MADE_WITH)} there, {here.get(MADE_WITH)} here"
+                warnings.warn(f"{directory}: not compared are {', '.join(skipped)} ({versions})", stacklevel=4)
+        if differ := {name: pair for name, pair in differ.items() if name not in self._options.may_differ}:
+            listed = "; ".join(f"{name}: {there} there, {here} here" for name, (there, here) in differ.items())
+            raise ValueError(
+                f"the checkpoint directory holds another run ({listed}); take another, or these arguments; where this "
+                f"was changed on purpose, pass jaxfed.Checkpointing({str(directory)!r}, may_differ={list(differ)})"
+            )
 
 
-class StoppedAtOnce(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, once the round was done.
+
+    Attributes:
+      state: the `jaxfed.RunState` after it, for `jaxfed.simulate(algorithm, error.state, ...)`; None where not known.
+    """
+
+    state: RunState | None = None
+
+
+class StoppedAtOnce(Interrupted):
     """The second Ctrl-C: nothing more is saved."""
 
 

@@ -1,10 +1,10 @@
 """The host loop: rounds, evaluation, progress, checkpoints. The only impure module beside `checkpoint`."""
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,18 +16,19 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxfed import plans
+from jaxfed import fingerprints, identity, plans
 from jaxfed.algorithm import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.autoplan import Trial, fastest
 from jaxfed.checks import check_choice, check_range
 from jaxfed.data.batches import ClientData, Epochs, Steps
-from jaxfed.engines import AnyStore, Draw, Start, engine
-from jaxfed.history import History
+from jaxfed.engines import AnyStore, Draw, Engine, Start, engine
+from jaxfed.history import History, RunState
 from jaxfed.places import Places
 from jaxfed.plans import Sharded, check_divides, vmap
 from jaxfed.resume import Checkpointing, Interrupt, Saver
 from jaxfed.rounds import Recipe, World
 from jaxfed.samplers import FixedSize, Sampler
+from jaxfed.state import carrying, check_alone, put_back, take, warn_if_done
 from jaxfed.stores import DeviceStore
 from jaxfed.types import Params
 
@@ -58,17 +59,13 @@ class Report:
         """Rounds until somebody wants to hear: the next evaluation, or every round with callbacks."""
         return 1 if self.callbacks else _until(done, self.evaluate_every if self.evaluate else None)
 
-    def __call__(self, history: History, server: Server, block: "Block", last: bool) -> dict[str, float]:
-        """Fill the history with the rounds of a block, call the callbacks; return the latest numbers for the bar."""
+    def __call__(self, history: History, server: Server, info: RoundInfo, last: bool) -> dict[str, float]:
+        """Evaluate, call the callbacks with the facts of the last round; return the latest numbers for the bar."""
         done = int(server.round)
-        count = len(block.infos.num_used)
-        rounds = [jax.tree.map(lambda leaf, at=at: leaf[at], block.infos) for at in range(count)]
-        for number, info in enumerate(rounds, done - count + 1):
-            history.add_round(number, info, block.seconds)
         if self.evaluate is not None and (last or done % self.evaluate_every == 0):
             history.add_evaluation(done, self.evaluate(server.params))
         for callback in self.callbacks:
-            callback(server, rounds[-1])
+            callback(server, info)
         return history.latest()
 
 
@@ -77,6 +74,25 @@ class Block(NamedTuple):
 
     infos: RoundInfo
     seconds: float | None
+
+    def add_to(self, history: History, done: int) -> RoundInfo:
+        """Append all rounds, which follow on `done` others, to the history; return the facts of the last one."""
+        rounds = [jax.tree.map(lambda leaf, at=at: leaf[at], self.infos) for at in range(len(self.infos.num_used))]
+        for number, info in enumerate(rounds, done + 1):
+            history.add_round(number, info, self.seconds)
+        return rounds[-1]
+
+
+class Running(NamedTuple):
+    """A run under way: who plays, what was reported so far, who is drawn, and who hears of a round."""
+
+    playing: Engine
+    history: History
+    report: Report
+    draw: Draw
+    saver: Saver
+    interrupt: Interrupt
+    bar: Any
 
 
 class Pace:
@@ -101,7 +117,7 @@ class Pace:
 
 def simulate(
     algorithm: FederatedAlgorithm,
-    server: Server,
+    server: Server | RunState,
     data: ClientData,
     *,
     rounds: int,
@@ -119,6 +135,7 @@ def simulate(
     evaluate_every: int = 1,
     callbacks: Sequence[Callback] = (),
     checkpoint: str | Path | Checkpointing | None = None,
+    keep_state: bool = False,
     progress: bool = True,
 ) -> tuple[Server, History]:
     """Run a federated algorithm on one machine.
@@ -129,9 +146,12 @@ def simulate(
 
     Args:
       algorithm: from a factory such as `jaxfed.fedspeed`.
-      server: `algorithm.init(params, num_clients)`.
+      server: `algorithm.init(params, num_clients)`; or a `jaxfed.RunState`, such as `history.state` of a run with
+        `keep_state`, to go on from it bit for bit. A server alone that has done rounds will do only where clients keep
+        nothing between rounds.
       data: `jaxfed.data.client_data(...)`, N clients.
-      rounds: total number of rounds; a server (or a checkpoint) that has done some already does the rest.
+      rounds: total number of rounds; a state, server or checkpoint that has done some already does the rest. Where it
+        has done all of them, a warning says that nothing was trained.
       batch_size: B.
       local_steps: K steps for every client (`jaxfed.data.Steps`); or else
       local_epochs: passes over the client's samples (`jaxfed.data.Epochs`). Exactly one of the two.
@@ -149,7 +169,9 @@ def simulate(
       evaluate_every: rounds between two evaluations; the last round is always evaluated.
       callbacks: each called as `callback(server, info)` after every round; with any, every round is a program's end.
       checkpoint: a directory, or `jaxfed.Checkpointing(directory, every, keep)`. If it holds checkpoints of this run,
-        the same call goes on from the last good one, bit for bit as if it had never stopped.
+        the same call goes on from the last good one, bit for bit as if it had never stopped. Arguments, learning rates,
+        samples, and what loss function, updates and aggregate are traced to are compared with it.
+      keep_state: leave the run's whole state, the rows of all clients included, in `history.state`.
       progress: show a bar.
 
     Returns:
@@ -157,10 +179,15 @@ def simulate(
 
     Raises:
       ValueError: arguments that contradict each other, a cohort larger than the population, a server for another
-        number of clients, or a checkpoint of a run with other arguments.
+        number of clients, a server that has done rounds without the rows of its clients, or a checkpoint of another
+        run; it names what differs.
       FloatingPointError: every client of a round returned NaN or infinity; names round and clients.
       KeyboardInterrupt: after Ctrl-C, once the round is done and saved.
+
+    Whatever ends a run once it has begun has an attribute `state`: the `RunState` after the last whole round, or None
+    where it broke off inside one.
     """
+    begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0)
     batching, sampler = batching_of(batch_size, local_steps, local_epochs), sampler_of(cohort_size, sampler)
     num_clients = _num_clients(server, data)
@@ -173,33 +200,47 @@ def simulate(
     row = algorithm.init_client(server.params, server.model_state)
     start = Start(server, row, world, lambda number: sampler.draw(seed, number, num_clients), Places.of(mesh))
     report = Report(evaluate, evaluate_every, tuple(callbacks))
+    store = store or (begun.store if begun else DeviceStore())
     with (
-        closing(engine(store or DeviceStore(), start, LONGEST_BLOCK)) as playing,
-        Saver(checkpoint, _config(recipe, sampler, client_weights, data)) as saver,
+        closing(engine(store, start, LONGEST_BLOCK)) as playing,
+        Saver(checkpoint, _config(recipe, sampler, client_weights, data), _identity(recipe, sampler, start)) as saver,
         Interrupt() as interrupt,
     ):
         history = saver.resume(playing)
+        if history is None and begun is None:
+            check_alone(algorithm, server, row, "pass history.state of a run with keep_state=True, or its checkpoint=")
+        if history is None:
+            history = put_back(playing, begun, store) if begun else History()
+        warn_if_done(int(playing.server.round), rounds, saver.place)
         trial = Trial(recipe, playing.server, playing.world, start.draw(0), lambda: playing.sample(start.draw(0)))
-        recipe = dataclasses.replace(recipe, plan=_plan(plan, history.plan, mesh, trial))
-        playing.prepare(recipe)
-        history.plan = plans.name_of(recipe.plan)
-        bar = tqdm(total=rounds, desc="rounds", initial=int(playing.server.round), disable=not progress)
-        pace = Pace()
-        try:
-            while (done := int(playing.server.round)) < rounds:
-                count = pace.next(min(report.due(done), _until(done, saver.every), rounds - done))
-                played = pace.play(playing.advance, count)
-                _check_finite(played.infos, done, start.draw)
-                bar.update(count)
-                last = done + count >= rounds
-                bar.set_postfix(report(history, playing.server, played, last), refresh=False)
-                saver.save(playing, history, now=last)
-                interrupt.check()
-        except KeyboardInterrupt as stopped:
-            raise saver.interrupted(playing, history, stopped) from None
-        finally:
-            bar.close()
+        with (
+            carrying(playing, store, history),
+            tqdm(total=rounds, desc="rounds", initial=int(playing.server.round), disable=not progress) as bar,
+        ):
+            recipe = dataclasses.replace(recipe, plan=_plan(plan, history.plan, mesh, trial))
+            playing.prepare(recipe)
+            history.plan = plans.name_of(recipe.plan)
+            try:
+                _play(Running(playing, history, report, start.draw, saver, interrupt, bar), rounds)
+            except KeyboardInterrupt as stopped:
+                raise saver.interrupted(playing, history, stopped) from None
+        history.state = take(playing, store, history) if keep_state else None
         return playing.server, history
+
+
+def _play(running: "Running", rounds: int) -> None:
+    """Play until so many rounds are done, one block after the other."""
+    playing, history, pace = running.playing, running.history, Pace()
+    while (done := int(playing.server.round)) < rounds:
+        count = pace.next(min(running.report.due(done), _until(done, running.saver.every), rounds - done))
+        played = pace.play(playing.advance, count)
+        info, last = played.add_to(history, done), done + count >= rounds
+        _check_finite(played.infos, done, running.draw)
+        running.bar.update(count)
+        running.bar.set_postfix(running.report(history, playing.server, info, last), refresh=False)
+        running.saver.save(playing, history, now=last)
+        running.interrupt.check()
+    running.saver.wait()
 
 
 def _until(done: int, every: int | None) -> int:
@@ -265,27 +306,36 @@ def _plan(plan: Plan | Literal["auto"] | None, known: str | None, mesh: Mesh | N
     return Sharded(mesh, plan) if mesh is not None and not isinstance(plan, Sharded) else plan
 
 
+def _identity(recipe: Recipe, sampler: Sampler, start: Start) -> Callable[[identity.Identity], identity.Identity]:
+    """What a run is beside its arguments; traced at the first call."""
+
+    @cache
+    def made() -> identity.Identity:
+        slots, data = sampler.num_slots(start.num_clients), start.world.data
+        found = identity.of_run(recipe.algorithm, start.server, data, recipe.batching, slots)
+        found["starting parameters"] = identity.of_start(start.server)
+        return {**found, "cohorts": identity.of_cohorts(sampler, recipe.seed, start.num_clients)}
+
+    return lambda saved: made()
+
+
 def _config(recipe: Recipe, sampler: Sampler, client_weights: Weights, data: ClientData) -> dict[str, Any]:
     lengths = np.ascontiguousarray(data.lengths, np.int64)
     return {
         **config_of(recipe, sampler, client_weights, len(lengths)),
-        "lengths": _digest(lengths),
-        **({} if data.order is None else {"order": _digest(np.asarray(data.order))}),
+        "lengths": fingerprints.of_bytes(lengths),
+        **({} if data.order is None else {"order": fingerprints.of_bytes(np.asarray(data.order))}),
     }
 
 
 def config_of(recipe: Recipe, sampler: Sampler, client_weights: Weights, num_clients: int) -> dict[str, Any]:
     """What must agree between a run and its checkpoints for the rounds to be those of one run, the data left out."""
-    weights = client_weights if isinstance(client_weights, str) else _digest(np.asarray(client_weights, np.float32))
+    numbers = None if isinstance(client_weights, str) else np.asarray(client_weights, np.float32)
     return {
         **recipe.algorithm.hyperparameters,
         "batching": repr(recipe.batching),
-        "sampler": repr(sampler),
-        "client_weights": weights,
+        "sampler": fingerprints.without_address(repr(sampler)),
+        "client_weights": client_weights if numbers is None else fingerprints.of_bytes(numbers),
         "seed": recipe.seed,
         "clients": num_clients,
     }
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(array.tobytes()).hexdigest()[:16]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # for all its modules. The package's own name is its facade (`__init__`), above everything it gathers.
 ORDER = {
     "jaxfed": """
-        checkpoint types checks places columns
+        checkpoint types checks places columns fingerprints
         tree
         stateful
         trainable precision
@@ -29,9 +29,10 @@ ORDER = {
         algorithms
         data models privacy compression robust
         metrics shakespeare
-        rounds history
+        rounds history identity
         autoplan engines
         resume
+        state
         simulate
         flower plot
         jaxfed

@@ -14,10 +14,11 @@ from jaxtyping import PyTree
 from jaxfed.algorithm import ClientRow, FederatedAlgorithm, Server
 from jaxfed.data.batches import client_data
 from jaxfed.data.tables import from_dataset
-from jaxfed.flower.instruction import Instruction, Member, check_same, same_algorithm
+from jaxfed.flower.instruction import Instruction, Member, Sample, check_same, described, same_algorithm
 from jaxfed.flower.records import pack, unpack
 from jaxfed.flower.rows import Rows
 from jaxfed.flower.training import ClientRound, client_round, server_like
+from jaxfed.identity import batch_size_of, of_client
 from jaxfed.plans import vmap
 from jaxfed.rounds import Recipe
 from jaxfed.types import Params
@@ -104,10 +105,11 @@ class _Client:
         """One round: the row as it was when the server last counted this client, local work, the new row on disk."""
         made, client = self._of(context), _id(context)
         told = Instruction.from_record(content.config_records["instruction"])
-        check_same(told.algorithm, same_algorithm(made.algorithm.hyperparameters))
+        data = client_data([self._data_for(context)])
+        sample = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), dict(data.arrays))
+        check_same(told.algorithm, made.identity(sample, told.batching))
         server = unpack(content.array_records["server"], made.server, what="the server's broadcast")
         first = unpack(content.array_records["row"], made.row, what="a new client's row", zeros=False)
-        data = client_data([self._data_for(context)])
         work = made.work(told.batching, told.seed, int(data.lengths[0]))
         with Rows(self._place(context) / told.run / f"client-{client:06d}", first) as rows:
             update = work(server, rows.after(told.counted), data, jnp.int32(client))
@@ -132,6 +134,15 @@ class _Made:
         self.server: Server = server_like(algorithm, params, model_state)
         self.row: ClientRow = jax.eval_shape(algorithm.init_client, params, model_state)
         self.work = functools.cache(self._work)
+        self._identities: dict[Any, str] = {}
+
+    def identity(self, sample: Sample, batching: Any) -> str:
+        """What the server compares with its own, for samples like these."""
+        key = batching, described(sample)
+        if key not in self._identities:
+            found = of_client(self.algorithm, self.server, sample, batch_size_of(batching))
+            self._identities[key] = same_algorithm(self.algorithm.hyperparameters, found)
+        return self._identities[key]
 
     def _work(self, batching: Any, seed: int, samples: int) -> ClientRound:
         return client_round(Recipe(self.algorithm, batching, vmap(), samples, seed))

@@ -11,13 +11,16 @@ from jaxtyping import PyTree
 
 from jaxfed.algorithm import ClientUpdate, RoundInfo, Server
 from jaxfed.data.batches import Epochs, Steps
-from jaxfed.flower.instruction import Instruction, same_algorithm
+from jaxfed.flower.instruction import Instruction, described, same_algorithm, sample_of
 from jaxfed.flower.records import RefusedError, pack, unpack
 from jaxfed.flower.roster import Roster, log
 from jaxfed.flower.rows import NEVER
 from jaxfed.flower.training import server_round, update_like
+from jaxfed.history import History, RunState
+from jaxfed.identity import OF_CLIENT, Identity, batch_size_of, of_client, of_server, of_start
 from jaxfed.rounds import Recipe
 from jaxfed.simulate import Weights, weights_of
+from jaxfed.state import check_alone, copied
 
 
 class Seconds(NamedTuple):
@@ -37,14 +40,17 @@ class Deployment:
     """
 
     def __init__(
-        self, recipe: Recipe, batching: Steps | Epochs, server: Server, roster: Roster, seconds: Seconds
+        self, recipe: Recipe, batching: Steps | Epochs, server: Server, roster: Roster, seconds: Seconds, slots: int
     ) -> None:
         self.server, self.run = server, uuid.uuid4().hex[:12]
         self.counted = np.full(int(server.num_clients), NEVER, np.int32)
         self._recipe, self._batching, self._roster, self._seconds = recipe, batching, roster, seconds
+        self._slots = slots
         self._first = recipe.algorithm.init_client(server.params, server.model_state)
         self._finish = server_round(recipe)
         self._expected: ClientUpdate | None = None
+        self._identity: Identity | None = None
+        self._begun = server
         self._kept: dict[int, np.ndarray] = {}
 
     def play(self, ids: np.ndarray, client_weights: Weights) -> tuple[RoundInfo, dict[str, int]]:
@@ -71,7 +77,8 @@ class Deployment:
 
     def _instructions(self, clients: list[int]) -> dict[int, RecordDict]:
         """What every client is told; one that was never counted is given its first row as well."""
-        algorithm, server = same_algorithm(self._recipe.algorithm.hyperparameters), pack(self.server)
+        known = {name: each for name, each in self.identity({}).items() if name in OF_CLIENT}
+        algorithm, server = same_algorithm(self._recipe.algorithm.hyperparameters, known), pack(self.server)
         first, nothing = pack(self._first, zeros=False), ArrayRecord()
         since = self._kept[min(self._kept)] if self._kept else self.counted
         contents = {}
@@ -81,6 +88,16 @@ class Deployment:
             row = first if counted == NEVER else nothing
             contents[client] = RecordDict({"instruction": told.to_record(), "server": server, "row": row})
         return contents
+
+    def identity(self, saved: Identity) -> Identity:
+        """What the run computes, for samples as clients hold them or as a checkpoint says; traced once."""
+        if self._identity is None:
+            members = self._roster.members.values()
+            sample = next((each.sample for each in members), None) or sample_of(saved["sample"])
+            given = self._recipe.algorithm, self.server, sample, batch_size_of(self._batching)
+            own = of_client(*given) | of_server(*given, self._slots)
+            self._identity = {**own, "sample": described(sample), "starting parameters": of_start(self._begun)}
+        return self._identity
 
     def _checked(self, replies: Mapping[int, RecordDict]) -> dict[int, ClientUpdate]:
         """The replies that are as they should be."""
@@ -110,6 +127,16 @@ class Deployment:
             if update is not None:
                 jax.tree.map(lambda every, one, slot=slot: every.__setitem__(slot, one), stacked, update)
         return stacked
+
+    def begin(self, state: RunState | None) -> History:
+        """Go on from a state, or begin; raises ValueError for a server whose clients' rows belong to another run."""
+        if state is None:
+            check_alone(self._recipe.algorithm, self.server, self._first, "pass checkpoint=, or the state of an error")
+            return History()
+        if not (isinstance(state.rows, Mapping) and state.rows.keys() == {"counted", "run"}):
+            raise ValueError("expected a state that an error of jaxfed.flower.serve carries, got one of another run")
+        self.restore({"server": self.server, "rows": state.rows})
+        return copied(state.history)
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
         """See `jaxfed.resume.Playing`."""

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord
 
 from jaxfed.data.batches import Epochs, Steps
 from jaxfed.flower.records import RefusedError
+from jaxfed.identity import Identity, differences
 
 BATCHINGS: dict[str, type[Steps] | type[Epochs]] = {"steps": Steps, "epochs": Epochs}
 
@@ -63,17 +64,25 @@ class Instruction:
         return made
 
 
-def same_algorithm(hyperparameters: Mapping[str, Any]) -> str:
-    """What server and clients compare."""
-    return json.dumps(dict(hyperparameters), sort_keys=True)
+IDENTITY = "identity"
+
+
+def same_algorithm(hyperparameters: Mapping[str, Any], identity: Identity) -> str:
+    """What server and clients compare: hyperparameters, and what a client computes (`jaxfed.identity.of_client`)."""
+    return json.dumps({**hyperparameters, IDENTITY: identity})
 
 
 def check_same(server: str, client: str) -> None:
-    """Raise RefusedError, naming what differs, unless both sides run the same algorithm."""
+    """Raise RefusedError, naming what differs, unless both sides run the same algorithm.
+
+    What functions are traced to is compared where both sides have the same versions and kind of device.
+    """
     ours, theirs = json.loads(client), json.loads(server)
-    differ = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    traced = differences(theirs.pop(IDENTITY, {}), ours.pop(IDENTITY, {}))
+    pairs = {name: (theirs.get(name), ours.get(name)) for name in {**ours, **theirs}}
+    differ = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]} | traced
     if differ:
-        listed = "; ".join(f"{name}: {theirs.get(name)} there, {ours.get(name)} here" for name in differ)
+        listed = "; ".join(f"{name}: {there} there, {here} here" for name, (there, here) in differ.items())
         raise RefusedError(f"expected the server's algorithm, got another ({listed}); deploy one app to both sides")
 
 
@@ -87,17 +96,14 @@ class Member:
 
     def to_record(self) -> ConfigRecord:
         """As Flower sends it."""
-        arrays = {name: [str(each.dtype), list(each.shape)] for name, each in self.sample.items()}
-        return ConfigRecord({"client": self.client, "samples": self.samples, "arrays": json.dumps(arrays)})
+        return ConfigRecord({"client": self.client, "samples": self.samples, "arrays": described(self.sample)})
 
     @classmethod
     def from_record(cls, record: ConfigRecord, num_clients: int) -> "Member":
         """What `to_record` wrote. Raises RefusedError for anything else, and for an id that the population lacks."""
         try:
             told: dict[str, Any] = dict(record)
-            arrays = json.loads(told["arrays"]).items()
-            sample = {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in arrays}
-            made = cls(int(told["client"]), int(told["samples"]), sample)
+            made = cls(int(told["client"]), int(told["samples"]), sample_of(told["arrays"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RefusedError(f"expected client, samples and arrays, got {dict(record)} ({error!r})") from error
         if not 0 <= made.client < num_clients or made.samples < 1:
@@ -114,6 +120,17 @@ class Member:
                 f"client {self.client}: expected samples {_told(other.sample)} as client {other.client} has, "
                 f"got {_told(self.sample)}; prepare the data of all clients alike"
             )
+
+
+def described(sample: Sample) -> str:
+    """Shapes and dtypes as JSON."""
+    return json.dumps({name: [str(each.dtype), list(each.shape)] for name, each in sample.items()})
+
+
+def sample_of(arrays: str) -> Sample:
+    """What `described` wrote."""
+    pairs = json.loads(arrays).items()
+    return {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in pairs}
 
 
 def _told(sample: Sample) -> str:

@@ -13,12 +13,13 @@ from jaxfed.algorithm import FederatedAlgorithm, Plan, Server
 from jaxfed.checks import check_range
 from jaxfed.flower.deployment import Deployment, Seconds
 from jaxfed.flower.roster import Roster, log
-from jaxfed.history import History
+from jaxfed.history import History, RunState
 from jaxfed.plans import name_of, vmap
 from jaxfed.resume import Checkpointing, Saver
 from jaxfed.rounds import Recipe
 from jaxfed.samplers import Sampler
 from jaxfed.simulate import Callback, Evaluate, Weights, batching_of, config_of, sampler_of, weights_of
+from jaxfed.state import carrying, nothing_trained
 
 KIND = "jaxfed.flower"
 
@@ -46,7 +47,7 @@ def server_app(
 def serve(
     grid: Grid,
     algorithm: FederatedAlgorithm,
-    server: Server,
+    server: Server | RunState,
     *,
     rounds: int,
     batch_size: int,
@@ -74,7 +75,8 @@ def serve(
     Args:
       grid: Flower's.
       algorithm: from a factory such as `jaxfed.fedspeed`.
-      server: `algorithm.init(params, num_clients)`; clients are 0 to N−1, by the "partition-id" of their nodes.
+      server: `algorithm.init(params, num_clients)`; clients are 0 to N−1, by the "partition-id" of their nodes. Or the
+        `state` that an error of `serve` carries, to go on from it.
       rounds: total number of rounds; a checkpoint that has done some already does the rest.
       batch_size: B.
       local_steps: K steps for every client; or else
@@ -99,28 +101,38 @@ def serve(
       structure, shape or dtype); "num_excluded" counts replies that were not finite.
 
     Raises:
-      ValueError: arguments that contradict each other, or a checkpoint of a run with other arguments.
+      ValueError: arguments that contradict each other, a checkpoint of another run, or a server alone that has done
+        rounds in which clients kept something.
+
+    Whatever ends a run has an attribute `state`: the `RunState` after the last round, or None where it broke off inside
+    one.
     """
+    begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0)
     check_range("evaluate_every", evaluate_every, least=1)
     plan, sampler, num_clients = plan or vmap(), sampler_of(cohort_size, sampler), int(server.num_clients)
-    sampler.num_slots(num_clients)
+    slots = sampler.num_slots(num_clients)
     weights_of(client_weights, np.ones(num_clients))
     batching = batching_of(batch_size, local_steps, local_epochs)
     recipe = Recipe(algorithm, batching, plan, longest=0, seed=seed)
-    deployment = Deployment(recipe, batching, server, Roster(grid, num_clients), Seconds(patience, timeout))
-    with Saver(checkpoint, config_of(recipe, sampler, client_weights, num_clients), KIND) as saver:
-        history = saver.resume(deployment)
+    deployment = Deployment(recipe, batching, server, Roster(grid, num_clients), Seconds(patience, timeout), slots)
+    config = config_of(recipe, sampler, client_weights, num_clients)
+    with Saver(checkpoint, config, deployment.identity, KIND) as saver:
+        history = saver.resume(deployment) or deployment.begin(begun)
         history.plan = name_of(plan)
-        while (done := int(deployment.server.round)) < rounds:
-            began = time.perf_counter()
-            info, more = deployment.play(sampler.draw(seed, done, num_clients), client_weights)
-            history.add_round(done + 1, info, time.perf_counter() - began, more)
-            last = done + 1 >= rounds
-            if evaluate is not None and (last or (done + 1) % evaluate_every == 0):
-                history.add_evaluation(done + 1, evaluate(deployment.server.params))
-            for callback in callbacks:
-                callback(deployment.server, info)
-            saver.save(deployment, history, now=last)
-            log.info("round %d of %d: %s", done + 1, rounds, {"num_used": int(info.num_used), **more})
+        if 0 < (done := int(deployment.server.round)) >= rounds:
+            log.warning(nothing_trained(done, rounds, "the run"))
+        with carrying(deployment, None, history):
+            while (done := int(deployment.server.round)) < rounds:
+                began = time.perf_counter()
+                info, more = deployment.play(sampler.draw(seed, done, num_clients), client_weights)
+                history.add_round(done + 1, info, time.perf_counter() - began, more)
+                last = done + 1 >= rounds
+                if evaluate is not None and (last or (done + 1) % evaluate_every == 0):
+                    history.add_evaluation(done + 1, evaluate(deployment.server.params))
+                for callback in callbacks:
+                    callback(deployment.server, info)
+                saver.save(deployment, history, now=last)
+                log.info("round %d of %d: %s", done + 1, rounds, {"num_used": int(info.num_used), **more})
+            saver.wait()
     return deployment.server, history

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import re
 import sys
 import warnings
 import zlib
@@ -375,6 +376,50 @@ def test_clients_of_another_algorithm_and_unknown_nodes_take_no_part(tmp_path, c
     assert "client_learning_rate: 0.1 there, 0.2 here" in caplog.text
     assert 'expected "partition-id", an integer' in caplog.text
     assert "expected a client from 0 to 2 with samples, got client 9" in caplog.text
+
+
+def test_a_client_of_another_schedule_or_loss_is_refused_and_named(tmp_path, caplog):
+    """What no hyperparameter says: a rate a hundred times as high from round 9 on, and another loss."""
+
+    def rate(factor):
+        return lambda number: jnp.where(number < 9, 0.1, 0.1 * factor)
+
+    def other_loss(params, batch, key):
+        loss, aux = problems.loss_fn(params, batch, key)
+        return 2.0 * loss, aux
+
+    deployed = Deployed(tmp_path, jaxfed.fedavg(problems.loss_fn, client_learning_rate=rate(1.0)))
+    faster = Deployed(tmp_path, jaxfed.fedavg(problems.loss_fn, client_learning_rate=rate(100.0)))
+    other = Deployed(tmp_path, jaxfed.fedavg(other_loss, client_learning_rate=rate(1.0)))
+    deployed.grid.nodes.update({101: faster.grid.nodes[101], 102: other.grid.nodes[102]})
+    options = {"local_steps": 1, "cohort_size": 3, "checkpoint": tmp_path / "server"}
+    _, history = deployed.serve(rounds=1, **options)
+    assert (history.rounds["num_used"], history.rounds["num_missing"]) == ([1], [2])
+    assert re.search(r"client 1 failed: .*learning rates: .*, 10.0\] here; client update: ", caplog.text)
+    assert re.search(r"client 2 failed: .*\(loss function: \w+ there, \w+ here; client update: ", caplog.text)
+    other.grid.nodes = deployed.grid.nodes
+    with pytest.raises(ValueError, match="holds another run .*loss function: "):
+        other.serve(rounds=2, **options)
+
+
+def test_what_ends_a_deployed_run_carries_its_state_and_a_server_alone_is_refused(tmp_path):
+    deployed = Deployed(tmp_path, jaxfed.scaffold(problems.loss_fn))
+    options = {"rounds": 4, "local_steps": 2, "cohort_size": 2}
+
+    def stop(server, info):
+        if server.round == 2:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped") as ended:
+        deployed.serve(callbacks=[stop], **options)
+    deployed.start = ended.value.state.server
+    with pytest.raises(ValueError, match="expected the clients' rows beside a server that has done 2 rounds"):
+        deployed.serve(**options)
+    deployed.start = ended.value.state
+    server, history = deployed.serve(**options)
+    assert history.rounds["round"] == [1, 2, 3, 4]
+    deployed.start = deployed.algorithm.init(PROBLEM.params, len(CLIENTS))
+    chex.assert_trees_all_close(server, deployed.simulate(**options)[0], atol=1e-6)
 
 
 def test_without_flwr_the_extra_is_named(monkeypatch):

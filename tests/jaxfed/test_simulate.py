@@ -124,7 +124,8 @@ def test_resume_is_bit_identical(tmp_path):
     resumed, resumed_history = run(tmp_path, 5)
     chex.assert_trees_all_equal(resumed, whole)
     assert resumed_history.rounds == history.rounds
-    again, _ = run(tmp_path, 5)
+    with pytest.warns(jaxfed.NothingTrainedWarning, match=f"{tmp_path} has done 5 rounds already, and rounds=5"):
+        again, _ = run(tmp_path, 5)
     chex.assert_trees_all_equal(again, whole)
 
 

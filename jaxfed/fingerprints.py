@@ -1,0 +1,142 @@
+"""Short digests of traced functions and of arrays: equal in every process that traces the same function."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, PyTree
+
+UNNAMED = {"name", "debug_info", "name_and_src_info", "source_info"}
+"""Parameters of equations that say where a function comes from, not what it computes."""
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}")
+
+WHOLE = 64 * 2**20
+"""Bytes up to which an array that a function closes over is read whole; of a larger one, evenly spaced entries."""
+
+
+def of_function(function: Callable[..., Any], *like: PyTree) -> str:
+    """Digest of what `function` computes for arguments of these shapes and dtypes, closed-over arrays included.
+
+    Names of functions, places in files and addresses do not count.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+    return _short(str(_closed(jax.make_jaxpr(function)(*shapes))))
+
+
+def of_bytes(array: np.ndarray) -> str:
+    """Digest of an array's bytes."""
+    return _short(np.ascontiguousarray(array).tobytes())
+
+
+def without_address(text: str) -> str:
+    """`text`, such as a `repr`, without addresses of objects."""
+    return ADDRESS.sub("", text)
+
+
+def _short(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:16]
+
+
+def _closed(closed: ClosedJaxpr) -> tuple[Any, ...]:
+    return _plain(closed.jaxpr), tuple(map(_constant, closed.consts))
+
+
+def _program(jaxpr: Jaxpr) -> tuple[Any, ...]:
+    """A jaxpr as nested tuples of plain values, its variables numbered in order of appearance."""
+    numbers: dict[Any, int] = {}
+
+    def atom(each: Any) -> tuple[Any, ...]:
+        if isinstance(each, Literal):
+            return "literal", str(each.aval), _constant(each.val)
+        return numbers.setdefault(each, len(numbers)), str(each.aval)
+
+    first = [atom(each) for each in (*jaxpr.constvars, *jaxpr.invars)]
+    body = [
+        (
+            equation.primitive.name,
+            [atom(each) for each in equation.invars],
+            {name: _plain(value) for name, value in sorted(equation.params.items()) if name not in UNNAMED},
+            [atom(each) if isinstance(each, Var) else str(each) for each in equation.outvars],
+        )
+        for equation in jaxpr.eqns
+    ]
+    return first, body, [atom(each) for each in jaxpr.outvars]
+
+
+def _plain(value: Any) -> Any:
+    """A parameter of an equation without what differs between processes, devices and places in files."""
+    match value:
+        case ClosedJaxpr():
+            return _closed(value)
+        case Jaxpr():
+            return _program(value)
+        case Mesh() | Sharding():
+            return type(value).__name__
+        case jax.Array() | np.ndarray() | np.generic() | bool() | int() | float() | complex():
+            return _constant(value)
+        case str() | None:
+            return value
+        case Mapping():
+            return sorted((str(name), _plain(each)) for name, each in value.items())
+        case set() | frozenset():
+            return sorted(repr(_plain(each)) for each in value)
+        case tuple() | list():
+            return type(value).__name__, [_plain(each) for each in value]
+    if callable(value) and not isinstance(value, type | np.dtype):
+        return type(value).__name__
+    return without_address(repr(value))
+
+
+def _constant(value: Any) -> Any:
+    """A number, or dtype, shape and digest of an array."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return str(value.dtype), value.shape
+    if np.ndim(value) == 0:
+        return np.asarray(value).item() if np.asarray(value).dtype.kind in "biufc" else repr(np.asarray(value).item())
+    stride = max(1, -(-value.nbytes // WHOLE))
+    entries = value if stride == 1 else value.reshape(-1)[::stride]
+    return str(value.dtype), tuple(value.shape), of_bytes(np.asarray(entries))
+
+
+def of_rows(array: Array) -> np.ndarray:
+    """Two numbers for every row of an array [n, ...], of all its bits: uint32 [n, 2], the same on any devices."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    sharding = getattr(array, "sharding", None)
+    place = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    return np.asarray(jax.jit(_row_hashes, out_shardings=place)(array))
+
+
+def _row_hashes(array: Array) -> Array:
+    words, place = _words(array), jnp.uint32(0)
+    for axis, size in list(enumerate(words.shape))[1:]:
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    rest = tuple(range(1, words.ndim))
+    hashed = [jnp.sum(_mixed(words ^ _mixed(place + jnp.uint32(salt))), axis=rest, dtype=jnp.uint32) for salt in (1, 2)]
+    return jnp.stack(hashed, axis=1)
+
+
+def _words(array: Array) -> Array:
+    """The bits of an array, as uint32 with a last axis more where an entry has eight bytes."""
+    if jnp.iscomplexobj(array):
+        return jnp.stack([_words(array.real), _words(array.imag)], axis=-1)
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.uint32)
+    size = min(array.dtype.itemsize, 4)
+    return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
+
+
+def _mixed(words: Array) -> Array:
+    """The finaliser of MurmurHash3: every bit of the result depends on every bit of the word."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        words = (words ^ (words >> shift)) * jnp.uint32(factor)
+    return words ^ (words >> 16)
