@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, get_args
 
 from jaxtyping import Array, PyTree
 
-from jaxfed.checks import check_choice
+from jaxfed.checks import nearest
 from jaxfed.stateful import AnyLossFn
 from jaxfed.types import Batch, Key, Params, Scalar
 
@@ -280,25 +280,30 @@ class FederatedAlgorithm(NamedTuple):
 
 Arguments = ParamSpec("Arguments")
 
+TAKERS: dict[str, list[str]] = {}
+"""Argument to the factories that take it, filled by `recorded`; read only where a message names them."""
+
 
 def recorded(factory: Callable[Arguments, FederatedAlgorithm]) -> Callable[Arguments, FederatedAlgorithm]:
     """Let what `factory` builds carry the factory's name and its arguments, those that are plain values.
 
-    The factory raises TypeError, with the nearest name, for an argument that it does not have.
+    The factory raises TypeError, with the nearest name or the algorithms that have it, for an argument that it does not
+    have. With a `client_optimiser`, which has a learning rate of its own, `client_learning_rate` is 1 unless given.
     """
     parameters = inspect.signature(factory).parameters.values()
     rest = [each.annotation for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD]
     named = [each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD]
     known = [*named, *(name for each in rest for options in get_args(each) for name in options.__annotations__)]
     closed = all(get_args(each) for each in rest)
+    for name in known:
+        TAKERS.setdefault(name, []).append(factory.__name__)
 
     @functools.wraps(factory)
     def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> FederatedAlgorithm:
-        for name in kwargs if closed else ():
-            try:
-                check_choice(f"an argument of {factory.__name__}", name, known)
-            except ValueError as error:
-                raise TypeError(str(error)) from None
+        if closed and (strange := [name for name in kwargs if name not in known]):
+            raise TypeError(_unknown(factory.__name__, strange[0], known))
+        if kwargs.get("client_optimiser") is not None and "client_learning_rate" in known:
+            kwargs.setdefault("client_learning_rate", 1.0)
         bound = inspect.signature(factory).bind(*args, **kwargs)
         bound.apply_defaults()
         given = {"algorithm": factory.__name__, **bound.arguments, **bound.arguments.get("options", {})}
@@ -306,3 +311,12 @@ def recorded(factory: Callable[Arguments, FederatedAlgorithm]) -> Callable[Argum
         return factory(*args, **kwargs)._replace(hyperparameters=MappingProxyType(plain))
 
     return build
+
+
+def _unknown(factory: str, name: str, known: list[str]) -> str:
+    """What to say of an argument that a factory does not have."""
+    message = f"an argument of {factory} must be one of {', '.join(map(repr, known))}; got {name!r}."
+    if takers := [each for each in TAKERS.get(name, ()) if each != factory]:
+        return f"{message} Of the algorithms {', '.join(sorted(set(takers)))} have it."
+    near = nearest(name, known)
+    return f"{message} Did you mean {near!r}?" if near else message

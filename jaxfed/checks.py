@@ -18,11 +18,43 @@ def check_range(
     raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}")
 
 
+ALIASES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("lr", "eta", "eta_l", "lr_l", "learning_rate", "local_lr", "local_learning_rate", "client_lr", "step_size"),
+        ("client_learning_rate",),
+    ),
+    **dict.fromkeys(("eta_g", "lr_g", "global_lr", "global_learning_rate", "server_lr"), ("server_learning_rate",)),
+    **dict.fromkeys(("mu", "lam", "lamb", "lambd", "lambda", "lambda_", "proximal_mu"), ("prox_weight",)),
+    **dict.fromkeys(("rho", "radius", "sam_rho"), ("ascent_radius",)),
+    **dict.fromkeys(("decay", "gamma", "lr_decay"), ("learning_rate_decay",)),
+    **dict.fromkeys(("clip", "grad_clip", "max_norm", "max_grad_norm"), ("clip_norm",)),
+    **dict.fromkeys(("optimizer", "optimiser", "client_opt", "local_optimizer", "inner_optimizer"), ("client_optimiser",)),
+    **dict.fromkeys(("server_opt", "global_optimizer", "outer_optimizer"), ("server_optimiser",)),
+    "alpha": ("merge_weight", "momentum_weight", "prox_weight"),
+    "beta": ("relaxation",),
+    "beta1": ("b1",),
+    "beta2": ("b2",),
+    "betas": ("b1",),
+    "epsilon": ("eps",),
+    "tau": ("eps",),
+    "momentum": ("momentum_weight", "client_optimiser"),
+    "wd": ("weight_decay",),
+}
+"""Usual names of hyperparameters in papers and other libraries, and ours, the first that exists."""
+
+
+def nearest(value: object, choices: Iterable[object]) -> str | None:
+    """Return the choice that `value` most likely stands for, by alias or by spelling; None if there is none."""
+    names = [str(choice) for choice in choices]
+    aliased = [name for name in ALIASES.get(str(value), ()) if name in names]
+    return next(iter(aliased or difflib.get_close_matches(str(value), names, n=1)), None)
+
+
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Raise ValueError, with the nearest choice, unless `value` is one of `choices`."""
+    """Raise ValueError, with the nearest choice if one is near, unless `value` is one of `choices`."""
     choices = list(choices)
     if value in choices:
         return
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.0)
+    near = nearest(value, choices)
     listed = ", ".join(repr(choice) for choice in choices)
-    raise ValueError(f"{name} must be one of {listed}; got {value!r}. Did you mean {near[0]!r}?")
+    raise ValueError(f"{name} must be one of {listed}; got {value!r}." + (f" Did you mean {near!r}?" if near else ""))

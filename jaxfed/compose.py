@@ -30,6 +30,7 @@ from jaxfed.algorithm import (
 )
 from jaxfed.checks import check_range
 from jaxfed.local import ClientContext, LocalResult, Solver
+from jaxfed.optimisers import check_descends
 from jaxfed.stateful import policy_of
 from jaxfed.types import Key, Params, Scalar
 
@@ -66,6 +67,8 @@ def compose(
         check_range("num_clients", num_clients, least=1)
         params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
         _check_state(policy, model_state)
+        if rule.client_optimiser is not None:
+            check_descends("client_optimiser", rule.client_optimiser, params)
         return Server(params, jnp.int32(0), jnp.int32(num_clients), server_update.init(params), model_state)
 
     def init_client(params: Params, model_state: PyTree = ()) -> ClientRow:

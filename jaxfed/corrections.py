@@ -1,5 +1,9 @@
 """Terms added to a client's gradient, and the client state behind them: one pure function each."""
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
 from jaxfed import tree
 from jaxfed.types import Params, Scalar
 
@@ -41,9 +45,19 @@ def updated_control(client_control: Params, server_control: Params, mean_step: P
     return tree.total(tree.difference(client_control, server_control), mean_step)
 
 
-def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar | float) -> Params:
-    """−U/(K·ηₜ): the mean direction that the client descended along."""
-    return tree.scale(-1.0 / (learning_rate * num_steps), delta)
+def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar | float, otherwise: Params) -> Params:
+    """−U/(K·ηₜ): the mean direction that the client descended along.
+
+    A client without a step (K = 0), or of a round with a learning rate of 0, has moved along none: then `otherwise`,
+    and also where ηₜ is so small that 1/(K·ηₜ) has no finite value in the parameters' dtype.
+    """
+    factor = jnp.asarray(-1.0 / (learning_rate * num_steps))
+
+    def scaled(leaf: Array, instead: Array) -> Array:
+        own = factor.astype(leaf.dtype)
+        return jnp.where(jnp.isfinite(own), own * leaf, instead)
+
+    return jax.tree.map(scaled, delta, otherwise)
 
 
 def momentum(direction: Params, fresh_weight: float) -> Params:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -13,6 +14,7 @@ from jaxfed import corrections, tree
 from jaxfed.algorithm import Fetch, Server
 from jaxfed.checks import check_choice, check_range
 from jaxfed.gradients import Estimator
+from jaxfed.optimisers import check_optimiser, reseeded
 from jaxfed.stateful import AnyLossFn, evaluate, policy_of
 from jaxfed.types import Batch, Key, Params, Scalar
 
@@ -26,7 +28,7 @@ class LocalOptions(TypedDict, total=False):
     weight_decay: float
     clip_norm: float | None
     relaxation: float
-    client_optimiser: optax.GradientTransformation
+    client_optimiser: optax.GradientTransformation | None
     variant: Variant
 
 
@@ -35,21 +37,24 @@ class LocalRule:
     """How a client descends, whatever the algorithm.
 
     Attributes:
-      client_learning_rate: η₀ > 0, or an optax schedule ηₜ = schedule(t) over rounds.
+      client_learning_rate: η₀ > 0, or an optax schedule ηₜ = schedule(t) over rounds, ≥ 0.
       prox_weight: w = 1/λ ≥ 0, strength of the proximal pull w·(x − x⁰); 0 leaves it out.
       learning_rate_decay: ηₜ = η₀·decayᵗ in round t (from 0), constant within a round; in (0, 1].
       weight_decay: wd ≥ 0; wd·x is added after the clip.
       clip_norm: largest global gradient norm, or None for no clip.
       relaxation: β ≥ 0 of the relaxed initialisation x⁰ = xᵗ + β·(xᵗ − wᵢ), wᵢ the client's last result; 0 leaves it
         out.
-      client_optimiser: any optax transformation of the local direction, begun afresh every round and then scaled
-        by −ηₜ (`optax.scale_by_adam()`, `optax.trace(0.9)`); the identity gives SGD.
+      client_optimiser: a whole optax optimiser of the local direction d, such as `optax.adam(1e-3)`, begun afresh every
+        round: x ← x + ηₜ·u with u its update. Its own learning rate (over local steps) and ηₜ (over rounds) multiply;
+        with an optimiser the factories' default is ηₜ = 1. None is plain SGD, x ← x − ηₜ·d. Random keys in its state
+        are made different for every client and round.
       variant: where the clip stands. "paper" clips the loss gradient only, so that the proximal force always vanishes
         at x = x⁰. "reference" is what the authors' code does: it clips the gradient together with the constant
         part of the correction, and adds the other half of the proximal term after the clip.
 
     Raises:
-      ValueError: a value out of range, named.
+      ValueError: a value out of range, named; a schedule that is not ≥ 0 in its first round.
+      TypeError: a client optimiser that is no optax optimiser; a schedule that cannot be traced.
     """
 
     client_learning_rate: float | optax.Schedule = 0.1
@@ -58,12 +63,15 @@ class LocalRule:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     relaxation: float = 0.0
-    client_optimiser: optax.GradientTransformation = dataclasses.field(default_factory=optax.identity)
+    client_optimiser: optax.GradientTransformation | None = None
     variant: Variant = "paper"
 
     def __post_init__(self) -> None:
-        if not callable(self.client_learning_rate):
+        if callable(self.client_learning_rate):
+            _check_schedule(self.client_learning_rate)
+        else:
             check_range("client_learning_rate", self.client_learning_rate, above=0.0)
+        check_optimiser("client_optimiser", self.client_optimiser)
         check_range("prox_weight", self.prox_weight, least=0.0)
         check_range("learning_rate_decay", self.learning_rate_decay, above=0.0, most=1.0)
         check_range("weight_decay", self.weight_decay, least=0.0)
@@ -78,6 +86,20 @@ class LocalRule:
         decay = jnp.power(jnp.asarray(self.learning_rate_decay, dtype), round_number.astype(dtype))
         base = self.client_learning_rate
         return jnp.asarray(base(round_number) if callable(base) else base, dtype) * decay
+
+
+def _check_schedule(schedule: optax.Schedule) -> None:
+    try:
+        with jax.ensure_compile_time_eval():
+            jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+            first = np.asarray(schedule(jnp.int32(0)), np.float32)
+    except jax.errors.ConcretizationTypeError as error:
+        raise TypeError(
+            "client_learning_rate: expected a schedule of a traced round number, such as one of optax, got one that "
+            "branches on it in Python; write jnp.where(round < 10, 0.1, 0.01)"
+        ) from error
+    if first.shape or not (np.isfinite(first) and first >= 0.0):
+        raise ValueError(f"client_learning_rate: expected a schedule of finite numbers ≥ 0, got {first[()]!s} in round 0")
 
 
 class Local(NamedTuple):
@@ -173,6 +195,7 @@ class LocalResult(NamedTuple):
       memory: the estimator's memory after the last step.
       model_state: the model's state after the last step.
       steps: facts about every step, leaves [K, ...].
+      path: Σ d over the steps, what the client optimiser was given; None without one, where it is −U/ηₜ.
     """
 
     params: Params
@@ -180,6 +203,7 @@ class LocalResult(NamedTuple):
     memory: Any
     model_state: PyTree
     steps: StepInfo
+    path: Params | None = None
 
     @property
     def num_steps(self) -> Array:
@@ -187,8 +211,27 @@ class LocalResult(NamedTuple):
         return jnp.sum(self.steps.active, dtype=jnp.int32)
 
 
+def mean_direction(
+    context: ClientContext, local: LocalResult, otherwise: Params, nominal_steps: float | None = None
+) -> Params:
+    """D, the mean direction d of a client's steps: −U/(K·ηₜ), or Σ d/K under a client optimiser.
+
+    Args:
+      context: of the client.
+      local: its result.
+      otherwise: D of a client that had no step or, without an optimiser, a learning rate of 0.
+      nominal_steps: K, the same for all clients; by default each client's own number of steps.
+    """
+    dtype = context.learning_rate.dtype
+    own = local.num_steps.astype(dtype)
+    steps = own if nominal_steps is None else jnp.where(own > 0, jnp.asarray(nominal_steps, dtype), 0)
+    if local.path is None:
+        return corrections.mean_direction(local.delta, context.learning_rate, steps, otherwise)
+    return corrections.mean_direction(local.path, jnp.asarray(-1.0, dtype), steps, otherwise)
+
+
 class Carry(NamedTuple):
-    """What goes from local step to local step: x, the client optimiser's state, memory and model state.
+    """What goes from local step to local step: x, the client optimiser's state, memory, model state and Σ d.
 
     Frozen model state stays out: what is carried is copied for every client that a plan batches.
     """
@@ -197,16 +240,17 @@ class Carry(NamedTuple):
     moments: optax.OptState
     memory: Any
     model_state: PyTree
+    path: Params | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """K steps x ← x − ηₜ·T(d), d = g + b + w·(x − x⁰) + wd·x clipped as `rule.variant` says, T the client optimiser.
+    """K steps x ← x − ηₜ·d, d = g + b + w·(x − x⁰) + wd·x clipped as `rule.variant` says; or a client optimiser's.
 
     Attributes:
       loss_fn: F, plain or `Stateful`.
       estimate: where the gradient g is taken.
-      rule: w, wd, the clip and T.
+      rule: w, wd, the clip and the client optimiser.
     """
 
     loss_fn: AnyLossFn
@@ -228,10 +272,14 @@ class Solver:
 
         number = jnp.arange(context.batches["mask"].shape[0])
         model_state = () if self.frozen else context.model_state
-        first = Carry(start, self.rule.client_optimiser.init(start), memory, model_state)
+        first = Carry(start, (), memory, model_state, None)
+        if (optimiser := self.rule.client_optimiser) is not None:
+            moments = reseeded(optimiser.init(start), context.key)
+            first = first._replace(moments=moments, path=optax.tree.zeros_like(start))
         last, steps = jax.lax.scan(step, first, (context.batches, number))
         model_state = context.model_state if self.frozen else last.model_state
-        return LocalResult(last.params, tree.difference(last.params, start), last.memory, model_state, steps)
+        delta = tree.difference(last.params, start)
+        return LocalResult(last.params, delta, last.memory, model_state, steps, last.path)
 
     @property
     def frozen(self) -> bool:
@@ -252,7 +300,16 @@ class Solver:
         gradient, memory, loss, (model_state, aux) = self.estimate(objective, carry.params, carry.memory)
         local = Local(carry.params, context.start, constant)
         direction, norm = DIRECTIONS[self.rule.variant](self.rule, local, gradient)
+        params, moments, path = self._descend(carry, direction, context.learning_rate)
+        return Carry(params, moments, memory, model_state, path), StepInfo(loss, norm, aux, jnp.array(True))
+
+    def _descend(
+        self, carry: Carry, direction: Params, learning_rate: Scalar
+    ) -> tuple[Params, optax.OptState, Params | None]:
+        optimiser = self.rule.client_optimiser
+        if optimiser is None:
+            return tree.difference(carry.params, tree.scale(learning_rate, direction)), (), None
         with jax.numpy_dtype_promotion("standard"):
-            direction, moments = self.rule.client_optimiser.update(direction, carry.moments, carry.params)
-        params = tree.difference(carry.params, tree.scale(context.learning_rate, direction))
-        return Carry(params, moments, memory, model_state), StepInfo(loss, norm, aux, jnp.array(True))
+            updates, moments = optimiser.update(direction, carry.moments, carry.params)
+        params = optax.apply_updates(carry.params, tree.scale(learning_rate, updates))
+        return params, moments, tree.total(carry.path, direction)

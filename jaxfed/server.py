@@ -8,6 +8,7 @@ import optax
 
 from jaxfed import gradients, tree
 from jaxfed.algorithm import Received, ServerUpdate
+from jaxfed.optimisers import check_descends
 from jaxfed.types import Params
 
 Pair = tuple[Params, Params]
@@ -23,7 +24,14 @@ def mean(learning_rate: float = 1.0) -> ServerUpdate:
 
 
 def optimiser(transformation: optax.GradientTransformation) -> ServerUpdate:
-    """Any optax optimiser on the pseudo-gradient −Ū; keeps the optimiser's state (FedOpt, Reddi et al. 2021)."""
+    """Any whole optax optimiser on the pseudo-gradient −Ū; keeps its state (FedOpt, Reddi et al. 2021).
+
+    `init` raises ValueError for one whose updates ascend.
+    """
+
+    def init(params: Params) -> optax.OptState:
+        check_descends("server_optimiser", transformation, params)
+        return transformation.init(params)
 
     def apply(params: Params, extra: optax.OptState, received: Received) -> tuple[Params, optax.OptState]:
         pseudo_gradient = jax.tree.map(jnp.negative, received.message.delta)
@@ -31,7 +39,7 @@ def optimiser(transformation: optax.GradientTransformation) -> ServerUpdate:
             updates, extra = transformation.update(pseudo_gradient, extra, params)
         return optax.apply_updates(params, updates), extra
 
-    return ServerUpdate(transformation.init, apply)
+    return ServerUpdate(init, apply)
 
 
 def cohort_dual_mean() -> ServerUpdate:

@@ -22,7 +22,7 @@ ORDER = {
         stateful
         trainable precision
         algorithm
-        gradients corrections
+        gradients corrections optimisers
         server local plans samplers
         compose stores
         uplink

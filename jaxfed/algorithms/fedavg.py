@@ -9,6 +9,7 @@ from jaxfed.algorithm import FederatedAlgorithm, Message, ServerUpdate, recorded
 from jaxfed.checks import check_range
 from jaxfed.compose import ClientResult, compose
 from jaxfed.local import ClientContext, LocalOptions, LocalRule, Solver
+from jaxfed.optimisers import check_optimiser
 from jaxfed.stateful import AnyLossFn
 
 
@@ -25,6 +26,7 @@ def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm
 def server_side(server_learning_rate: float, server_optimiser: optax.GradientTransformation | None) -> ServerUpdate:
     """The mean scaled by η_g, or an optax optimiser, which brings a learning rate of its own."""
     check_range("server_learning_rate", server_learning_rate, above=0.0)
+    check_optimiser("server_optimiser", server_optimiser)
     if server_optimiser is None:
         return server.mean(server_learning_rate)
     if server_learning_rate != 1.0:
@@ -47,7 +49,7 @@ def fedavg(
       loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
       client_learning_rate: η₀, or an optax schedule over rounds.
       server_learning_rate: η_g.
-      server_optimiser: an optax optimiser of the pseudo-gradient −U instead of η_g: `optax.yogi(...)` gives FedYogi,
+      server_optimiser: a whole optax optimiser of the pseudo-gradient −U instead of η_g: `optax.yogi(...)` gives FedYogi,
         `optax.adagrad(...)` FedAdagrad, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
       **options: see `jaxfed.local.LocalRule`.
 

@@ -6,11 +6,10 @@ import optax
 
 from jaxfed import corrections, gradients, server
 from jaxfed.algorithm import FederatedAlgorithm, Message, recorded
-from jaxfed.algorithms.scaffold import mean_step
 from jaxfed.checks import check_range
 from jaxfed.compose import ClientResult, compose
 from jaxfed.gradients import Estimator
-from jaxfed.local import ClientContext, LocalOptions, LocalRule, Solver
+from jaxfed.local import ClientContext, LocalOptions, LocalRule, Solver, mean_direction
 from jaxfed.stateful import AnyLossFn
 
 
@@ -31,7 +30,8 @@ def carried(
 
     def client(context: ClientContext) -> ClientResult:
         local = solver(context, corrections.momentum(context.server.extra, momentum_weight))
-        return ClientResult(local, Message(local.delta, average=mean_step(context, local, nominal_steps)))
+        direction = mean_direction(context, local, context.server.extra, nominal_steps)
+        return ClientResult(local, Message(local.delta, average=direction))
 
     return compose(client, server.momentum_mean(server_learning_rate), solver)
 
@@ -48,7 +48,8 @@ def fedcm(
 ) -> FederatedAlgorithm:
     """FedCM: xₖ₊₁ = xₖ − ηₜ·(α·∇Fᵢ(xₖ; ξ) + (1−α)·D), D = mean over the last cohort of −U/(K·ηₜ₋₁), 0 at first.
 
-    The server does xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of U. Clients keep nothing.
+    The server does xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of U. Clients keep nothing. A client without a step, or of a round with
+    ηₜ = 0, sends D as it was; under a client optimiser −U/(K·ηₜ) is the mean of the directions that it was given.
 
     Args:
       loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

@@ -2,22 +2,14 @@
 
 from typing import Unpack
 
-import jax.numpy as jnp
 import optax
 
 from jaxfed import corrections, gradients, server, tree
 from jaxfed.algorithm import FederatedAlgorithm, Message, recorded
 from jaxfed.checks import check_range
 from jaxfed.compose import ClientResult, compose
-from jaxfed.local import ClientContext, LocalOptions, LocalResult, LocalRule, Solver
+from jaxfed.local import ClientContext, LocalOptions, LocalRule, Solver, mean_direction
 from jaxfed.stateful import AnyLossFn
-from jaxfed.types import Params, Scalar
-
-
-def mean_step(context: ClientContext, local: LocalResult, nominal_steps: float | None) -> Params:
-    """D = −U/(K·ηₜ) of one client, K its true number of steps or the number given."""
-    steps: Scalar | float = nominal_steps or jnp.maximum(local.num_steps, 1).astype(context.learning_rate.dtype)
-    return corrections.mean_direction(local.delta, context.learning_rate, steps)
 
 
 def controlled(solver: Solver, server_learning_rate: float, nominal_steps: float | None) -> FederatedAlgorithm:
@@ -29,7 +21,8 @@ def controlled(solver: Solver, server_learning_rate: float, nominal_steps: float
     def client(context: ClientContext) -> ClientResult:
         own, shared = context.memory, context.server.extra
         local = solver(context, corrections.control_variate(shared, own))
-        control = corrections.updated_control(own, shared, mean_step(context, local, nominal_steps))
+        # With D = c, of a client that has moved along no direction, its control variate stays as it was.
+        control = corrections.updated_control(own, shared, mean_direction(context, local, shared, nominal_steps))
         return ClientResult(local, Message(local.delta, total=tree.difference(control, own)), control)
 
     return compose(client, server.control_mean(server_learning_rate), solver, init_memory=optax.tree.zeros_like)
@@ -52,6 +45,9 @@ def scaffold(
         cᵢ'  = cᵢ − c − U/(K·ηₜ)                U = x_K − x⁰, after the K steps
         xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of U
         c    ← c + 1/N · Σ over Sₜ of (cᵢ' − cᵢ)
+
+    A client without a step, or of a round with ηₜ = 0, keeps its cᵢ. Under a client optimiser −U/(K·ηₜ) is the mean of
+    the directions ∇Fᵢ(xₖ; ξ) + c − cᵢ that it was given.
 
     Args:
       loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

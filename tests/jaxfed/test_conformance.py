@@ -105,14 +105,30 @@ def member(cohort: jaxfed.Cohort, slot: int) -> jaxfed.Cohort:
     return jax.tree.map(lambda leaf: leaf[slot], cohort)
 
 
+STANDSTILL = {4: 0.0, 5: 1e-39}
+
+
+def learning_rate(number):
+    """0.2, but 0 in round 4, and in round 5 less than the smallest normal number."""
+    return jnp.select([number == each for each in STANDSTILL], list(STANDSTILL.values()), 0.2)
+
+
+class Round(NamedTuple):
+    """A round and what it left."""
+
+    server: jaxfed.Server
+    rows: jaxfed.ClientRow
+    info: jaxfed.RoundInfo
+
+
 class Played(NamedTuple):
-    """A run of several rounds: before and after, the rows of all clients, losses, and how often it compiled."""
+    """A run of several rounds: before and after, the rows of all clients, rounds, and how often it compiled."""
 
     first: jaxfed.Server
     last: jaxfed.Server
     untouched: jaxfed.ClientRow
     rows: jaxfed.ClientRow
-    losses: list[float]
+    rounds: list[Round]
     programs: int
 
 
@@ -120,17 +136,17 @@ class Played(NamedTuple):
 def played(name: str) -> Played:
     """Fourteen rounds, the cohorts in turn; raises if the round is traced twice."""
     chex.clear_trace_counter()
-    algorithm, first, untouched, _ = setting(name, client_learning_rate=0.2)
+    algorithm, first, untouched, _ = setting(name, client_learning_rate=learning_rate)
     problem, store = problems.make_problem(11, np.float32), jaxfed.DeviceStore()
     traced_once = jax.jit(chex.assert_max_traces(algorithm.step, n=1))
-    server, rows, losses = first, untouched, []
+    server, rows, rounds = first, untouched, []
     for number, ids in zip(range(14), itertools.cycle(COHORTS), strict=False):
         index = problems.indices(problem, number, ids, 3, 4)
         cohort = problems.cohort_of(problem, ids, index, rows)
         server, new_rows, info = traced_once(server, cohort, jax.random.key(0))
         rows = store.scatter(rows, cohort.ids, new_rows)
-        losses.append(float(info.client.loss))
-    return Played(first, server, untouched, rows, losses, traced_once._cache_size())
+        rounds.append(Round(server, rows, info))
+    return Played(first, server, untouched, rows, rounds, traced_once._cache_size())
 
 
 def test_the_table_is_complete():
@@ -169,8 +185,23 @@ def test_one_trace_and_one_program_for_all_rounds(name):
 
 @every
 def test_learns(name):
-    losses = played(name).losses
+    losses = [float(each.info.client.loss) for each in played(name).rounds]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2]), losses
+
+
+@every
+@pytest.mark.parametrize("number", STANDSTILL)
+def test_a_learning_rate_of_zero_excludes_nobody_and_forgets_nothing(name, number):
+    """Clients have moved along no direction, so what they and the server remember of directions stays."""
+    before, after = played(name).rounds[number - 1 : number + 1]
+    present = sum(client >= 0 for client in COHORTS[number % len(COHORTS)])
+    assert (int(after.info.num_used), bool(after.info.excluded.any())) == (present, False)
+    if name != "fedsmoo":  # its ascent duals follow gradients, not steps
+        chex.assert_trees_all_close(after.rows.memory, before.rows.memory, atol=1e-6)
+        if name != "fedadam":  # its moments decay
+            chex.assert_trees_all_close(after.server.extra, before.server.extra, atol=1e-6)
+    if name not in ("feddyn", "fedsmoo", "fedspeed", "fedadam"):  # duals and moments move the server on
+        chex.assert_trees_all_close(after.server.params, before.server.params, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if ROWS[name].running])
@@ -209,7 +240,7 @@ def test_empty_slots_contribute_nothing(name):
 @every
 def test_empty_steps_change_nothing(name):
     """An all-False mask anywhere in the round, over samples that are NaN."""
-    algorithm, server, _, cohort = setting(name, client_optimiser=optax.trace(0.9))
+    algorithm, server, _, cohort = setting(name, client_optimiser=optax.sgd(0.1, momentum=0.9))
     gap = {key: jnp.insert(leaf, 1, leaf[:, 1], axis=1) for key, leaf in cohort.batches.items()}
     gap["x"], gap["mask"] = gap["x"].at[:, 1].set(jnp.nan), gap["mask"].at[:, 1].set(False)
     expected, _, info = step(algorithm, server, cohort)

@@ -58,11 +58,98 @@ def test_server_optimiser_is_optax():
 
 
 def test_client_optimiser_is_optax():
-    """scale_by_adam makes the first step of every coordinate as long as the learning rate."""
-    algorithm, server, _, cohort = setting("fedavg", num_steps=1, ids=(1,), client_optimiser=optax.scale_by_adam())
+    """Adam makes the first step of every coordinate as long as its learning rate, downhill."""
+    algorithm, server, _, cohort = setting("fedavg", num_steps=1, ids=(1,), client_optimiser=optax.adam(0.1))
+    plain, _, _, _ = setting("fedavg", num_steps=1, ids=(1,))
     after, _, _ = step(algorithm, server, cohort)
-    moved = jax.tree.map(lambda a, b: jnp.abs(a - b), after.params, server.params)
+    downhill, _, _ = step(plain, server, cohort)
+    moved = jax.tree.map(lambda a, b, c: (a - b) * jnp.sign(c - b), after.params, server.params, downhill.params)
     np.testing.assert_allclose(problems.flat(moved), 0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedcm"])
+def test_sgd_as_a_client_optimiser_is_plain_sgd(name):
+    """Of the optimiser's own learning rate: what SCAFFOLD and FedCM remember is in units of gradients all the same."""
+    expected, server, _, cohort = setting(name, client_learning_rate=0.3)
+    actual, _, _, _ = setting(name, client_optimiser=optax.sgd(0.3))
+    assert actual.hyperparameters["client_learning_rate"] == 1.0
+    (after, rows, _), (again, kept, _) = (step(each, server, cohort) for each in (expected, actual))
+    chex.assert_trees_all_close((again, kept), (after, rows), atol=1e-6)
+    assert float(optax.tree.norm(after.extra)) > 0.05 or name == "fedavg"
+
+
+ASCENDING = [optax.scale_by_adam(), optax.identity(), optax.trace(0.9)]
+GROUPS = {"bias": "one", "weight": "other"}
+
+
+@pytest.mark.parametrize("side", ["client_optimiser", "server_optimiser"])
+def test_an_optimiser_that_ascends_is_refused(side):
+    """Also if only one group of the parameters ascends; a warm-up, noise and weight decay do not count."""
+    params = problems.make_problem(11, np.float32).params
+    one_group = optax.multi_transform({"one": optax.sgd(1.0), "other": optax.scale_by_adam()}, GROUPS)
+    for ascending in (*ASCENDING, one_group):
+        with pytest.raises(ValueError, match=rf"{side}: expected .* descend.*optax.scale_by_learning_rate"):
+            jaxfed.fedavg(problems.loss_fn, **{side: ascending}).init(params, 3)
+    warm_up = optax.linear_schedule(0.0, 0.1, 100)
+    noisy = optax.chain(optax.add_noise(1e4, 0.0, key=0), optax.sgd(0.1))
+    frozen = optax.multi_transform({"one": optax.sgd(1.0), "other": optax.set_to_zero()}, GROUPS)
+    for fine in (optax.adamw(warm_up, weight_decay=100.0), noisy, frozen):
+        algorithm = jaxfed.fedavg(problems.loss_fn, **{side: fine})
+        jax.eval_shape(lambda params, algorithm=algorithm: algorithm.init(params, 3), params)
+
+
+@pytest.mark.parametrize("side", ["client_optimiser", "server_optimiser"])
+def test_what_is_no_optimiser_is_refused(side):
+    with pytest.raises(TypeError, match=rf"{side}: expected an optax optimiser such as optax.adam\(1e-3\), got <func"):
+        jaxfed.fedavg(problems.loss_fn, **{side: optax.adam})
+
+
+def raw_noise() -> optax.GradientTransformation:
+    """Noise of a raw key, uint32 [2], as transformations from before typed keys have it."""
+
+    def update(updates, key, params=None):
+        key, own = jax.random.split(key)
+        return jax.tree.map(lambda leaf: leaf + jax.random.normal(own, leaf.shape), updates), key
+
+    return optax.GradientTransformation(lambda params: jax.random.PRNGKey(0), update)
+
+
+@pytest.mark.parametrize("noise", [optax.add_noise(1.0, 0.0, key=0), raw_noise()], ids=["typed", "raw"])
+def test_noise_of_a_client_optimiser_differs_between_clients_rounds_and_steps(noise):
+    """It is begun afresh every round, from one seed."""
+
+    def flat(params, batch, key):
+        return 0.0 * params["x"], ()
+
+    algorithm = jaxfed.fedavg(flat, client_optimiser=optax.chain(noise, optax.sgd(1.0)))
+    server = algorithm.init({"x": jnp.float32(0)}, 9)
+
+    @jax.jit
+    def moved(client, number, count):
+        member = jaxfed.Cohort(client, algorithm.init_client(server.params), {"mask": jnp.arange(2)[:, None] < count})
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), number), client)
+        return algorithm.client_update(server, member, key).message.delta["x"]
+
+    drawn = [float(moved(*each)) for each in [(1, 0, 1), (2, 0, 1), (1, 1, 1), (1, 0, 2)]]
+    assert len({round(each, 5) for each in (*drawn, drawn[3] - drawn[0])}) == 5
+    assert drawn[0] == float(moved(1, 0, 1))
+
+
+def test_schedules_are_checked_when_the_algorithm_is_built():
+    with pytest.raises(ValueError, match=r"expected a schedule of finite numbers ≥ 0, got -0.1 in round 0"):
+        jaxfed.fedavg(problems.loss_fn, client_learning_rate=lambda number: number.astype(float) - 0.1)
+    with pytest.raises(TypeError, match=r"branches on it in Python; write jnp.where"):
+        jaxfed.fedavg(problems.loss_fn, client_learning_rate=lambda number: 0.1 if number < 10 else 0.01)
+
+
+def test_a_client_without_a_step_keeps_its_control_variate():
+    """With no data in any step there is no direction, and −U/(K·η) = 0 would be one."""
+    algorithm, server, _, cohort = setting("scaffold", nominal_steps=2.0)
+    control = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.5), server.params)
+    empty = cohort._replace(batches={**cohort.batches, "mask": jnp.zeros_like(cohort.batches["mask"])})
+    after, rows, _ = step(algorithm, server._replace(extra=control), empty)
+    chex.assert_trees_all_close(after.extra, control)
+    chex.assert_trees_all_close(rows.memory, cohort.rows.memory, atol=1e-6)
 
 
 def test_any_model_flax_or_plain_functions():
