@@ -28,7 +28,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("rho", "radius", "sam_rho"), ("ascent_radius",)),
     **dict.fromkeys(("decay", "gamma", "lr_decay"), ("learning_rate_decay",)),
     **dict.fromkeys(("clip", "grad_clip", "max_norm", "max_grad_norm"), ("clip_norm",)),
-    **dict.fromkeys(("optimizer", "optimiser", "client_opt", "local_optimizer", "inner_optimizer"), ("client_optimiser",)),
+    **dict.fromkeys(("optimizer", "optimiser", "client_opt", "local_optimizer"), ("client_optimiser",)),
     **dict.fromkeys(("server_opt", "global_optimizer", "outer_optimizer"), ("server_optimiser",)),
     "alpha": ("merge_weight", "momentum_weight", "prox_weight"),
     "beta": ("relaxation",),

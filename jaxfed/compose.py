@@ -30,6 +30,7 @@ from jaxfed.algorithm import (
 )
 from jaxfed.checks import check_range
 from jaxfed.local import ClientContext, LocalResult, Solver
+from jaxfed.losses import check_params
 from jaxfed.optimisers import check_descends
 from jaxfed.stateful import policy_of
 from jaxfed.types import Key, Params, Scalar
@@ -65,6 +66,7 @@ def compose(
 
     def init(params: Params, num_clients: int, model_state: PyTree = ()) -> Server:
         check_range("num_clients", num_clients, least=1)
+        check_params(params)
         params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
         _check_state(policy, model_state)
         if rule.client_optimiser is not None:
@@ -72,6 +74,7 @@ def compose(
         return Server(params, jnp.int32(0), jnp.int32(num_clients), server_update.init(params), model_state)
 
     def init_client(params: Params, model_state: PyTree = ()) -> ClientRow:
+        check_params(params)
         params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
         _check_state(policy, model_state)
         return ClientRow(init_memory(params), params if relaxed else (), model_state if local else ())

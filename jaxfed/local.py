@@ -15,7 +15,7 @@ from jaxfed.algorithm import Fetch, Server
 from jaxfed.checks import check_choice, check_range
 from jaxfed.gradients import Estimator
 from jaxfed.optimisers import check_optimiser, reseeded
-from jaxfed.stateful import AnyLossFn, evaluate, policy_of
+from jaxfed.stateful import AnyLossFn, check_form, evaluate, policy_of
 from jaxfed.types import Batch, Key, Params, Scalar
 
 Variant = Literal["paper", "reference"]
@@ -98,8 +98,9 @@ def _check_schedule(schedule: optax.Schedule) -> None:
             "client_learning_rate: expected a schedule of a traced round number, such as one of optax, got one that "
             "branches on it in Python; write jnp.where(round < 10, 0.1, 0.01)"
         ) from error
+    got = str(first[()])
     if first.shape or not (np.isfinite(first) and first >= 0.0):
-        raise ValueError(f"client_learning_rate: expected a schedule of finite numbers ≥ 0, got {first[()]!s} in round 0")
+        raise ValueError(f"client_learning_rate: expected a schedule of finite numbers ≥ 0, got {got} in round 0")
 
 
 class Local(NamedTuple):
@@ -256,6 +257,9 @@ class Solver:
     loss_fn: AnyLossFn
     estimate: Estimator
     rule: LocalRule
+
+    def __post_init__(self) -> None:
+        check_form(self.loss_fn)
 
     def __call__(self, context: ClientContext, constant: Params | None = None, memory: Any = ()) -> LocalResult:
         """Descend from `context.start`, with b = `constant` added to every gradient.

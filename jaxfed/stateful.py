@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from jaxtyping import PyTree
 
 from jaxfed.checks import check_choice
+from jaxfed.losses import FORM, STATEFUL, check_arguments, check_loss, taken_apart
 from jaxfed.types import Batch, Key, LossFn, Params, Scalar
 
 Policy = Literal["average", "local", "frozen"]
@@ -54,12 +55,27 @@ AnyLossFn: TypeAlias = LossFn | Stateful
 def evaluate(
     loss_fn: AnyLossFn, params: Params, model_state: PyTree, batch: Batch, key: Key
 ) -> tuple[Scalar, tuple[PyTree, Any]]:
-    """Loss, and (model state after the batch, aux), of either kind of loss function."""
+    """Loss, and (model state after the batch, aux), of either kind of loss function.
+
+    Raises TypeError for what is no loss and aux.
+    """
     if not isinstance(loss_fn, Stateful):
-        loss, aux = loss_fn(params, batch, key)
+        loss, aux = taken_apart(loss_fn(params, batch, key), FORM, "return loss, {}")
+        check_loss(loss, aux)
         return loss, (model_state, aux)
-    loss, (after, aux) = loss_fn.loss_fn(params, model_state, batch, key)
+    remedy = "return loss, (model_state, {})"
+    loss, rest = taken_apart(loss_fn.loss_fn(params, model_state, batch, key), STATEFUL, remedy)
+    after, aux = taken_apart(rest, STATEFUL, remedy)
+    check_loss(loss, aux)
     return loss, (model_state if loss_fn.policy == "frozen" else after, aux)
+
+
+def check_form(loss_fn: AnyLossFn) -> None:
+    """Raise TypeError for a loss function that takes other arguments than it is called with."""
+    if isinstance(loss_fn, Stateful):
+        check_arguments(loss_fn.loss_fn, stateful=True)
+    else:
+        check_arguments(loss_fn, stateful=False)
 
 
 def policy_of(loss_fn: AnyLossFn) -> Policy | None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # for all its modules. The package's own name is its facade (`__init__`), above everything it gathers.
 ORDER = {
     "jaxfed": """
-        checkpoint types checks places columns fingerprints
+        checkpoint types checks places columns fingerprints losses
         tree
         stateful
         trainable precision

@@ -49,8 +49,8 @@ def fedavg(
       loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
       client_learning_rate: η₀, or an optax schedule over rounds.
       server_learning_rate: η_g.
-      server_optimiser: a whole optax optimiser of the pseudo-gradient −U instead of η_g: `optax.yogi(...)` gives FedYogi,
-        `optax.adagrad(...)` FedAdagrad, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
+      server_optimiser: a whole optax optimiser of the pseudo-gradient −U instead of η_g: `optax.yogi(...)` gives
+        FedYogi, `optax.adagrad(...)` FedAdagrad, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
       **options: see `jaxfed.local.LocalRule`.
 
     Raises:

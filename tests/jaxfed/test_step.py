@@ -142,6 +142,86 @@ def test_schedules_are_checked_when_the_algorithm_is_built():
         jaxfed.fedavg(problems.loss_fn, client_learning_rate=lambda number: 0.1 if number < 10 else 0.01)
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"w": jnp.ones(2), "steps": jnp.zeros((), jnp.int32)}, "got int32 at 'steps'; .*jaxfed.trainable.split"),
+        ({"layers": [jnp.ones(2), jnp.ones(2, bool)]}, "got bool at 'layers/1'; .*jaxfed.trainable.only"),
+        ({"w": jnp.ones(2, jnp.complex64)}, "got complex64 at 'w'; make the real and the imaginary part two leaves"),
+        ({"w": jnp.ones(2), "key": jax.random.key(0)}, "got key<fry> at 'key'; .*jaxfed.trainable.split"),
+        ({}, "expected parameters with at least one floating-point array, got none"),
+    ],
+)
+def test_parameters_that_are_no_floating_point_arrays_are_refused(params, message):
+    algorithm = jaxfed.fedspeed(problems.loss_fn)
+    for init in (lambda: algorithm.init(params, 3), lambda: algorithm.init_client(params)):
+        with pytest.raises(TypeError, match=message):
+            init()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda params, batch, key: jnp.sum(params["bias"]), r"-> \(loss, aux\), got float32\[\]; return loss, \{\}"),
+        (
+            lambda params, batch, key: (params["bias"], {}),
+            r"one floating-point number, got float32\[3\]; .*masked_mean",
+        ),
+        (lambda params, batch, key: (jnp.int32(1), {}), r"one floating-point number, got int32\[\]"),
+        (lambda params, batch, key: (jnp.sum(params["bias"]), {"a": "b"}), r"pytree of numbers, .* got str at 'a'"),
+        (lambda params, batch, key: (jnp.sum(params["bias"]), 1, 2), "got tuple of 3; return loss"),
+        (lambda params, batch, key: None, "got None; return loss"),
+        (
+            jaxfed.Stateful(lambda params, state, batch, key: (jnp.sum(params["bias"]), {}), "frozen"),
+            r"-> \(loss, \(model_state, aux\)\), got dict; return loss, \(model_state, \{\}\)",
+        ),
+    ],
+)
+def test_a_loss_of_another_form_is_refused(loss_fn, message):
+    """When it is first traced, by shapes."""
+    _, _, _, cohort = setting("fedavg")
+    algorithm, state = jaxfed.fedavg(loss_fn), isinstance(loss_fn, jaxfed.Stateful)
+    server = algorithm.init(problems.make_problem(11, np.float32).params, 5, *[{"s": jnp.zeros(1)}] * state)
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(algorithm.step, server, cohort, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda params, batch: (0.0, {}), r"got <lambda>\(params, batch\); take all of them, also those not used"),
+        (lambda params, state, batch, key: (0.0, {}), "wrap it in jaxfed.Stateful"),
+        (jaxfed.Stateful(lambda params, batch, key: (0.0, {})), r"expected loss_fn\(params, model_state, batch, key\)"),
+        ("cross_entropy", r"expected loss_fn\(params, batch, key\) -> \(loss, aux\), got 'cross_entropy'"),
+    ],
+)
+def test_a_loss_of_other_arguments_is_refused_when_the_algorithm_is_built(loss_fn, message):
+    with pytest.raises(TypeError, match=message):
+        jaxfed.fedspeed(loss_fn)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("fedspeed", "lr", "Did you mean 'client_learning_rate'"),
+        ("fedprox", "mu", "Did you mean 'prox_weight'"),
+        ("fedsam", "rho", "Did you mean 'ascent_radius'"),
+        ("fedavg", "server_lr", "Did you mean 'server_learning_rate'"),
+        ("fedspeed", "server_optimiser", r"Of the algorithms fedavg, fedprox\b.* have it\.$"),
+        ("fedavg", "ascent_radius", "Of the algorithms fedgamma, fedsam, .* have it"),
+        ("fedavg", "quux", r"got 'quux'\.$"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_the_name_meant_or_none(name, argument, message):
+    with pytest.raises(TypeError, match=message):
+        jaxfed.algorithms.get(name)(problems.loss_fn, **{argument: 0.1})
+
+
+def test_a_choice_like_no_other_gets_no_suggestion():
+    with pytest.raises(ValueError, match=r"got 'zzz'\.$"):
+        jaxfed.algorithms.get("zzz")
+
+
 def test_a_client_without_a_step_keeps_its_control_variate():
     """With no data in any step there is no direction, and −U/(K·η) = 0 would be one."""
     algorithm, server, _, cohort = setting("scaffold", nominal_steps=2.0)
