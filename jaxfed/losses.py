@@ -76,8 +76,8 @@ def check_loss(loss: Any, aux: Any) -> None:
         if not _is_array(leaf) or not (jnp.issubdtype(_dtype(leaf), jnp.number) or _dtype(leaf) == np.bool_):
             where = jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
             raise TypeError(
-                f"expected aux to be a pytree of numbers, which are averaged over steps and clients, got {_named(leaf)} "
-                f"at {where!r}; leave it out"
+                "expected aux to be a pytree of numbers, which are averaged over steps and clients, got "
+                f"{_named(leaf)} at {where!r}; leave it out"
             )
 
 

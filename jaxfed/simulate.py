@@ -25,6 +25,7 @@ from jaxfed.engines import AnyStore, Draw, Engine, Start, engine
 from jaxfed.history import History, RunState
 from jaxfed.places import Places
 from jaxfed.plans import Sharded, check_divides, vmap
+from jaxfed.probing import examine
 from jaxfed.resume import Checkpointing, Interrupt, Saver
 from jaxfed.rounds import Recipe, World
 from jaxfed.samplers import FixedSize, Sampler
@@ -218,6 +219,7 @@ def simulate(
             tqdm(total=rounds, desc="rounds", initial=int(playing.server.round), disable=not progress) as bar,
         ):
             recipe = dataclasses.replace(recipe, plan=_plan(plan, history.plan, mesh, trial))
+            examine(recipe, playing.server, data, rounds)
             playing.prepare(recipe)
             history.plan = plans.name_of(recipe.plan)
             try:

@@ -30,7 +30,7 @@ ORDER = {
         data models privacy compression robust
         metrics shakespeare
         rounds history identity
-        autoplan engines
+        autoplan engines probing
         resume
         state
         simulate
