@@ -33,13 +33,16 @@ class Roster:
         self._asked: dict[str, int] = {}
 
     def connected(self, clients: Iterable[int], patience: float) -> list[int]:
-        """Those of `clients` that are connected, after waiting at most `patience` seconds for all of them."""
+        """Those of `clients` that are connected, after waiting at most `patience` seconds for all of them.
+
+        Waits for some client where there was none yet: it says what samples look like, whoever is drawn.
+        """
         wanted = list(clients)
         self._known -= self._refused
         self._refused.clear()
         for _ in _looks(patience):
             self._look()
-            if all(client in self._node_of for client in wanted):
+            if self.members and all(client in self._node_of for client in wanted):
                 break
         return [client for client in wanted if client in self._node_of]
 

@@ -5,23 +5,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from jaxfed.algorithm import FederatedAlgorithm, Plan, Server
-from jaxfed.checks import check_range
+from jaxfed.algorithm import FederatedAlgorithm, Plan, RoundInfo, Server
+from jaxfed.checks import check_range, plain
+from jaxfed.engines import Draw
 from jaxfed.flower.deployment import Deployment, Seconds
 from jaxfed.flower.roster import Roster, log
 from jaxfed.history import History, RunState
 from jaxfed.plans import name_of, vmap
 from jaxfed.resume import Checkpointing, Saver
 from jaxfed.rounds import Recipe
-from jaxfed.samplers import Sampler
-from jaxfed.simulate import Callback, Evaluate, Weights, batching_of, config_of, sampler_of, weights_of
+from jaxfed.samplers import Sampler, cohorts
+from jaxfed.simulate import Callback, Evaluate, Weights, batching_of, check_finite, config_of, sampler_of, weights_of
 from jaxfed.state import carrying, nothing_trained
 
 KIND = "jaxfed.flower"
+
+MOST_NOT_FINITE = 3
+"""Rounds in a row whose replies are all not finite before the run stops, where other clients gave no reply."""
 
 
 def server_app(
@@ -101,17 +106,20 @@ def serve(
       structure, shape or dtype); "num_excluded" counts replies that were not finite.
 
     Raises:
-      ValueError: arguments that contradict each other, a checkpoint of another run, or a server alone that has done
-        rounds in which clients kept something.
+      ValueError: arguments that contradict each other, a checkpoint of another run, a server alone that has done rounds
+        in which clients kept something, or a sampler that draws no cohort.
+      FloatingPointError: every drawn client returned NaN or infinity, or every client that replied did for
+        MOST_NOT_FINITE such rounds without a finite reply between them; names round and clients.
 
     Whatever ends a run has an attribute `state`: the `RunState` after the last round, or None where it broke off inside
     one.
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
-    check_range("rounds", rounds, least=0)
-    check_range("evaluate_every", evaluate_every, least=1)
+    check_range("rounds", rounds, least=0, whole=True)
+    check_range("evaluate_every", evaluate_every, least=1, whole=True)
+    rounds, seed = plain(rounds), plain(seed)
     plan, sampler, num_clients = plan or vmap(), sampler_of(cohort_size, sampler), int(server.num_clients)
-    slots = sampler.num_slots(num_clients)
+    slots, draw, finite = sampler.num_slots(num_clients), cohorts(sampler, seed, num_clients), _Finite()
     weights_of(client_weights, np.ones(num_clients))
     batching = batching_of(batch_size, local_steps, local_epochs)
     recipe = Recipe(algorithm, batching, plan, longest=0, seed=seed)
@@ -125,7 +133,8 @@ def serve(
         with carrying(deployment, None, history):
             while (done := int(deployment.server.round)) < rounds:
                 began = time.perf_counter()
-                info, more = deployment.play(sampler.draw(seed, done, num_clients), client_weights)
+                info, more = deployment.play(draw(done), client_weights)
+                finite.check(info, done, draw, no_reply=sum(more.values()))
                 history.add_round(done + 1, info, time.perf_counter() - began, more)
                 last = done + 1 >= rounds
                 if evaluate is not None and (last or (done + 1) % evaluate_every == 0):
@@ -136,3 +145,22 @@ def serve(
                 log.info("round %d of %d: %s", done + 1, rounds, {"num_used": int(info.num_used), **more})
             saver.wait()
     return deployment.server, history
+
+
+class _Finite:
+    """Stops a run whose clients return nothing finite, which would otherwise go on without ever changing."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def check(self, info: RoundInfo, number: int, draw: Draw, no_reply: int) -> None:
+        """Raise FloatingPointError as `simulate` does; with clients that gave no usable reply only after some rounds.
+
+        One client that always diverges must not stop a run in which the others are offline for a round.
+        """
+        if info.num_used:
+            self._in_a_row = 0
+        elif info.excluded.any():
+            self._in_a_row += 1
+            if not no_reply or self._in_a_row >= MOST_NOT_FINITE:
+                check_finite(jax.tree.map(lambda leaf: leaf[None], info), number, draw)

@@ -311,6 +311,21 @@ class Without:
         return np.array([-1 if (number, client) in self.gone else client for client in ids], np.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Emptied:
+    """The cohorts of another sampler but for one round, in which nobody is drawn."""
+
+    sampler: jaxfed.FixedSize
+    empty: int
+
+    def num_slots(self, num_clients):
+        return self.sampler.num_slots(num_clients)
+
+    def draw(self, seed, number, num_clients):
+        ids = self.sampler.draw(seed, number, num_clients)
+        return np.full_like(ids, -1) if number == self.empty else ids
+
+
 def test_who_gives_no_usable_reply_takes_no_part(tmp_path):
     """Replies lost after the local work, mis-shaped, not finite, late, or of a node that is lost; all are counted."""
     troubles = {(1, 0): "lost", (1, 1): "shape", (1, 2): "nan", (2, 0): "late", (3, 1): "gone"}
@@ -340,6 +355,49 @@ def test_who_gives_no_usable_reply_takes_no_part(tmp_path):
     chex.assert_trees_all_close(server, expected, atol=1e-6)
     means = jax.tree.map(lambda leaf: leaf.mean(axis=0), rows_on_disk(tmp_path / "rows"))
     chex.assert_trees_all_close(server.extra, means, atol=1e-6)
+
+
+def nan(number, client, reply):
+    """What a client that diverged sends."""
+    reply.content["message"]["delta/bias"] = Array(np.full(problems.CLASSES, np.nan, np.float32))
+    return reply
+
+
+def lost(number, client, reply):
+    raise RuntimeError("lost")
+
+
+FEDAVG = jaxfed.fedavg(problems.loss_fn)
+
+
+def test_a_round_without_replies_tells_no_loss(tmp_path):
+    """Nobody's mean is no 0.0; the sampler's empty rounds are counted, the first before anything is known of clients."""
+
+    def trouble(number, client, reply):
+        return lost(number, client, reply) if number == 1 else reply
+
+    deployed = Deployed(tmp_path, FEDAVG, trouble=trouble)
+    server, history = deployed.serve(rounds=3, local_steps=1, sampler=Emptied(jaxfed.FixedSize(2), 0))
+    assert history.rounds["num_used"] == [0, 0, 2]
+    assert [each is None for each in history.rounds["loss"]] == [True, True, False]
+    assert history.rounds["num_missing"] == [0, 2, 0]
+    assert int(server.round) == 3
+    chex.assert_tree_all_finite(server)
+
+
+@pytest.mark.parametrize(("offline", "rounds"), [(0, 1), (1, 3)], ids=["all reply", "one is offline"])
+def test_clients_that_return_nothing_finite_stop_the_run(offline, rounds, tmp_path):
+    """At once where all of them do; where others are offline, after three such rounds."""
+    heard = []
+
+    def trouble(number, client, reply):
+        return (lost if client < offline else nan)(number, client, reply)
+
+    deployed = Deployed(tmp_path, FEDAVG, trouble=trouble)
+    told = re.escape(f"clients {list(range(offline, 3))}")
+    with pytest.raises(FloatingPointError, match=f"round {rounds - 1}: every client .*: {told}"):
+        deployed.serve(rounds=9, local_steps=1, cohort_size=3, callbacks=[lambda server, info: heard.append(info)])
+    assert len(heard) == rounds - 1
 
 
 def test_a_server_that_was_stopped_goes_on_and_clients_follow_it_back(tmp_path):
