@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, get_args
 
 from jaxtyping import Array, PyTree
 
-from jaxfed.checks import nearest
+from jaxfed.checks import nearest, plain
 from jaxfed.stateful import AnyLossFn
 from jaxfed.types import Batch, Key, Params, Scalar
 
@@ -117,12 +117,12 @@ class RoundInfo(NamedTuple):
     """Facts about one round.
 
     Attributes:
-      client: means over the clients that were used, each field as in `ClientInfo`.
+      client: means over the clients that were used, each field as in `ClientInfo`; NaN where none was.
       clients: the same of every slot, leaves [C, ...]; what stands in slots that were not used means nothing.
       used: bool [C], slots whose results entered the means.
       excluded: bool [C], slots whose client returned a NaN or an infinity: not in the mean, row left as it was.
       num_used: clients whose results entered the means, int32 [].
-      inconsistency: mean over the clients used of ‖Uᵢ − Ū‖₂², with the means as weighted, [].
+      inconsistency: mean over the clients used of ‖Uᵢ − Ū‖₂², with the means as weighted, []; NaN where none was.
       learning_rate: client learning rate ηₜ of the round.
     """
 
@@ -212,11 +212,14 @@ class Aggregate(NamedTuple):
         clients count as having taken part, bool [C]; the rows of the others stay as they were.
       gathers: whether `result.message` holds every client's message, leaves [C, ...], in the place of their sums.
       name: for records.
+      always: whether the server takes the message of a round without clients as well: noise that hides who took part
+        must be there when nobody did.
     """
 
     combine: Callable[[CohortResult, Cohort, Key], tuple[Message, Array]]
     gathers: bool = False
     name: str = "mean"
+    always: bool = False
 
 
 class Insides(NamedTuple):
@@ -304,11 +307,12 @@ def recorded(factory: Callable[Arguments, FederatedAlgorithm]) -> Callable[Argum
             raise TypeError(_unknown(factory.__name__, strange[0], known))
         if kwargs.get("client_optimiser") is not None and "client_learning_rate" in known:
             kwargs.setdefault("client_learning_rate", 1.0)
-        bound = inspect.signature(factory).bind(*args, **kwargs)
+        values: Any = [plain(value) for value in args], {name: plain(value) for name, value in kwargs.items()}
+        bound = inspect.signature(factory).bind(*values[0], **values[1])
         bound.apply_defaults()
         given = {"algorithm": factory.__name__, **bound.arguments, **bound.arguments.get("options", {})}
-        plain = {name: value for name, value in given.items() if isinstance(value, bool | int | float | str | None)}
-        return factory(*args, **kwargs)._replace(hyperparameters=MappingProxyType(plain))
+        told = {name: value for name, value in given.items() if isinstance(value, bool | int | float | str | None)}
+        return factory(*values[0], **values[1])._replace(hyperparameters=MappingProxyType(told))
 
     return build
 

@@ -1,16 +1,32 @@
 """Checks of hyperparameters, used by the factories: what was expected, what came, and the remedy."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 
 def check_range(
-    name: str, value: float, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+    name: str,
+    value: float | np.integer | np.floating,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    whole: bool = False,
 ) -> None:
-    """Raise ValueError unless `value` is a finite number with least ≤ value ≤ most and value > above."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a Python number known when the algorithm is built, got {value!r}")
+    """Raise ValueError unless `value` is a finite number with least ≤ value ≤ most and value > above.
+
+    Numbers are Python's and NumPy's scalars; with `whole` integers only. Raises TypeError for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a Python or NumPy number known when the algorithm is built, got {value!r}")
+    if whole and not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = plain(value)
     if math.isfinite(value) and least <= value <= most and value > above:
         return
     bounds = [f"≥ {least:g}"] * (least > -math.inf) + [f"> {above:g}"] * (above > -math.inf)
@@ -48,6 +64,17 @@ def nearest(value: object, choices: Iterable[object]) -> str | None:
     names = [str(choice) for choice in choices]
     aliased = [name for name in ALIASES.get(str(value), ()) if name in names]
     return next(iter(aliased or difflib.get_close_matches(str(value), names, n=1)), None)
+
+
+def plain(value: Any) -> Any:
+    """The Python number that a NumPy scalar stands for; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def plain_fields(static: Any) -> None:
+    """Turn NumPy scalars in the fields of a frozen dataclass into Python numbers: one repr and hash for one value."""
+    for field in dataclasses.fields(static):
+        object.__setattr__(static, field.name, plain(getattr(static, field.name)))
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

@@ -128,7 +128,8 @@ def stepping(
         rows = result.rows if used is result.used else tree.where(used, result.rows, cohort.rows)
         result = result._replace(used=used, rows=rows)
         info = round_info(result, message, cohort, insides.learning_rate(server.round))
-        return server_update(server, message, info.num_used), rows, info
+        received = jnp.maximum(info.num_used, 1) if insides.aggregate.always else info.num_used
+        return server_update(server, message, received), rows, info
 
     return step
 
@@ -145,12 +146,13 @@ def client_info(found: ClientResult, member: Cohort) -> ClientInfo:
 
 
 def round_info(result: CohortResult, message: Message, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:
-    """Facts about one round; ‖Uᵢ − Ū‖² is averaged as mean ‖Uᵢ‖² − ‖Ū‖²."""
+    """Facts about one round; ‖Uᵢ − Ū‖² is averaged as mean ‖Uᵢ‖² − ‖Ū‖². Means over no client are NaN."""
+    num_used = jnp.sum(result.used, dtype=jnp.int32)
     client = tree.masked_mean(result.clients, result.used)
     squares = plans.weighted_sum(jnp.square(result.clients.delta_norm), cohort, result.used)
     mean_square = squares / jnp.where(result.weight > 0, result.weight, 1).astype(squares.dtype)
     spread = jnp.maximum(mean_square - jnp.square(tree.norm(message.delta)), 0.0)
-    num_used = jnp.sum(result.used, dtype=jnp.int32)
+    client, spread = jax.tree.map(lambda mean: jnp.where(num_used > 0, mean, jnp.nan), (client, spread))
     return RoundInfo(client, result.clients, result.used, result.excluded, num_used, spread, learning_rate)
 
 

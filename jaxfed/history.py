@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfed.algorithm import RoundInfo, Server
+from jaxfed.algorithm import ClientInfo, RoundInfo, Server
 from jaxfed.columns import Columns
 
 COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -32,8 +32,8 @@ class History:
         "loss", "gradient_norm", "delta_norm" (drift ‖x_K − x⁰‖), "memory_norm" (of the dual), "num_steps" and
         "padding"; "loss_median", "loss_worst" and "delta_norm_max" over them; "inconsistency"; "samples" that all of
         them trained on together; "num_used", "num_excluded" (clients whose results were not finite),
-        "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where a number is
-        not known, for instance in rounds of an older version.
+        "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where there is
+        no number: for means of a round in which no client was used, and in rounds of an older version.
       evaluations: "round", and one list for every number that `evaluate` returns.
       plan: name of the plan that the cohorts were laid out by.
       seconds: what every round took without evaluation, one entry per round; None where that is not known or where
@@ -66,7 +66,9 @@ class History:
         cohort = {name: make(getattr(clients, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
         sums = {"samples": np.sum(clients.samples[used]), "num_excluded": np.sum(excluded)}
         entry = {"round": round_number, **told, **cohort, **sums, **aux, **more}
-        self.rounds.append({name: number for name, number in entry.items() if np.ndim(number) == 0})
+        means = {*ClientInfo._fields, "inconsistency", *aux} - sums.keys()
+        numbers = {name: number for name, number in entry.items() if np.ndim(number) == 0}
+        self.rounds.append({name: each if used.any() or name not in means else None for name, each in numbers.items()})
         unknown = self.rounds.length - 1 - len(self.seconds)
         self.seconds += [*[None] * unknown, seconds]
 
@@ -77,8 +79,13 @@ class History:
     def latest(self) -> dict[str, float]:
         """The last loss and the last evaluation, without what is named "…/…", for a progress bar."""
         evaluated = self.evaluations.last()
-        shown = {name: each for name, each in evaluated.items() if name != "round" and "/" not in name}
-        return {"loss": self.rounds.last()["loss"], **shown}
+        shown = {"loss": self.rounds.last()["loss"]}
+        shown |= {name: each for name, each in evaluated.items() if name != "round" and "/" not in name}
+        return {name: each for name, each in shown.items() if each is not None}
+
+    def last_known(self, name: str) -> Any:
+        """The last number of a column of `rounds` that is known; None where there is none."""
+        return next((each for each in reversed(self.rounds.get(name, [])) if each is not None), None)
 
     def cumulative(self, name: Literal["samples", "seconds"], rounds: Sequence[int] | None = None) -> list[float]:
         """Samples or seconds from the start to the end of the given rounds (all, if none are given).

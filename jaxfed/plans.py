@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from jaxfed import tree
 from jaxfed.algorithm import Aggregate, ClientFn, ClientUpdate, Cohort, CohortResult, Message, Plan
-from jaxfed.checks import check_choice, check_range
+from jaxfed.checks import check_choice, check_range, plain_fields
 from jaxfed.places import automatic
 from jaxfed.types import Key
 
@@ -38,7 +38,8 @@ class Chunked:
     chunk_size: int = 1
 
     def __post_init__(self) -> None:
-        check_range("chunk_size", self.chunk_size, least=1)
+        check_range("chunk_size", self.chunk_size, least=1, whole=True)
+        plain_fields(self)
 
     def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
         """Scan over chunks, adding up their messages; the cohort is padded with empty slots to whole chunks."""

@@ -89,7 +89,8 @@ def central_noise(max_norm: float, noise_multiplier: float, expected_clients: fl
         delta, average = tree.scale(1.0 / expected_clients, (noisy.delta, noisy.average))
         return noisy._replace(delta=delta, average=average), result.used
 
-    return Aggregate(combine, name=f"central_noise({max_norm}, {noise_multiplier}, {expected_clients})")
+    told = f"central_noise({max_norm}, {noise_multiplier}, {expected_clients})"
+    return Aggregate(combine, name=told, always=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +118,10 @@ def epsilon(noise_multiplier: float, sampler: Sampler, num_clients: int, rounds:
 
     Args:
       noise_multiplier: z of `central_noise`.
-      sampler: `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions. Its rounds
-        without anybody are drawn again, which has probability (1−P)ᴺ and is not accounted for. `FixedSize(C)`: sampling
-        without replacement, one client replaced by another (twice the sensitivity), by Rényi divergences.
+      sampler: `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions; a round
+        without anybody is sent with its noise like any other. Its rule "reference" is no such sampling and refused.
+        `FixedSize(C)`: sampling without replacement, one client replaced by another (twice the sensitivity), by Rényi
+        divergences.
       num_clients: N.
       rounds: T.
       delta: δ, below 1/N.
@@ -133,11 +135,12 @@ def epsilon(noise_multiplier: float, sampler: Sampler, num_clients: int, rounds:
     check_range("delta", delta, above=0.0, most=1.0 / num_clients)
     accounting = _accounting()
     relation = accounting.NeighboringRelation
-    if isinstance(sampler, CoinFlips):
+    if isinstance(sampler, CoinFlips) and sampler.rule == "independent":
         each = accounting.PoissonSampledDpEvent(sampler.participation, accounting.GaussianDpEvent(noise_multiplier))
         accountant = accounting.pld.PLDAccountant(relation.ADD_OR_REMOVE_ONE, INTERVAL)
         words = "one client added or removed", f"Poisson sampling with probability {sampler.participation:g}"
     elif isinstance(sampler, FixedSize):
+        sampler.num_slots(num_clients)
         gaussian = accounting.GaussianDpEvent(noise_multiplier / 2.0)
         each = accounting.SampledWithoutReplacementDpEvent(num_clients, sampler.cohort_size, gaussian)
         accountant = accounting.rdp.RdpAccountant(neighboring_relation=relation.REPLACE_ONE)

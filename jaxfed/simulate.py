@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from jaxfed import fingerprints, identity, plans
 from jaxfed.algorithm import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.autoplan import Trial, fastest
-from jaxfed.checks import check_choice, check_range
+from jaxfed.checks import check_choice, check_range, plain
 from jaxfed.data.batches import ClientData, Epochs, Steps
 from jaxfed.engines import AnyStore, Draw, Engine, Start, engine
 from jaxfed.history import History, RunState
@@ -28,7 +28,7 @@ from jaxfed.plans import Sharded, check_divides, vmap
 from jaxfed.probing import examine
 from jaxfed.resume import Checkpointing, Interrupt, Saver
 from jaxfed.rounds import Recipe, World
-from jaxfed.samplers import FixedSize, Sampler
+from jaxfed.samplers import FixedSize, Sampler, cohorts, first_cohort, recorded
 from jaxfed.state import carrying, check_alone, put_back, take, warn_if_done
 from jaxfed.stores import DeviceStore
 from jaxfed.types import Params
@@ -180,26 +180,27 @@ def simulate(
 
     Raises:
       ValueError: arguments that contradict each other, a cohort larger than the population, a server for another
-        number of clients, a server that has done rounds without the rows of its clients, or a checkpoint of another
-        run; it names what differs.
-      FloatingPointError: every client of a round returned NaN or infinity; names round and clients.
+        number of clients, a server that has done rounds without the rows of its clients, a checkpoint of another run
+        (it names what differs), or a sampler that draws no cohort.
+      FloatingPointError: a round had clients, and every one returned NaN or infinity; names round and clients.
       KeyboardInterrupt: after Ctrl-C, once the round is done and saved.
 
     Whatever ends a run once it has begun has an attribute `state`: the `RunState` after the last whole round, or None
     where it broke off inside one.
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
-    check_range("rounds", rounds, least=0)
+    check_range("rounds", rounds, least=0, whole=True)
+    rounds, seed = plain(rounds), plain(seed)
     batching, sampler = batching_of(batch_size, local_steps, local_epochs), sampler_of(cohort_size, sampler)
     num_clients = _num_clients(server, data)
-    slots = sampler.num_slots(num_clients)
+    draw = cohorts(sampler, seed, num_clients)
     if mesh is not None:
-        check_divides(mesh, slots)
+        check_divides(mesh, sampler.num_slots(num_clients))
     world = World(data, weights_of(client_weights, data.lengths))
     on_one_device = mesh is None and not isinstance(plan, Sharded)
     recipe = Recipe(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = algorithm.init_client(server.params, server.model_state)
-    start = Start(server, row, world, lambda number: sampler.draw(seed, number, num_clients), Places.of(mesh))
+    start = Start(server, row, world, draw, Places.of(mesh))
     report = Report(evaluate, evaluate_every, tuple(callbacks))
     store = store or (begun.store if begun else DeviceStore())
     with (
@@ -213,7 +214,8 @@ def simulate(
         if history is None:
             history = put_back(playing, begun, store) if begun else History()
         warn_if_done(int(playing.server.round), rounds, saver.place)
-        trial = Trial(recipe, playing.server, playing.world, start.draw(0), lambda: playing.sample(start.draw(0)))
+        tried = first_cohort(draw) if plan == "auto" else draw(0)
+        trial = Trial(recipe, playing.server, playing.world, tried, lambda: playing.sample(tried))
         with (
             carrying(playing, store, history),
             tqdm(total=rounds, desc="rounds", initial=int(playing.server.round), disable=not progress) as bar,
@@ -223,7 +225,7 @@ def simulate(
             playing.prepare(recipe)
             history.plan = plans.name_of(recipe.plan)
             try:
-                _play(Running(playing, history, report, start.draw, saver, interrupt, bar), rounds)
+                _play(Running(playing, history, report, draw, saver, interrupt, bar), rounds)
             except KeyboardInterrupt as stopped:
                 raise saver.interrupted(playing, history, stopped) from None
         history.state = take(playing, store, history) if keep_state else None
@@ -237,7 +239,7 @@ def _play(running: "Running", rounds: int) -> None:
         count = pace.next(min(running.report.due(done), _until(done, running.saver.every), rounds - done))
         played = pace.play(playing.advance, count)
         info, last = played.add_to(history, done), done + count >= rounds
-        _check_finite(played.infos, done, running.draw)
+        check_finite(played.infos, done, running.draw)
         running.bar.update(count)
         running.bar.set_postfix(running.report(history, playing.server, info, last), refresh=False)
         running.saver.save(playing, history, now=last)
@@ -250,8 +252,14 @@ def _until(done: int, every: int | None) -> int:
     return LONGEST_BLOCK if every is None else every - done % every
 
 
-def _check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
-    """Raise FloatingPointError, with round and clients, if a round had clients and not one finite result."""
+def check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
+    """Raise FloatingPointError, with round and clients, if a round had clients and not one finite result.
+
+    Args:
+      infos: facts of rounds, leaves [n, ...].
+      first: number of the first of them.
+      draw: the cohort of a round.
+    """
     for number in np.flatnonzero((infos.num_used == 0) & infos.excluded.any(axis=1)):
         clients = draw(first + int(number))[infos.excluded[number]].tolist()
         raise FloatingPointError(
@@ -336,7 +344,7 @@ def config_of(recipe: Recipe, sampler: Sampler, client_weights: Weights, num_cli
     return {
         **recipe.algorithm.hyperparameters,
         "batching": repr(recipe.batching),
-        "sampler": fingerprints.without_address(repr(sampler)),
+        "sampler": fingerprints.without_address(recorded(sampler)),
         "client_weights": client_weights if numbers is None else fingerprints.of_bytes(numbers),
         "seed": recipe.seed,
         "clients": num_clients,

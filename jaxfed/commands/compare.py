@@ -184,6 +184,7 @@ def _results(runs: Mapping[str, Sequence[Run]], target: float | None) -> dict[st
         worst = [run.history.evaluations[WORST][-1] for run in well if WORST in run.history.evaluations]
         rounds = [next((at for at, number in run.curve().items() if number >= (target or 0)), None) for run in well]
         seconds = [run.history.cumulative("seconds")[-1:] for run in well]
+        sizes = [run.history.last_known("sent_bytes") for run in well]
         told[name] = {
             "best": _mean(best[name]),
             "best_std": float(np.std(best[name])) if best[name] else None,
@@ -191,7 +192,7 @@ def _results(runs: Mapping[str, Sequence[Run]], target: float | None) -> dict[st
             "worst_10%": _mean(worst),
             "rounds_to_target": None if None in rounds else _mean(rounds),
             "seconds": _mean([each[0] for each in seconds if each]),
-            "bytes_per_client_per_round": _mean([run.history.rounds["sent_bytes"][-1] for run in well]),
+            "bytes_per_client_per_round": _mean([sent for sent in sizes if sent is not None]),
             "diverged": [run.diverged for run in each if run.diverged is not None],
         }
     return {"target": target, "results": told}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from jaxfed.checks import check_range
+from jaxfed.checks import check_range, plain_fields
 from jaxfed.data.tables import Rows, Table, from_dataset
 from jaxfed.plans import client_keys
 from jaxfed.types import Batch, Key
@@ -161,8 +161,9 @@ class Steps:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_range("local_steps", self.local_steps, least=1)
-        check_range("batch_size", self.batch_size, least=1)
+        check_range("local_steps", self.local_steps, least=1, whole=True)
+        check_range("batch_size", self.batch_size, least=1, whole=True)
+        plain_fields(self)
 
     def num_steps(self, longest: int) -> int:
         """K, whatever the clients hold."""
@@ -188,8 +189,9 @@ class Epochs:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_range("local_epochs", self.local_epochs, least=1)
-        check_range("batch_size", self.batch_size, least=1)
+        check_range("local_epochs", self.local_epochs, least=1, whole=True)
+        check_range("batch_size", self.batch_size, least=1, whole=True)
+        plain_fields(self)
 
     def num_steps(self, longest: int) -> int:
         """K = epochs · ⌈longest / B⌉."""

@@ -33,7 +33,8 @@ class MeshEngine:
     def advance(self, count: int) -> RoundInfo:
         """See `Engine`; at most `longest_block` rounds at once."""
         first = int(self.server.round)
-        drawn = np.stack([self._start.draw(first + min(n, count - 1)) for n in range(self._longest)])
+        played = np.stack([self._start.draw(first + number) for number in range(count)])
+        drawn = np.pad(played, ((0, self._longest - count), (0, 0)), mode="edge")
         ids = put(jnp.asarray(drawn), self._start.places.spread_later)
         self.server, self._rows, infos = self._block(self.server, self._rows, self.world, ids, jnp.int32(count))
         return jax.tree.map(lambda leaf: leaf[:count], jax.device_get(infos))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import jaxfed
 from jaxfed import checkpoint
+from jaxfed.samplers import cohorts
 from jaxspec.federated.examples import Continued, Examples, accepted_length, mean_accepted
 from jaxspec.federated.methods import Federation, Method, method_of
 from jaxspec.stream_training import streaming_loss
@@ -159,7 +160,7 @@ def _federated(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorith
         evaluate=setup.judge,
         **_options(setup, method, rate),
     )
-    return _outcome(setup, server.params, rate, history, max(history.rounds["sent_bytes"]))
+    return _outcome(setup, server.params, rate, history, history.last_known("sent_bytes"))
 
 
 def _pooled(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, rate: float) -> Outcome:
@@ -213,18 +214,19 @@ def _alone(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, r
     """Clients are drawn and their batches made as in a federation, but each goes on from its own draft."""
     s, clients, start = setup.settings, setup.problem.clients, setup.draft.params
     data, batching = jaxfed.data.client_data(clients), jaxfed.data.Steps(s.local_steps, s.batch_size)
-    longest, sampler = int(np.max(data.lengths)), method.sampler(s, len(clients))
+    longest, cohort = int(np.max(data.lengths)), cohorts(method.sampler(s, len(clients)), s.seed, len(clients))
     draw = jax.jit(lambda ids, key: jaxfed.data.draw_batches(data, ids, key, batching, longest))
     train, key = jax.jit(_trained_on(algorithm)), jax.random.key(s.seed)
     own: dict[int, Params] = {}
     samples, rounds, judged = 0, [0], [judge_own(setup, own)]
     bar = tqdm(range(1, s.rounds + 1), f"{method.name} {rate:g}", unit="round", disable=not setup.progress)
     for number in bar:
-        ids = sampler.draw(s.seed, number - 1, len(clients))
+        ids = cohort(number - 1)
         round_key = jax.random.fold_in(key, number)
         batches = draw(jnp.asarray(ids), round_key)
         samples += int(jnp.sum(batches["mask"]))
-        for slot, client in enumerate(ids.tolist()):
+        for slot in np.flatnonzero(ids >= 0).tolist():
+            client = int(ids[slot])
             mine = {name: array[slot] for name, array in batches.items()}
             own[client] = train(own.get(client, start), mine, jax.random.fold_in(round_key, client))
         if number % s.evaluate_every == 0 or number == s.rounds:

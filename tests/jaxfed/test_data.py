@@ -1,4 +1,4 @@
-"""Flat client data and its batches, and the samplers of cohorts."""
+"""Flat client data and its batches."""
 
 import time
 
@@ -9,7 +9,6 @@ import pytest
 
 import jaxfed
 from jaxfed.data import Epochs, Steps, client_data, draw_batches, draw_indices, from_dataset, partitioned
-from tests.jaxfed.test_trajectories import DATA
 
 LENGTHS = [5, 8, 1, 12]
 
@@ -267,35 +266,3 @@ def test_no_clients_and_reserved_names_are_refused():
         Epochs(local_epochs=1, batch_size=0)
     with pytest.raises(ValueError, match="local_steps"):
         Steps(local_steps=0, batch_size=1)
-
-
-def test_fixed_size_draws_different_clients_and_all_of_them_in_time():
-    sampler = jaxfed.FixedSize(4)
-    cohorts = [sampler.draw(0, number, 10) for number in range(40)]
-    assert all(len(set(ids)) == 4 and ids.dtype == np.int32 for ids in cohorts)
-    assert set(np.concatenate(cohorts)) == set(range(10))
-    np.testing.assert_array_equal(cohorts[7], sampler.draw(0, 7, 10))
-    assert any((sampler.draw(1, number, 10) != cohorts[number]).any() for number in range(3))
-
-
-def test_a_cohort_larger_than_the_population_is_refused():
-    with pytest.raises(ValueError, match="cohort_size 11 is larger than the population of 10 clients"):
-        jaxfed.FixedSize(11).num_slots(10)
-    with pytest.raises(ValueError, match="cohort_size must be"):
-        jaxfed.FixedSize(0)
-
-
-@pytest.mark.parametrize("name", ["n100_r0.1_s20", "n200_r0.05_s20", "n6_r0.1_s20"])
-def test_coin_flips_are_those_recorded(name):
-    recorded = np.load(DATA / "activation.npz")[name]
-    num_clients, participation, seed = (float(part[1:]) for part in name.split("_"))
-    sampler = jaxfed.CoinFlips(participation)
-    for number, active in enumerate(recorded):
-        ids = sampler.draw(int(seed), number, int(num_clients))
-        assert len(ids) == sampler.num_slots(int(num_clients))
-        assert ids[ids >= 0].tolist() == np.flatnonzero(active).tolist()
-
-
-def test_coin_flips_beyond_the_capacity_say_so():
-    with pytest.raises(ValueError, match=r"round 0: \d+ active clients exceed 1 slots; pass CoinFlips\(0.9, capacity="):
-        jaxfed.CoinFlips(0.9, capacity=1).draw(0, 0, 10)
