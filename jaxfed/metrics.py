@@ -84,7 +84,10 @@ def variance(found: Statistics) -> Scalar:
 
 
 def histogram_quantile(found: Statistics, level: float) -> Scalar:
-    """The number below which the fraction `level` lies, [], read off the histogram: wrong by a bin's width at most."""
+    """The number below which the fraction `level` lies, [], read off the histogram: wrong by a bin's width at most.
+
+    NaN of no numbers.
+    """
     check_range("level", level, least=0.0, most=1.0)
     dtype = found.edges.dtype
     reached = jnp.cumsum(found.counts).astype(dtype)
@@ -93,16 +96,19 @@ def histogram_quantile(found: Statistics, level: float) -> Scalar:
     inside = jnp.maximum(found.counts[at].astype(dtype), 1)
     fraction = 1 - (reached[at] - wanted) / inside
     lower, upper = jnp.maximum(found.edges[at], found.least), jnp.minimum(found.edges[at + 1], found.most)
-    return lower + jnp.clip(fraction, 0, 1) * (upper - lower)
+    return jnp.where(found.size > 0, lower + jnp.clip(fraction, 0, 1) * (upper - lower), jnp.nan)
 
 
 def histogram_worst(found: Statistics, fraction: float = 0.1, *, lower_is_better: bool = False) -> Scalar:
-    """Mean of the worst `fraction` of the numbers, []; of the bin that is cut, the bin's mean stands for its part."""
+    """Mean of the worst `fraction` of the numbers, []; of the bin that is cut, the bin's mean stands for its part.
+
+    NaN of no numbers.
+    """
     check_range("fraction", fraction, above=0.0, most=1.0)
     counts, sums = (found.counts[::-1], found.sums[::-1]) if lower_is_better else (found.counts, found.sums)
     counts, wanted = counts.astype(sums.dtype), _tail(found.size, fraction).astype(sums.dtype)
     taken = jnp.clip(wanted - (jnp.cumsum(counts) - counts), 0, counts)
-    return jnp.sum(taken * sums / jnp.maximum(counts, 1)) / jnp.maximum(wanted, 1)
+    return jnp.sum(taken * sums / jnp.maximum(counts, 1)) / wanted
 
 
 def quantiles(values: Array, levels: Sequence[float], mask: Array | None = None) -> Array:
@@ -115,12 +121,12 @@ def quantiles(values: Array, levels: Sequence[float], mask: Array | None = None)
 def worst_mean(
     values: Array, mask: Array | None = None, fraction: float = 0.1, *, lower_is_better: bool = False
 ) -> Scalar:
-    """Mean of the worst ⌈fraction·n⌉ of the n numbers that `mask` marks, []: the smallest, or else the largest."""
+    """Mean of the worst ⌈fraction·n⌉ of the n numbers that `mask` marks, []: smallest or largest ones; NaN of none."""
     check_range("fraction", fraction, above=0.0, most=1.0)
     mask = jnp.ones(values.shape, bool) if mask is None else mask
     badness = jnp.where(mask, values if lower_is_better else -values, -jnp.inf)
     worst, size = jnp.sort(badness, descending=True), _tail(jnp.sum(mask, dtype=jnp.int32), fraction)
-    mean = jnp.sum(worst, where=jnp.arange(len(values)) < size) / jnp.maximum(size, 1).astype(values.dtype)
+    mean = jnp.sum(worst, where=jnp.arange(len(values)) < size) / size.astype(values.dtype)
     return mean if lower_is_better else -mean
 
 
@@ -133,7 +139,7 @@ class PerClient(NamedTuple):
     """A model measured on every client's own samples.
 
     Attributes:
-      means: name → mean over each client's samples, [N]; 0 for a client without samples.
+      means: name → mean over each client's samples, [N]; NaN for a client without samples.
       counts: samples of every client, int32 [N].
     """
 
@@ -151,10 +157,15 @@ def per_client(measure: Measure, data: ClientData, batch_size: int = 1024) -> Ca
       measure: numbers [B] of the samples of a batch.
       data: N clients' samples to evaluate on.
       batch_size: samples at a time, which bounds the memory taken.
+
+    Raises:
+      ValueError: no sample at all.
     """
-    check_range("batch_size", batch_size, least=1)
+    check_range("batch_size", batch_size, least=1, whole=True)
+    if not int(np.sum(data.lengths)):
+        raise ValueError("expected at least one sample to evaluate on, got none; leave the evaluation out")
     index, owner = _walk(data, batch_size)
-    num_clients, counts = len(data.lengths), jnp.maximum(data.lengths, 1)
+    num_clients = len(data.lengths)
 
     @jax.jit
     def sums_of(params: Params, arrays: Batch, index: Array, owner: Array) -> dict[str, Array]:
@@ -166,7 +177,7 @@ def per_client(measure: Measure, data: ClientData, batch_size: int = 1024) -> Ca
     def evaluate(params: Params) -> PerClient:
         parts = [sums_of(params, data.arrays, *each) for each in zip(index, owner, strict=True)]
         sums = jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves), *parts)
-        return PerClient({name: each / counts.astype(each.dtype) for name, each in sums.items()}, data.lengths)
+        return PerClient({name: each / data.lengths.astype(each.dtype) for name, each in sums.items()}, data.lengths)
 
     return evaluate
 
@@ -187,7 +198,7 @@ LEVELS = {"q10": 0.1, "median": 0.5, "q90": 0.9}
 
 
 def summary(found: PerClient, lower_is_better: Sequence[str] = ("loss",)) -> dict[str, Scalar]:
-    """What to report of a model measured on every client; clients without samples count nowhere.
+    """What to report of a model measured on every client; clients without samples count nowhere, NaN without any.
 
     Returns:
       For every name: "name" (mean over all samples), "name/client_mean" (mean over the clients), "name/client_std",
@@ -196,11 +207,15 @@ def summary(found: PerClient, lower_is_better: Sequence[str] = ("loss",)) -> dic
     """
     present = found.counts > 0
     told: dict[str, Scalar] = {}
+
+    def average(numbers: Array) -> Scalar:
+        return jnp.where(jnp.any(present), masked_mean(numbers, present), jnp.nan)
+
     for name, means in found.means.items():
         weights = found.counts.astype(means.dtype)
-        told[name] = jnp.sum(weights * means) / jnp.sum(weights)
-        told[f"{name}/client_mean"] = mean = masked_mean(means, present)
-        told[f"{name}/client_std"] = jnp.sqrt(masked_mean(jnp.square(means - mean), present))
+        told[name] = jnp.sum(weights * means, where=present) / jnp.sum(weights)
+        told[f"{name}/client_mean"] = mean = average(means)
+        told[f"{name}/client_std"] = jnp.sqrt(average(jnp.square(means - mean)))
         levels = quantiles(means, list(LEVELS.values()), present)
         told |= {f"{name}/{level}": each for level, each in zip(LEVELS, levels, strict=True)}
         told[f"{name}/worst_10%"] = worst_mean(means, present, lower_is_better=name in lower_is_better)

@@ -118,7 +118,7 @@ ACTIVE: dict[str, Callable[[int, int, int, float], np.ndarray]] = {
 
 
 def recorded(sampler: Sampler) -> str:
-    """How checkpoints name a sampler: its repr; coin flips by the authors' rule as in version 0.1.0, which had no other."""
+    """How checkpoints name a sampler: its repr; coin flips by the authors' rule as in 0.1.0, which had no other."""
     if isinstance(sampler, CoinFlips) and sampler.rule == "reference":
         return f"CoinFlips(participation={sampler.participation!r}, capacity={sampler.capacity!r})"
     return repr(sampler)

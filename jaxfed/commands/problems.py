@@ -66,12 +66,15 @@ def images(splits: dict[str, dict[str, np.ndarray]], rule: Rule) -> Problem:
     name = rule.rule or "dirichlet"
     parts = RULES[name](**arguments(name, rule, train["y"]))
     statistics = datasets.channel_statistics(train["x"])
+    levels = train["x"].dtype == np.uint8  # stay bytes on the device; floats are normalised before they go there
+    if not levels:
+        train, test = ({**each, "x": datasets.normalised(each["x"], *statistics)} for each in (train, test))
     classes, by_class = datasets.natural(test["y"])
     network = MLP((int(np.prod(train["x"].shape[1:])), *HIDDEN, len(classes)), rngs=nnx.Rngs(rule.seed))
     params, logits = functional(network)
 
     def apply(params: Params, x: Array) -> Array:
-        return logits(params, datasets.normalised(x, *statistics))
+        return logits(params, datasets.normalised(x, *statistics) if levels else x)
 
     counts = np.stack([(train["y"][part][:, None] == classes).sum(axis=0) for part in parts])
     law = jnp.asarray(counts / counts.sum(axis=1, keepdims=True), jnp.float32)

@@ -97,7 +97,8 @@ def panels(history: jaxfed.History, before: Numbers) -> dict[str, dict[str, tupl
 def report(told: Mapping[str, Any], history: jaxfed.History, before: Numbers, after: Numbers) -> dict[str, Any]:
     """Return what ``--json`` prints but the time: final numbers on unseen text, those before, settings, versions."""
     done = history.rounds.get("round", [0])[-1]
-    known = {"plan": history.plan, "rounds": done, "sent_bytes": history.last_known("sent_bytes"), "versions": versions()}
+    sent = history.last_known("sent_bytes")
+    known = {"plan": history.plan, "rounds": done, "sent_bytes": sent, "versions": versions()}
     return {**after, "before": dict(before), **told, **known}
 
 

@@ -12,7 +12,8 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from jaxfed.checks import check_range, plain_fields
-from jaxfed.data.tables import Rows, Table, from_dataset
+from jaxfed.data import casts
+from jaxfed.data.tables import Rows, Table, from_dataset, is_table
 from jaxfed.plans import client_keys
 from jaxfed.types import Batch, Key
 
@@ -43,31 +44,39 @@ def client_data(clients: Sequence[Mapping[str, ArrayLike] | Table | Rows]) -> Cl
 
     Raises:
       ValueError: no client, an empty client, arrays of different length within a client, or names, shapes or dtypes
-        that differ between clients; the message names the client.
+        that differ between clients, and numbers that jax would change (`jaxfed.data.casts`); the message names the
+        client, or the array.
     """
+    if isinstance(clients, Mapping) or is_table(clients):
+        raise ValueError("expected one dataset for every client, got a single one; share it out with partitioned(...)")
+    clients = list(clients)
     if not clients:
         raise ValueError("expected at least one client, got none")
     arrays = [from_dataset(client) for client in clients]
     for index, client in enumerate(arrays):
         _check_client(index, client, arrays[0])
     lengths = np.array([len(next(iter(client.values()))) for client in arrays])
-    flat = {name: jnp.asarray(np.concatenate([client[name] for client in arrays])) for name in arrays[0]}
+    flat = {name: _resident(name, np.concatenate([client[name] for client in arrays])) for name in arrays[0]}
     return ClientData(flat, *_places(lengths))
 
 
-def partitioned(arrays: Mapping[str, ArrayLike], parts: Sequence[ArrayLike]) -> ClientData:
+def partitioned(arrays: Mapping[str, ArrayLike] | Table | Rows, parts: Sequence[ArrayLike]) -> ClientData:
     """Share out one dataset among clients without copying a sample.
 
     Args:
-      arrays: named arrays [n, ...] of one length; they stay as they are, on the device once.
+      arrays: named arrays [n, ...] of one length, or what else `from_dataset` reads; they stay as they are, on the
+        device once.
       parts: for every client the integers 0 ≤ j < n of its samples, [nᵢ], as `jaxfed.data.dirichlet` and the other
         partitioners return them. Clients may share samples, and a client may have one twice.
 
     Raises:
       ValueError: no array or no client, arrays of different length, an array called "mask", a client without samples,
-        or one with an index that is no sample; the message names the client.
+        or one with an index that is no sample, which is named; numbers that jax would change.
     """
+    arrays = arrays if isinstance(arrays, Mapping) else from_dataset(arrays)
     size = _check_arrays({name: np.shape(array) for name, array in arrays.items()})
+    if size >= 2**31:
+        raise ValueError(f"expected fewer than 2³¹ samples, got {size}; places are int32")
     if len(parts) == 0:
         raise ValueError("expected at least one client, got none")
     lengths = np.fromiter(map(_length, parts), np.int64, len(parts))
@@ -80,8 +89,12 @@ def partitioned(arrays: Mapping[str, ArrayLike], parts: Sequence[ArrayLike]) -> 
         place = int(strange.argmax())
         client = int(np.searchsorted(np.cumsum(lengths), place, side="right"))
         raise ValueError(f"client {client}: expected samples 0 to {size - 1}, got {order[place]}; partition these")
-    resident = {name: jnp.asarray(array) for name, array in arrays.items()}
+    resident = {name: _resident(name, array) for name, array in arrays.items()}
     return ClientData(resident, *_places(lengths), jnp.asarray(order, jnp.int32))
+
+
+def _resident(name: str, array: Any) -> Array:
+    return jnp.asarray(casts.resident(array, f"array {name!r}"))
 
 
 def _places(lengths: np.ndarray) -> tuple[Array, Array]:

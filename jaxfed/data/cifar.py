@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxfed.checks import check_choice
+from jaxfed.data.casts import integer_labels
 from jaxfed.data.datasets import Split, splits_of_npz
 from jaxfed.data.pickles import read_pickle
 
@@ -95,7 +96,7 @@ def _records(path: Path, data: np.ndarray, labels: np.ndarray) -> Split:
             f"and {list(labels.shape)}; the file is damaged"
         )
     images = np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return {"x": images, "y": labels.astype(np.int32)}
+    return {"x": images, "y": integer_labels(labels, f"{path}: labels")}
 
 
 def _pictures(path: Path, split: Split) -> Split:

@@ -41,6 +41,8 @@ def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mes
             for process, (row, count) in enumerate(zip(every_length, counts[:, 0], strict=True))
         ]
     )
+    if offsets[-1] + padded >= 2**31:
+        raise ValueError(f"expected fewer than 2³¹ samples, got places up to {offsets[-1] + padded}; places are int32")
     lengths = np.concatenate([row[:count] for row, count in zip(every_length, counts[:, 0], strict=True)])
 
     def spread(array: ArrayLike) -> jax.Array:

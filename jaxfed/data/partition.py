@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from jaxfed.checks import check_range
 from jaxfed.data import recycling
+from jaxfed.data.casts import class_labels
 
 Parts = list[np.ndarray]
 
@@ -59,11 +60,12 @@ def dirichlet(
       min_samples: fewest samples of a client, N·`min_samples` ≤ n; not with `recycle`.
 
     Raises:
-      ValueError: too few samples, c ≤ 0, or c so small that a share is no number.
+      ValueError: too few samples, c ≤ 0, c so small that a share is no number, or labels that are missing (None, NaN)
+        or no whole numbers.
     """
-    labels = _labels(labels)
+    labels = class_labels(labels)
     check_range("concentration", concentration, above=0.0)
-    check_range("min_samples", min_samples, least=1)
+    check_range("min_samples", min_samples, least=1, whole=True)
     _check_clients(num_clients, len(labels), min_samples)
     if recycle:
         return recycling.dirichlet(labels, num_clients, concentration, seed)
@@ -94,10 +96,10 @@ def pathological(
     Raises:
       ValueError: arguments out of range, or classes too small to be cut into so many shards.
     """
-    labels = _labels(labels)
+    labels = class_labels(labels)
     _check_clients(num_clients, len(labels))
     classes, labels = np.unique(labels, return_inverse=True)
-    check_range("classes_per_client", classes_per_client, least=1, most=len(classes))
+    check_range("classes_per_client", classes_per_client, least=1, most=len(classes), whole=True)
     if recycle:
         return recycling.pathological(labels, num_clients, classes_per_client, seed)
     generator = np.random.default_rng(seed)
@@ -127,7 +129,7 @@ def quantity_skew(
     """
     size = _size(samples)
     check_range("concentration", concentration, above=0.0)
-    check_range("min_samples", min_samples, least=1)
+    check_range("min_samples", min_samples, least=1, whole=True)
     _check_clients(num_clients, size, min_samples)
     generator = np.random.default_rng(seed)
     owner = np.empty(size, np.int64)
@@ -147,23 +149,16 @@ def natural(names: ArrayLike) -> tuple[np.ndarray, Parts]:
     Raises:
       ValueError: no samples, or no array [n].
     """
-    found, owner = np.unique(_labels(names), return_inverse=True)
+    found, owner = np.unique(class_labels(names, "names"), return_inverse=True)
     return found, _parts(owner, len(found))
 
 
 def _size(samples: int | ArrayLike) -> int:
-    return int(samples) if isinstance(samples, int | np.integer) else len(_labels(samples))
-
-
-def _labels(labels: ArrayLike) -> np.ndarray:
-    array = np.asarray(labels)
-    if array.ndim != 1 or not len(array):
-        raise ValueError(f"expected one label for every sample, [n] with n ≥ 1, got an array {list(array.shape)}")
-    return array
+    return int(samples) if isinstance(samples, int | np.integer) else len(class_labels(samples))
 
 
 def _check_clients(num_clients: int, size: int, min_samples: int = 1) -> None:
-    check_range("num_clients", num_clients, least=1)
+    check_range("num_clients", num_clients, least=1, whole=True)
     if num_clients * min_samples > size:
         raise ValueError(
             f"{num_clients} clients need at least {num_clients * min_samples} samples, got {size}; take fewer clients"

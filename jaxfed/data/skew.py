@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxfed.data.casts import class_labels
 from jaxfed.data.datasets import read_npz
 
 
@@ -32,9 +33,11 @@ class Skew(NamedTuple):
 
 def label_counts(labels: ArrayLike, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Samples of every class that every client has, int64 [N, C], classes in rising order."""
-    classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
-    owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    cells = owner * len(classes) + numbers[np.concatenate(parts)]
+    classes, numbers = np.unique(class_labels(labels), return_inverse=True)
+    owner, samples = np.repeat(np.arange(len(parts)), [len(part) for part in parts]), np.concatenate(parts)
+    if samples.dtype.kind not in "iu" or ((samples < 0) | (samples >= len(numbers))).any():
+        raise ValueError(f"expected parts with samples 0 to {len(numbers) - 1}, got others; pass their labels")
+    cells = owner * len(classes) + numbers[samples]
     return np.bincount(cells, minlength=len(parts) * len(classes)).reshape(len(parts), len(classes))
 
 
@@ -45,7 +48,7 @@ def skew_of(labels: ArrayLike, counts: np.ndarray) -> Skew:
       labels: class of every sample of the dataset [n]; its law is p.
       counts: `label_counts(labels, parts)`.
     """
-    law = np.unique(np.asarray(labels), return_counts=True)[1] / np.size(labels)
+    law = np.unique(class_labels(labels), return_counts=True)[1] / np.size(labels)
     samples, classes = counts.sum(axis=1), (counts > 0).sum(axis=1)
     distances = np.abs(counts / samples[:, None] - law).sum(axis=1) / 2
     return Skew(
@@ -75,6 +78,7 @@ def load_parts(path: str | Path) -> list[np.ndarray]:
       ValueError: no such archive, or one that does not fit together.
     """
     arrays = read_npz(path)
-    if arrays.keys() != {"samples", "lengths"} or arrays["lengths"].sum() != len(arrays["samples"]):
-        raise ValueError(f"{path}: expected samples [M] and lengths [N] with the sum M, got {sorted(arrays)}")
+    whole = all(array.dtype.kind in "iu" and array.ndim == 1 for array in arrays.values())
+    if arrays.keys() != {"samples", "lengths"} or not whole or arrays["lengths"].sum() != len(arrays["samples"]):
+        raise ValueError(f"{path}: expected samples [M] and lengths [N] with the sum M, integers, got {sorted(arrays)}")
     return np.split(arrays["samples"], np.cumsum(arrays["lengths"])[:-1])

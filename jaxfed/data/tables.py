@@ -1,4 +1,4 @@
-"""Datasets of other libraries as named arrays: mappings, tables with `column_names`, sequences of rows."""
+"""Datasets of other libraries as named arrays: mappings, tables with `column_names`, data frames, rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxfed.checks import check_choice
+from jaxfed.data import casts
 
 
 class Table(Protocol):
@@ -32,34 +33,42 @@ def from_dataset(
     """Read a dataset into named NumPy arrays [n, ...]; pictures (PIL's) become arrays [n, H, W, ...].
 
     Args:
-      dataset: named columns, a table with `column_names`, or a sequence of rows.
+      dataset: named columns, a table with `column_names`, a data frame (pandas, polars), or a sequence of rows.
       columns: the columns to read, or how to name them: {"image": "x", "label": "y"}; by default all, as they are.
 
     Raises:
       ValueError: no such column (nearest name suggested), or a column of text, of missing values or of samples with
-        different shapes; the message names it.
+        different shapes, or two columns of one name; the message names it.
     """
     names = _names(dataset)
     wanted = dict.fromkeys(names) if columns is None else dict.fromkeys(columns)
     for name in wanted:
         check_choice("columns", name, names)
     called = columns if isinstance(columns, Mapping) else {name: name for name in wanted}
-    return {called[name]: _array(name, _column(dataset, name)) for name in wanted}
+    return {called[name]: casts.numbers(_column(dataset, name), f"column {name!r}") for name in wanted}
 
 
 def _names(dataset: Any) -> list[str]:
     if isinstance(dataset, Mapping):
         return list(dataset)
-    if hasattr(dataset, "column_names"):
-        return list(dataset.column_names)
+    if is_table(dataset):
+        names = list(dataset.column_names if hasattr(dataset, "column_names") else dataset.columns)
+        if strange := [name for name in names if not isinstance(name, str) or names.count(name) > 1]:
+            raise ValueError(f"expected columns with a name of their own each, got {strange}; rename them")
+        return names
     if not len(dataset) or not isinstance(dataset[0], Mapping):
         found = type(dataset[0]).__name__ if len(dataset) else "nothing"
         raise ValueError(f"expected named columns or a sequence of rows with named values, got {found}")
     return list(dataset[0])
 
 
+def is_table(dataset: Any) -> bool:
+    """Whether it is a table: one with `column_names`, or a data frame, whose names are its `columns`."""
+    return hasattr(dataset, "column_names") or (hasattr(dataset, "columns") and not callable(dataset.columns))
+
+
 def _column(dataset: Any, name: str) -> Any:
-    if isinstance(dataset, Mapping) or hasattr(dataset, "column_names"):
+    if isinstance(dataset, Mapping) or is_table(dataset):
         return dataset[name]
     return list(_values(dataset, name))
 
@@ -69,15 +78,3 @@ def _values(rows: Rows, name: str) -> Iterator[Any]:
         if name not in row:
             raise ValueError(f"row {number}: expected a value of {name!r} as row 0 has, got {sorted(row)}")
         yield row[name]
-
-
-def _array(name: str, values: Any) -> np.ndarray:
-    try:
-        array = np.asarray(values if hasattr(values, "__array__") or np.isscalar(values) else list(values))
-    except ValueError as error:
-        raise ValueError(f"column {name!r}: expected samples of one shape; pad or crop them first ({error})") from error
-    if array.dtype.kind in "biufcV":
-        return array
-    raise ValueError(
-        f"column {name!r}: expected numbers, got {array.dtype}; turn it into numbers first, or leave it out (columns=)"
-    )

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array
@@ -61,7 +62,13 @@ def evaluator(apply: ApplyFn, samples: Batch, batch_size: int = 1024) -> Callabl
       apply: logits of inputs.
       samples: "x" [n, ...] and "y" int [n] or [n, T], n ≥ 1.
       batch_size: samples at a time, which bounds the memory taken.
+
+    Raises:
+      ValueError: no sample, or arrays of different length.
     """
+    lengths = {name: len(array) if np.ndim(array) else 0 for name, array in samples.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"expected arrays of one length n ≥ 1 to evaluate on, got lengths {lengths}")
 
     def measure(params: Params, sample: Batch) -> tuple[Scalar, Array]:
         logits = apply(params, sample["x"][None])[0]

@@ -141,7 +141,13 @@ def accepted_length(network: Network, params: Params, data: Continued, window: i
 
 
 def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, window: int) -> float:
-    """``accepted_length`` where every part of the continuations has a draft of its own."""
+    """``accepted_length`` where every part of the continuations has a draft of its own.
+
+    Raises:
+        ValueError: no continuation at all, of which there is no mean.
+    """
+    if not any(len(data.tokens) for _, data in parts):
+        raise ValueError("expected at least one continuation to judge by, got none; pass texts of one prompt or more")
     agrees = [
         row
         for params, data in parts

@@ -266,3 +266,102 @@ def test_no_clients_and_reserved_names_are_refused():
         Epochs(local_epochs=1, batch_size=0)
     with pytest.raises(ValueError, match="local_steps"):
         Steps(local_steps=0, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([0, 2**31]), "array 'x': expected numbers that int32 holds, got 2147483648 of int64; number them"),
+        (np.array([-(2**31) - 1, 0]), "got -2147483649 of int64"),
+        (np.array([0, 2**32], np.uint64), "expected numbers that uint32 holds, got 4294967296 of uint64"),
+        (np.array([1.0, 1e39]), r"expected numbers that float32 holds, got 1e\+39 of float64; scale them"),
+        (np.array([1.0, 1e39j]), "expected numbers that complex64 holds"),
+        (np.array(["a", "b"]), "expected numbers, got <U1"),
+        (np.array([1, None]), "expected numbers, got object"),
+        (np.array([1, 2], "M8[s]"), r"expected numbers, got datetime64\[s\]"),
+        (np.array([(1, 2.0), (3, 4.0)], [("a", int), ("b", float)]), r"expected numbers, got \[\('a'"),
+        (np.ma.array([1, 2], mask=[False, True]), "expected no missing value, got masked entries"),
+    ],
+    ids=["int64", "negative", "uint64", "float64", "complex", "text", "object", "dates", "records", "masked"],
+)
+def test_numbers_that_would_become_others_are_refused(array, message):
+    """Wherever samples go onto the device; jax itself cuts integers off and makes large numbers infinite."""
+    for make in (lambda: client_data([{"x": array}]), lambda: partitioned({"x": array}, [[0], [1]])):
+        with pytest.raises(ValueError, match=message.replace("array 'x'", "(array|column) 'x'")):
+            make()
+
+
+def test_numbers_that_fit_are_kept():
+    arrays = {
+        "i": np.array([-(2**31), 2**31 - 1]),
+        "u": np.array([0, 2**32 - 1], np.uint64),
+        "f": np.array([1e38, np.inf]),
+        "b": np.array([True, False]),
+        "h": np.ones(2, jnp.bfloat16),
+    }
+    for data in (client_data([arrays]), partitioned(arrays, [[0], [1]])):
+        kept = {name: array.dtype.name for name, array in data.arrays.items()}
+        assert kept == {"i": "int32", "u": "uint32", "f": "float32", "b": "bool", "h": "bfloat16"}
+        assert data.arrays["i"].tolist() == arrays["i"].tolist()
+        assert data.arrays["u"].tolist() == arrays["u"].tolist()
+
+
+class Column:
+    """A column of a data frame: an array by `__array__`, no sequence."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+
+class Frame:
+    """A data frame in the way of pandas and polars: no mapping, names as `columns`, no truth of its own."""
+
+    def __init__(self, columns):
+        self._columns, self.columns = columns, list(columns)
+
+    def __getitem__(self, name):
+        return Column(self._columns[name])
+
+    def __len__(self):
+        return len(next(iter(self._columns.values())))
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __bool__(self):
+        raise ValueError("the truth value of a frame is ambiguous")
+
+
+def check_frames(frame):
+    """What every kind of data frame must do, made by `frame(columns)`."""
+    columns = {"x": [1.0, 2.0, 3.0], "y": [0, 1, 0]}
+    named = from_dataset(frame({**columns, "name": ["a", "b", "c"]}), ["x", "y"])
+    assert {name: array.tolist() for name, array in named.items()} == columns
+    data = client_data([frame(columns), frame({"x": [4.0], "y": [1]})])
+    assert (data.arrays["x"].tolist(), data.lengths.tolist()) == ([1, 2, 3, 4], [3, 1])
+    shared = partitioned(frame(columns), [[2], [0, 1]])
+    assert (shared.arrays["y"].tolist(), shared.order.tolist()) == ([0, 1, 0], [2, 0, 1])
+    with pytest.raises(ValueError, match="column 'y': expected numbers, got object"):
+        client_data([frame({"x": [1.0], "y": [None]})])
+    with pytest.raises(ValueError, match="one dataset for every client, got a single one; share it out"):
+        client_data(frame(columns))
+    with pytest.raises(ValueError, match=r"columns with a name of their own each, got \[0\]; rename them"):
+        from_dataset(frame({0: [1.0], "y": [1]}))
+
+
+def test_data_frames_are_read_by_columns():
+    check_frames(Frame)
+
+
+def test_data_frames_of_pandas():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed; the frame above stands for it")
+    check_frames(pandas.DataFrame)
+
+
+def test_one_mapping_is_not_a_list_of_clients():
+    with pytest.raises(ValueError, match="one dataset for every client, got a single one"):
+        client_data({"x": np.ones(3)})
+    assert client_data(each for each in [{"x": [1]}, {"x": [2]}]).lengths.tolist() == [1, 1]

@@ -6,6 +6,7 @@ import pickle
 import struct
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -279,6 +280,80 @@ def test_normalised_images():
     np.testing.assert_allclose(whitened.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(whitened.std((0, 1, 2)), 1, atol=1e-5)
     assert normalised(IMAGES[0], 0.5, 0.5).shape == (32, 32, 3)
+
+
+def test_floats_are_full_scale_already():
+    """In [0, 1] they are not divided again, and their statistics are those of the bytes."""
+    mean, std = channel_statistics(IMAGES)
+    floats = (IMAGES / 255).astype(np.float32)
+    np.testing.assert_allclose(channel_statistics(floats), (mean, std), rtol=1e-5)
+    for images in (floats, jnp.asarray(floats), IMAGES / 255):
+        np.testing.assert_allclose(normalised(images, mean, std), normalised(IMAGES, mean, std), atol=1e-5)
+
+
+def test_grey_images_need_no_channel_for_one_mean():
+    grey = IMAGES[..., 0]
+    np.testing.assert_array_equal(normalised(grey, 0.5, [0.25]), normalised(grey[..., None], [0.5], [0.25])[..., 0])
+    assert jax.jit(lambda images: normalised(images, 0.5, 0.5))(grey).dtype == np.float32
+
+
+COLUMNS = [0.5] * 32
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: normalised(IMAGES.astype(np.float32), 0.5, 0.5), "expected floats from 0 to 1, got 0 to 255; divide"),
+        (lambda: normalised(-(IMAGES / 255), 0.5, 0.5), "expected floats from 0 to 1, got -1 to"),
+        (lambda: normalised(IMAGES / np.nan, 0.5, 0.5), "expected floats from 0 to 1, got nan"),
+        (lambda: normalised(IMAGES.astype(np.int32), 0.5, 0.5), "of uint8, or of floats from 0 to 1, got int32"),
+        (lambda: jax.jit(lambda x: normalised(x, 0.5, 0.5))(IMAGES / 255), "uint8 in compiled code, got float32"),
+        (lambda: normalised(IMAGES[..., 0], COLUMNS, COLUMNS), r"got \[3, 32, 32\]; give grey .* images\[..., None\]"),
+        (lambda: channel_statistics(IMAGES[..., 0]), r"got \[3, 32, 32\]; give grey images their channel"),
+        (lambda: channel_statistics(IMAGES[..., 0] / 255), "give grey images their channel"),
+        (lambda: normalised(IMAGES, [0.1, 0.2], 0.5), r"one for each of 3 channels, got \[2\]"),
+        (lambda: normalised(IMAGES, 0.5, 0.0), "expected a finite mean and std > 0"),
+        (lambda: channel_statistics(IMAGES[:0]), r"at least one image, got \[0, 32, 32, 3\]"),
+    ],
+)
+def test_images_that_cannot_be_meant_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, 1.0, 2.0], "expected whole numbers, got 0.5 for sample 0"),
+        ([0.0, 1.7, 2.0], "expected whole numbers, got 1.7 for sample 1"),
+        ([0.0, np.nan, 2.0], "expected whole numbers, got nan for sample 1"),
+        ([0, 1, 2**31], "expected numbers that int32 holds, got 2147483648"),
+    ],
+)
+def test_files_whose_labels_are_no_classes_are_refused(tmp_path, labels, message):
+    """In an npz file, in a pickle and in idx files: none is cut off to an integer."""
+    labels = np.array(labels)
+    arrays = {"x_train": IMAGES, "y_train": labels, "x_test": IMAGES, "y_test": FINE}
+    np.savez(tmp_path / "c.npz", **arrays)
+    with pytest.raises(ValueError, match=f"c.npz: y_train: {message}"):
+        cifar(tmp_path / "c.npz")
+    for name in ("train", "test"):
+        python3({"data": PLANES, "fine_labels": labels}, tmp_path / name)
+    with pytest.raises(ValueError, match=f"train: labels: {message}"):
+        cifar(tmp_path)
+    if labels.dtype == float:
+        for prefix in ("train", "t10k"):
+            (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(IMAGES[..., 0], 8))
+            (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels.astype(">f8"), 14))
+        with pytest.raises(ValueError, match=f"train-labels-idx1-ubyte: {message}"):
+            mnist(tmp_path)
+
+
+def test_whole_labels_of_any_type_are_read(tmp_path):
+    for labels in (FINE.astype(np.float64), FINE.astype(np.uint64)):
+        np.savez(tmp_path / "c.npz", x_train=IMAGES, y_train=labels, x_test=IMAGES, y_test=labels)
+        found = cifar(tmp_path / "c.npz")["test"]["y"]
+        assert (found.tolist(), found.dtype) == (FINE.tolist(), np.int32)
 
 
 def test_roles_are_read_from_a_file(tmp_path):

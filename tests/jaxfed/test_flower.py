@@ -371,7 +371,7 @@ FEDAVG = jaxfed.fedavg(problems.loss_fn)
 
 
 def test_a_round_without_replies_tells_no_loss(tmp_path):
-    """Nobody's mean is no 0.0; the sampler's empty rounds are counted, the first before anything is known of clients."""
+    """Nobody's mean is no 0.0; an empty round is counted, here before anything is known of the clients."""
 
     def trouble(number, client, reply):
         return lost(number, client, reply) if number == 1 else reply

@@ -136,6 +136,29 @@ def test_all_batches_are_one_program():
     metrics.per_client(measure, jaxfed.data.client_data(problem.clients), batch_size=3)(problem.params)
 
 
+def test_nobody_has_no_numbers():
+    """NaN, where a mean of nothing would read 0."""
+    problem, apply, _ = classifier()
+    data = jaxfed.data.client_data(problem.clients)
+    found = metrics.per_client(metrics.classification(apply), data._replace(lengths=data.lengths.at[0].set(0)))
+    assert np.isnan(found(problem.params).means["accuracy"]).tolist() == [True, False, False, False, False]
+    nobody = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32))
+    assert all(np.isnan(each) for each in metrics.summary(nobody).values())
+    nothing = metrics.statistics(jnp.ones(3), EDGES, jnp.zeros(3, bool))
+    assert np.isnan(metrics.histogram_quantile(nothing, 0.5))
+    assert np.isnan(metrics.histogram_worst(nothing))
+
+
+def test_an_empty_test_set_is_refused_before_anything_runs():
+    problem, apply, _ = classifier()
+    data = jaxfed.data.client_data(problem.clients)
+    with pytest.raises(ValueError, match="at least one sample to evaluate on, got none"):
+        metrics.client_evaluator(metrics.classification(apply), data._replace(lengths=0 * data.lengths))
+    for samples in ({"x": np.ones((0, 4)), "y": np.ones(0, int)}, {"x": np.ones((2, 4)), "y": np.ones(3, int)}, {}):
+        with pytest.raises(ValueError, match="expected arrays of one length n ≥ 1 to evaluate on, got lengths"):
+            jaxfed.models.evaluator(apply, samples)
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [

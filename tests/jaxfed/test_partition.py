@@ -136,6 +136,55 @@ def test_bad_arguments_are_refused(call, message):
         call()
 
 
+BAD_LABELS = {
+    "NaN": ([0.0, 1.0, float("nan"), 1.0], "expected whole numbers, got nan for sample 2; .* drop or fill in"),
+    "infinite": (np.array([0.0, np.inf, 1.0, 1.0]), "got inf for sample 1"),
+    "None": ([0, None, 1, 1], "expected a label for every sample, got None for sample 1; drop or fill in"),
+    "None among text": (["a", None, "b", "b"], "got None for sample 1"),
+    "NaN among text": (["a", "b", float("nan"), "b"], "got nan for sample 2"),
+    "objects": (np.array(["a", None, "b", "b"], object), "got None for sample 1"),
+    "fractions": ([0.5, 1.7, 0.5, 1.7], "expected whole numbers, got 0.5 for sample 0"),
+    "mixed": ([1, "a", 1, "a"], "expected labels of one kind, got int, str"),
+    "masked": (np.ma.array([0, 1, 1, 0], mask=[0, 0, 1, 0]), "got masked entries"),
+    "dates": (np.arange(4).astype("M8[s]"), "expected integers or text, got datetime64"),
+}
+LABELLED = {
+    "iid": lambda labels: iid(labels, 2),
+    "dirichlet": lambda labels: dirichlet(labels, 2, 1.0),
+    "dirichlet, recycled": lambda labels: dirichlet(labels, 2, 1.0, recycle=True),
+    "pathological": lambda labels: pathological(labels, 2, 1),
+    "pathological, recycled": lambda labels: pathological(labels, 2, 1, recycle=True),
+    "quantity": lambda labels: quantity_skew(labels, 2, 1.0),
+    "natural": lambda labels: natural(labels)[1],
+    "label_counts": lambda labels: label_counts(labels, [np.array([0, 1]), np.array([2, 3])]),
+    "skew_of": lambda labels: skew_of(labels, np.ones((2, 2), int)),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_that_are_no_classes_are_refused(name, case):
+    """By every rule alike: none reads memory that nobody wrote, none makes a class of what is missing."""
+    labels, message = BAD_LABELS[case]
+    with pytest.raises(ValueError, match=message):
+        LABELLED[name](labels)
+
+
+GOOD_LABELS = [[0.0, 1.0, 1.0, 0.0], ["a", "b", "b", "a"], [False, True, True, False]]
+
+
+@pytest.mark.parametrize("labels", [*GOOD_LABELS, *(np.array(labels, object) for labels in GOOD_LABELS)])
+@pytest.mark.parametrize("name", LABELLED)
+def test_whole_numbers_text_and_truth_values_are_classes(name, labels):
+    found, expected = LABELLED[name](labels), LABELLED[name](np.array([0, 1, 1, 0]))
+    assert all(map(np.array_equal, found, expected))
+
+
+def test_parts_of_another_dataset_are_not_counted():
+    with pytest.raises(ValueError, match="expected parts with samples 0 to 3"):
+        label_counts([0, 1, 1, 0], [np.array([0, -1])])
+
+
 def test_skew_of_a_small_partition():
     labels, parts = [0, 0, 1, 1], [np.array([0, 1]), np.array([2]), np.array([0, 3])]
     counts = label_counts(labels, parts)
