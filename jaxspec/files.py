@@ -1,5 +1,6 @@
 """Files that others wrote: whatever they hold, what goes wrong is said with the file's name."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}; copy it again")
     return found
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """Lines of a JSON Lines file, with or without a byte order mark.
+
+    Only a line feed ends a line: ``splitlines`` would also cut at characters that JSON allows inside a string (U+2028).
+    """
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.decoding import DecodingMethod
+from jaxspec.files import lines_of
 from jaxspec.generate import generate
 
 #: From the categories of the file to the six tasks.
@@ -76,11 +77,11 @@ def read_questions(path: str | Path, per_task: int | None = None) -> list[Questi
         ValueError: a line that is no question, or of an unknown category; names the line.
     """
     found: list[Question] = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    for number, line in enumerate(lines_of(Path(path)), start=1):
         if not line.strip():
             continue
         try:
-            read = json.loads(line)
+            read = json.loads(line.decode())
             question = Question(
                 int(read["question_id"]), TASKS[read["category"]], [str(turn) for turn in read["turns"]]
             )

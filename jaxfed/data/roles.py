@@ -3,6 +3,7 @@
 37 plays by speaking role, 1,347 roles, 4.35 million characters of a 77-character alphabet. A role is one client.
 """
 
+import codecs
 import json
 import lzma
 from collections.abc import Iterable
@@ -43,19 +44,32 @@ def read_roles(path: str | Path | None = None, min_chars: int = 0) -> tuple[Role
     """
     source = resources.files("jaxfed.data") / "shakespeare" / "roles.jsonl.xz" if path is None else Path(path)
     raw = source.read_bytes()
-    text = (lzma.decompress(raw) if raw[:6] == b"\xfd7zXZ\x00" else raw).decode()
-    roles = (_role(number, line, str(source)) for number, line in enumerate(text.splitlines()))
+    lines = lines_of(lzma.decompress(raw) if raw[:6] == b"\xfd7zXZ\x00" else raw)
+    roles = (_role(number, line, str(source)) for number, line in enumerate(lines))
     return tuple(role for role in roles if len(role.text) >= min_chars)
 
 
-def _role(number: int, line: str, source: str) -> Role:
+def lines_of(raw: bytes) -> list[bytes]:
+    """Lines of a JSON Lines file, with or without a byte order mark.
+
+    Only a line feed ends a line: ``splitlines`` would also cut at characters that JSON allows inside a string (U+2028).
+    """
+    raw = raw.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n")
+    return raw.split(b"\n") if raw else []
+
+
+def _role(number: int, line: bytes, source: str) -> Role:
     try:
-        record = json.loads(line)
-        return Role(number, record["user"], record["text"])
+        record = json.loads(line.decode())
+        user, text = record["user"], record["text"]
+        if not isinstance(user, str) or not isinstance(text, str):
+            raise TypeError("user and text must be strings")
+        return Role(number, user, text)
     except (ValueError, KeyError, TypeError) as error:
+        got = line[:60].decode(errors="replace")
         raise ValueError(
-            f"{source}, line {number + 1}: expected a JSON object with 'user' and 'text', got {line[:60]!r}; "
-            "remove or repair the line"
+            f"{source}, line {number + 1}: expected a JSON object with 'user' and 'text', got {got!r}; remove or "
+            "repair the line"
         ) from error
 
 

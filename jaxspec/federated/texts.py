@@ -18,7 +18,7 @@ def read_texts(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     if path.is_dir():
-        texts = {file.stem: file.read_text(encoding="utf-8") for file in sorted(path.glob("*.txt"))}
+        texts = {file.stem: file.read_text(encoding="utf-8-sig") for file in sorted(path.glob("*.txt"))}
     else:
         texts = {}
         for role in read_roles(path):

@@ -38,10 +38,25 @@ def test_files_of_others_are_read(tmp_path, packed):
     assert read_roles(path) == (Role(0, "p:a", "aaa"), Role(1, "p:é", "ééé"))
 
 
-@pytest.mark.parametrize("line", ['{"user": "p:B", "te', '{"user": "p:B"}', '["p:B", "text"]', ""])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_line_ends_at_a_line_feed_only(tmp_path, end, encoding):
+    """Not at what JSON allows inside a string."""
+    texts = ["one\u2028two\u2029three\u0085four", "five"]
+    lines = [json.dumps({"user": f"p:{number}", "text": text}, ensure_ascii=False) for number, text in enumerate(texts)]
+    (tmp_path / "roles").write_bytes("".join(line + end for line in lines).encode(encoding))
+    assert [role.text for role in read_roles(tmp_path / "roles")] == texts
+    (tmp_path / "roles").write_bytes(b"")
+    assert read_roles(tmp_path / "roles") == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"user": "p:B", "te', b'{"user": "p:B"}', b'["p:B", "t"]', b"", b'{"user": "\xff"}', b'{"user":"p:B","text":1}'],
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "roles.jsonl"
-    path.write_text('{"user": "p:A", "text": "a"}\n' + line + '\n{"user": "p:C", "text": "c"}\n')
+    path.write_bytes(b'{"user": "p:A", "text": "a\xe2\x80\xa8"}\n' + line + b'\n{"user": "p:C", "text": "c"}\n')
     with pytest.raises(ValueError, match=r"roles\.jsonl, line 2: expected a JSON object .*; remove or repair the line"):
         read_roles(path)
 

@@ -50,6 +50,18 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, message):
         read_questions(write(tmp_path / "q.jsonl", [LINES[0], line]))
 
 
+def test_a_line_ends_at_a_line_feed_only(tmp_path):
+    """Not at what JSON allows inside a string; with a byte order mark and Windows' line ends."""
+    torn = LINES[1] | {"turns": ["One\u2028two\u2029three\u0085four"]}
+    lines = [json.dumps(line, ensure_ascii=False) for line in (torn, LINES[0], torn)]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "q.jsonl").write_bytes("".join(line + end for line in lines).encode("utf-8-sig"))
+        assert [question.turns for question in read_questions(tmp_path / "q.jsonl")][::2] == [torn["turns"]] * 2
+    (tmp_path / "q.jsonl").write_bytes("\n".join([*lines, "{"]).encode() + b"\xff")
+    with pytest.raises(ValueError, match="line 4: expected question_id"):
+        read_questions(tmp_path / "q.jsonl")
+
+
 def test_an_empty_file(tmp_path):
     with pytest.raises(ValueError, match="expected a question on every line, got none"):
         read_questions(write(tmp_path / "q.jsonl", [""]))
