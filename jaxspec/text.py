@@ -1,27 +1,26 @@
 """Between text and token ids: the tokenizer that came with a model, its chat template, what ends a sequence."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
+from jaxspec.chat import Message, render
 from jaxspec.files import read_json, reading
+from jaxspec.pieces import check_id, content, read_pieces
 
-#: One message of a conversation: ``{"role": "user", "content": "…"}``.
-Message = dict[str, Any]
 #: Files that are carried along as they are.
 FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 )
@@ -32,8 +31,8 @@ class Text:
     """How a model reads and writes.
 
     Attributes:
-        encode: text → ids, as the tokenizer's own file says, its special tokens included.
-        decode: ids → text, special tokens left out.
+        encode: text → ids, as the tokenizer's own file says, its special tokens included; None: no tokenizer.
+        decode: ids → text, special tokens and ids beyond the vocabulary left out; None: no tokenizer.
         stop: ids that end a sequence.
         template: Jinja source that turns messages into a prompt; None: the model has no chat form.
         special: text of special tokens by name (``bos_token``), for the template.
@@ -42,10 +41,11 @@ class Text:
         tokenizer: the ``tokenizers`` object, where there is one.
         piece: id → the token as the tokenizer names it, None beyond its vocabulary.
         encode_marked: text in which special tokens stand already → ids; default: ``encode``.
+        special_ids: text of a special token, which ``decode`` leaves out → its id.
     """
 
-    encode: Callable[[str], np.ndarray]
-    decode: Callable[[Sequence[int]], str]
+    encode: Callable[[str], np.ndarray] | None = None
+    decode: Callable[[Sequence[int]], str] | None = None
     stop: tuple[int, ...] = ()
     template: str | None = None
     special: dict[str, str] = field(default_factory=dict)
@@ -54,22 +54,28 @@ class Text:
     tokenizer: Tokenizer | None = None
     piece: Callable[[int], str | None] | None = None
     encode_marked: Callable[[str], np.ndarray] | None = None
+    special_ids: dict[str, int] = field(default_factory=dict)
 
     @staticmethod
     def of(tokenizer: Tokenizer, **rest: Any) -> "Text":
-        """A tokenizer of the ``tokenizers`` library."""
+        """A tokenizer of the ``tokenizers`` library; what it is set to truncate or pad, it does not."""
+        tokenizer = unlimited(tokenizer)
+        added = tokenizer.get_added_tokens_decoder()
         return Text(
             lambda text: np.asarray(tokenizer.encode(text).ids, np.int32),
             lambda ids: tokenizer.decode(list(ids)),
             tokenizer=tokenizer,
             piece=tokenizer.id_to_token,
             encode_marked=lambda text: np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32),
+            special_ids={token.content: number for number, token in added.items() if token.special},
             **rest,
         )
 
     @staticmethod
     def read(folder: str | Path) -> "Text | None":
-        """What a published checkpoint's folder says about text; None without a tokenizer.
+        """What a published checkpoint's folder says about text; None where it says nothing.
+
+        Without ``tokenizer.json`` and ``tokenizer.model`` there may still be stop tokens and a chat template.
 
         Raises:
             ValueError: a file that is damaged or says something else than text needs; names it.
@@ -83,110 +89,127 @@ class Text:
         about = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
         defaults = _json(folder / "generation_config.json")
         template = folder / "chat_template.jinja"
-        rest = {
+        tokens = {name: value for name, value in about.items() if name[-6:] == "_token" and name[:4] != "add_"}
+        rest: dict[str, Any] = {
             "stop": _stops(defaults, _json(folder / "config.json")),
             "template": template.read_text("utf-8") if template.is_file() else _template(about.get("chat_template")),
-            "special": {name: _content(value) for name, value in about.items() if name.endswith("_token") and value},
+            "special": {name: content(value) for name, value in tokens.items() if value},
             "defaults": defaults,
             "files": {name: folder / name for name in (*FILES, "config.json") if (folder / name).is_file()},
         }
+        named = _named(about)
+        added = _added(about, _json(folder / "added_tokens.json"), named)
         if (folder / "tokenizer.json").is_file():
-            return Text.of(Tokenizer.from_file(str(folder / "tokenizer.json")), **rest)
+            tokenizer = unlimited(Tokenizer.from_file(str(folder / "tokenizer.json")))
+            return Text.of(_marked(tokenizer, added, named), **rest)._ended(tokenizer.token_to_id)
         if (folder / "tokenizer.model").is_file():
-            return sentencepiece(folder / "tokenizer.model", **rest)
-        return None
+            return sentencepiece(folder / "tokenizer.model", about, added, named, **rest)
+        return Text(**rest) if rest["stop"] or rest["template"] else None
+
+    def _ended(self, id_of: Callable[[str], int | None], default: int = -1) -> "Text":
+        """The same; a text whose files name no id that ends a sequence ends at its ``eos_token``, or the default."""
+        found = id_of(self.special["eos_token"]) if "eos_token" in self.special else None
+        found = default if found is None else found
+        return self if self.stop or found < 0 else self.stopping([found])
 
     def stopping(self, tokens: Sequence[int]) -> "Text":
         """The same, with other tokens that end a sequence."""
         return replace(self, stop=tuple(tokens))
 
+    def completed(self, other: "Text") -> "Text":
+        """The same, with another's stop tokens and chat template where it has none of its own."""
+        chat: dict[str, Any] = (
+            {} if self.template else {"template": other.template, "special": other.special | self.special}
+        )
+        return replace(self, stop=self.stop or other.stop, defaults=self.defaults or other.defaults, **chat)
+
     def chat(self, messages: Sequence[Message]) -> np.ndarray:
         """Ids of a conversation up to where the model is to answer.
 
         Raises:
-            ValueError: the model has no chat template, or refuses these messages.
+            ValueError: the model has no tokenizer or no chat template, or refuses these messages.
         """
         if self.template is None:
             raise ValueError("expected a model with a chat template, got none; pass the prompt as text")
-        return (self.encode_marked or self.encode)(render(self.template, messages, self.special))
+        encode = self.encode_marked or self.encode
+        if encode is None:
+            raise ValueError("expected a model with a tokenizer, got none; pass tokenizer=, or the prompt as token ids")
+        return encode(render(self.template, messages, self.special))
 
     def write(self, folder: Path) -> None:
-        """Carries the files along, or writes the tokenizer that there is."""
+        """Carries the files along, or writes the tokenizer and the chat template that there are."""
         for name, file in self.files.items():
             if name in FILES and file.resolve() != (folder / name).resolve():
                 shutil.copyfile(file, folder / name)
         if not self.files and self.tokenizer is not None:
             self.tokenizer.save(str(folder / "tokenizer.json"))
+        if not self.files and self.template is not None:
+            (folder / "chat_template.jinja").write_text(self.template, "utf-8")
+            (folder / "tokenizer_config.json").write_text(json.dumps(self.special), "utf-8")
 
 
-def sentencepiece(path: str | Path, **rest: Any) -> Text:
-    """A SentencePiece model file; encoding puts its beginning-of-sequence token first, as Llama's tokenizers do."""
-    try:
-        from sentencepiece import SentencePieceProcessor
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{Path(path).name} needs the sentencepiece library: pip install 'jaxfed-jaxspec[huggingface]'"
-        ) from error
-    with reading(path, "a SentencePiece model"):
-        processor = SentencePieceProcessor(model_file=str(path))
-    start = [processor.bos_id()] if processor.bos_id() >= 0 else []
-    own = {"files": {"tokenizer.model": Path(path)}, "stop": (processor.eos_id(),) if processor.eos_id() >= 0 else ()}
-    return Text(
-        lambda text: np.asarray(start + processor.encode(text), np.int32),
-        lambda ids: processor.decode([int(token) for token in ids]),
-        piece=lambda token: processor.id_to_piece(token) if token < processor.get_piece_size() else None,
-        encode_marked=_marked(processor),
-        **own | {name: value for name, value in rest.items() if value},
-    )
+def unlimited(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer itself, or where it truncates or pads a copy that does neither."""
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.no_truncation()
+    made.no_padding()
+    return made
 
 
-def _marked(processor: Any) -> Callable[[str], np.ndarray]:
-    """Encodes text in which control pieces such as <s> are such; SentencePiece would spell them out."""
-    control = {processor.id_to_piece(i): i for i in range(processor.get_piece_size()) if processor.is_control(i)}
-    borders = re.compile("(" + "|".join(map(re.escape, control)) + ")")
+def sentencepiece(
+    path: str | Path,
+    about: dict[str, Any] | None = None,
+    added: dict[int, AddedToken] | None = None,
+    named: Sequence[str] = (),
+    **rest: Any,
+) -> Text:
+    """A SentencePiece model file; the arguments after it are those of ``pieces.read_pieces``, then fields of ``Text``.
 
-    def encode(text: str) -> np.ndarray:
-        parts = filter(None, borders.split(text) if control else [text])
-        ids = [[control[part]] if part in control else processor.encode(part) for part in parts]
-        return np.asarray([token for part in ids for token in part], np.int32)
-
-    return encode
-
-
-def render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:
-    """A chat template over messages, in Jinja's sandbox.
-
-    Raises:
-        ValueError: the template refuses the messages.
-        ModuleNotFoundError: jinja2 is missing; says how to get it.
+    Encoding puts the beginning-of-sequence token first, as Llama's tokenizers do, unless ``add_bos_token`` is false.
     """
-    try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("chat needs jinja2: pip install 'jaxfed-jaxspec[huggingface]'") from error
-
-    def refuse(words: str) -> None:
-        raise TemplateError(words)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    pieces = read_pieces(Path(path), about or {}, added or {}, named)
+    text = Text(
+        pieces.encode,
+        pieces.decode,
+        piece=pieces.piece,
+        encode_marked=pieces.encode_marked,
+        special_ids={name: number for name, number in pieces.ids.items() if pieces.added[number].special},
+        **{"files": {"tokenizer.model": Path(path)}} | {name: value for name, value in rest.items() if value},
     )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    try:
-        return environment.from_string(_unmarked(template)).render(
-            messages=list(messages), add_generation_prompt=True, tools=None, documents=None, **special
-        )
-    except (TemplateError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"expected messages that the chat template takes, got: {error}") from error
+    return text._ended(pieces.ids.get, pieces.processor.eos_id())
 
 
-def _unmarked(template: str) -> str:
-    """The template without the blocks that mark what a model answered, which only training reads."""
-    template = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
-    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", template)
+def _marked(tokenizer: Tokenizer, added: dict[int, AddedToken], named: Sequence[str]) -> Tokenizer:
+    """The tokenizer with the tokens that only its other files add or call special."""
+    there = tokenizer.get_added_tokens_decoder()
+    for number, token in sorted(added.items()):
+        if repr(there.get(number)) != repr(token):
+            check_id(token.content, tokenizer.token_to_id(token.content), number)
+            tokenizer.add_tokens([token])
+            check_id(token.content, tokenizer.token_to_id(token.content), number)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    plain = [name for name in named if name not in special and tokenizer.token_to_id(name) is not None]
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in plain])
+    return tokenizer
+
+
+def _named(about: dict[str, Any]) -> list[str]:
+    """Texts of the special tokens that files name."""
+    names = [value for name, value in about.items() if name.endswith("_token")]
+    more = [about.get(name) or [] for name in ("additional_special_tokens", "extra_special_tokens")]
+    names += [value for each in more for value in (each.values() if isinstance(each, dict) else each)]
+    return [text for text in dict.fromkeys(content(value) for value in names if isinstance(value, str | dict)) if text]
+
+
+def _added(about: dict[str, Any], older: dict[str, Any], named: Sequence[str]) -> dict[int, AddedToken]:
+    """Id → token of ``added_tokens_decoder``, or of the older ``added_tokens.json``."""
+    if "added_tokens_decoder" not in about:
+        kinds = {name: name in named for name in older}
+        return {older[name]: AddedToken(name, normalized=not kind, special=kind) for name, kind in kinds.items()}
+    found = about["added_tokens_decoder"].items()
+    return {int(number): AddedToken(**{k: v for k, v in token.items() if k != "__type"}) for number, token in found}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -200,10 +223,6 @@ def _stops(defaults: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
     if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in stops):
         raise ValueError(f"expected eos_token_id to be a token id or a list of them, got {found!r:.80}")
     return stops
-
-
-def _content(value: Any) -> str:
-    return str(value["content"] if isinstance(value, dict) else value)
 
 
 def _template(found: Any) -> str | None:

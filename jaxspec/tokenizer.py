@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from jaxspec.text import unlimited
+
 UNKNOWN = "\ufffd"
 
 
@@ -45,7 +47,7 @@ def _merges(texts: list[str], alphabet: list[str], vocab_size: int) -> Tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Token ids [T] int32."""
+    """Token ids [T] int32 of the whole text, even where the tokenizer is set to truncate or pad."""
     # Not `encode`, which keeps track of places in the text and takes twice as long.
-    (found,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    (found,) = unlimited(tokenizer).encode_batch_fast([text], add_special_tokens=False)
     return np.asarray(found.ids, np.int32)

@@ -40,7 +40,7 @@ ORDER = {
         __main__
     """,
     "jaxspec": """
-        config files text compilations processes
+        config files chat pieces text compilations processes
         types
         sampling
         acceptance

@@ -44,7 +44,8 @@ def federate(
     method = federated.method_of(method).name
     models = load(target, draft)
     small = models.drafting(streams)
-    if small is None or models.target.text is None:
+    text = models.target.text
+    if small is None or text is None or text.encode is None:
         missing = "--draft for a target that is no pair" if small is None else "a target with a tokenizer"
         raise ValueError(f"expected {missing}, got none")
     named = _texts(texts)
@@ -52,7 +53,7 @@ def federate(
     found = federated.federate(
         models.target,
         small,
-        models.target.text,
+        text,
         [named[name] for name in names],
         settings,
         method=method,

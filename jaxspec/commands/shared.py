@@ -27,6 +27,6 @@ def held_out(text: Text | None, count: int) -> list[list[int]]:
     """
     from jaxspec.zoo.recipe import held_out_roles
 
-    if text is None:
+    if text is None or text.encode is None:
         raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json beside the weights")
     return [text.encode(role.text)[:PROMPT].tolist() for role in held_out_roles()[:count]]

@@ -71,9 +71,12 @@ def token_rows(
 
 def tokens_of(tokenizer: Tokenizer | Text, text: str) -> np.ndarray:
     """Token ids [T] int32 of a text, as a tokenizer or a model's own ``Text`` reads it."""
-    if isinstance(tokenizer, Text):
-        return (tokenizer.encode_marked or tokenizer.encode)(text)
-    return encode(tokenizer, text)
+    if not isinstance(tokenizer, Text):
+        return encode(tokenizer, text)
+    read = tokenizer.encode_marked or tokenizer.encode
+    if read is None:
+        raise ValueError("expected a tokenizer, got a Text without one; pass jaxspec.Text.of(tokenizer)")
+    return read(text)
 
 
 def continued(

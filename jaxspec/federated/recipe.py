@@ -141,7 +141,9 @@ def federate(
     runs = None if directory is None else Path(directory) / "runs"
     setup = Setup(draft, problem, s.federation, s.distilling.window, runs, progress)
     outcome = best(setup, method)
-    text = draft.text or (tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer))
+    text = tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)
+    if draft.text is not None:
+        text = draft.text if draft.text.encode else text.completed(draft.text)
     made = Model(draft.network, outcome.params, text)
     acceptance = {"before": setup.before[UNSEEN], "after": setup.judge(made.params)[UNSEEN]}
     if directory is None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxspec.config import Attention, DecoderConfig, Ends
 from jaxspec.files import reading
 from jaxspec.models.decoder import network
-from jaxspec.text import sentencepiece
+from jaxspec.text import Text, sentencepiece
 from jaxspec.types import Model, Params
 
 #: Tokens that end a story: the beginning of the next one, and the end of a text.
@@ -45,7 +45,7 @@ def load_llama2c(path: str | Path, tokenizer: str | Path | None = None) -> Model
     cuts = np.cumsum([math.prod(shape) for shape in shapes.values()])
     parts = {name: part.reshape(shapes[name]) for name, part in zip(shapes, np.split(values, cuts), strict=False)}
     params = _params(config, parts, values[-head:].reshape(vocab, width) if head else None)
-    text = None if tokenizer is None else sentencepiece(tokenizer, stop=STOP)
+    text = Text(stop=STOP) if tokenizer is None else sentencepiece(tokenizer, stop=STOP)
     return Model(network(config), jax.tree.map(jax.numpy.asarray, params), text)
 
 

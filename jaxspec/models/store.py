@@ -76,8 +76,8 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
     homes = jax.tree.map(_sharding, leaf_homes(net.partition(like), like, mesh))
     params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
     text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
-    if text is not None and stop:
-        text = text.stopping(stop)
+    if stop:
+        text = (text or Text()).stopping(stop)
     return Model(net, params, text)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import jaxspec
+from jaxspec import __main__ as command_line
+from jaxspec.models.store import load_model, open_model, save_model
 from jaxspec.train import hidden_states, log_probabilities
 
 DATA = Path(__file__).parents[1] / "data" / "stories260K"
@@ -48,6 +50,22 @@ def test_a_story_ends_where_the_next_would_begin(model):
     assert found.tokens[0][-1] in model.text.stop
     assert found.text[0].startswith(STORY)
     assert found.text[0].endswith((".", '"', "!"))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_story_ends_without_a_tokenizer_too(model, tmp_path, count):
+    """None beside it, or several, of which none is chosen."""
+    for name in ("stories.bin", *(f"{number}.model" for number in range(count))):
+        (tmp_path / name).symlink_to(BIN if name.endswith("bin") else TOKENIZER)
+    found = open_model(tmp_path / "stories.bin")
+    assert found.text.stop == model.text.stop
+    save_model(found, tmp_path / "saved")
+    assert load_model(tmp_path / "saved").text.stop == model.text.stop
+
+
+def test_the_command_line_keeps_the_space_after_the_prompt(capsys):
+    command_line.main(["generate", "--target", str(BIN), "--prompt", "Once upon a", "--max-new-tokens", "3"])
+    assert capsys.readouterr().out.startswith("Once upon a time, there\n")
 
 
 def test_perplexity_of_a_tale(model):

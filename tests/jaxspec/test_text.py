@@ -4,12 +4,15 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from jaxspec import Text
+from jaxspec.requests import text_of
+from jaxspec.tokenizer import encode
 
 SENTENCEPIECE = Path(__file__).parents[1] / "data" / "stories260K" / "tok512.model"
 MESSAGES = [
@@ -137,7 +140,7 @@ def test_without_a_chat_template(tmp_path):
         (REFUSING, MESSAGES, "Begin with the user!"),
         ("{% for m in messages %}{% if %}", MESSAGES, "got: "),
         ("{{ messages[0].content.role.name }}", MESSAGES, "got: .*role"),
-        ("{{ messages[0].content + 'x' }}", [{"role": "user", "content": ["parts"]}], "got: .*list"),
+        ("{{ messages[0].content + 1 }}", MESSAGES, 'got: .*"int"'),
         ("{{ messages.__class__.__mro__ }}", MESSAGES, "unsafe"),
         ("{{ messages.append(1) }}", MESSAGES, "'append' .* is unsafe"),
     ],
@@ -179,6 +182,118 @@ def test_text_is_encoded_as_transformers_does(tmp_path, adds_start):
     folder = folder_with(tmp_path, adds_start, tokenizer_config__json=about(tokenizer_class="TokenizersBackend"))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert Text.read(folder).encode("hey <|user|>hé").tolist() == theirs("hey <|user|>hé")["input_ids"]
+
+
+def limited(adds_start=True):
+    """The tokenizer as training scripts leave it behind."""
+    made = tokenizer(adds_start)
+    made.enable_truncation(12)
+    made.enable_padding(pad_id=2, pad_token="<|user|>", length=40)
+    return made
+
+
+LONG = "hey he y" * 9
+
+
+def test_saved_truncation_and_padding_do_not_reach_prompts(tmp_path):
+    expected = Text.of(tokenizer(True)).encode(LONG).tolist()
+    limited().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about("{{ messages[0].content }}")))
+    text = Text.read(tmp_path)
+    assert text.encode(LONG).tolist() == expected
+    assert text.encode("hey").tolist() == expected[:2]
+    assert text.chat([{"role": "user", "content": LONG}]).tolist() == expected[1:]
+
+
+def test_a_tokenizer_that_truncates_and_pads_is_used_without_and_left_as_it_is():
+    own, expected = limited(False), tokenizer(False).encode(LONG).ids
+    assert Text.of(own).encode(LONG).tolist() == expected
+    assert encode(own, LONG).tolist() == expected
+    assert Text.of(own).encode("hey").tolist() == encode(own, "hey").tolist() == expected[:1]
+    assert (own.truncation["max_length"], own.padding["length"]) == (12, 40)
+
+
+#: One more than the tokenizer's file holds, and one of its own pieces.
+MORE = {
+    "261": {"content": "<|im_end|>", "special": True, "normalized": False},
+    "262": {"content": "[x]", "special": False, "normalized": False, "lstrip": True},
+    "260": {"content": "hey", "special": True, "normalized": False},
+    "1": {"content": "</s>", "special": True, "normalized": False},
+}
+MORE = {number: dict.fromkeys(("lstrip", "rstrip", "single_word"), False) | token for number, token in MORE.items()}
+SPECIAL = {
+    "added_tokens_decoder": about(added_tokens_decoder=MORE),
+    "named": about(eos_token="hey", additional_special_tokens=["he", {"__type": "AddedToken", "content": "<s>"}]),
+}
+
+
+def test_special_tokens_that_only_the_configuration_adds(tmp_path):
+    text = Text.read(folder_with(tmp_path, tokenizer_config__json=SPECIAL["added_tokens_decoder"]))
+    ids = text.encode("he [x]<|im_end|>hé hey").tolist()
+    assert ids[:4] == [0, 259, 262, 261]
+    assert ids[-1] == 260
+    assert text.decode(ids) == "he[x]hé "
+    assert {name: text.special_ids[name] for name in ("<|im_end|>", "hey")} == {"<|im_end|>": 261, "hey": 260}
+    assert "[x]" not in text.special_ids
+
+
+def test_tokens_that_the_configuration_calls_special_are_so(tmp_path):
+    text = Text.read(folder_with(tmp_path, tokenizer_config__json=SPECIAL["named"]))
+    assert text.decode(text.encode("a hey<s>b")) == "a b"
+    assert text.stop == (260,), "eos_token, where no file says an id"
+
+
+@pytest.mark.parametrize("number", ["7", "300"])
+@pytest.mark.parametrize("name", ["</s>", "<|im_end|>"])
+def test_an_added_token_under_another_id_is_refused(tmp_path, number, name):
+    more = {number: {"content": name, "special": True}}
+    with pytest.raises(ValueError, match=rf"expected the token .* at id {number}, as added tokens say, got id"):
+        Text.read(folder_with(tmp_path, tokenizer_config__json=about(added_tokens_decoder=more)))
+
+
+@pytest.mark.peers("transformers")
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_tokens_are_those_of_transformers(tmp_path, name):
+    import transformers
+
+    about = SPECIAL[name] | {"tokenizer_class": "TokenizersBackend"}
+    folder = folder_with(tmp_path, tokenizer_config__json=about)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), Text.read(folder)
+    for text in ("he [x]<|im_end|>hé hey", "hey hey<s>", "he he</s>"):
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text).tolist() == ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_stop_tokens_and_chat_template_without_a_tokenizer(tmp_path, saved):
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about(PLAIN)))
+    text = Text.read(tmp_path)
+    if saved:
+        (tmp_path / "copy").mkdir()
+        text.write(tmp_path / "copy")
+        text = Text.read(tmp_path / "copy")
+    assert (text.stop, text.template, text.encode, text.decode) == ((1, 2), PLAIN, None, None)
+    with pytest.raises(ValueError, match="expected a model with a tokenizer, got none; pass tokenizer="):
+        text.chat(MESSAGES)
+
+
+def test_what_a_target_came_with_stays_its_own_under_another_tokenizer(tmp_path):
+    target = Text.read(folder_with(tmp_path, tokenizer_config__json=about(PLAIN))).stopping([2])
+    method = SimpleNamespace(text=target)
+    for given in (tokenizer(True), Text.of(tokenizer(True))):
+        text = text_of(method, given)
+        assert (text.stop, text.template, text.special) == ((2,), PLAIN, target.special)
+        assert text.chat(MESSAGES).tolist() == target.chat(MESSAGES).tolist()
+    own = text_of(method, Text.of(tokenizer(True), stop=(1,), template="!"))
+    assert (own.stop, own.template) == ((1,), "!")
+
+
+def test_a_chat_template_is_written_with_its_tokenizer(tmp_path):
+    text = Text.of(tokenizer(True), template=PLAIN, special={"bos_token": "<s>", "eos_token": "</s>"})
+    text.write(tmp_path)
+    assert Text.read(tmp_path).chat(MESSAGES).tolist() == text.chat(MESSAGES).tolist()
 
 
 def test_files_are_carried_along(tmp_path):
