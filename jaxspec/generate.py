@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from jaxspec.compilations import compiled_programs
 from jaxspec.decoding import DecodingMethod, StepInfo, Watch, unwatched
-from jaxspec.requests import Each, Options, Prompt, check, encoded, request_of, text_of
-from jaxspec.stopping import Finish, Written
+from jaxspec.requests import Each, Options, Prompt, check, encoded, ends_of, request_of, text_of
+from jaxspec.stopping import Finish, Written, context_of
 from jaxspec.text import Text
 
 #: Steps enqueued before the oldest one's tokens are read; steps without acceptance that are no accident.
@@ -75,7 +75,8 @@ class Generation:
 
     Attributes:
         tokens: new token ids; a stop token is kept.
-        text: their text without special tokens and up to the stop string; None without a tokenizer.
+        text: their text as it follows the prompt's, without special tokens and up to the stop string; None without a
+            tokenizer.
         stats: counts over all sequences.
         finish_reason: "stop" at a stop token or string, "length" at ``max_new_tokens``.
         log_probabilities: of every new token under the target's own law (nats; no filter, temperature 1).
@@ -117,8 +118,10 @@ def generate(
         min_p: draw from tokens of at least this share of the most likely one's probability.
         repetition_penalty: logits of tokens said before are divided by it, or multiplied if negative.
         seed: of the noise; a single one is counted up over the prompts.
-        stop: ids and texts after which a sequence ends; default: the stop tokens that the target came with.
-        tokenizer: encodes text prompts and decodes the result; default: the one the target came with.
+        stop: ids and texts after which a sequence ends, the text of a special token among them; default: the stop
+            tokens that the target came with.
+        tokenizer: encodes text prompts and decodes the result; default: the one the target came with. Stop tokens and
+            chat template stay the target's, unless it is a ``Text`` with its own.
         max_length: capacity of the cache, prompt and new tokens together.
         progress: show a bar.
         watch: sees every program that a step enqueues (``jaxspec.trace.Timeline``).
@@ -134,7 +137,7 @@ def generate(
         for added in run:
             bar.update(added)
     rows = run.rows
-    text = None if run.text is None else [row.show() for row in rows]
+    text = None if run.text is None or run.text.decode is None else [row.show() for row in rows]
     return Generation(
         [row.tokens for row in rows],
         text,
@@ -165,7 +168,7 @@ def stream(
     """
     options = Options(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     text = text_of(method, tokenizer)
-    if text is None:
+    if text is None or text.decode is None:
         raise ValueError("expected a tokenizer to write text with, got none; pass tokenizer=")
     run, shown = _Run(method, [prompt], options, stop, text, max_length, unwatched), 0
     for _ in run:
@@ -194,15 +197,13 @@ class _Run:
         ids, arrays = encoded(prompts, text), options.arrays(len(prompts))
         check(ids, method, arrays["max_new_tokens"], max_length)
         self.request, self.capacity = request_of(ids, arrays, method)
-        default = text.stop if text else ()
-        ends = default if stop is None else [stop] if isinstance(stop, str) else stop
-        strings = tuple(end for end in ends if isinstance(end, str))
-        if strings and text is None or "" in strings:
-            raise ValueError(f"expected stop strings that are not empty, with a tokenizer, got {strings}")
-        tokens = frozenset(int(end) for end in ends if not isinstance(end, str))
+        tokens, strings = ends_of(stop, text)
         self.ends = sorted(tokens), strings
         decode = text.decode if text else None
-        self.rows = [Written(int(new), tokens, strings, decode) for new in arrays["max_new_tokens"]]
+        self.rows = [
+            Written(int(new), tokens, strings, decode, context_of(decode, row.tolist()) if decode else ())
+            for row, new in zip(ids, arrays["max_new_tokens"], strict=True)
+        ]
 
     def __iter__(self) -> Iterator[int]:
         start, programs = time.perf_counter(), compiled_programs()

@@ -99,16 +99,42 @@ def _encoded(prompt: Prompt, text: Text | None) -> np.ndarray:
     is_chat = not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], dict)
     if not isinstance(prompt, str) and not is_chat:
         return np.asarray(prompt, np.int32)
-    if text is None:
+    if text is None or text.encode is None:
         raise ValueError("expected token ids, got text; pass tokenizer= or encode the prompts")
     return text.encode(prompt) if isinstance(prompt, str) else text.chat(prompt)  # type: ignore[arg-type]
 
 
 def text_of(method: DecodingMethod, tokenizer: Tokenizer | Text | None) -> Text | None:
-    """How to read and write: the tokenizer given, else what the target came with."""
+    """How to read and write: the tokenizer passed, with the target's stop tokens and chat template unless it has own.
+
+    Without one: what the target came with.
+    """
     if tokenizer is None:
         return method.text
-    return tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)
+    text = tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)
+    return text if method.text is None else text.completed(method.text)
+
+
+def ends_of(stop: Sequence[int | str] | str | None, text: Text | None) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Ids and texts that end a sequence; the text of a special token, which decoding leaves out, ends it by its id.
+
+    Raises:
+        ValueError: an empty text, one without a tokenizer, or one that holds a special token beside other characters.
+    """
+    default = text.stop if text else ()
+    ends = default if stop is None else [stop] if isinstance(stop, str) else stop
+    strings = tuple(end for end in ends if isinstance(end, str))
+    if strings and (text is None or text.decode is None) or "" in strings:
+        raise ValueError(f"expected stop strings that are not empty, with a tokenizer, got {strings}")
+    special = text.special_ids if text else {}
+    for end in strings:
+        if end not in special and (inside := [name for name in special if name and name in end]):
+            raise ValueError(
+                f"expected stop strings without special tokens, which the text leaves out, got {end!r}; pass "
+                f"{inside[0]!r} alone"
+            )
+    tokens = [int(end) for end in ends if not isinstance(end, str)]
+    return frozenset([*tokens, *(special[end] for end in strings if end in special)]), strings
 
 
 def check(ids: list[np.ndarray], method: DecodingMethod, max_new_tokens: np.ndarray, max_length: int) -> None:

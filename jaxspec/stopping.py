@@ -6,6 +6,8 @@ from typing import Literal
 
 #: What a decoder says for bytes that are not yet a character.
 BROKEN = "\ufffd"
+#: Tokens of a prompt that are decoded together with the first new ones, at least.
+CONTEXT = 16
 
 Finish = Literal["stop", "length"]
 
@@ -19,6 +21,7 @@ class Written:
         stop_tokens: ids that end it; the id is kept.
         stop_strings: texts that end it; they are cut off.
         decode: ids → text; None: no text is kept.
+        context: the last tokens of the prompt; the text is what follows theirs (see ``context_of``).
         tokens: what it has so far.
         log_probabilities: one for each of them.
         finish: why it ended: "stop", or "length" at the limit; None while it goes on.
@@ -29,13 +32,19 @@ class Written:
     stop_tokens: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     decode: Callable[[Sequence[int]], str] | None = None
+    context: Sequence[int] = ()
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
     finish: Finish | None = None
     text: str = ""
+    _all: list[int] = field(default_factory=list)
     _start: int = 0
     _read: int = 0
     _held: str = ""
+
+    def __post_init__(self) -> None:
+        self._all = [*self.context, *self.tokens]
+        self._read = len(self.context)
 
     def add(self, tokens: Sequence[int], log_probabilities: Sequence[float]) -> int:
         """Takes new tokens, up to where the sequence ends; how many."""
@@ -44,6 +53,7 @@ class Written:
             if self.finish:
                 break
             self.tokens.append(token)
+            self._all.append(token)
             self.log_probabilities.append(value)
             self._judge(token)
         if self.finish and self.decode and self._show(final=True):
@@ -81,15 +91,24 @@ class Written:
         They are decoded behind those read last: whole characters, and something of a text, so that what a decoder does
         to the beginning of one (it leaves out a space) happens to neither or both.
         """
-        if self.decode is None or self._read == len(self.tokens):
+        if self.decode is None or self._read == len(self._all):
             return ""
-        before, now = self.decode(self.tokens[self._start : self._read]), self.decode(self.tokens[self._start :])
+        before, now = self.decode(self._all[self._start : self._read]), self.decode(self._all[self._start :])
         if not final and now.endswith(BROKEN):
             return ""
-        if self.decode(self.tokens[self._read :]):
+        if self.decode(self._all[self._read :]):
             self._start = self._read
-        self._read = len(self.tokens)
-        return now[len(before) :]
+        self._read = len(self._all)
+        # A prompt may end within a character that the first new tokens complete.
+        return now[len(before if now.startswith(before) else before.rstrip(BROKEN)) :]
+
+
+def context_of(decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> list[int]:
+    """As many of a prompt's last tokens as have text, so that the decoder takes what follows for no beginning."""
+    size = CONTEXT
+    while size < len(prompt) and not decode(prompt[-size:]).strip(f"{BROKEN} "):
+        size *= 2
+    return list(prompt[-size:])
 
 
 def _overhang(text: str, stop: str) -> int:

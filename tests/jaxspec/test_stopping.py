@@ -12,7 +12,7 @@ from tokenizers import models as kinds
 
 import jaxspec
 from jaxspec import DecoderConfig, Model, Network
-from jaxspec.stopping import BROKEN, Written
+from jaxspec.stopping import BROKEN, Written, context_of
 from jaxspec.tokenizer import train_tokenizer
 
 SAMPLE = "the cat sat on the mat.  The naïve 漢字 and the 😀 dog — né à Łódź, STOP\n"
@@ -274,3 +274,91 @@ def test_stop_tokens_of_the_target_are_the_default():
     assert jaxspec.generate(method, [[0]], 20, stop=[]).finish_reason == ["length"]
     assert jaxspec.generate(method, [[0]], 20, stop=["ï"]).text == ["Na"]
     assert "".join(jaxspec.stream(method, [0], 20)) == "Naïv"
+
+
+@cache
+def marked():
+    """The text of ``MARKED`` by a tokenizer whose first tokens carry spaces; <s> ends what it says. Its ids."""
+    tokenizer = leading_space()
+    return [*tokenizer.encode("the cat sat on the mat.").ids, 0, *tokenizer.encode("STOP the dog").ids]
+
+
+def saying(ids, text=None):
+    """After a prompt of n tokens it says the ids from the n-th on."""
+    table = 9 * np.eye(BYTES, dtype=np.float32)[[*ids[1:], *[0] * (LENGTH + 1 - len(ids))]]
+    return Model(READER, jnp.asarray(table), text)
+
+
+@pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
+def test_the_text_of_a_special_token_ends_a_sequence(build):
+    """It is left out of the text, in which it would never be found."""
+    ids, end = marked(), marked().index(0)
+    method, options = build(saying(ids)), {"tokenizer": leading_space()}
+    found = jaxspec.generate(method, [ids[:2], ids[:5]], 24, stop=["<s>"], **options)
+    assert found.tokens == [ids[2 : end + 1], ids[5 : end + 1]]
+    assert found.finish_reason == ["stop", "stop"]
+    assert found.text[0].endswith(" mat.")
+    assert "".join(jaxspec.stream(method, ids[:2], 24, stop="<s>", **options)) == found.text[0]
+
+
+def test_a_special_token_within_a_stop_text_is_refused():
+    method = jaxspec.autoregressive(saying(marked()))
+    with pytest.raises(ValueError, match=r"stop strings without special tokens, .*'<s> and'; pass '<s>' alone"):
+        jaxspec.generate(method, [[1]], 4, stop=["<s> and"], tokenizer=leading_space())
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_text_continues_that_of_the_prompt(cut):
+    """With the space that a decoder leaves out at the beginning of a text."""
+    tokenizer, ids = leading_space(), marked()
+    method, prompt = jaxspec.autoregressive(saying(ids)), tokenizer.decode(ids[:cut])
+    found = jaxspec.generate(method, [ids[:cut]], 8, tokenizer=tokenizer)
+    assert prompt + found.text[0] == tokenizer.decode(ids[: cut + 8])
+    assert "".join(jaxspec.stream(method, ids[:cut], 8, tokenizer=tokenizer)) == found.text[0]
+
+
+def test_a_stop_text_may_begin_with_the_first_space():
+    tokenizer, ids = leading_space(), marked()
+    cut = next(place for place in range(1, 9) if tokenizer.id_to_token(ids[place]).startswith("▁"))
+    method = jaxspec.autoregressive(saying(ids))
+    assert jaxspec.generate(method, [ids[:cut]], 8, stop=[" "], tokenizer=tokenizer).text == [""]
+
+
+def test_a_prompt_that_ends_within_a_character():
+    """Its last bytes are completed by the first new tokens, which show the whole character."""
+    tokenizer = byte_level()
+    ids = tokenizer.encode("né 漢字!").ids
+    for cut in range(1, len(ids)):
+        row = Written(len(ids), decode=tokenizer.decode, context=ids[:cut])
+        row.add(ids[cut:], [0.0] * len(ids[cut:]))
+        row.finish = "length"
+        assert tokenizer.decode(ids[:cut]).rstrip(BROKEN) + row.show() == "né 漢字!"
+
+
+@pytest.mark.parametrize("length", [1, 3, 60])
+def test_a_prompt_of_nothing_but_special_tokens_at_its_end(length):
+    """Its last tokens have no text, but the text before them is no beginning."""
+    tokenizer = leading_space()
+    prompt, new = [*tokenizer.encode("the").ids, *[0] * length], tokenizer.encode("cat").ids
+    context = context_of(tokenizer.decode, prompt)
+    row = Written(len(new), decode=tokenizer.decode, context=context)
+    row.add(new, [0.0] * len(new))
+    assert row.show() == " cat"
+
+
+def test_stop_tokens_of_a_target_that_has_no_tokenizer():
+    """By themselves, and under a tokenizer that is passed."""
+    ids, end = marked(), marked().index(0)
+    method = jaxspec.autoregressive(saying(ids, jaxspec.Text(stop=(0,))))
+    for options in ({}, {"tokenizer": leading_space()}):
+        found = jaxspec.generate(method, [ids[:2]], 24, **options)
+        assert found.tokens == [ids[2 : end + 1]]
+        assert (found.text is None) == (not options)
+    assert "".join(jaxspec.stream(method, ids[:2], 24, tokenizer=leading_space())) == found.text[0]
+    for prompts in (["the cat"], [[{"role": "user", "content": "the cat"}]]):
+        with pytest.raises(ValueError, match="expected token ids, got text; pass tokenizer="):
+            jaxspec.generate(method, prompts, 4)
+    with pytest.raises(ValueError, match="expected a tokenizer to write text with"):
+        next(jaxspec.stream(method, [1], 4))
+    with pytest.raises(ValueError, match="with a tokenizer"):
+        jaxspec.generate(method, [[1]], 4, stop=["x"])
