@@ -71,7 +71,7 @@ class Pieces:
         """A token's name; None beyond the vocabulary."""
         if token in self.added:
             return self.added[token].content
-        return self.processor.id_to_piece(token) if 0 <= token < self.processor.get_piece_size() else None
+        return self.processor.id_to_piece(int(token)) if 0 <= token < self.processor.get_piece_size() else None
 
     def encode(self, text: str) -> np.ndarray:
         """Ids [T] int32, with what is put before and after a sequence."""

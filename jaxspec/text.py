@@ -100,7 +100,9 @@ class Text:
         named = _named(about)
         added = _added(about, _json(folder / "added_tokens.json"), named)
         if (folder / "tokenizer.json").is_file():
-            tokenizer = unlimited(Tokenizer.from_file(str(folder / "tokenizer.json")))
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
             return Text.of(_marked(tokenizer, added, named), **rest)._ended(tokenizer.token_to_id)
         if (folder / "tokenizer.model").is_file():
             return sentencepiece(folder / "tokenizer.model", about, added, named, **rest)

@@ -19,6 +19,7 @@ from jaxspec.models.decoder import init_params, network
 from jaxspec.models.families import FAMILIES, family_for
 from jaxspec.models.huggingface import load_huggingface, save_huggingface
 from jaxspec.models.quantize import Int8
+from jaxspec.models.store import convert, open_model
 from jaxspec.train import hidden_states
 from tests.jaxspec import models
 
@@ -394,6 +395,19 @@ def test_one_leaf_at_a_time_is_in_host_memory(tmp_path, monkeypatch, int8):
     assert len(most) == 1 + 1 + 6 * 9
     assert max(most) < 2 * largest
     assert max(most) < sum(leaf.size * 2 for leaf in jax.tree.leaves(params)) / 4
+
+
+def test_stop_tokens_of_a_folder_without_a_tokenizer(saved, tmp_path):
+    """They end what is generated, and stay through a checkpoint of ours and back."""
+    plain = load_huggingface(saved)
+    tokens = jaxspec.generate(jaxspec.autoregressive(plain), [[1, 2, 3]], 8).tokens[0]
+    about(saved, eos_token_id=[tokens[2]])
+    convert(saved, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "published")
+    for folder in (saved, tmp_path / "ours", tmp_path / "published"):
+        found = jaxspec.generate(jaxspec.autoregressive(open_model(folder)), [[1, 2, 3]], 8)
+        assert found.tokens == [tokens[: tokens.index(tokens[2]) + 1]]
+        assert (found.text, found.finish_reason) == (None, ["stop"])
 
 
 @pytest.mark.peers
