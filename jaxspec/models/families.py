@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxspec.config import Attention, Block, DecoderConfig, Ends, Rotary, Scores
-from jaxspec.models.rope import Config, rope_json, rotary_of
+from jaxspec.models.rope import DEFAULT_THETA, Config, rope_json, rotary_by_layer, rotary_of
+from jaxspec.models.unsupported import FULL, SLIDING, check_layer_types, check_unread, unknown_architecture
 
 Parts = Sequence[np.ndarray]
 
@@ -72,6 +73,7 @@ class Family:
         read: ``config.json`` → our configuration.
         write: our configuration → what ``config.json`` has beyond names and sizes.
         weights: our leaves (those of a layer without ``layers.i.``) → rules.
+        reads: settings that only some families have (``unsupported.NEUTRAL``, ``sliding_window``) and this one does.
     """
 
     model_type: str
@@ -79,6 +81,16 @@ class Family:
     read: Callable[[Config], DecoderConfig]
     write: Callable[[DecoderConfig], Config]
     weights: dict[str, Rule]
+    reads: frozenset[str] = frozenset()
+
+    def config_of(self, config: Config) -> DecoderConfig:
+        """What ``config.json`` says, all of it that changes results.
+
+        Raises:
+            ValueError: a setting that the family does not have, or does not know.
+        """
+        check_unread(config, self.reads)
+        return self.read(config)
 
     def config_json(self, config: DecoderConfig) -> Config:
         """Everything that ``config.json`` must say."""
@@ -134,13 +146,13 @@ def _windowed(config: Config, otherwise: Callable[[int], bool]) -> tuple[bool, .
     """Which layers slide: as ``layer_types`` says, else by the family's own pattern."""
     kinds = config.get("layer_types")
     if kinds:
-        return tuple(kind == "sliding_attention" for kind in kinds)
+        return tuple(kind == SLIDING for kind in kinds)
     return tuple(otherwise(index) for index in range(config["num_hidden_layers"]))
 
 
 def _layer_types(config: DecoderConfig) -> Config:
     a = config.attention
-    kinds = ["sliding_attention" if a.is_windowed(i) else "full_attention" for i in range(config.num_layers)]
+    kinds = [SLIDING if a.is_windowed(i) else FULL for i in range(config.num_layers)]
     return {"layer_types": kinds, "sliding_window": a.window}
 
 
@@ -168,6 +180,7 @@ PLAIN_ENDS = Ends(tied=False, embedding_scale=1.0)
 
 
 def _read_llama(config: Config) -> DecoderConfig:
+    check_layer_types(config, window=None)
     biased = bool(config.get("attention_bias", False))
     attention = Attention(rotary_of(config), qkv_bias=biased, out_bias=biased)
     block = Block(activation=_activation(config), bias=bool(config.get("mlp_bias", False)))
@@ -179,7 +192,9 @@ def _write_llama(config: DecoderConfig) -> Config:
 
 
 def _read_mistral(config: Config) -> DecoderConfig:
-    attention = Attention(rotary_of(config), window=config.get("sliding_window", 4096))
+    window = config.get("sliding_window", 4096)
+    check_layer_types(config, window, kinds=(SLIDING if window else FULL,))
+    attention = Attention(rotary_of(config), window=window)
     return _read(config, attention, Block(activation=_activation(config)), PLAIN_ENDS)
 
 
@@ -189,6 +204,7 @@ def _write_mistral(config: DecoderConfig) -> Config:
 
 def _read_qwen(config: Config, **special: Any) -> DecoderConfig:
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    check_layer_types(config, window)
     windowed = _windowed(config, lambda index: index >= config.get("max_window_layers", 28)) if window else ()
     attention = Attention(rotary_of(config), window=window, windowed=windowed, **special)
     return _read(config, attention, Block(activation=_activation(config)), PLAIN_ENDS)
@@ -227,29 +243,30 @@ GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
 def _read_gemma(config: Config, every: int, **special: Any) -> DecoderConfig:
     config = GEMMA_DEFAULTS | config
-    if config.get("use_bidirectional_attention"):
-        raise ValueError("expected attention to what came before, got use_bidirectional_attention")
+    check_layer_types(config, config["sliding_window"])
+    windowed = _windowed(config, lambda index: bool((index + 1) % every))
+    if config["sliding_window"] is None and any(windowed):
+        raise ValueError("expected sliding_window for the layers that slide, got null; name it, or layer_types")
     biased = bool(config.get("attention_bias", False))
     attention = Attention(
-        rotary_of(config),
+        special.pop("rotary", None) or rotary_of(config),
         scores=Scores(float(config["query_pre_attn_scalar"]) ** -0.5, config.get("attn_logit_softcapping")),
         window=config["sliding_window"],
-        windowed=_windowed(config, lambda index: bool((index + 1) % every)),
+        windowed=windowed,
         qkv_bias=biased,
         out_bias=biased,
         **special,
     )
-    block = Block(norms="around", activation=_activation(config))
+    activation = config["hidden_activation"] or GEMMA_DEFAULTS["hidden_activation"]
+    block = Block(norms="around", activation=activation)
     return _read(config, attention, block, replace(GEMMA_ENDS, softcap=config.get("final_logit_softcapping")))
 
 
 def _read_gemma3(config: Config) -> DecoderConfig:
-    if "sliding_attention" in (config.get("rope_parameters") or {}):
-        local = rotary_of(config, "sliding_attention")
-    else:
-        local = Rotary(float(config.get("rope_local_base_freq", 10_000.0)))
+    rotary = rotary_by_layer(config, FULL, float(config.get("rope_theta") or 1e6))
+    local = rotary_by_layer(config, SLIDING, float(config.get("rope_local_base_freq") or DEFAULT_THETA))
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
-    return _read_gemma({"rope_theta": 1e6} | config, every, local_rotary=local, norm_heads=True)
+    return _read_gemma(config, every, rotary=rotary, local_rotary=local, norm_heads=True)
 
 
 def _write_gemma(config: DecoderConfig) -> Config:
@@ -265,7 +282,7 @@ def _write_gemma(config: DecoderConfig) -> Config:
         "attention_bias": a.qkv_bias,
     }
     if a.local_rotary is not None:
-        kinds = {"full_attention": a.rotary, "sliding_attention": a.local_rotary}
+        kinds = {FULL: a.rotary, SLIDING: a.local_rotary}
         found["rope_parameters"] = {kind: rope_json(rotary) for kind, rotary in kinds.items() if rotary}
     return found
 
@@ -342,14 +359,19 @@ def _write_opt(config: DecoderConfig) -> Config:
     }
 
 
+#: Settings that only some families have.
+WINDOW = frozenset({"sliding_window"})
+CAPPED = WINDOW | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
 FAMILIES = (
     Family("llama", "LlamaForCausalLM", _read_llama, _write_llama, LLAMA_WEIGHTS),
-    Family("mistral", "MistralForCausalLM", _read_mistral, _write_mistral, LLAMA_WEIGHTS),
-    Family("qwen2", "Qwen2ForCausalLM", lambda c: _read_qwen(c, qkv_bias=True), _write_qwen, LLAMA_WEIGHTS),
-    Family("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen, LLAMA_WEIGHTS),
+    Family("mistral", "MistralForCausalLM", _read_mistral, _write_mistral, LLAMA_WEIGHTS, WINDOW),
+    Family("qwen2", "Qwen2ForCausalLM", lambda c: _read_qwen(c, qkv_bias=True), _write_qwen, LLAMA_WEIGHTS, WINDOW),
+    Family("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen, LLAMA_WEIGHTS, WINDOW),
     Family("opt", "OPTForCausalLM", _read_opt, _write_opt, OPT_WEIGHTS),
-    Family("gemma2", "Gemma2ForCausalLM", lambda c: _read_gemma(GEMMA2_CAPS | c, 2), _write_gemma, GEMMA_WEIGHTS),
-    Family("gemma3_text", "Gemma3ForCausalLM", _read_gemma3, _write_gemma, GEMMA_WEIGHTS),
+    Family(
+        "gemma2", "Gemma2ForCausalLM", lambda c: _read_gemma(GEMMA2_CAPS | c, 2), _write_gemma, GEMMA_WEIGHTS, CAPPED
+    ),
+    Family("gemma3_text", "Gemma3ForCausalLM", _read_gemma3, _write_gemma, GEMMA_WEIGHTS, CAPPED),
 )
 
 
@@ -357,15 +379,18 @@ def family_of(config: Config) -> Family:
     """The family that a ``config.json`` belongs to.
 
     Raises:
-        ValueError: none of them; names those that are supported.
+        ValueError: none of them (names those that are supported), or two at once.
     """
-    named = config.get("architectures") or ()
+    named, kind = config.get("architectures") or (), config.get("model_type")
     for family in FAMILIES:
-        if family.architecture in named or (not named and config.get("model_type") == family.model_type):
+        if family.architecture in named or (not named and kind == family.model_type):
+            if kind not in (None, family.model_type):
+                raise ValueError(
+                    f"expected model_type {family.model_type} for {family.architecture}, got {kind}; the two read "
+                    "config.json differently: correct the one that is wrong"
+                )
             return family
-    known = ", ".join(family.architecture for family in FAMILIES)
-    got = config.get("architectures") or config.get("model_type")
-    raise ValueError(f"expected one of the supported architectures ({known}), got {got}")
+    raise unknown_architecture(config, ", ".join(family.architecture for family in FAMILIES))
 
 
 def family_for(config: DecoderConfig) -> Family:

@@ -20,6 +20,7 @@ from jaxspec.models.decoder import init_params, network
 from jaxspec.models.families import FAMILIES, Family, family_for, family_of
 from jaxspec.models.partition import partition
 from jaxspec.models.quantize import Int8, is_quantized, quantized, quantized_matrix
+from jaxspec.models.unsupported import check_plain
 from jaxspec.models.weights import SHARD_BYTES, Weights, write
 from jaxspec.sharding import MODEL_AXIS, axis_size, check_divides, leaf_homes, shared_heads, spread_heads
 from jaxspec.text import Text
@@ -31,6 +32,9 @@ IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias")
 CONFIG = "config.json"
 #: What it says that our configuration does not.
 KEPT = ("bos_token_id", "pad_token_id", "max_position_embeddings")
+#: What parameters may be of.
+DTYPES = ("float32", "bfloat16", "float16")
+DTYPES_IN_WORDS = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
 #: Where Linux says how much memory is free.
 MEMORY = Path("/proc/meminfo")
 #: Room that is left for activations and caches when memory is estimated.
@@ -58,13 +62,15 @@ def load_huggingface(
         MemoryError: the parameters would not fit; says what would.
     """
     folder = Path(path)
-    published, weights = _config(folder), Weights(folder)
+    published = _config(folder)
+    with reading(folder / CONFIG, "the configuration of a supported family"):
+        family = family_of(published)
+        check_plain(folder, published)
+    kind, weights = _dtype(published, dtype, mesh), Weights(folder)
     with reading(folder / CONFIG, "the configuration of a supported family"):
         _check_layers(published, weights)
-        family = family_of(published)
-        config = family.read(published)
+        config = _tied(family, family.config_of(published), weights)
         sources = _sources(family, config, weights)
-    kind = _dtype(published, dtype, mesh)
     check_divides(config, mesh)
     check_memory(config, kind, mesh, int8)
     params = _read(config, sources, weights, mesh, kind, int8, progress)
@@ -88,25 +94,35 @@ def _check_layers(published: dict[str, Any], weights: Weights) -> None:
         )
 
 
-def _dtype(published: dict[str, Any], asked: Any, mesh: Mesh | None) -> Any:
-    own = _own_dtype(published)
-    on_cpu = _devices(mesh)[0].platform == "cpu"
+def _dtype(published: dict[str, Any], asked: Any, mesh: Mesh | None) -> jnp.dtype:
+    if asked is not None:
+        return float_dtype(asked)
+    return float_dtype("float32" if _devices(mesh)[0].platform == "cpu" else _own_dtype(published))
+
+
+def float_dtype(asked: Any) -> jnp.dtype:
+    """A dtype that parameters may have.
+
+    Raises:
+        ValueError: it is none of ``DTYPES``: 8-bit floats need scales, which a cast does not make; integers hold no
+            weights; float64 is not computed here.
+    """
     try:
-        kind = jnp.dtype(asked if asked is not None else jnp.float32 if on_cpu else own)
-    except (TypeError, ValueError) as error:
-        got = own if asked is None else asked
-        raise ValueError(f"expected dtype float32, bfloat16 or float16, got {got!r}") from error
-    if not jnp.issubdtype(kind, jnp.floating):
-        raise ValueError(f"expected dtype float32, bfloat16 or float16, got {kind}; for eight bits pass int8=True")
+        kind = jnp.dtype(asked)
+    except TypeError as error:
+        raise ValueError(f"expected dtype {DTYPES_IN_WORDS}, got {asked!r}") from error
+    if kind.name not in DTYPES:
+        raise ValueError(f"expected dtype {DTYPES_IN_WORDS}, got {kind}; for eight bits pass int8=True")
     return kind
 
 
 def _own_dtype(published: dict[str, Any]) -> str:
-    return str(published.get("dtype") or published.get("torch_dtype") or "float32")
+    own = str(published.get("dtype") or published.get("torch_dtype") or "float32")
+    return "float32" if own == "float64" else own
 
 
 def published_dtype(folder: Path) -> str:
-    """The dtype that a published checkpoint says it has on disk."""
+    """The dtype that a published checkpoint says it has on disk; float32 for float64, which is not computed here."""
     return _own_dtype(_config(folder))
 
 
@@ -127,6 +143,20 @@ def _rule(family: Family, path: tuple) -> tuple[Any, list[str]]:
     return rule, [published.format(layer) for published in rule.names]
 
 
+def _present(name: str, weights: Weights) -> str:
+    """The name that the files have for a published one; those of a bare decoder lack the prefix."""
+    return name if name in weights.entries else name.removeprefix("model.")
+
+
+def _tied(family: Family, config: DecoderConfig, weights: Weights) -> DecoderConfig:
+    """The configuration with a head of its own if the files have one that is not the embedding, as in transformers."""
+    (head,), (table,) = (family.weights[name].names for name in ("head", "embedding"))
+    table = _present(table, weights)
+    if not config.ends.tied or head not in weights.entries or table not in weights.entries:
+        return config
+    return config if weights.equal(head, table) else replace(config, ends=replace(config.ends, tied=False))
+
+
 def _sources(family: Family, config: DecoderConfig, weights: Weights) -> dict[tuple, tuple[Any, list[str]]]:
     """Which arrays make each leaf; checks names and shapes before anything is read.
 
@@ -142,7 +172,9 @@ def _sources(family: Family, config: DecoderConfig, weights: Weights) -> dict[tu
                 "config.json belongs to another model"
             )
         rule, names = _rule(family, path)
-        own = [name if name in weights.entries else name.removeprefix("model.") for name in names]
+        own = [_present(name, weights) for name in names]
+        if config.ends.tied and names == list(family.weights["embedding"].names) and own[0] not in weights.entries:
+            own = list(family.weights["head"].names)
         if absent := [name for name, there in zip(names, own, strict=True) if there not in weights.entries]:
             missing += absent
             continue
@@ -183,13 +215,22 @@ def _read(
         rule, names = sources[path]
         rounded = int8 and is_quantized(path)
         kind = jnp.float32 if rounded else leaf_dtype(path, dtype)
-        array = rule.join([weights[name].astype(kind, copy=False) for name in names], config)
+        array = rule.join([_cast(weights[name], kind, name) for name in names], config)
         array = spread_heads(path, array, config, mesh)
         return jax.device_put(quantized_matrix(array) if rounded else array, home)
 
     pairs = jax.tree_util.tree_leaves_with_path(homes, is_leaf=_is_int8)
     leaves = [leaf(path, home) for path, home in tqdm(pairs, "load", disable=not progress, unit="array")]
     return jax.tree.unflatten(jax.tree.structure(homes, is_leaf=_is_int8), leaves)
+
+
+def _cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
+    """The array in another dtype; float16 ends at 65,504, where bfloat16 and float32 go on."""
+    with np.errstate(over="ignore"):
+        found = array.astype(dtype, copy=False)
+    if found.dtype == np.float16 != array.dtype and not np.isfinite(found).all():
+        raise ValueError(f"weight {name}: expected numbers within float16, got larger ones; load it as bfloat16")
+    return found
 
 
 def like_params(config: DecoderConfig, dtype: Any, int8: bool = False) -> Params:
@@ -266,6 +307,7 @@ def save_huggingface(model: Model, path: str | Path, *, dtype: Any = None, shard
         raise ValueError(
             "expected a plain model, got one with streams, which no family has; pass models.streams.limited(model, 0)"
         )
+    dtype = None if dtype is None else float_dtype(dtype)
     config, params = _sayable(model.network.config, model.params)
     family, folder = family_for(config), Path(path)
     folder.mkdir(parents=True, exist_ok=True)

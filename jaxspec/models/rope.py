@@ -7,17 +7,51 @@ from jaxspec.config import LinearScaling, Llama3Scaling, Rotary
 
 #: What a ``config.json`` holds, or a part of it.
 Config = dict[str, Any]
+#: θ where a file names none.
+DEFAULT_THETA = 10_000.0
 
 
-def rotary_of(config: Config, kind: str = "full_attention") -> Rotary:
+def rotary_of(config: Config) -> Rotary:
     """Rotary positions as newer (``rope_parameters``) or older files (``rope_theta``, ``rope_scaling``) say them.
 
+    Where a file has both, ``rope_scaling`` replaces ``rope_parameters``, as in transformers.
+
     Raises:
-        ValueError: a kind of scaling that is not known, or heads that turn in part.
+        ValueError: a kind of scaling that is not known, heads that turn in part, other positions for each type of
+            layer, or a ``rope_theta`` that the replacement would drop.
     """
-    newer = config.get("rope_parameters") or {}
-    given = newer.get(kind, newer) or config.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    newer, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if nested := sorted(kind for kind, inner in newer.items() if isinstance(inner, dict)):
+        raise ValueError(f"expected rope_parameters that are the same for all layers, got {', '.join(nested)}")
+    theta = float(older.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
+    if older and newer.get("rope_theta", theta) != theta and "rope_theta" not in older:
+        raise ValueError(
+            f"expected rope_parameters and rope_scaling of one rope_theta, got {newer['rope_theta']} and, beside "
+            f"rope_scaling, {theta}; remove one of the two from config.json"
+        )
+    return _rotary(older or newer, theta, config)
+
+
+def rotary_by_layer(config: Config, kind: str, theta: float) -> Rotary:
+    """Rotary positions of one type of layers; ``rope_scaling`` changes those with full attention, as in transformers.
+
+    Args:
+        config: ``config.json``; its ``rope_parameters``, if there are any, by type of layer.
+        kind: "full_attention" or "sliding_attention".
+        theta: where ``rope_parameters`` has none.
+
+    Raises:
+        ValueError: as ``rotary_of``, or ``rope_parameters`` that are not by type of layer.
+    """
+    newer, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if flat := sorted(name for name, inner in newer.items() if not (inner is None or isinstance(inner, dict))):
+        raise ValueError(f"expected rope_parameters by type of layer (full_attention, …), got {', '.join(flat)}")
+    given = (newer.get(kind) or {}) | (older if kind == "full_attention" else {})
+    return _rotary(given, theta, config)
+
+
+def _rotary(given: Config, theta: float, config: Config) -> Rotary:
+    theta = float(given.get("rope_theta") or theta)
     name = given.get("rope_type") or given.get("type") or "default"
     part = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if part != 1.0:
@@ -28,7 +62,8 @@ def rotary_of(config: Config, kind: str = "full_attention") -> Rotary:
         return Rotary(theta, LinearScaling(float(given["factor"])))
     if name == "llama3":
         factor, low, high = (float(given[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-        return Rotary(theta, Llama3Scaling(factor, low, high, int(given["original_max_position_embeddings"])))
+        length = given.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        return Rotary(theta, Llama3Scaling(factor, low, high, int(length)))
     raise ValueError(f"expected rope scaling default, linear or llama3, got {name!r}")
 
 

@@ -15,6 +15,7 @@ from jaxspec.models import streams
 from jaxspec.models.decoder import network
 from jaxspec.models.huggingface import (
     check_memory,
+    float_dtype,
     leaf_dtype,
     like_params,
     load_huggingface,
@@ -102,7 +103,7 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
     Raises:
         ValueError: none of these.
     """
-    path = Path(path)
+    path, dtype = Path(path), None if dtype is None else float_dtype(dtype)
     if (path / "config.json").is_file():
         return load_huggingface(path, mesh, dtype, int8=int8)
     if path.is_dir() and checkpoint.latest(path) is not None:
@@ -120,7 +121,7 @@ def _changed(model: Model, dtype: Any, int8: bool) -> Model:
     params = model.params
     if dtype is not None:
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(leaf_dtype(path, jnp.dtype(dtype))),
+            lambda path, leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(leaf_dtype(path, dtype)),
             params,
         )
     return model._replace(params=quantized(params) if int8 else params)

@@ -17,6 +17,8 @@ SHARD_BYTES = 5_000_000_000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Bytes of one number, for each kind of safetensors that weights may be of.
 WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+#: Numbers of an array that are compared at once.
+COMPARED = 2**22
 #: Endings of files that hold pickled weights.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -34,7 +36,7 @@ class Weights:
 
     Raises:
         ValueError: no safetensors file (only pickles: says why they are refused), one that is truncated or damaged, an
-            index that names files elsewhere, or arrays that are no floats.
+            index that names files elsewhere, arrays that are no floats (quantised ones), or two of one name.
     """
 
     def __init__(self, folder: Path):
@@ -45,8 +47,24 @@ class Weights:
                 part = file.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
                 if dtype not in WIDTHS:
-                    raise ValueError(f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype}")
+                    raise ValueError(
+                        f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype}, as quantised weights are, whose "
+                        "scales are not applied here; use the checkpoint in bfloat16 that it was made from"
+                    )
+                if name in self.entries:
+                    raise ValueError(
+                        f"{path}: expected every array once, got {name} here and in {self.entries[name].file.name}; "
+                        "remove the file that does not belong to the model"
+                    )
                 self.entries[name] = Entry(path, shape, math.prod(shape) * WIDTHS[dtype])
+
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two arrays hold the same numbers; a few rows at a time are in memory."""
+        shape, like = self.entries[name].shape, self.entries[other].shape
+        one, two = (self._files[self.entries[each].file].get_slice(each) for each in (name, other))
+        rows = max(1, COMPARED // max(1, math.prod(shape[1:])))
+        parts = (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
+        return shape == like and all(np.array_equal(one[part], two[part]) for part in parts)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The array of that name."""

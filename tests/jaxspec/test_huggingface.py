@@ -329,12 +329,6 @@ def test_a_spoilt_folder_is_named(saved, name):
         load_huggingface(saved)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float33"])
-def test_a_dtype_that_is_no_float_is_refused(saved, dtype):
-    with pytest.raises(ValueError, match=f"float32, bfloat16 or float16, got .*{dtype}"):
-        load_huggingface(saved, dtype=dtype)
-
-
 @pytest.mark.parametrize(
     ("size", "changes", "words"),
     [
