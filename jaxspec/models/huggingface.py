@@ -30,8 +30,22 @@ from jaxspec.types import Model, Params
 IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias")
 #: What says which network the weights are of.
 CONFIG = "config.json"
-#: What it says that our configuration does not.
-KEPT = ("bos_token_id", "pad_token_id", "max_position_embeddings")
+#: How a model is sampled by default.
+GENERATION = "generation_config.json"
+#: What config.json says that our configuration does not.
+KEPT = (
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "unk_token_id",
+    "max_position_embeddings",
+    "initializer_range",
+    "init_std",
+    "attention_dropout",
+    "dropout",
+    "layerdrop",
+    "use_cache",
+)
 #: What parameters may be of.
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPES_IN_WORDS = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
@@ -289,7 +303,14 @@ def _free(devices: list[jax.Device]) -> float | None:
     return min((s["bytes_limit"] - s["bytes_in_use"] for s in stats if s), default=None)
 
 
-def save_huggingface(model: Model, path: str | Path, *, dtype: Any = None, shard_bytes: int = SHARD_BYTES) -> None:
+def save_huggingface(
+    model: Model,
+    path: str | Path,
+    *,
+    dtype: Any = None,
+    shard_bytes: int = SHARD_BYTES,
+    like: str | Path | None = None,
+) -> None:
     """Writes a model so that ``transformers`` loads it: config.json, safetensors, and the tokenizer it has.
 
     A scale of embedded tokens that no family knows is multiplied into an embedding with a head of its own.
@@ -299,9 +320,11 @@ def save_huggingface(model: Model, path: str | Path, *, dtype: Any = None, shard
         path: folder, made if need be.
         dtype: of the matrices; default: as they are.
         shard_bytes: largest file.
+        like: folder whose generation_config.json is carried along, and of whose config.json what the network does not
+            say (longest text, special tokens); default: the one that the model's tokenizer came from.
 
     Raises:
-        ValueError: no family can say the configuration.
+        ValueError: no family can say the configuration, or a dtype that holds no weights.
     """
     if model.network.streams is not None:
         raise ValueError(
@@ -310,22 +333,36 @@ def save_huggingface(model: Model, path: str | Path, *, dtype: Any = None, shard
     dtype = None if dtype is None else float_dtype(dtype)
     config, params = _sayable(model.network.config, model.params)
     family, folder = family_for(config), Path(path)
+    files = carried(model, like)
+    kept, generation = (read_json(files[name]) if name in files else {} for name in (CONFIG, GENERATION))
     folder.mkdir(parents=True, exist_ok=True)
     arrays = _written(family, config, params, dtype)
     write(folder, arrays, shard_bytes)
-    own = jnp.dtype(params["embedding"].dtype if dtype is None else dtype).name
-    stop = list(model.text.stop) if model.text and model.text.stop else None
-    about = _kept(model) | {"dtype": own, "eos_token_id": stop} | family.config_json(config)
-    (folder / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
     if model.text is not None:
         model.text.write(folder)
+    own = jnp.dtype(params["embedding"].dtype if dtype is None else dtype).name
+    about = {"eos_token_id": None} | {name: kept[name] for name in KEPT if name in kept} | {"dtype": own}
+    if model.text is not None and list(model.text.stop) != _ends(generation, kept):
+        about["eos_token_id"] = list(model.text.stop) or None
+        generation |= {"eos_token_id": about["eos_token_id"]} if generation else {}
+    (folder / CONFIG).write_text(json.dumps(about | family.config_json(config), indent=1) + "\n")
+    if generation:
+        (folder / GENERATION).write_text(json.dumps(generation, indent=1) + "\n")
 
 
-def _kept(model: Model) -> dict[str, Any]:
-    """What the config.json that the model came with says besides its network."""
-    file = model.text.files.get(CONFIG) if model.text else None
-    published = _config(file.parent) if file and file.is_file() else {}
-    return {name: published[name] for name in KEPT if name in published}
+def carried(model: Model, like: str | Path | None) -> dict[str, Path]:
+    """Where the config.json and generation_config.json that a model came with lie, as far as there are any."""
+    if like is not None:
+        return {name: Path(like) / name for name in (CONFIG, GENERATION) if (Path(like) / name).is_file()}
+    files = model.text.files if model.text else {}
+    return {name: files[name] for name in (CONFIG, GENERATION) if name in files and files[name].is_file()}
+
+
+def _ends(generation: dict[str, Any], config: dict[str, Any]) -> list[int]:
+    """Tokens that end a sequence, as published files say it."""
+    found = generation.get("eos_token_id")
+    found = config.get("eos_token_id") if found is None else found
+    return [] if found is None else found if isinstance(found, list) else [found]
 
 
 def _sayable(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:

@@ -1,5 +1,6 @@
 """Models in the checkpoint layer: verified, resumable to any mesh; and one way to open whatever holds a model."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxspec.files import reading
 from jaxspec.models import streams
 from jaxspec.models.decoder import network
 from jaxspec.models.huggingface import (
+    carried,
     check_memory,
     float_dtype,
     leaf_dtype,
@@ -29,13 +31,20 @@ from jaxspec.text import Text
 from jaxspec.types import Model
 
 KIND = "model"
-#: Folder beside the steps that holds the tokenizer's files.
+#: Folder beside the steps that holds the tokenizer's files, and those that say more of a model than its network does.
 TEXT = "text"
 _TOKEN: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 
-def save_model(model: Model, directory: str | Path) -> None:
-    """Saves a model of ours as the next step of a checkpoint directory, its tokenizer's files beside it."""
+def save_model(model: Model, directory: str | Path, *, like: str | Path | None = None) -> None:
+    """Saves a model of ours as the next step of a checkpoint directory, its tokenizer's files beside it.
+
+    Args:
+        model: network, parameters, text.
+        directory: of the checkpoint.
+        like: folder whose config.json and generation_config.json are kept, so that ``save_huggingface`` can carry them
+            along; default: the one that the model's tokenizer came from.
+    """
     directory = Path(directory)
     is_int8 = any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(model.params, is_leaf=_is_int8))
     about = {
@@ -47,9 +56,14 @@ def save_model(model: Model, directory: str | Path) -> None:
     }
     step = -1 if (last := checkpoint.latest(directory)) is None else last
     checkpoint.save(directory, step + 1, {"params": model.params}, kind=KIND, metadata=about)
-    if model.text is not None:
+    files = carried(model, like)
+    if model.text is not None or files:
         (directory / TEXT).mkdir(exist_ok=True)
+    if model.text is not None:
         model.text.write(directory / TEXT)
+    for name, file in files.items():
+        if file.resolve() != (directory / TEXT / name).resolve():
+            shutil.copyfile(file, directory / TEXT / name)
 
 
 def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
@@ -77,7 +91,7 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
     homes = jax.tree.map(_sharding, leaf_homes(net.partition(like), like, mesh))
     params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
     text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
-    if stop:
+    if text is not None or stop:
         text = (text or Text()).stopping(stop)
     return Model(net, params, text)
 
@@ -142,5 +156,8 @@ def convert(source: str | Path, out: str | Path) -> str:
     published = (source / "config.json").is_file()
     ours = source.is_dir() and not published
     model = open_model(source, dtype=published_dtype(source) if published else None)
-    save_huggingface(model, out) if ours else save_model(model, out)
+    if ours:
+        save_huggingface(model, out, like=source / TEXT if (source / TEXT).is_dir() else None)
+    else:
+        save_model(model, out, like=source if published else None)
     return "huggingface" if ours else "checkpoint"

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import jaxspec
 from jaxspec.models.families import FAMILIES, family_of
 from jaxspec.models.huggingface import load_huggingface, save_huggingface
-from jaxspec.models.store import open_model, save_model
+from jaxspec.models.store import convert, load_model, open_model, save_model
 from jaxspec.train import hidden_states
 
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 20))
@@ -336,3 +336,75 @@ def test_another_architecture_is_named_before_its_weights_are_opened(tmp_path, k
         ValueError, match=rf"supported architectures \(LlamaFor.*got {OTHERS[kind]}.*{WHY.get(kind, '')}"
     ):
         load_huggingface(tmp_path)
+
+
+SAID = {
+    "bos_token_id": 3,
+    "eos_token_id": 4,
+    "pad_token_id": 5,
+    "max_position_embeddings": 77,
+    "initializer_range": 0.5,
+    "dtype": "bfloat16",
+}
+GENERATION = {"eos_token_id": [4, 6], "do_sample": True, "temperature": 0.7}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A published folder that says more than the network."""
+    folder = tmp_path / "published"
+    save_huggingface(tied(), folder, dtype="bfloat16")
+    about(folder, **SAID)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    return folder
+
+
+def with_tokenizer(folder):
+    from jaxspec.tokenizer import train_tokenizer
+
+    train_tokenizer(["abc"]).save(str(folder / "tokenizer.json"))
+    for name in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
+        (folder / name).write_text("{}")
+
+
+@pytest.mark.parametrize("prepare", [lambda folder: None, with_tokenizer], ids=["ids", "text"])
+def test_there_and_back_says_the_same(published, tmp_path, prepare):
+    prepare(published)
+    assert convert(published, tmp_path / "ours") == "checkpoint"
+    assert convert(tmp_path / "ours", tmp_path / "again") == "huggingface"
+    read = lambda name: json.loads((tmp_path / "again" / name).read_text())  # noqa: E731
+    assert {name: read("config.json")[name] for name in SAID} == SAID
+    assert read("generation_config.json") == GENERATION
+    assert {file.name for file in (tmp_path / "again").iterdir()} == {file.name for file in published.iterdir()}
+    arrays = load_file(published / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    for name, array in arrays[0].items():
+        np.testing.assert_array_equal(arrays[1][name], array)
+
+
+def test_by_hand_it_is_the_same(published, tmp_path):
+    with_tokenizer(published)
+    save_model(load_huggingface(published), tmp_path / "ours")
+    save_huggingface(load_model(tmp_path / "ours"), tmp_path / "again")
+    found = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {name: found[name] for name in SAID} == SAID | {"dtype": "float32"}
+
+
+@pytest.mark.parametrize("stop", [[7, 8], []])
+def test_tokens_that_end_a_text_are_the_model_s_own(published, tmp_path, stop):
+    with_tokenizer(published)
+    model = load_huggingface(published)
+    assert model.text.stop == (4, 6)
+    save_model(model._replace(text=model.text.stopping(stop)), tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "again")
+    assert load_huggingface(tmp_path / "again").text.stop == tuple(stop)
+
+
+@pytest.mark.peers
+def test_transformers_reads_the_same_settings(published, tmp_path):
+    from transformers import AutoConfig, GenerationConfig
+
+    convert(published, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "again")
+    for kind in (AutoConfig, GenerationConfig):
+        one, other = (kind.from_pretrained(folder).to_dict() for folder in (published, tmp_path / "again"))
+        assert {**one, "_name_or_path": ""} == {**other, "_name_or_path": ""}
