@@ -18,6 +18,7 @@ from jaxspec.speculative import speculative
 from jaxspec.text import Text
 from jaxspec.tune import tune
 from jaxspec.types import Model, Network
+from jaxspec.vocabulary import fit_vocabulary
 
 __all__ = [
     "AffineLens",
@@ -38,6 +39,7 @@ __all__ = [
     "decoder",
     "default_placement",
     "fallbacks",
+    "fit_vocabulary",
     "generate",
     "latency",
     "load_huggingface",

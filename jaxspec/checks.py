@@ -7,37 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxspec.text import Text
 from jaxspec.types import Model
 
 
-def check_pair(target: Model, draft: Model, window: int) -> None:
-    """A draft fits a target: one vocabulary, a window of at least one token."""
-    sizes = target.network.config.vocab_size, draft.network.config.vocab_size
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"expected target and draft over one vocabulary, got {sizes[0]} and {sizes[1]} tokens; "
-            "use a draft trained with the target's tokenizer"
-        )
-    if target.text and draft.text and target.text.piece is not draft.text.piece:
-        _check_words(target.text, draft.text, sizes[0])
+def check_window(window: int) -> None:
+    """A window of at least one token."""
     if window < 1:
         raise ValueError(
             f"expected window >= 1 drafted token a step, got {window}; for none use jaxspec.autoregressive"
         )
-
-
-def _check_words(target: Text, draft: Text, size: int) -> None:
-    """Equal sizes hide the worst mistake: drafts of another tokenizer, of which nothing is ever accepted."""
-    if target.piece is None or draft.piece is None:
-        return
-    for token in range(size):
-        words = target.piece(token), draft.piece(token)
-        if words[0] != words[1]:
-            raise ValueError(
-                f"expected target and draft over one vocabulary, got {words[0]!r} and {words[1]!r} for token {token}; "
-                "use a draft trained with the target's tokenizer"
-            )
 
 
 def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> None:

@@ -24,8 +24,8 @@ from jaxspec.checks import (
     check_candidates,
     check_exit,
     check_meshes,
-    check_pair,
     check_processes,
+    check_window,
 )
 from jaxspec.decoding import (
     DecodingMethod,
@@ -47,6 +47,7 @@ from jaxspec.fallbacks import Fallback, Full
 from jaxspec.processes import Program, here, present, put, running
 from jaxspec.sharding import Placement, default_placement, place
 from jaxspec.types import Model
+from jaxspec.vocabulary import fitted
 
 
 class MirrorState(NamedTuple):
@@ -76,7 +77,7 @@ def mirror(
 
     Args:
         target: network and parameters whose text comes out.
-        draft: a model over the same vocabulary.
+        draft: a model with the target's tokenizer (``vocabulary.fitted``).
         window: γ, tokens drafted a step.
         num_candidates: κ, exit tokens sent for each position.
         exit_layer: ℓₑ, layers in the prefix; default N/2. At N it is the oracle, with nothing left to hide behind.
@@ -92,7 +93,8 @@ def mirror(
 
     Source: Bhendawade et al., Mirror Speculative Decoding (arXiv 2510.13161), §3.
     """
-    check_pair(target, draft, window)
+    check_window(window)
+    draft = fitted(target, draft)
     exit_layer = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
     where, rule, policy = placement or default_placement(), acceptance or match(), policy or candidates.mirror()
     exit = LogitLens() if exit is None else exit

@@ -18,6 +18,7 @@ from jaxspec.exits import LogitLens
 from jaxspec.latency import Parts, step_time
 from jaxspec.train import hidden_states
 from jaxspec.types import Array, Model, Network, Params
+from jaxspec.vocabulary import fitted
 
 
 class Knowledge(NamedTuple):
@@ -72,7 +73,7 @@ def probe(
         exit: exit head; default ``LogitLens()``.
 
     Raises:
-        ValueError: no text behind the prompts, or a layer that is none.
+        ValueError: no text behind the prompts, a layer that is none, or a draft of another tokenizer.
     """
     count = target.network.config.num_layers
     chosen = tuple(range(1, count + 1)) if layers is None else tuple(layers)
@@ -82,7 +83,7 @@ def probe(
         raise ValueError(
             f"expected more than {window} tokens behind the prompts, got {tokens.shape[1] - prompt_length}"
         )
-    head = LogitLens() if exit is None else exit
+    draft, head = fitted(target, draft), LogitLens() if exit is None else exit
     nets = target.network, draft.network
     outputs = _read(nets, chosen, tuple(num_candidates), target.params, draft.params, head, jnp.asarray(tokens))
     read = Read(*(np.asarray(leaf)[..., prompt_length - 1 : -1] for leaf in outputs))

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxspec.acceptance import Acceptance, match
 from jaxspec.branches import Pending, Proposer
 from jaxspec.channel import send
-from jaxspec.checks import check_pair, check_processes
+from jaxspec.checks import check_processes, check_window
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -26,6 +26,7 @@ from jaxspec.decoding import (
 from jaxspec.drafts import Window, drafted_next, first_window
 from jaxspec.sharding import place
 from jaxspec.types import Cache, Model, Network, Params
+from jaxspec.vocabulary import fitted
 
 
 class SpeculativeState(NamedTuple):
@@ -46,7 +47,7 @@ def speculative(
 
     Args:
         target: network and parameters whose text comes out.
-        draft: a model over the same vocabulary.
+        draft: a model with the target's tokenizer (``vocabulary.fitted``).
         window: γ, tokens drafted a step.
         mesh: where both run. Default: the first device.
         acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
@@ -57,7 +58,8 @@ def speculative(
     Source: Leviathan et al. (arXiv 2211.17192).
     """
     check_processes(mesh)
-    check_pair(target, draft, window)
+    check_window(window)
+    draft = fitted(target, draft)
     rule, (network, target_params, home, _) = acceptance or match(), place(target, mesh)
     drafter, draft_params, _, _ = place(draft, mesh)
 

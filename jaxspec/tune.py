@@ -17,7 +17,7 @@ from jaxspec import candidates
 from jaxspec.autoregressive import autoregressive
 from jaxspec.candidates import Policy
 from jaxspec.channel import send
-from jaxspec.checks import MANY_BRANCHES, check_exit, check_pair
+from jaxspec.checks import MANY_BRANCHES, check_exit, check_window
 from jaxspec.config import DecoderConfig
 from jaxspec.decoding import DecodingMethod
 from jaxspec.exits import LogitLens
@@ -30,6 +30,7 @@ from jaxspec.requests import Options, Prompt, encoded, request_of
 from jaxspec.sharding import Placement, default_placement, place, shared_home
 from jaxspec.speculative import speculative
 from jaxspec.types import Model
+from jaxspec.vocabulary import fitted
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def tune(
 
     Args:
         target: network and parameters whose text comes out.
-        draft: a model over the same vocabulary.
+        draft: a model with the target's tokenizer (``vocabulary.fitted``).
         prompts: texts, conversations or token ids, like those to come.
         grid: what is tried.
         exit_layer: ℓₑ for which the exit head was made, timed as one program; default N/2.
@@ -279,7 +280,8 @@ def tune(
         check_exit(target, layer, kappa, head)
     if new_tokens <= max(grid.windows):
         raise ValueError(f"expected more than {max(grid.windows)} new tokens for a window of so many, got {new_tokens}")
-    check_pair(target, draft, min(grid.windows))
+    check_window(min(grid.windows))
+    draft = fitted(target, draft)
 
     head = send(head, shared_home(where.target))
     build, setup_draft = builder(target, draft, where, head), draft

@@ -60,6 +60,7 @@ class Network:
         partition: params → a partition specification for each, over the mesh axis ``model``.
         with_config: the same kind of network with another configuration; lets a mesh repeat key-value heads.
         streams: of a streaming draft.
+        source: of a network fitted to another vocabulary (``jaxspec.fit_vocabulary``), the one it was made from.
     """
 
     config: DecoderConfig
@@ -69,6 +70,7 @@ class Network:
     partition: Callable[[Params], Any]
     with_config: Callable[[DecoderConfig], "Network"] | None = None
     streams: Streams | None = None
+    source: "Network | None" = None
 
 
 class Model(NamedTuple):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from jaxfed.data.roles import split_text
 from jaxfed.privacy import Guarantee
-from jaxspec.checks import check_pair
+from jaxspec.checks import check_window
 from jaxspec.federated.examples import (
     Continued,
     Laws,
@@ -28,6 +28,7 @@ from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Setup, best
 from jaxspec.models.store import save_model
 from jaxspec.text import Text
 from jaxspec.types import Model
+from jaxspec.vocabulary import check_trainable
 
 #: The judge of what was gained: text of the training clients that nobody trained on.
 UNSEEN = "unseen"
@@ -122,7 +123,8 @@ def federate(
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings
-    check_pair(target, draft, s.distilling.window)
+    check_window(s.distilling.window)
+    check_trainable(target, draft)
     if method.training == "alone":
         raise ValueError(
             f"expected a method that makes one draft, got {method.name!r}, which makes one for every client; "

@@ -25,6 +25,7 @@ from jaxspec.models.weights import SHARD_BYTES, Weights, write
 from jaxspec.sharding import MODEL_AXIS, axis_size, check_divides, leaf_homes, shared_heads, spread_heads
 from jaxspec.text import Text
 from jaxspec.types import Model, Params
+from jaxspec.vocabulary import unfitted
 
 #: Published arrays that hold nothing of their own.
 IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias")
@@ -326,6 +327,7 @@ def save_huggingface(
     Raises:
         ValueError: no family can say the configuration, or a dtype that holds no weights.
     """
+    model = unfitted(model)
     if model.network.streams is not None:
         raise ValueError(
             "expected a plain model, got one with streams, which no family has; pass models.streams.limited(model, 0)"

@@ -29,6 +29,7 @@ from jaxspec.models.quantize import Int8, quantized
 from jaxspec.sharding import Home, check_divides, leaf_homes
 from jaxspec.text import Text
 from jaxspec.types import Model
+from jaxspec.vocabulary import unfitted
 
 KIND = "model"
 #: Folder beside the steps that holds the tokenizer's files, and those that say more of a model than its network does.
@@ -45,7 +46,7 @@ def save_model(model: Model, directory: str | Path, *, like: str | Path | None =
         like: folder whose config.json and generation_config.json are kept, so that ``save_huggingface`` can carry them
             along; default: the one that the model's tokenizer came from.
     """
-    directory = Path(directory)
+    directory, model = Path(directory), unfitted(model)
     is_int8 = any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(model.params, is_leaf=_is_int8))
     about = {
         "config": asdict(model.network.config),

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxspec.cache import softmax_attention
 from jaxspec.config import DecoderConfig, Scores
 from jaxspec.types import Array, Attend, Model, Network, Params, Streams
+from jaxspec.vocabulary import unfitted
 
 
 def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: int = 32, seed: int = 0) -> Model:
@@ -36,6 +37,7 @@ def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: i
     Raises:
         ValueError: a draft that has streams already, a count or rank below 1, a start outside the draft.
     """
+    draft = unfitted(draft)
     config = draft.network.config
     if draft.network.streams is not None:
         raise ValueError("expected a plain draft, got one with streams; pass the draft that it was made from")
