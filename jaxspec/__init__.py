@@ -5,7 +5,7 @@ from jaxspec.autoregressive import autoregressive
 from jaxspec.config import DecoderConfig, Tracks
 from jaxspec.decoding import DecodingMethod, StepInfo
 from jaxspec.exits import AffineLens, LogitLens
-from jaxspec.generate import Generation, Stats, generate, stream
+from jaxspec.generate import Generation, NonFiniteLogits, Stats, generate, stream
 from jaxspec.mirror import mirror
 from jaxspec.models.decoder import decoder
 from jaxspec.models.huggingface import load_huggingface, save_huggingface
@@ -28,6 +28,7 @@ __all__ = [
     "LogitLens",
     "Model",
     "Network",
+    "NonFiniteLogits",
     "Placement",
     "Stats",
     "StepInfo",

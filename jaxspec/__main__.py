@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the installed command ``jaxspec``; exits with 1 after bad input."""
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxspec", args=args)
-    except (ValueError, OSError, MemoryError, ModuleNotFoundError, CheckpointError) as error:
+    except (ValueError, FloatingPointError, OSError, MemoryError, ModuleNotFoundError, CheckpointError) as error:
         sys.exit(f"jaxspec: {error}")
 
 

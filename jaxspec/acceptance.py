@@ -5,12 +5,27 @@ Either way the target names its ``choices``, one for every place; a window is ac
 
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxspec.sampling import DRAFT, RESIDUAL, Sampling, draw, filtered, greedy, gumbel, penalised, perturbed, uniform
+from jaxspec.sampling import (
+    DRAFT,
+    INVALID,
+    RESIDUAL,
+    Sampling,
+    are_numbers,
+    draw,
+    filtered,
+    greedy,
+    guess,
+    gumbel,
+    penalised,
+    perturbed,
+    uniform,
+)
 from jaxspec.types import Array
 
 
@@ -26,7 +41,8 @@ class Acceptance(NamedTuple):
 
     Attributes:
         propose: (draft's logits [V, B, T], sampling, positions, seen, scores) → (tokens [B, T], law or None); scores()
-            are ``perturbed`` logits that the caller needs as well, None if it does not.
+            are ``perturbed`` logits that the caller needs as well, None if it does not. A token is
+            ``sampling.INVALID`` where the logits are not numbers, and its law holds no mass.
         choose: (target's logits [V, B, γ+1], window [B, γ], law, sampling, positions, seen) → choices [B, γ+1].
     """
 
@@ -55,8 +71,8 @@ def match(shared_noise: bool = True) -> Acceptance:
         scores: Callable[[], Array] | None = None,
     ) -> tuple[Array, None]:
         if shared_noise:
-            return greedy(perturbed(logits, sampling, positions, seen) if scores is None else scores()), None
-        return greedy(logits if sampling is None else penalised(logits, sampling.repetition_penalty, seen)), None
+            return guess(perturbed(logits, sampling, positions, seen) if scores is None else scores()), None
+        return guess(logits if sampling is None else penalised(logits, sampling.repetition_penalty, seen)), None
 
     def choose(
         logits: Array, window: Array, law: None, sampling: Sampling | None, positions: Array, seen: Array | None = None
@@ -73,8 +89,13 @@ def ratio(top: int = 64) -> Acceptance:
     Both laws after filters and penalties. The draft draws from its ``top`` most likely tokens, renormalised first, so
     only these cross to the target and the law of the output is the target's. At temperature 0 it is ``match``.
 
+    Raises:
+        ValueError: ``top`` is no whole number from 1 on.
+
     Source: Leviathan et al. (arXiv 2211.17192), §2.3.
     """
+    if not isinstance(top, Integral) or isinstance(top, bool) or not 1 <= top < 2**31:
+        raise ValueError(f"expected 1 <= top < 2^31 tokens that a draft draws from, a whole number, got {top!r:.80}")
 
     def propose(
         logits: Array,
@@ -84,14 +105,16 @@ def ratio(top: int = 64) -> Acceptance:
         scores: Callable[[], Array] | None = None,
     ) -> tuple[Array, Law | None]:
         if sampling is None:
-            return greedy(logits), None
+            return guess(logits), None
+        valid = are_numbers(logits)
         logits = penalised(logits, sampling.repetition_penalty, seen)
         best, tokens = jax.lax.top_k(jnp.moveaxis(filtered(logits, sampling), 0, -1), min(top, logits.shape[0]))
-        law = Law(tokens.astype(jnp.int32), jax.nn.log_softmax(best, axis=-1))
+        law = Law(tokens.astype(jnp.int32), jnp.where(valid[..., None], jax.nn.log_softmax(best, axis=-1), -jnp.inf))
         noise = jnp.moveaxis(gumbel(sampling.seed, positions, best.shape[-1], DRAFT), 0, -1)
         noise = jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
         place = jnp.argmax(law.log_probabilities + noise, axis=-1)
-        return jnp.take_along_axis(law.tokens, place[..., None], axis=-1)[..., 0], law
+        drawn = jnp.take_along_axis(law.tokens, place[..., None], axis=-1)[..., 0]
+        return jnp.where(valid, drawn, INVALID), law
 
     def choose(
         logits: Array, window: Array, law: Law, sampling: Sampling | None, positions: Array, seen: Array | None = None

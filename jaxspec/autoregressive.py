@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.channel import send
-from jaxspec.checks import check_processes
+from jaxspec.checks import check_dtype, check_processes
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -33,9 +33,11 @@ def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
         mesh: where it runs, tensor-parallel over ``model``, sequences over ``data``. Default: the first device.
 
     Raises:
-        ValueError: the mesh does not divide heads or hidden features, or is another process's.
+        ValueError: a target of a type too narrow to compute in; the mesh does not divide heads or hidden features, or
+            is another process's.
     """
     check_processes(mesh)
+    check_dtype(target, "target")
     network, params, home, _ = place(target, mesh)
 
     def init(request: Request, capacity: int) -> TargetState:
@@ -56,4 +58,4 @@ def _step(network: Network, params: Params, state: TargetState) -> tuple[TargetS
     x, cache = prefix_pass(network, params, state.cache, progress, nothing, count)
     choices, _ = suffix_pass(network, params, (), progress, x, count, nothing)
     progress, verdict, emitted = advance(progress, nothing, choices.tokens)
-    return TargetState(cache, progress), StepInfo(choices.packed(emitted, verdict.num_accepted))
+    return TargetState(cache, progress), StepInfo(choices.packed(nothing, verdict, emitted))

@@ -130,7 +130,7 @@ def measure(method: DecodingMethod, prompts: Prompts, new: int) -> Measurement:
     return Measurement(
         [result.tokens[0] for result in results],
         sum(s.prefill_seconds + s.decode_seconds for s in stats),
-        sum(s.accepted for s in stats) / sum(s.steps for s in stats),
+        sum(s.verified for s in stats) / sum(s.steps for s in stats),
         sum(s.reused for s in stats) / max(sum(s.needed for s in stats), 1),
         sum(s.decode_seconds for s in stats) / sum(s.steps for s in stats),
     )

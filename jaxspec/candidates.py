@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.checks import whole
 from jaxspec.types import Array
 
 
@@ -187,14 +188,15 @@ class Likeliest:
 
     def __post_init__(self) -> None:
         _check_budget(self.budget)
-        if not self.sharpness > 0:
-            raise ValueError(f"expected sharpness > 0, got {self.sharpness}")
+        if not 0 < self.sharpness < np.inf:
+            raise ValueError(f"expected a finite sharpness > 0, got {self.sharpness}")
 
     def __call__(self, received: Message, known: Roots | None = None) -> Roots:
         """The best R roots that are not ``known``."""
         drafted, scores = _sharpened(received, self.sharpness)
         reach = jnp.pad(jnp.cumsum(drafted, axis=1), ((0, 0), (1, 0)))
         scores = reach[:, :, None] + scores
+        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)  # else they would come before all others
         batch, positions, kappa = scores.shape
         if known is not None:
             scores = jnp.where(_among(received, known), -jnp.inf, scores)
@@ -243,7 +245,7 @@ class Geometric:
 
     def __post_init__(self) -> None:
         _check_budget(self.budget)
-        if not 0 < self.acceptance_rate <= 1 or not self.exponent > 0:
+        if not 0 < self.acceptance_rate <= 1 or not 0 < self.exponent < np.inf:
             given = f"{self.acceptance_rate} and {self.exponent}"
             raise ValueError(f"expected 0 < acceptance_rate <= 1 and exponent > 0, got {given}")
 
@@ -269,5 +271,5 @@ class Geometric:
 
 
 def _check_budget(budget: int | None) -> None:
-    if budget is not None and budget < 1:
-        raise ValueError(f"expected a branch budget >= 1, got {budget}; without a limit pass None")
+    if budget is not None:
+        whole("budget (branches)", budget, 1, remedy="without a limit pass None")

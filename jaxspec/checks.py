@@ -1,39 +1,98 @@
 """Checks of arguments, made before any work starts: what was expected, what came, the remedy."""
 
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxspec.types import Model
+from jaxspec.types import Model, Params
+
+#: Kinds of NumPy dtypes that hold whole numbers.
+WHOLE_KINDS = "iu"
 
 
-def check_window(window: int) -> None:
-    """A window of at least one token."""
-    if window < 1:
-        raise ValueError(
-            f"expected window >= 1 drafted token a step, got {window}; for none use jaxspec.autoregressive"
-        )
+def whole(name: str, value: Any, low: int = 0, high: int = 2**31 - 1, remedy: str = "") -> int:
+    """An integer argument as an ``int``: of Python, NumPy or jax, or a float without a fraction.
+
+    Raises:
+        ValueError: a flag, a number with a fraction or none at all, or one outside [low, high].
+    """
+    if getattr(value, "shape", None) == ():
+        value = np.asarray(value).item()
+    is_whole = isinstance(value, Integral | float) and not isinstance(value, bool) and value % 1 == 0
+    if not is_whole or not low <= value <= high:
+        words = f"expected {low} <= {name} <= {high}, a whole number, got {value!r:.80}"
+        raise ValueError(f"{words}; {remedy}" if remedy else words)
+    return int(value)
 
 
-def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> None:
-    """An exit layer inside the target, candidates that its vocabulary can fill, and a head made for its features."""
+def whole_numbers(name: str, values: Any) -> np.ndarray:
+    """Integers of any shape, in a type that holds them as they are; their range is not checked.
+
+    Raises:
+        ValueError: flags, numbers with a fraction, or no numbers; names the first one.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"expected {name} to be whole numbers, got {values!r:.80} ({error})") from error
+    if array.dtype.kind in WHOLE_KINDS or not array.size:
+        return array
+    for place in np.ndindex(array.shape):
+        value = array[place]
+        is_number = isinstance(value, Integral | float | np.floating) and not isinstance(value, bool)
+        if not is_number or value % 1 != 0:
+            value = value.item() if isinstance(value, np.generic) else value
+            where = f" at place {', '.join(map(str, place))}" if place else ""
+            raise ValueError(f"expected {name} to be whole numbers, got {value!r:.80}{where}")
+    return array
+
+
+def not_numbers(params: Params) -> list[str]:
+    """Names of the arrays that hold NaN or infinity; reads all of them."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    floating = [(path, leaf) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    bad = [path for path, leaf in floating if not jnp.all(jnp.isfinite(leaf))]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in bad]
+
+
+#: Types in which a network can compute.
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_dtype(model: Model, name: str) -> None:
+    """Hidden states of a type that is wide enough."""
+    dtype = _hidden(model).dtype
+    if dtype.name not in FLOATS:
+        raise ValueError(f"expected a {name} that computes in one of {', '.join(FLOATS)}, got {dtype}; cast its params")
+
+
+def check_pair(target: Model, draft: Model, window: int) -> int:
+    """Hidden states of both that are wide enough, and a window of at least one token, which is returned."""
+    check_dtype(target, "target")
+    check_dtype(draft, "draft")
+    return whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
+
+
+def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> tuple[int, int]:
+    """An exit layer inside the target and candidates that its vocabulary can fill, as integers; a head that fits it."""
     count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
-    if not 1 <= exit_layer <= count:
-        raise ValueError(f"expected 1 <= exit_layer <= {count} (layers of the target), got {exit_layer}")
+    exit_layer = whole("exit_layer", exit_layer, 1, count, "these are the layers of the target")
     tracks = target.network.config.tracks
     if tracks is not None and tracks.count > 1 and exit_layer not in (meetings := tracks.meetings(count)):
         raise ValueError(f"expected an exit_layer where the target's tracks meet, of {meetings[1:]}, got {exit_layer}")
-    if not 1 <= num_candidates < vocabulary:
-        raise ValueError(f"expected 1 <= num_candidates < {vocabulary} (the vocabulary), got {num_candidates}")
+    num_candidates = whole("num_candidates", num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
     try:
         logits = jax.eval_shape(partial(head, target.network), target.params, _hidden(target))
     except (TypeError, ValueError) as error:
         raise ValueError(f"expected an exit head for this target, got another model's: {error}") from error
     if logits.shape != (vocabulary, 1, 1):
         raise ValueError(f"expected an exit head over {vocabulary} tokens, got logits of shape {logits.shape}")
+    return exit_layer, num_candidates
 
 
 def _hidden(target: Model) -> Any:
@@ -74,10 +133,7 @@ def check_processes(*meshes: Mesh | None) -> None:
 def check_candidates(target: Model, num_candidates: int) -> None:
     """Candidates of the draft's own that its vocabulary can fill."""
     vocabulary = target.network.config.vocab_size
-    if not 1 <= num_candidates < vocabulary:
-        raise ValueError(
-            f"expected 1 <= num_candidates < {vocabulary} (the vocabulary) of the policy, got {num_candidates}"
-        )
+    whole("num_candidates of the policy", num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
 
 
 #: Branches that a step may roll out for each sequence without being asked to.

@@ -14,7 +14,8 @@ from jaxspec.acceptance import Acceptance, match
 from jaxspec.cache import cached, fill
 from jaxspec.candidates import message
 from jaxspec.channel import pack
-from jaxspec.sampling import Sampling, log_probability, noted, perturbed, seen_along
+from jaxspec.checks import not_numbers
+from jaxspec.sampling import INVALID, Sampling, log_probability, noted, perturbed, seen_along
 from jaxspec.sharding import DATA_AXIS, axis_size
 from jaxspec.text import Text
 from jaxspec.types import Array, Cache, Model, Network, Params
@@ -25,7 +26,7 @@ class StepInfo(NamedTuple):
     """What one step did, per sequence: one array for all of it, since every array that the host reads costs it time.
 
     Attributes:
-        packed: [B, 2·(γ+1) + 2] int32, what the properties read.
+        packed: [B, 2·(γ+1) + 4] int32, what the properties read.
         reused: the next window was rolled out before the verdict was known: [B] bool; None where that cannot be.
     """
 
@@ -43,22 +44,40 @@ class StepInfo(NamedTuple):
 
     @property
     def log_probabilities(self) -> np.ndarray:
-        """Of ``tokens`` under the target's own law, unfiltered, at temperature 1: [B, γ+1]."""
-        return np.ascontiguousarray(np.asarray(self.packed)[:, self._places : -2]).view(np.float32)
+        """Of ``tokens`` under the target's own law, unfiltered, at temperature 1: [B, γ+1].
+
+        One of them is finite exactly if all logits at its place are numbers (single ones may be −∞).
+        """
+        return np.ascontiguousarray(np.asarray(self.packed)[:, self._places : -4]).view(np.float32)
 
     @property
     def num_emitted(self) -> np.ndarray:
         """Tokens added, 0 once a sequence has all it may have: [B]."""
-        return np.asarray(self.packed)[:, -2]
+        return np.asarray(self.packed)[:, -4]
 
     @property
     def num_accepted(self) -> np.ndarray:
-        """Drafted tokens that were confirmed, the extra token excluded: [B]."""
-        return np.asarray(self.packed)[:, -1]
+        """Of the ``num_emitted`` tokens, those that were drafted: [B]."""
+        return np.minimum(self.num_verified, self.num_emitted)
+
+    @property
+    def num_verified(self) -> np.ndarray:
+        """Drafted tokens that the target confirmed, A, those behind a sequence's limit included: [B]."""
+        return np.asarray(self.packed)[:, -3]
+
+    @property
+    def num_invalid(self) -> np.ndarray:
+        """Tokens of the window that were not drafted since the draft's logits were not numbers: [B]."""
+        return np.asarray(self.packed)[:, -2]
+
+    @property
+    def invalid_exit(self) -> np.ndarray:
+        """Whether the exit's logits were not numbers: [B] bool."""
+        return np.asarray(self.packed)[:, -1] > 0
 
     @property
     def _places(self) -> int:
-        return self.packed.shape[1] // 2 - 1
+        return self.packed.shape[1] // 2 - 2
 
 
 #: Called with (lane, name, outputs) for every program that a step enqueues.
@@ -84,6 +103,7 @@ class DecodingMethod(NamedTuple):
         text: how the target reads and writes, if it came with a tokenizer.
         groups: sequences of a batch must divide by it (the ``data`` axis of the meshes).
         max_length: most tokens of a sequence that the target can tell apart (learned positions), if limited.
+        not_numbers: names the arrays of the target's parameters that hold NaN or infinity; reads all of them.
         agree: called with all that a decoding hangs on before it begins; raises where another process has other plans.
     """
 
@@ -95,6 +115,7 @@ class DecodingMethod(NamedTuple):
     groups: int = 1
     max_length: int | None = None
     agree: Callable[[Any], None] = unasked
+    not_numbers: Callable[[], list[str]] = list
 
 
 def method_of(
@@ -102,7 +123,8 @@ def method_of(
 ) -> DecodingMethod:
     """A method whose text is the target's."""
     config, groups = target.network.config, math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in meshes))
-    return DecodingMethod(init, step, window, config.vocab_size, target.text, groups, config.ends.positions)
+    method = DecodingMethod(init, step, window, config.vocab_size, target.text, groups, config.ends.positions)
+    return method._replace(not_numbers=partial(not_numbers, target.params))
 
 
 class Request(NamedTuple):
@@ -163,15 +185,19 @@ class Choices(NamedTuple):
     tokens: Array
     log_probabilities: Array
 
-    def packed(self, num_emitted: Array, num_accepted: Array) -> Array:
-        """What ``StepInfo`` holds."""
-        return pack((self.tokens, self.log_probabilities, num_emitted, num_accepted))
+    def packed(self, window: Array, verdict: Verdict, num_emitted: Array, sent: Array | None = None) -> Array:
+        """What ``StepInfo`` holds, after a window and, where an exit was asked, its packed message ``sent``."""
+        invalid = jnp.sum(window == INVALID, axis=1, dtype=jnp.int32)
+        # Token ids below 2³¹ − 2²³, read as numbers, are numbers: NaN in a message is the NaN of a score.
+        scores = None if sent is None else jax.lax.bitcast_convert_type(sent, jnp.float32)
+        exits = jnp.zeros_like(invalid) if scores is None else jnp.any(jnp.isnan(scores), axis=1)
+        return pack((self.tokens, self.log_probabilities, num_emitted, verdict.num_accepted, invalid, exits))
 
 
 def prefix_pass(
     network: Network, params: Params, cache: Cache, progress: Progress, window: Array, stop: int
 ) -> tuple[Array, Cache]:
-    """Layers 1..``stop`` over the last token and the window [B, γ] (−1: nothing): x [D, B, γ+1] and the new rows."""
+    """Layers 1..``stop`` over the last token and the window [B, γ] (< 0: nothing): x [D, B, γ+1] and the new rows."""
     tokens = jnp.concatenate([progress.last[:, None], jnp.maximum(window, 0)], axis=1)
     return _run(network, params, network.embed(params, tokens), cache, progress, range(stop))
 
@@ -248,11 +274,12 @@ def target_suffix(
     x: Array,
     window: Array,
     law: Any,
+    sent: Array | None = None,
 ) -> tuple[Cache, Progress, Array, Array]:
     """The compiled suffix: rows of layers ℓₑ+1..N, progress, the packed verdict, what ``StepInfo`` holds."""
     choices, cache = suffix_pass(network, params, cache, progress, x, exit_layer, window, law, acceptance)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
-    return cache, progress, pack(verdict), choices.packed(emitted, verdict.num_accepted)
+    return cache, progress, pack(verdict), choices.packed(window, verdict, emitted, sent)
 
 
 @partial(jax.jit, static_argnames=("network", "acceptance"), donate_argnames="cache")
@@ -264,4 +291,4 @@ def target_whole(
     x, cache = prefix_pass(network, params, cache, progress, window, count)
     choices, _ = suffix_pass(network, params, (), progress, x, count, window, law, acceptance)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
-    return cache, progress, pack(verdict), choices.packed(emitted, verdict.num_accepted)
+    return cache, progress, pack(verdict), choices.packed(window, verdict, emitted)

@@ -46,8 +46,9 @@ class Standing(NamedTuple):
     @property
     def pending(self) -> Pending:
         """The window's last token, whose row nothing has needed so far."""
-        last = jnp.take_along_axis(self.window.tokens, self.size[:, None] - 1, axis=1)[:, 0]
-        return Pending(last, self.position + self.size)
+        size = jnp.maximum(self.size, 1)
+        last = jnp.take_along_axis(self.window.tokens, size[:, None] - 1, axis=1)[:, 0]
+        return Pending(jnp.maximum(last, 0), self.position + size)
 
 
 class DraftState(NamedTuple):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxspec.acceptance import Law
 from jaxspec.branches import Drafted, Notes, Pending, Proposer
 from jaxspec.candidates import Message
+from jaxspec.checks import whole
 from jaxspec.drafts import drafted_after, extend
 from jaxspec.types import Array, Cache, Network, Params, Rows
 
@@ -81,8 +82,7 @@ class Short:
     reads_text = False
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"expected a short window of at least 1 token, got {self.length}")
+        whole("length of a short window", self.length, 1)
 
     def __call__(
         self, network: Network, params: Params, cache: Cache, window: int, need: Need
@@ -109,8 +109,7 @@ class NGram:
     reads_text = True
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"expected n-grams of at least 1 token, got {self.size}")
+        whole("size of an n-gram", self.size, 1)
 
     def __call__(
         self, network: Network, params: Params, cache: Cache, window: int, need: Need

@@ -24,8 +24,8 @@ from jaxspec.checks import (
     check_candidates,
     check_exit,
     check_meshes,
+    check_pair,
     check_processes,
-    check_window,
 )
 from jaxspec.decoding import (
     DecodingMethod,
@@ -93,12 +93,12 @@ def mirror(
 
     Source: Bhendawade et al., Mirror Speculative Decoding (arXiv 2510.13161), §3.
     """
-    check_window(window)
+    window = check_pair(target, draft, window)
     draft = fitted(target, draft)
     exit_layer = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
     where, rule, policy = placement or default_placement(), acceptance or match(), policy or candidates.mirror()
     exit = LogitLens() if exit is None else exit
-    check_exit(target, exit_layer, num_candidates, exit)
+    exit_layer, num_candidates = check_exit(target, exit_layer, num_candidates, exit)
     check_processes(where.target, where.draft)
     check_meshes(where.target, where.draft)
     if policy.ahead is not None:
@@ -171,7 +171,7 @@ def _step(
             watch("draft", "ahead", rolled)
         if exits:
             message = None if late else channel.to_draft(sent)[0]
-            upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law)
+            upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law, sent)
             message = channel.to_draft(sent)[0] if late else message
             watch("target", "suffix", packed)
             cache = (*lower, *upper)

@@ -1,12 +1,15 @@
 """From what a user asks for to arrays: prompts encoded and padded, options checked and spread over the batch."""
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxspec.checks import whole_numbers
 from jaxspec.decoding import DecodingMethod, Request
 from jaxspec.sampling import Sampling
 from jaxspec.text import Text
@@ -44,7 +47,8 @@ class Options:
         """Every option as an array [B].
 
         Raises:
-            ValueError: a number out of its range, or as many of them as there are no sequences.
+            ValueError: a number out of its range, a fraction or a flag for a count, or another number of them than of
+                sequences.
         """
         found = {name: _spread(name, getattr(self, name), batch) for name in RANGES}
         for name, (low, high, words) in RANGES.items():
@@ -53,10 +57,11 @@ class Options:
                 raise ValueError(f"expected {name} {words}, got {getattr(self, name)}")
         if np.any((found["temperature"] > 0) & (found["temperature"] < 1e-6)):
             raise ValueError(f"expected temperature 0 or >= 1e-6, got {self.temperature}")
-        if np.any(found["repetition_penalty"] <= 0):
-            raise ValueError(f"expected repetition_penalty > 0, got {self.repetition_penalty}")
+        if np.any(found["repetition_penalty"] < 1e-6):
+            raise ValueError(f"expected repetition_penalty > 0 (1e-6 at least), got {self.repetition_penalty}")
+        found["top_p"] = np.maximum(found["top_p"], 1e-9)  # below float32 nothing would be kept
         if np.ndim(self.seed) == 0:
-            found["seed"] = (found["seed"] + np.arange(batch)) % 2**32
+            found["seed"] = (found["seed"].astype(np.int64) + np.arange(batch)) % 2**32
         return found
 
 
@@ -67,8 +72,8 @@ WHOLE = ("max_new_tokens", "top_k", "seed")
 RANGES: dict[str, tuple[float, float, str]] = {
     "max_new_tokens": (1, _INF, ">= 1"),
     "temperature": (0, 1e6, ">= 0"),
-    "top_k": (0, _INF, ">= 0 (0: all tokens)"),
-    "top_p": (1e-9, 1, "in (0, 1]"),
+    "top_k": (0, 2**31 - 1, ">= 0 (0: all tokens) and < 2^31"),
+    "top_p": (1e-300, 1, "in (0, 1]"),
     "min_p": (0, 1, "in [0, 1]"),
     "repetition_penalty": (0, 1e6, "> 0"),
     "seed": (0, 2**32 - 1, "in [0, 2^32)"),
@@ -76,29 +81,41 @@ RANGES: dict[str, tuple[float, float, str]] = {
 
 
 def _spread(name: str, value: Any, batch: int) -> np.ndarray:
-    values = np.asarray(value)
+    values = whole_numbers(name, value) if name in WHOLE else _reals(name, value)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
         raise ValueError(f"expected one {name} or {batch}, one for each prompt, got shape {values.shape}")
-    if name in WHOLE and np.any(values != np.floor(values)):
-        raise ValueError(f"expected {name} to be whole numbers, got {value}")
     return np.broadcast_to(values, (batch,))
+
+
+def _reals(name: str, value: Any) -> np.ndarray:
+    """Numbers as they are, of any shape; flags, text and None are none."""
+    values = np.asarray(value)
+    if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise ValueError(f"expected {name} to be numbers, got {value!r:.80}")
+    return values.astype(np.float64)
 
 
 def encoded(prompts: Sequence[Prompt], text: Text | None) -> list[np.ndarray]:
     """Token ids of every prompt.
 
     Raises:
-        ValueError: a single prompt instead of a list of them; text or messages without a tokenizer.
+        ValueError: a single prompt instead of a list of them; text or messages without a tokenizer; ids that are not
+            whole numbers.
     """
-    if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
+    if isinstance(prompts, str) or any(isinstance(prompt, dict) or _single(prompt) for prompt in prompts):
         raise ValueError("expected a list of prompts, got a single one; pass [prompt]")
-    return [_encoded(prompt, text) for prompt in prompts]
+    return [_encoded(prompt, text, index) for index, prompt in enumerate(prompts)]
 
 
-def _encoded(prompt: Prompt, text: Text | None) -> np.ndarray:
+def _single(value: Any) -> bool:
+    """Whether a value is one number, of Python or an array's."""
+    return isinstance(value, numbers.Number) or getattr(value, "shape", None) == ()
+
+
+def _encoded(prompt: Prompt, text: Text | None, index: int) -> np.ndarray:
     is_chat = not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], dict)
     if not isinstance(prompt, str) and not is_chat:
-        return np.asarray(prompt, np.int32)
+        return whole_numbers(f"token ids of prompt {index}", prompt)
     if text is None or text.encode is None:
         raise ValueError("expected token ids, got text; pass tokenizer= or encode the prompts")
     return text.encode(prompt) if isinstance(prompt, str) else text.chat(prompt)  # type: ignore[arg-type]
@@ -115,15 +132,21 @@ def text_of(method: DecodingMethod, tokenizer: Tokenizer | Text | None) -> Text 
     return text if method.text is None else text.completed(method.text)
 
 
-def ends_of(stop: Sequence[int | str] | str | None, text: Text | None) -> tuple[frozenset[int], tuple[str, ...]]:
+def ends_of(stop: Any, text: Text | None, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
     """Ids and texts that end a sequence; the text of a special token, which decoding leaves out, ends it by its id.
 
+    Args:
+        stop: an id, a text, or several of either; None: the stop tokens of ``text``.
+        text: tokenizer and stop tokens.
+        vocabulary: tokens that ids are taken from.
+
     Raises:
-        ValueError: an empty text, one without a tokenizer, or one that holds a special token beside other characters.
+        ValueError: an id that is not a whole number or outside the vocabulary; an empty text, one without a tokenizer,
+            or one that holds a special token beside other characters.
     """
-    default = text.stop if text else ()
-    ends = default if stop is None else [stop] if isinstance(stop, str) else stop
-    strings = tuple(end for end in ends if isinstance(end, str))
+    if stop is None:
+        return frozenset(text.stop if text else ()), ()
+    tokens, strings = stops(stop, vocabulary)
     if strings and (text is None or text.decode is None) or "" in strings:
         raise ValueError(f"expected stop strings that are not empty, with a tokenizer, got {strings}")
     special = text.special_ids if text else {}
@@ -133,8 +156,7 @@ def ends_of(stop: Sequence[int | str] | str | None, text: Text | None) -> tuple[
                 f"expected stop strings without special tokens, which the text leaves out, got {end!r}; pass "
                 f"{inside[0]!r} alone"
             )
-    tokens = [int(end) for end in ends if not isinstance(end, str)]
-    return frozenset([*tokens, *(special[end] for end in strings if end in special)]), strings
+    return tokens | {special[end] for end in strings if end in special}, strings
 
 
 def check(ids: list[np.ndarray], method: DecodingMethod, max_new_tokens: np.ndarray, max_length: int) -> None:
@@ -147,15 +169,38 @@ def check(ids: list[np.ndarray], method: DecodingMethod, max_new_tokens: np.ndar
     for index, (row, new) in enumerate(zip(ids, max_new_tokens, strict=True)):
         if row.ndim != 1 or not len(row):
             raise ValueError(f"prompt {index}: expected at least one token, got shape {row.shape}")
-        if row.min() < 0 or row.max() >= method.vocab_size:
-            raise ValueError(
-                f"prompt {index}: expected token ids in [0, {method.vocab_size}), got {row.min()}..{row.max()}"
-            )
+        check_ids(row, method.vocab_size, f"prompt {index}: ")
         if len(row) + new > limit:
             raise ValueError(
                 f"prompt {index}: expected prompt and new tokens to fit the cache of {limit}, got {len(row)} + "
                 f"{new}; shorten the prompt or raise max_length"
             )
+
+
+def check_ids(ids: np.ndarray, vocabulary: int, where: str = "") -> None:
+    """Token ids [T], in whatever type they came, of a vocabulary.
+
+    Raises:
+        ValueError: one outside it; names the first.
+    """
+    outside = np.flatnonzero((ids < 0) | (ids >= vocabulary))
+    if len(outside):
+        raise ValueError(
+            f"{where}expected token ids in [0, {vocabulary}), got {ids[outside[0]]} at place {outside[0]}; use the "
+            "target's own tokenizer"
+        )
+
+
+def stops(ends: Any, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Stop tokens and stop strings of what a user asked for: one of either, or several.
+
+    Raises:
+        ValueError: an id that is not a whole number, or outside the vocabulary.
+    """
+    ends = [ends] if isinstance(ends, str) or _single(ends) else list(ends)
+    ids = whole_numbers("stop tokens", [end for end in ends if not isinstance(end, str)])
+    check_ids(ids, vocabulary, "stop: ")
+    return frozenset(int(end) for end in ids), tuple(end for end in ends if isinstance(end, str))
 
 
 def bucket(length: int) -> int:

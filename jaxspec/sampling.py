@@ -15,6 +15,8 @@ from jaxspec.types import Array
 
 #: Streams of noise at one position: the token's own, the acceptance test, the residual draw, the draft's draw.
 TOKEN, TEST, RESIDUAL, DRAFT = range(4)
+#: In place of a drafted token whose scores are not numbers; no target chooses it, so it is never accepted.
+INVALID = -2
 
 
 class Sampling(NamedTuple):
@@ -40,6 +42,16 @@ class Sampling(NamedTuple):
 def greedy(logits: Array) -> Array:
     """The most likely token of logits [V, B, T]: [B, T] int32; the lowest id among equals."""
     return jnp.argmax(logits, axis=0).astype(jnp.int32)
+
+
+def guess(scores: Array) -> Array:
+    """A draft's most likely token, [B, T] int32, of scores [V, B, T]; ``INVALID`` where they hold NaN or infinity."""
+    return jnp.where(are_numbers(scores), greedy(scores), INVALID)
+
+
+def are_numbers(scores: Array) -> Array:
+    """Whether scores [V, B, T] can be compared: [B, T] bool. Single tokens may be ruled out by −∞, not all."""
+    return jnp.isfinite(jnp.max(scores, axis=0))
 
 
 def keys(seed: Array, positions: Array, stream: int) -> Array:

@@ -47,7 +47,7 @@ class Row(NamedTuple):
         method: name.
         tokens_per_second: new tokens over seconds, prefill included; median over runs.
         ratio: over the first method's.
-        accepted_length: mean num_accepted a step.
+        accepted_length: drafted tokens that are confirmed, mean over steps (``Stats.accepted_length``).
         tokens: new tokens in one run.
         identical: whether they are the first method's.
     """
@@ -62,11 +62,11 @@ class Row(NamedTuple):
 
 
 class Played(NamedTuple):
-    """One question answered by one method: seconds, steps, accepted tokens, and the tokens themselves."""
+    """One question answered by one method: seconds, steps, verified drafted tokens, and the tokens themselves."""
 
     seconds: float
     steps: int
-    accepted: int
+    verified: int
     tokens: list[list[int]]
 
 
@@ -130,15 +130,15 @@ def play(method: DecodingMethod, question: Question, max_new_tokens: int) -> Pla
     """One method answers all turns of a question."""
     talk = _talk(method)
     said: list[str] = []
-    seconds, steps, accepted, tokens = 0.0, 0, 0, []
+    seconds, steps, verified, tokens = 0.0, 0, 0, []
     for turn in question.turns:
         start = time.perf_counter()
         result = generate(method, [talk(question.turns, said, turn)], max_new_tokens)
         seconds += time.perf_counter() - start
-        steps, accepted = steps + result.stats.steps, accepted + result.stats.accepted
+        steps, verified = steps + result.stats.steps, verified + result.stats.verified
         tokens.append(result.tokens[0])
         said.append((result.text or [""])[0])
-    return Played(seconds, steps, accepted, tokens)
+    return Played(seconds, steps, verified, tokens)
 
 
 def _talk(method: DecodingMethod) -> Callable[[Sequence[str], Sequence[str], str], Any]:
@@ -165,7 +165,7 @@ def _rows(task: str, numbers: list[int], names: list[str], played: Mapping[tuple
         runs = list(zip(*(played[name, number] for number in numbers), strict=True))
         tokens = sum(len(row) for answer in runs[0] for row in answer.tokens)
         speeds[name] = float(np.median([tokens / sum(answer.seconds for answer in each) for each in runs]))
-        accepted = sum(answer.accepted for answer in runs[0]) / max(sum(answer.steps for answer in runs[0]), 1)
+        accepted = sum(answer.verified for answer in runs[0]) / max(sum(answer.steps for answer in runs[0]), 1)
         same = all(played[name, number][0].tokens == played[names[0], number][0].tokens for number in numbers)
         rows.append(Row(task, name, speeds[name], speeds[name] / speeds[names[0]], accepted, tokens, same))
     return rows

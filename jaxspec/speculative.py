@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxspec.acceptance import Acceptance, match
 from jaxspec.branches import Pending, Proposer
 from jaxspec.channel import send
-from jaxspec.checks import check_processes, check_window
+from jaxspec.checks import check_pair, check_processes
 from jaxspec.decoding import (
     DecodingMethod,
     Request,
@@ -58,7 +58,7 @@ def speculative(
     Source: Leviathan et al. (arXiv 2211.17192).
     """
     check_processes(mesh)
-    check_window(window)
+    window = check_pair(target, draft, window)
     draft = fitted(target, draft)
     rule, (network, target_params, home, _) = acceptance or match(), place(target, mesh)
     drafter, draft_params, _, _ = place(draft, mesh)
@@ -94,5 +94,5 @@ def _step(
     root = Pending(verdict.next_token, verdict.position)
     proposer = Proposer(acceptance, progress.sampling, progress.seen)
     following, _, rows = drafted_next(draft, draft_params, state.draft_cache, root, window.shape[1], proposer, pending)
-    info = StepInfo(choices.packed(emitted, verdict.num_accepted))
+    info = StepInfo(choices.packed(window, verdict, emitted))
     return SpeculativeState(TargetState(cache, progress), rows, following), info

@@ -9,7 +9,7 @@ BROKEN = "\ufffd"
 #: Tokens of a prompt that are decoded together with the first new ones, at least.
 CONTEXT = 16
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "error"]
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Written:
         context: the last tokens of the prompt; the text is what follows theirs (see ``context_of``).
         tokens: what it has so far.
         log_probabilities: one for each of them.
-        finish: why it ended: "stop", or "length" at the limit; None while it goes on.
+        finish: why it ended: "stop", or "length" at the limit, "error" without a next token; None while it goes on.
         text: what is safe to show: whole characters, nothing that may yet become a stop string.
     """
 

@@ -17,7 +17,7 @@ from jaxspec import candidates
 from jaxspec.autoregressive import autoregressive
 from jaxspec.candidates import Policy
 from jaxspec.channel import send
-from jaxspec.checks import MANY_BRANCHES, check_exit, check_window
+from jaxspec.checks import MANY_BRANCHES, check_exit, check_pair
 from jaxspec.config import DecoderConfig
 from jaxspec.decoding import DecodingMethod
 from jaxspec.exits import LogitLens
@@ -280,7 +280,7 @@ def tune(
         check_exit(target, layer, kappa, head)
     if new_tokens <= max(grid.windows):
         raise ValueError(f"expected more than {max(grid.windows)} new tokens for a window of so many, got {new_tokens}")
-    check_window(min(grid.windows))
+    check_pair(target, draft, min(grid.windows))
     draft = fitted(target, draft)
 
     head = send(head, shared_home(where.target))

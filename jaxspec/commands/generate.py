@@ -60,9 +60,13 @@ def generate(
     chosen = method_of(load(target, draft, dtype, int8), method, drafting)
     prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
     ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
-    result = jaxspec.generate(
-        chosen, prompts, max_new_tokens, **vars(sampler), stop=ends, progress=not json and sys.stderr.isatty()
-    )
+    try:
+        result = jaxspec.generate(
+            chosen, prompts, max_new_tokens, **vars(sampler), stop=ends, progress=not json and sys.stderr.isatty()
+        )
+    except jaxspec.NonFiniteLogits as error:
+        print((error.output.text or [""])[0], flush=True)
+        raise
     text = (result.text or [""])[0]
     if json:
         about = {"finish_reason": result.finish_reason[0], "stats": result.stats.to_dict()}

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from jaxfed.data.roles import split_text
 from jaxfed.privacy import Guarantee
-from jaxspec.checks import check_window
+from jaxspec.checks import check_pair
 from jaxspec.federated.examples import (
     Continued,
     Laws,
@@ -123,7 +123,7 @@ def federate(
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings
-    check_window(s.distilling.window)
+    check_pair(target, draft, s.distilling.window)
     check_trainable(target, draft)
     if method.training == "alone":
         raise ValueError(

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import jaxspec
-from jaxspec import DecoderConfig, Text, candidates
+from jaxspec import DecoderConfig, Text, acceptance, candidates, fallbacks
 from jaxspec.commands import methods
 from jaxspec.exits import init_affine_lens
 from jaxspec.tokenizer import train_tokenizer
@@ -18,6 +19,10 @@ from tests.jaxspec import models
 
 def other_vocabulary():
     return models.random_model(replace(models.DRAFT, vocab_size=12), 0)
+
+
+def cast(dtype):
+    return models.target()._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), models.target().params))
 
 
 def generate(prompts, max_new_tokens=4, **options):
@@ -30,12 +35,15 @@ def stream(prompt, **options):
 
 #: What is done, and what the message must say.
 TABLE = {
-    "speculative window 0": (lambda: models.speculative(0), "expected window >= 1.*got 0"),
-    "speculative window -2": (lambda: models.speculative(-2), "expected window >= 1.*got -2"),
-    "mirror window 0": (lambda: models.mirror(window=0), "expected window >= 1.*got 0"),
+    "speculative window 0": (lambda: models.speculative(0), "expected 1 <= window.*got 0; for none"),
+    "speculative window -2": (lambda: models.speculative(-2), "expected 1 <= window.*got -2"),
+    "mirror window 0": (lambda: models.mirror(window=0), "expected 1 <= window.*got 0"),
     "no candidates": (lambda: models.mirror(num_candidates=0), "expected 1 <= num_candidates.*got 0"),
     "negative candidates": (lambda: models.mirror(num_candidates=-1), "expected 1 <= num_candidates.*got -1"),
-    "more candidates than tokens": (lambda: models.mirror(num_candidates=11), "num_candidates < 11.*got 11"),
+    "more candidates than tokens": (
+        lambda: models.mirror(num_candidates=11),
+        "num_candidates <= 10.*got 11; the vocabulary has 11",
+    ),
     "exit layer 0": (lambda: models.mirror(exit_layer=0), "expected 1 <= exit_layer <= 4.*got 0"),
     "exit layer N + 1": (lambda: models.mirror(exit_layer=5), "expected 1 <= exit_layer <= 4.*got 5"),
     "speculative vocabulary": (
@@ -62,7 +70,7 @@ TABLE = {
     ),
     "more of the draft's candidates than tokens": (
         lambda: models.mirror(policy=candidates.saguaro(num_candidates=11)),
-        r"expected 1 <= num_candidates < 11 \(the vocabulary\) of the policy, got 11",
+        "expected 1 <= num_candidates of the policy <= 10, a whole number, got 11",
     ),
     "an unknown policy": (
         lambda: candidates.named("mirrors", 4),
@@ -78,13 +86,16 @@ TABLE = {
         ),
         "expected 0 to 0 streams, as many as the draft has, got 2; jaxspec.streaming makes",
     ),
-    "budget 0": (lambda: candidates.mirror(0), "expected a branch budget >= 1, got 0"),
+    "budget 0": (lambda: candidates.mirror(0), "expected 1 <= budget .*got 0; without a limit"),
     "no prompts": (lambda: generate([]), "expected at least one prompt, got none"),
     "text that is no list": (lambda: generate("abc"), r"expected a list of prompts, got a single one; pass \[prompt\]"),
     "messages that are no list": (lambda: generate([{"role": "user"}]), "expected a list of prompts, got a single one"),
     "an empty prompt": (lambda: generate([[1, 2], []]), r"prompt 1: expected at least one token, got shape \(0,\)"),
     "a nested prompt": (lambda: generate([[[1, 2]]]), r"prompt 0: expected .*got shape \(1, 2\)"),
-    "a negative token": (lambda: generate([[1], [3, -1]]), r"prompt 1: expected token ids in \[0, 11\), got -1\.\.3"),
+    "a negative token": (
+        lambda: generate([[1], [3, -1]]),
+        r"prompt 1: expected token ids in \[0, 11\), got -1 at place 1",
+    ),
     "a token too large": (lambda: generate([[11]]), r"prompt 0: expected token ids in \[0, 11\), got 11"),
     "a prompt too long": (
         lambda: generate([[1], [1] * 61], max_length=64),
@@ -96,13 +107,85 @@ TABLE = {
     "no temperature": (lambda: generate([[1]], temperature=float("nan")), "expected temperature >= 0, got nan"),
     "top-p 0": (lambda: generate([[1]], top_p=0.0), r"expected top_p in \(0, 1\], got 0.0"),
     "top-p above 1": (lambda: generate([[1]], top_p=1.1), r"expected top_p in \(0, 1\], got 1.1"),
-    "a negative top-k": (lambda: generate([[1]], top_k=-1), r"expected top_k >= 0 \(0: all tokens\), got -1"),
+    "a negative top-k": (
+        lambda: generate([[1]], top_k=-1),
+        r"expected top_k >= 0 \(0: all tokens\) and < 2\^31, got -1",
+    ),
     "half a token": (lambda: generate([[1]], top_k=2.5), "expected top_k to be whole numbers, got 2.5"),
+    "a top-k that would wrap to 1": (
+        lambda: generate([[1]], top_k=2**32 + 1),
+        r"expected top_k >= 0 \(0: all tokens\) and < 2\^31, got 4294967297",
+    ),
+    "a flag for a count": (lambda: generate([[1]], top_k=True), "expected top_k to be whole numbers, got True"),
+    "a flag for a number": (lambda: generate([[1]], temperature=True), "expected temperature to be numbers, got True"),
+    "no number at all": (lambda: generate([[1]], top_p=None), "expected top_p to be numbers, got None"),
+    "a seed beyond every type": (lambda: generate([[1]], seed=2**70), r"expected seed in \[0, 2\^32\), got 1180"),
+    "new tokens beyond every type": (lambda: generate([[1]], 2**70), "fit the cache of 4096, got 1 [+] 1180"),
+    "new tokens that would wrap to 3": (lambda: generate([[1]], 2**32 + 3), "fit the cache of 4096, got 1 [+] 42949"),
+    "half a token of a prompt": (
+        lambda: generate([[1], [3, 5.7]]),
+        "expected token ids of prompt 1 to be whole numbers, got 5.7 at place 1",
+    ),
+    "a token that would wrap to 5": (
+        lambda: generate([[1, 2**32 + 5]]),
+        r"prompt 0: expected token ids in \[0, 11\), got 4294967301 at place 1",
+    ),
+    "an array's token that would wrap to 5": (
+        lambda: generate([np.array([2**32 + 5])]),
+        r"prompt 0: expected token ids in \[0, 11\), got 4294967301 at place 0",
+    ),
+    "a token beyond every type": (lambda: generate([[2**70]]), r"expected token ids in \[0, 11\), got 1180591620717"),
+    "flags as tokens": (lambda: generate([[True, False]]), "token ids of prompt 0 to be whole numbers, got True at"),
+    "no number among the tokens": (lambda: generate([[1, float("nan")]]), "to be whole numbers, got nan at place 1"),
+    "text among the tokens": (lambda: generate([[1, "2"]]), "to be whole numbers, got '1' at place 0"),
+    "nothing among the tokens": (lambda: generate([[1, None]]), "to be whole numbers, got None at place 1"),
+    "tokens at two depths": (
+        lambda: generate([[1, [2]]]),
+        r"token ids of prompt 0 to be whole numbers, got \[1, \[2\]\]",
+    ),
+    "tokens that are no list": (lambda: generate([1, 2]), "expected a list of prompts, got a single one"),
+    "half a stop token": (lambda: generate([[1]], stop=[5.7]), "expected stop tokens to be whole numbers, got 5.7"),
+    "a stop token that would never come": (
+        lambda: generate([[1]], stop=[3, 11]),
+        r"stop: expected token ids in \[0, 11\), got 11 at place 1",
+    ),
+    "a flag as stop token": (
+        lambda: generate([[1]], stop=[True]),
+        "expected stop tokens to be whole numbers, got True",
+    ),
+    "half a row of the cache": (
+        lambda: generate([[1]], max_length=64.5),
+        "max_length <= 1073741824, a whole number, got",
+    ),
+    "more rows than positions": (
+        lambda: generate([[1]], max_length=2**31),
+        "max_length <= 1073741824, .* got 2147483648",
+    ),
+    "half a window": (lambda: models.speculative(2.5), "expected 1 <= window .* a whole number, got 2.5"),
+    "a flag for a window": (lambda: models.mirror(window=True), "expected 1 <= window .* a whole number, got True"),
+    "a window beyond every cache": (
+        lambda: models.speculative(2**31),
+        "expected 1 <= window <= 32768, .*got 2147483648",
+    ),
+    "half an exit layer": (lambda: models.mirror(exit_layer=1.5), "exit_layer <= 4, a whole number, got 1.5"),
+    "half a candidate": (lambda: models.mirror(num_candidates=1.5), "num_candidates <= 10, a whole number, got 1.5"),
+    "half a branch": (lambda: candidates.mirror(2.5), "expected 1 <= budget .* a whole number, got 2.5"),
+    "no sharpness": (lambda: candidates.mirror(2, float("inf")), "expected a finite sharpness > 0, got inf"),
+    "half a word of a short window": (lambda: fallbacks.Short(1.5), "length of a short window .* got 1.5"),
+    "no word to draft": (lambda: acceptance.ratio(0), "expected 1 <= top < 2.*got 0"),
+    "a target too narrow to compute in": (
+        lambda: jaxspec.autoregressive(cast("float8_e4m3fn")),
+        "expected a target that computes in one of float32, .*, got float8_e4m3fn; cast",
+    ),
+    "a draft too narrow to compute in": (
+        lambda: models.speculative(draft=cast("float8_e5m2")),
+        "expected a draft that computes in one of float32, .*, got float8_e5m2; cast",
+    ),
     "min-p above 1": (lambda: generate([[1]], min_p=1.5), r"expected min_p in \[0, 1\], got 1.5"),
     "a negative min-p": (lambda: generate([[1]], min_p=-0.5), r"expected min_p in \[0, 1\], got -0.5"),
     "no repetition penalty": (
         lambda: generate([[1]], repetition_penalty=0),
-        "expected repetition_penalty > 0, got 0",
+        "expected repetition_penalty > 0 .*, got 0",
     ),
     "a negative seed": (lambda: generate([[1]], seed=-1), r"expected seed in \[0, 2\^32\), got -1"),
     "a seed too large": (lambda: generate([[1]], seed=2**32), r"expected seed in \[0, 2\^32\), got 4294967296"),
@@ -160,6 +243,10 @@ def test_the_longest_prompt_that_fits_is_taken():
 def test_integers_of_any_kind_are_taken():
     expected = generate([[1, 2, 3]]).tokens
     assert generate(np.array([[1, 2, 3]], np.uint8)).tokens == expected
+    assert generate([jnp.array([1, 2, 3])], np.int64(4), top_k=np.uint64(2**31 - 1)).tokens == expected
+    assert generate([[1.0, np.int8(2), 3]], jnp.int32(4), max_length=np.int16(64)).tokens == expected
+    first = expected[0][0]
+    assert generate([[1, 2, 3]], stop=first).tokens == generate([[1, 2, 3]], stop=np.array([first])).tokens == [[first]]
 
 
 def test_configurations_are_values():

@@ -8,7 +8,7 @@ import pytest
 
 import jaxspec
 from jaxspec.tokenizer import train_tokenizer
-from tests.jaxspec import models
+from tests.jaxspec import models, own_models
 
 METHODS = {
     "autoregressive": lambda: jaxspec.autoregressive(models.target()),
@@ -67,7 +67,9 @@ def test_statistics_follow_their_definitions(method):
     emitted = np.stack([info.num_emitted for info in infos])
     working = emitted > 0
     needed = working & (np.cumsum(emitted, axis=0) < models.NEW_TOKENS)
-    accepted = np.stack([info.num_accepted for info in infos])
+    accepted, verified = (
+        np.stack([getattr(info, f"num_{what}") for info in infos]) for what in ("accepted", "verified")
+    )
     reused = np.stack([np.zeros_like(working[0]) if info.reused is None else info.reused for info in infos])
     assert emitted.sum(axis=0).tolist() == [models.NEW_TOKENS] * 2
     assert stats.steps == working.sum()
@@ -75,11 +77,46 @@ def test_statistics_follow_their_definitions(method):
     assert stats.accepted == accepted[working].sum()
     assert stats.needed == needed.sum()
     assert stats.reused == reused[needed].sum()
-    assert stats.accepted_length == pytest.approx(accepted[working].mean())
+    assert stats.verified == verified[working].sum()
+    assert stats.accepted_length == pytest.approx(verified[working].mean())
     assert stats.reuse_rate == pytest.approx(reused[needed].mean())
     seconds = stats.prefill_seconds + stats.decode_seconds
     assert seconds > 0
     assert stats.tokens_per_second == pytest.approx(stats.new_tokens / seconds)
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "stop"), [(1, []), (2, []), (5, []), (14, []), (14, [4]), (14, [8]), (14, [4, 8])]
+)
+def test_every_new_token_was_drafted_or_is_the_targets_own(method, new_tokens, stop):
+    """One of the target's own a step, but for the step that ends a sequence: there it may be cut off."""
+    result = jaxspec.generate(method, models.PROMPTS, new_tokens, stop=stop)
+    stats, own = result.stats, result.stats.new_tokens - result.stats.accepted
+    assert stats.new_tokens == sum(map(len, result.tokens))
+    assert stats.steps - len(result.tokens) <= own <= stats.steps
+    assert 0 <= stats.accepted <= stats.verified <= method.window * stats.steps
+    assert stats.needed <= stats.steps - len(result.tokens)
+    assert 0 <= stats.reused <= stats.needed
+    assert stats.accepted_length == stats.verified / stats.steps
+
+
+@pytest.mark.parametrize("build", [models.speculative, models.mirror])
+def test_drafted_tokens_behind_the_end_are_verified_but_not_accepted(build):
+    """A draft that is always right, whose first window of three is cut off in its middle."""
+    model = own_models.bigram()
+    method = (
+        build(3, exit_layer=1, target=model, draft=model)
+        if build is models.mirror
+        else build(3, target=model, draft=model)
+    )
+    first = jaxspec.generate(jaxspec.autoregressive(model), [[1]], 4).tokens[0]
+    place = next(place for place in (1, 2) if first[place] not in first[:place])
+    asked = {"a token": (1, []), "two": (2, []), "a stop token": (14, [first[place]])}
+    for what, (new_tokens, stop) in asked.items():
+        result = jaxspec.generate(method, [[1]], new_tokens, stop=stop)
+        stats = result.stats
+        assert stats.accepted == stats.new_tokens == len(result.tokens[0]) <= 3, what
+        assert (stats.verified, stats.steps, stats.accepted_length) == (3, 1, 3.0), what
 
 
 def test_steps_emit_accepted_tokens_and_one_more(method):

@@ -130,7 +130,7 @@ def test_any_exit_head_gives_the_same_tokens():
 def test_a_draft_equal_to_the_target_is_accepted_in_full(build):
     result = decode(build(window=3, draft=models.target()))
     assert result.tokens == models.expected()
-    assert result.stats.accepted == 3 * result.stats.steps
+    assert result.stats.verified == 3 * result.stats.steps
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -207,7 +207,7 @@ def test_branches_of_a_draft_equal_to_the_target_are_accepted_in_full(name):
     method = models.mirror(6, 1, 1, target=pairs.target(name), draft=pairs.target(name))
     options = pairs.options_of(name, 3, 6, 0.8)
     stats = jaxspec.generate(method, pairs.PROMPTS[:3], 28, **options).stats
-    assert stats.accepted == 6 * stats.steps
+    assert stats.verified == 6 * stats.steps
     assert stats.steps == 3 * 4
 
 

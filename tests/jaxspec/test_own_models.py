@@ -53,7 +53,7 @@ def test_own_draft_changes_no_token(own, build):
 def test_own_model_accepts_itself(own, text, build):
     result = decode(build(target=own, draft=own, **({"exit_layer": 1} if build is models.mirror else {})))
     assert result.tokens == text
-    assert result.stats.accepted == 3 * result.stats.steps
+    assert result.stats.verified == 3 * result.stats.steps
 
 
 def test_bigram_text_follows_its_table():

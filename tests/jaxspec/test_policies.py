@@ -63,7 +63,7 @@ def test_windows_are_those_of_speculative_decoding(name):
 def test_a_draft_equal_to_the_target_foresees_everything(name, settings):
     """It accepts every window, and its own next token is the target's: what it rolled out itself always comes true."""
     stats = decode(POLICIES[name], settings=settings, draft=models.target()).stats
-    assert stats.accepted == 3 * stats.steps
+    assert stats.verified == 3 * stats.steps
     assert stats.reuse_rate == 1.0
 
 
@@ -92,7 +92,7 @@ def test_the_ratio_test_goes_through_every_policy(name):
     assert decode(POLICIES[name], acceptance=rule).tokens == models.expected()
     warm = {"temperature": 1.0, "seed": 3}
     stats = decode(POLICIES[name], settings=warm, acceptance=acceptance.ratio(64), draft=models.target()).stats
-    assert stats.accepted == 3 * stats.steps
+    assert stats.verified == 3 * stats.steps
 
 
 @pytest.mark.parametrize("name", ["saguaro", "hybrid"])
