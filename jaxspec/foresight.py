@@ -20,6 +20,7 @@ from jaxspec.candidates import Message, Policy, join, likely
 from jaxspec.exits import LogitLens
 from jaxspec.probe import step_ends
 from jaxspec.requests import bucket
+from jaxspec.sampling import guess
 from jaxspec.train import hidden_states
 from jaxspec.types import Array, Model, Network, Params
 
@@ -94,7 +95,7 @@ def foresee(
 @partial(jax.jit, static_argnums=(0, 1))
 def _draft_says(network: Network, kappa: int, params: Params, tokens: Array) -> tuple[Array, Said]:
     logits = network.logits(params, hidden_states(network, params, tokens)[-1])
-    drafted = jnp.argmax(logits, axis=0).astype(jnp.int32)
+    drafted = guess(logits)
     return drafted, _said(logits, drafted, kappa)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxspec.exits import LogitLens
 from jaxspec.latency import Parts, step_time
+from jaxspec.sampling import guess
 from jaxspec.train import hidden_states
 from jaxspec.types import Array, Model, Network, Params
 from jaxspec.vocabulary import fitted
@@ -105,7 +106,7 @@ def _read(
     *early, final = hidden_states(target, target_params, tokens, layers)
     logits = target.logits(target_params, final)
     law, choice = jax.nn.softmax(logits, axis=0), jnp.argmax(logits, axis=0)
-    drafted = jnp.argmax(draft.logits(draft_params, hidden_states(draft, draft_params, tokens)[-1]), axis=0)
+    drafted = guess(draft.logits(draft_params, hidden_states(draft, draft_params, tokens)[-1]))
     found = [_exit(head(target, target_params, x), law, choice, drafted, kappas) for x in early]
     ranks, masked, mass = (jnp.stack(leaves) for leaves in zip(*found, strict=True))
     return Read(drafted == choice, ranks, masked, mass)
@@ -116,9 +117,9 @@ def _exit(
 ) -> tuple[Array, Array, Array]:
     """Rank of the target's choice under the exit, with and without the drafted token, [n, T]; Ω_κ, [κ, n, T]."""
     own = jnp.take_along_axis(scores, choice[None], axis=0)
-    above = scores > own
+    above = ~(scores <= own)  # every token, where the scores are NaN
     rank = jnp.sum(above, axis=0)
-    drafted_above = jnp.take_along_axis(above, drafted[None], axis=0)[0]
+    drafted_above = jnp.take_along_axis(above, jnp.maximum(drafted, 0)[None], axis=0)[0] & (drafted >= 0)
     order = jnp.argsort(-scores, axis=0)
     summed = jnp.cumsum(jnp.take_along_axis(law, order, axis=0), axis=0)
     mass = jnp.stack([summed[kappa - 1] for kappa in kappas])

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from jaxspec.autoregressive import autoregressive
 from jaxspec.generate import generate
 from jaxspec.probe import step_ends
+from jaxspec.sampling import guess
 from jaxspec.text import Text
 from jaxspec.tokenizer import encode
 from jaxspec.train import log_probabilities
@@ -97,6 +98,7 @@ def laws(target: Model, tokens: np.ndarray, k: int, progress: bool = False, batc
 
     Raises:
         ValueError: ``k`` is not between 1 and the vocabulary's size.
+        FloatingPointError: the target's logits are NaN or infinite; names the text.
     """
     size = target.network.config.vocab_size
     if not 1 <= k <= size:
@@ -104,7 +106,13 @@ def laws(target: Model, tokens: np.ndarray, k: int, progress: bool = False, batc
     starts = tqdm(range(0, len(tokens), batch_size), desc="laws", unit="batch", disable=not progress)
     read = partial(_laws, target.network, k, target.params)
     found = [jax.device_get(read(tokens[start : start + batch_size, :-1])) for start in starts]
-    return Laws(*(np.concatenate(part) for part in zip(*found, strict=True)))
+    ids, logs = (np.concatenate(part) for part in zip(*found, strict=True))
+    if bad := np.flatnonzero(np.isnan(logs).any(axis=(1, 2))).tolist():
+        raise FloatingPointError(
+            f"expected the target's logits to be numbers, got NaN or infinity along texts {bad[:8]}; look for NaN in "
+            "its weights, or load it in bfloat16 or float32 (float16 overflows above 65504)"
+        )
+    return Laws(ids, logs)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -161,5 +169,5 @@ def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, w
 
 @partial(jax.jit, static_argnums=0)
 def _agreement(network: Network, params: Params, tokens: Array) -> Array:
-    """Whether the draft's most likely next token is the one that follows: [n, T − 1]."""
-    return jnp.argmax(log_probabilities(network, params, tokens[:, :-1]), axis=0) == tokens[:, 1:]
+    """Whether the draft's most likely next token is the one that follows, [n, T − 1]; no token if it is NaN."""
+    return guess(log_probabilities(network, params, tokens[:, :-1])) == tokens[:, 1:]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec import Model, acceptance, candidates, fallbacks
+from jaxspec import Model, acceptance, candidates, fallbacks, federated
 from jaxspec.sampling import INVALID, RESIDUAL, gumbel
 from jaxspec.tokenizer import train_tokenizer
 from tests.jaxspec import models, own_models
@@ -167,6 +167,20 @@ def test_an_exit_of_no_numbers_changes_nothing():
     assert found.stats.invalid_exits == found.stats.steps
     assert expected.stats.invalid_exits == expected.stats.invalid_drafts == 0
     assert 0 < found.stats.reused <= expected.stats.reused
+
+
+def test_what_is_foretold_without_decoding_says_the_same():
+    """A draft of no numbers is right nowhere, an exit of none knows nothing, and laws of none are not handed out."""
+    texts = np.asarray([prompt + row for prompt, row in zip(PROMPTS, text(), strict=True)][:1], np.int32)
+    nothing = table()._replace(params={"table": jnp.full((VOCAB, VOCAB), jnp.nan)})
+    data = federated.Continued(texts, len(PROMPTS[0]))
+    assert federated.accepted_length(*table()[:2], data, 3) == 3.0
+    assert federated.accepted_length(*nothing[:2], data, 3) == 0.0
+    silent = jax.tree_util.Partial(lambda network, params, x: x * jnp.nan)
+    (known,) = jaxspec.probe(table(), nothing, texts, 1, window=3, num_candidates=(1, 10), exit=silent)
+    assert set(known.contained.values()) == set(known.foreseen.values()) == {0.0}
+    with pytest.raises(FloatingPointError, match=r"NaN or infinity along texts \[0\]"):
+        federated.laws(nothing, texts, 2)
 
 
 def test_filters_leave_a_token_whatever_they_ask():
