@@ -62,7 +62,8 @@ def foresee(
     Args:
         target: whose exits are asked.
         draft: a model over the same vocabulary.
-        texts: prompts and the target's own greedy continuation of each, of any lengths.
+        texts: prompts and the target's own greedy continuation of each, of any lengths; −1 behind the end of a text
+            is left out.
         prompt_lengths: of these, the prompts'.
         layers: ℓₑ of every exit, ascending.
         num_candidates: the largest κ that will be asked for.
@@ -74,6 +75,7 @@ def foresee(
     count = target.network.config.num_layers
     if list(layers) != sorted(set(layers)) or not all(1 <= layer <= count for layer in layers):
         raise ValueError(f"expected ascending layers from 1 to {count}, got {tuple(layers)}")
+    texts = [[token for token in text if token >= 0] for text in texts]
     bare = [number for number, text in enumerate(texts) if len(text) <= prompt_lengths[number]]
     if bare or not len(texts):
         raise ValueError(f"expected text behind every prompt, got none behind {bare or 'none'}; continue them first")

@@ -102,17 +102,18 @@ def probe(found: Sequence[Knowledge], path: str | Path | None = None) -> Figure:
     """Draws what exits know against their layer: top-1 and top-κ, Ω_κ, and the windows that they foresee."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    layers, (least, *_, most) = [row.layer for row in found], found[0].contained
-    lines = {
-        f"target's choice among the exit's first {least}": [row.contained[least] for row in found],
-        f"… among its first {most}": [row.contained[most] for row in found],
-        f"target's probability of its first {most}": [row.mass[most] for row in found],
-        f"correction among its first {most}, where one is needed": [row.at_correction[most] for row in found],
-        f"windows foreseen with {most} candidates a place": [row.foreseen[most] for row in found],
-    }
-    for (label, values), colour in zip(
-        lines.items(), ("#999999", "#4878a8", "#86b0d6", "#6a9f58", "#e1812c"), strict=True
-    ):
+    layers, least, most = [row.layer for row in found], min(found[0].contained), max(found[0].contained)
+    lines = (
+        (f"target's choice among the exit's first {least}", "contained", least, "#999999"),
+        (f"… among its first {most}", "contained", most, "#4878a8"),
+        (f"target's probability of its first {most}", "mass", most, "#86b0d6"),
+        (f"correction among its first {most}, where one is needed", "at_correction", most, "#6a9f58"),
+        (f"windows foreseen with {most} candidates a place", "foreseen", most, "#e1812c"),
+    )
+    for label, share, kappa, colour in lines:
+        if not getattr(found[0], share):  # read off without a draft
+            continue
+        values = [getattr(row, share)[kappa] for row in found]
         axes.plot(layers, values, marker="o", markersize=3.5, color=colour, label=label, linewidth=1.8)
     axes.set(xlabel="layers before the exit", ylim=(0, 1.02), xticks=layers)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -20,10 +20,11 @@ from jaxspec.sampling import guess
 from jaxspec.train import hidden_states
 from jaxspec.types import Array, Model, Network, Params
 from jaxspec.vocabulary import fitted
+from jaxspec.windows import filled
 
 
 class Knowledge(NamedTuple):
-    """What the exit after ``layer`` layers knows; every share is by κ.
+    """What the exit after ``layer`` layers knows; every share is by κ. The last two are empty without a draft.
 
     Attributes:
         layer: ℓₑ.
@@ -42,17 +43,26 @@ class Knowledge(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Of every place [n, T]: the target's and the draft's choice, and of each exit the choice's ranks and its mass."""
+    """Of every place [n, T]: the target's and the draft's choice, and of each exit the choice's ranks and its mass.
+
+    Attributes:
+        agrees: whether the draft's choice is the target's.
+        ranks: of the target's choice under every exit: [layers, n, T].
+        masked_ranks: the same without the drafted token.
+        mass: Ω_κ: [layers, κ, n, T].
+        is_text: whether the target wrote something there.
+    """
 
     agrees: Any
     ranks: Any
     masked_ranks: Any
     mass: Any
+    is_text: Any
 
 
 def probe(
     target: Model,
-    draft: Model,
+    draft: Model | None,
     tokens: np.ndarray,
     prompt_length: int,
     *,
@@ -65,8 +75,8 @@ def probe(
 
     Args:
         target: whose exits are probed.
-        draft: decides where windows end.
-        tokens: prompts and the target's own greedy continuation of them: [n, P + L].
+        draft: decides where windows end; None: what depends on it is left out.
+        tokens: prompts and the target's own greedy continuation of them: [n, P + L]; −1 behind the end of a text.
         prompt_length: P.
         window: γ.
         num_candidates: κ.
@@ -74,42 +84,56 @@ def probe(
         exit: exit head; default ``LogitLens()``.
 
     Raises:
-        ValueError: no text behind the prompts, a layer that is none, or a draft of another tokenizer.
+        ValueError: no text behind the prompts, a layer that is none, a number out of range, or a draft of another
+            tokenizer.
     """
     count = target.network.config.num_layers
     chosen = tuple(range(1, count + 1)) if layers is None else tuple(layers)
     if any(not 1 <= layer <= count for layer in chosen):
         raise ValueError(f"expected layers from 1 to {count}, got {chosen}")
+    vocabulary = target.network.config.vocab_size
+    if window < 1 or not num_candidates or not all(1 <= kappa <= vocabulary for kappa in num_candidates):
+        raise ValueError(
+            f"expected window >= 1 and num_candidates from 1 to {vocabulary} (the vocabulary), got {window} and "
+            f"{tuple(num_candidates)}"
+        )
     if tokens.shape[1] - prompt_length <= window:
         raise ValueError(
             f"expected more than {window} tokens behind the prompts, got {tokens.shape[1] - prompt_length}"
         )
-    draft, head = fitted(target, draft), LogitLens() if exit is None else exit
-    nets = target.network, draft.network
-    outputs = _read(nets, chosen, tuple(num_candidates), target.params, draft.params, head, jnp.asarray(tokens))
-    read = Read(*(np.asarray(leaf)[..., prompt_length - 1 : -1] for leaf in outputs))
-    ends = step_ends(read.agrees, window)
-    return [_knowledge(read, index, layer, tuple(num_candidates), ends, window) for index, layer in enumerate(chosen)]
+    draft = draft and fitted(target, draft)
+    head = LogitLens() if exit is None else exit
+    nets, kappas = (target.network, draft and draft.network), tuple(num_candidates)
+    params = target.params, draft and draft.params
+    outputs = _read(nets, chosen, kappas, params, head, jnp.asarray(filled(tokens)))
+    behind = (np.asarray(leaf)[..., prompt_length - 1 : -1] for leaf in outputs)
+    read = Read(*behind, np.asarray(tokens)[:, prompt_length:] >= 0)
+    lines = [line[mask] for line, mask in zip(read.agrees, read.is_text, strict=True)]
+    ends = None if draft is None else step_ends(lines, window)
+    if draft is not None and not ends:
+        raise ValueError(f"expected texts of more than {window} tokens, got {max(map(len, lines))}; use other prompts")
+    return [_knowledge(read, index, layer, kappas, ends, window) for index, layer in enumerate(chosen)]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _read(
-    nets: tuple[Network, Network],
+    nets: tuple[Network, Network | None],
     layers: tuple[int, ...],
     kappas: tuple[int, ...],
-    target_params: Params,
-    draft_params: Params,
+    params: tuple[Params, Params],
     head: Any,
     tokens: Array,
-) -> Read:
-    target, draft = nets
+) -> tuple[Array, ...]:
+    (target, draft), (target_params, draft_params) = nets, params
     *early, final = hidden_states(target, target_params, tokens, layers)
     logits = target.logits(target_params, final)
     law, choice = jax.nn.softmax(logits, axis=0), jnp.argmax(logits, axis=0)
-    drafted = guess(draft.logits(draft_params, hidden_states(draft, draft_params, tokens)[-1]))
+    drafted = choice  # without a draft nothing that depends on it is looked at
+    if draft is not None:
+        drafted = guess(draft.logits(draft_params, hidden_states(draft, draft_params, tokens)[-1]))
     found = [_exit(head(target, target_params, x), law, choice, drafted, kappas) for x in early]
     ranks, masked, mass = (jnp.stack(leaves) for leaves in zip(*found, strict=True))
-    return Read(drafted == choice, ranks, masked, mass)
+    return drafted == choice, ranks, masked, mass
 
 
 def _exit(
@@ -145,14 +169,17 @@ def step_ends(agrees: Iterable[np.ndarray], window: int) -> list[tuple[int, int,
 
 
 def _knowledge(
-    read: Read, index: int, layer: int, kappas: tuple[int, ...], ends: list[tuple[int, int, int]], window: int
+    read: Read, index: int, layer: int, kappas: tuple[int, ...], ends: list[tuple[int, int, int]] | None, window: int
 ) -> Knowledge:
     rank, masked = read.ranks[index], read.masked_ranks[index]
+    share = lambda ranks: {kappa: float(np.mean(ranks < kappa)) if len(ranks) else 1.0 for kappa in kappas}  # noqa: E731
+    mass = {kappa: float(np.mean(read.mass[index, number][read.is_text])) for number, kappa in enumerate(kappas)}
+    contained = share(rank[read.is_text])
+    if ends is None:
+        return Knowledge(layer, contained, mass, {}, {})
     corrections = np.asarray([masked[row, place] for row, place, accepted in ends if accepted < window])
     last = np.asarray([(rank if accepted == window else masked)[row, place] for row, place, accepted in ends])
-    share = lambda ranks: {kappa: float(np.mean(ranks < kappa)) if len(ranks) else 1.0 for kappa in kappas}  # noqa: E731
-    mass = {kappa: float(np.mean(read.mass[index, number])) for number, kappa in enumerate(kappas)}
-    return Knowledge(layer, share(rank), mass, share(corrections), share(last))
+    return Knowledge(layer, contained, mass, share(corrections), share(last))
 
 
 class Proposal(NamedTuple):

@@ -18,7 +18,8 @@ def streaming_loss(network: Network) -> LossFn:
 
     L = CE(main; y_{t+1}) + (1/k)·Σ_j CE(stream j; y_{t+1+j}) at every place t of ``tokens`` [B, T]. A batch may carry
     what the target said, ``labels`` or ``top_tokens`` and ``top_logs`` as for ``train.distillation_loss``: the main
-    stream learns these, and the others the labels; without them the text itself is what is learnt.
+    stream learns these, and the others the labels; without them the text itself is what is learnt, up to where its
+    tokens are −1.
 
     Source: Speculative Streaming (arXiv 2402.11131), §3.1, without its weights.
     """
@@ -28,7 +29,8 @@ def streaming_loss(network: Network) -> LossFn:
 
     def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         if "labels" not in batch:
-            batch = {**batch, "tokens": batch["tokens"][:, :-1], "labels": batch["tokens"][:, 1:]}
+            ended = batch["tokens"]
+            batch = {**batch, "tokens": jnp.maximum(ended[:, :-1], 0), "labels": ended[:, 1:]}
         tokens = batch["tokens"]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
         x, _ = forward(network, params, tokens, positions, (None,) * layers, attends)
@@ -65,7 +67,8 @@ def fit_streams(
 
     Args:
         draft: from ``jaxspec.streaming``.
-        tokens: text to train on, best the target's own continuations (``federated.continued``): [n, T] int32.
+        tokens: text to train on, best the target's own continuations (``federated.continued``): [n, T] int32, −1
+            behind the end of a text.
         frozen: leave the plain draft as it is, so that it accepts what it did; else it is trained along.
         schedule: optimiser steps; ``sequence_length`` counts for nothing, the rows are taken whole.
         seed: of the batches.

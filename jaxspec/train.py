@@ -4,7 +4,7 @@ Losses are ``loss_fn(params, batch, key) -> (loss, aux)``, so that a trainer her
 the same ones. A batch is a mapping with ``tokens`` [B, T] int32 and, where examples may be padding, ``mask`` [B] bool.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from jaxfed import checkpoint
 from jaxspec.cache import causal
 from jaxspec.exits import AffineLens, init_affine_lens
 from jaxspec.types import Array, Model, Network, Params
+from jaxspec.windows import opened, opening
 
 LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
 
@@ -159,11 +160,17 @@ class Schedule:
         )
         return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
 
-    def batch(self, corpus: np.ndarray, seed: int, step: int) -> dict[str, np.ndarray]:
-        """Random windows of a flat token array, a function of (seed, step) alone: ``tokens`` [B, T + 1]."""
+    def batch(
+        self, corpus: np.ndarray, seed: int, step: int, first: Sequence[int] | np.ndarray = ()
+    ) -> dict[str, np.ndarray]:
+        """Random windows of a flat token array, a function of (seed, step) alone: ``tokens`` [B, T + 1].
+
+        Each begins with the tokens ``first``, ``windows.opening`` of the tokenizer.
+        """
         generator = np.random.default_rng((seed, step))
         starts = generator.integers(0, len(corpus) - self.sequence_length, self.batch_size)
-        return {"tokens": corpus[starts[:, None] + np.arange(self.sequence_length + 1)[None]]}
+        rows = corpus[starts[:, None] + np.arange(self.sequence_length + 1)[None]]
+        return {"tokens": opened(rows, np.asarray(first, np.int32))}
 
 
 class TrainState(NamedTuple):
@@ -241,7 +248,8 @@ def fit_lens(
     Args:
         target: stays as it is.
         exit_layer: ℓₑ.
-        corpus: tokens to distil on, flat, longer than one window of the schedule.
+        corpus: tokens to distil on, flat, longer than one window of the schedule; every window begins with the tokens
+            that the target's tokenizer puts before a prompt.
         rank: of the lens.
         schedule: optimiser steps; the default takes a minute or two for the embedded target on two cores.
         seed: of the lens and the batches.
@@ -256,10 +264,11 @@ def fit_lens(
         raise ValueError(f"expected 1 <= exit_layer <= {config.num_layers} and rank >= 1, got {exit_layer} and {rank}")
     if len(corpus) <= schedule.sequence_length + 1:
         raise ValueError(f"expected more than {schedule.sequence_length + 1} tokens to fit a lens, got {len(corpus)}")
+    first = opening(target.text)
     return fit(
         lens_loss(target, exit_layer),
         init_affine_lens(config.width, rank, jax.random.key(seed)),
-        lambda step: {"tokens": schedule.batch(corpus, seed, step)["tokens"]},
+        lambda step: schedule.batch(corpus, seed, step, first),
         schedule,
         directory=directory,
         seed=seed,
@@ -293,9 +302,11 @@ def bits_per_character(model: Model, corpus: np.ndarray, characters: int, length
     """Cross-entropy of a flat token array in bits per character, in windows of ``length`` predicted tokens.
 
     Windows do not overlap, so the first tokens of each have little context; the incomplete last window is left out.
+    Each begins with the tokens that the model's tokenizer puts before a prompt.
     """
     count = (len(corpus) - 1) // length
     windows = corpus[: count * length + 1][np.arange(count)[:, None] * length + np.arange(length + 1)[None]]
+    windows = opened(windows, opening(model.text))
     loss = jax.jit(
         lambda params, tokens: language_model_loss(model.network)(params, {"tokens": tokens}, jax.random.key(0))[0]
     )

@@ -44,7 +44,7 @@ ORDER = {
         types
         sampling
         acceptance
-        checks vocabulary models tokenizer verify cache sharding channel exits candidates
+        checks vocabulary models tokenizer windows verify cache sharding channel exits candidates
         decoding
         branches
         lookahead

@@ -12,13 +12,12 @@ from jaxspec.federated.examples import (
     client_examples,
     continued,
     laws,
-    token_rows,
-    windows,
 )
 from jaxspec.federated.methods import METHODS, Federation, FedSpeedSettings, Method, method_of, private, transformed
 from jaxspec.federated.recipe import UNSEEN, Distilling, Federated, Settings, federate, gather
 from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Report, Setup, best, compare, run
 from jaxspec.federated.texts import read_texts
+from jaxspec.windows import token_rows, windows
 
 __all__ = [
     "METHODS",

@@ -7,17 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from jaxspec.autoregressive import autoregressive
 from jaxspec.generate import generate
 from jaxspec.probe import step_ends
 from jaxspec.sampling import guess
-from jaxspec.text import Text
-from jaxspec.tokenizer import encode
 from jaxspec.train import log_probabilities
 from jaxspec.types import Array, Model, Network, Params
+from jaxspec.windows import filled, lengths
 
 #: Named arrays [n, ...] of one client.
 Examples = dict[str, np.ndarray]
@@ -27,7 +25,7 @@ class Continued(NamedTuple):
     """Prompts, then the target's own greedy tokens.
 
     Attributes:
-        tokens: [n, P + L].
+        tokens: [n, P + L]; −1 behind a stop token of the target, which is the last token of its row.
         prompt_length: P.
         owners: client that each row belongs to, ascending; None where that does not matter.
     """
@@ -49,52 +47,32 @@ class Laws(NamedTuple):
     log_probabilities: np.ndarray
 
 
-def windows(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
-    """At most ``count`` windows [n, length] of a token array, evenly spread, at most half overlapping.
-
-    Raises:
-        ValueError: fewer tokens than one window.
-    """
-    if len(tokens) < length:
-        raise ValueError(f"expected at least {length} tokens for one prompt, got {len(tokens)}; leave this client out")
-    room = len(tokens) - length
-    starts = np.linspace(0, room, min(count, 1 + 2 * room // length)).astype(int)
-    return tokens[starts[:, None] + np.arange(length)[None]]
-
-
-def token_rows(
-    tokenizer: Tokenizer | Text, texts: Sequence[str], length: int, count: int
-) -> tuple[np.ndarray, list[int]]:
-    """Prompts of several texts, [n, length], and the text each belongs to."""
-    rows = [windows(tokens_of(tokenizer, text), length, count) for text in texts]
-    return np.concatenate(rows), [index for index, part in enumerate(rows) for _ in part]
-
-
-def tokens_of(tokenizer: Tokenizer | Text, text: str) -> np.ndarray:
-    """Token ids [T] int32 of a text, as a tokenizer or a model's own ``Text`` reads it."""
-    if not isinstance(tokenizer, Text):
-        return encode(tokenizer, text)
-    read = tokenizer.encode_marked or tokenizer.encode
-    if read is None:
-        raise ValueError("expected a tokenizer, got a Text without one; pass jaxspec.Text.of(tokenizer)")
-    return read(text)
-
-
 def continued(
     target: Model, prompts: np.ndarray, new_tokens: int, progress: bool = False, batch_size: int = 96
 ) -> Continued:
-    """The target's greedy continuation of prompts [n, P] by ``new_tokens``, at most ``batch_size`` at a time."""
+    """The target's greedy continuation of prompts [n, P], as ``generate`` decodes it, ``batch_size`` rows at a time.
+
+    A row ends after ``new_tokens``, or earlier at a stop token that the target came with (``Text.stop``).
+    """
     method, new = autoregressive(target), []
     with tqdm(total=len(prompts), desc="continue", unit="text", disable=not progress) as bar:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             new += generate(method, batch.tolist(), new_tokens).tokens
             bar.update(len(batch))
-    return Continued(np.concatenate([prompts, np.asarray(new, np.int32)], axis=1), prompts.shape[1])
+    rows = [np.pad(np.asarray(row, np.int32), (0, new_tokens - len(row)), constant_values=-1) for row in new]
+    return Continued(np.concatenate([prompts, np.stack(rows)], axis=1), prompts.shape[1])
 
 
 def laws(target: Model, tokens: np.ndarray, k: int, progress: bool = False, batch_size: int = 32) -> Laws:
     """The target's first ``k`` next tokens along texts [n, T], by teacher-forced passes: what a client may cache.
+
+    Args:
+        target: whose laws these are.
+        tokens: texts; −1 behind the end of one, where a law means nothing.
+        k: tokens to keep.
+        progress: show a bar.
+        batch_size: texts a pass.
 
     Raises:
         ValueError: ``k`` is not between 1 and the vocabulary's size.
@@ -105,7 +83,8 @@ def laws(target: Model, tokens: np.ndarray, k: int, progress: bool = False, batc
         raise ValueError(f"expected 1 <= top_k <= {size} (tokens of the vocabulary), got {k}")
     starts = tqdm(range(0, len(tokens), batch_size), desc="laws", unit="batch", disable=not progress)
     read = partial(_laws, target.network, k, target.params)
-    found = [jax.device_get(read(tokens[start : start + batch_size, :-1])) for start in starts]
+    texts = filled(tokens)[:, :-1]
+    found = [jax.device_get(read(texts[start : start + batch_size])) for start in starts]
     ids, logs = (np.concatenate(part) for part in zip(*found, strict=True))
     if bad := np.flatnonzero(np.isnan(logs).any(axis=(1, 2))).tolist():
         raise FloatingPointError(
@@ -124,8 +103,9 @@ def _laws(network: Network, k: int, params: Params, tokens: Array) -> tuple[Arra
 def client_examples(data: Continued, owners: Sequence[int], target_laws: Laws | None = None) -> list[Examples]:
     """Training examples per client, for ``train.distillation_loss`` and ``stream_training.streaming_loss``.
 
-    ``tokens``, and ``labels``: the target's own next token (−1 inside the prompt). With laws the target speaks after
-    every token, in the prompt as well: ``labels`` are what follows there, ``top_tokens`` and ``top_logs`` the laws.
+    ``tokens``, and ``labels``: the target's own next token (−1, not counted, inside the prompt and behind a stop
+    token). With laws the target speaks after every token, in the prompt as well: ``labels`` are what follows there,
+    ``top_tokens`` and ``top_logs`` the laws.
 
     Args:
         data: continuations of all clients' prompts.
@@ -133,7 +113,7 @@ def client_examples(data: Continued, owners: Sequence[int], target_laws: Laws | 
         target_laws: along ``data.tokens``, by ``laws``.
     """
     labels = data.tokens[:, 1:].copy()
-    arrays = {"tokens": data.tokens[:, :-1], "labels": labels}
+    arrays = {"tokens": filled(data.tokens)[:, :-1], "labels": labels}
     if target_laws is None:
         labels[:, : data.prompt_length - 1] = -1
     else:
@@ -146,7 +126,11 @@ def accepted_length(network: Network, params: Params, data: Continued, window: i
     """Mean num_accepted a step that greedy speculative decoding has on these continuations.
 
     Drafted tokens up to the first mismatch are the target's own, so one teacher-forced pass of the draft tells every
-    acceptance; the result equals a real decode of all but the last γ tokens of ``data``.
+    acceptance; the result equals a real decode of all but the last γ tokens of ``data``. A row that ends at a stop
+    token counts up to there.
+
+    Raises:
+        ValueError: no continuation is longer than a window, and none ends by itself.
     """
     return mean_accepted([(params, data)], network, window)
 
@@ -155,16 +139,26 @@ def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, w
     """``accepted_length`` where every part of the continuations has a draft of its own.
 
     Raises:
-        ValueError: no continuation at all, of which there is no mean.
+        ValueError: no continuation at all, or none longer than the window: there is no mean.
     """
     if not any(len(data.tokens) for _, data in parts):
         raise ValueError("expected at least one continuation to judge by, got none; pass texts of one prompt or more")
-    agrees = [
-        row
-        for params, data in parts
-        for row in np.asarray(_agreement(network, params, jnp.asarray(data.tokens)))[:, data.prompt_length - 1 :]
-    ]
-    return float(np.mean([accepted for _, _, accepted in step_ends(agrees, window)]))
+    agrees = [line for params, data in parts for line in _lines(network, params, data, window)]
+    found = [accepted for _, _, accepted in step_ends(agrees, window)]
+    if not found:
+        longest = max(data.tokens.shape[1] - data.prompt_length for _, data in parts)
+        raise ValueError(f"expected more than {window} tokens behind a prompt, got {longest}; continue them further")
+    return float(np.mean(found))
+
+
+def _lines(network: Network, params: Params, data: Continued, window: int) -> list[np.ndarray]:
+    """Whether the draft agrees, token by token; behind a stop token it never does, so that the last steps are whole."""
+    agrees = np.asarray(_agreement(network, params, jnp.asarray(filled(data.tokens))))
+    lines = []
+    for row, tokens in zip(agrees, data.tokens, strict=True):
+        line = row[data.prompt_length - 1 : lengths(tokens[None])[0] - 1]
+        lines.append(np.pad(line, (0, window)) if tokens[-1] < 0 else line)
+    return lines
 
 
 @partial(jax.jit, static_argnums=0)

@@ -20,8 +20,6 @@ from jaxspec.federated.examples import (
     client_examples,
     continued,
     laws,
-    token_rows,
-    tokens_of,
 )
 from jaxspec.federated.methods import Federation, Method, method_of
 from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Setup, best
@@ -29,6 +27,7 @@ from jaxspec.models.store import save_model
 from jaxspec.text import Text
 from jaxspec.types import Model
 from jaxspec.vocabulary import check_trainable
+from jaxspec.windows import token_rows, tokens_of
 
 #: The judge of what was gained: text of the training clients that nobody trained on.
 UNSEEN = "unseen"
@@ -218,10 +217,13 @@ def _said(
 
 
 def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:
-    """Of everything that the target's words depend on; of its parameters, a part."""
-    leaf = np.asarray(jax.tree.leaves(target.params)[0]).ravel()[:4096].astype(np.float32)
-    about = f"{target.network.config} {prompts.shape} {new_tokens}"
-    return hashlib.sha256(about.encode() + leaf.tobytes() + prompts.tobytes()).hexdigest()[:12]
+    """Of everything that the target's words depend on; of every parameter, evenly spread numbers."""
+    stop = sorted(target.text.stop) if target.text else []
+    found = hashlib.sha256(f"{target.network.config} {prompts.shape} {new_tokens} {stop}".encode())
+    for leaf in jax.tree.leaves(target.params):
+        part = np.asarray(leaf.ravel()[:: max(1, leaf.size // 4096)])
+        found.update(f"{leaf.shape} {part.dtype}".encode() + part.tobytes())
+    return hashlib.sha256(found.digest() + prompts.tobytes()).hexdigest()[:12]
 
 
 def _cached(directory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
