@@ -10,6 +10,7 @@ import tyro
 
 from jaxfed.checkpoint import CheckpointError
 from jaxspec.commands.bench import bench
+from jaxspec.commands.checks import check_writable
 from jaxspec.commands.convert import convert
 from jaxspec.commands.doctor import doctor
 from jaxspec.commands.federate import federate
@@ -30,6 +31,7 @@ def demo(out: Path = Path("out/demo"), json: Flag = False) -> None:  # noqa: A00
     """
     from jaxspec import demo as story
 
+    check_writable(out)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     story.main(out, json)
@@ -52,6 +54,7 @@ def train(
     from jaxspec.zoo import load
     from jaxspec.zoo import recipe as recipes
 
+    check_writable(out)
     figures = recipes.main(recipe, out) if what == "shakespeare" else recipes.add_streams(recipe, load(), out)
     report(figures, json)
 

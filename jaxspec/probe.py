@@ -22,6 +22,9 @@ from jaxspec.types import Array, Model, Network, Params
 from jaxspec.vocabulary import fitted
 from jaxspec.windows import filled
 
+#: Most logits of one pass, a gigabyte of each kind at float32: texts are read in as large parts.
+LARGEST = 2**28
+
 
 class Knowledge(NamedTuple):
     """What the exit after ``layer`` layers knows; every share is by κ. The last two are empty without a draft.
@@ -105,9 +108,14 @@ def probe(
     head = LogitLens() if exit is None else exit
     nets, kappas = (target.network, draft and draft.network), tuple(num_candidates)
     params = target.params, draft and draft.params
-    outputs = _read(nets, chosen, kappas, params, head, jnp.asarray(filled(tokens)))
-    behind = (np.asarray(leaf)[..., prompt_length - 1 : -1] for leaf in outputs)
-    read = Read(*behind, np.asarray(tokens)[:, prompt_length:] >= 0)
+    size = max(1, LARGEST // (vocabulary * tokens.shape[1]))
+    parts = [
+        jax.device_get(_read(nets, chosen, kappas, params, head, jnp.asarray(filled(tokens[start : start + size]))))
+        for start in range(0, len(tokens), size)
+    ]
+    outputs = (np.concatenate(leaves, axis=-2) for leaves in zip(*parts, strict=True))
+    agrees, ranks, masked, mass = (leaf[..., prompt_length - 1 : -1] for leaf in outputs)
+    read = Read(agrees, ranks, masked, mass, np.asarray(tokens)[:, prompt_length:] >= 0)
     lines = [line[mask] for line, mask in zip(read.agrees, read.is_text, strict=True)]
     ends = None if draft is None else step_ends(lines, window)
     if draft is not None and not ends:
@@ -144,7 +152,7 @@ def _exit(
     above = ~(scores <= own)  # every token, where the scores are NaN
     rank = jnp.sum(above, axis=0)
     drafted_above = jnp.take_along_axis(above, jnp.maximum(drafted, 0)[None], axis=0)[0] & (drafted >= 0)
-    order = jnp.argsort(-scores, axis=0)
+    order = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(scores, 0, -1), max(kappas))[1], -1, 0)
     summed = jnp.cumsum(jnp.take_along_axis(law, order, axis=0), axis=0)
     mass = jnp.stack([summed[kappa - 1] for kappa in kappas])
     return rank, rank - drafted_above.astype(rank.dtype), mass

@@ -125,6 +125,15 @@ def check_divides(config: DecoderConfig, mesh: Mesh | None) -> None:
         )
 
 
+def divides(config: DecoderConfig, mesh: Mesh | None) -> bool:
+    """Whether heads and hidden features can be shared by the ``model`` axis."""
+    try:
+        check_divides(config, mesh)
+    except ValueError:
+        return False
+    return True
+
+
 def shared_heads(config: DecoderConfig, mesh: Mesh | None) -> DecoderConfig:
     """The configuration in which every device of the ``model`` axis has a key-value head, repeated if need be."""
     return replace(config, num_kv_heads=max(config.num_kv_heads, axis_size(mesh, MODEL_AXIS)))

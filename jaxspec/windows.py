@@ -6,18 +6,19 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxspec.text import Text
-from jaxspec.tokenizer import encode
 
 
 def opening(tokenizer: Tokenizer | Text | None) -> np.ndarray:
     """Tokens [k] int32 before every prompt, such as a beginning-of-sequence token; none without a tokenizer."""
-    return np.asarray([] if tokenizer is None else _frame(tokenizer)[0], np.int32)
+    text = None if tokenizer is None else _text(tokenizer)
+    return np.asarray([] if text is None or text.encode is None else _frame(text)[0], np.int32)
 
 
 def tokens_of(tokenizer: Tokenizer | Text, text: str) -> np.ndarray:
     """Token ids [T] int32 of a text that goes on: its opening, and nothing that would end it."""
-    ids = _encode(tokenizer, text)
-    return ids[: len(ids) - len(_frame(tokenizer)[1])]
+    own = _text(tokenizer)
+    ids = _encode(own, text)
+    return ids[: len(ids) - len(_frame(own)[1])]
 
 
 def opened(rows: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -75,24 +76,27 @@ def filled(tokens: np.ndarray) -> np.ndarray:
     return np.maximum(tokens, 0)
 
 
-def _encode(tokenizer: Tokenizer | Text, text: str) -> np.ndarray:
-    """As ``generate`` encodes a prompt."""
-    if isinstance(tokenizer, Text):
-        if tokenizer.encode is None:
-            raise ValueError("expected a tokenizer, got a Text without one; pass jaxspec.Text.of(tokenizer)")
-        return tokenizer.encode(text)
-    # Not `encode`, which keeps track of places in the text and takes twice as long.
-    (found,) = tokenizer.encode_batch_fast([text], add_special_tokens=True)
-    return np.asarray(found.ids, np.int32)
+def _encode(text: Text, words: str) -> np.ndarray:
+    """As ``generate`` encodes a prompt.
+
+    Raises:
+        ValueError: a text that cannot.
+    """
+    if text.encode is None:
+        raise ValueError("expected a tokenizer, got a Text without one; pass jaxspec.Text.of(tokenizer)")
+    return text.encode(words)
 
 
-def _frame(tokenizer: Tokenizer | Text) -> tuple[list[int], list[int]]:
+def _frame(text: Text) -> tuple[list[int], list[int]]:
     """What encoding puts before and behind a text."""
-    if isinstance(tokenizer, Text) and tokenizer.encode_marked is None:
-        return _encode(tokenizer, "").tolist(), []
-    bare = tokenizer.encode_marked("a") if isinstance(tokenizer, Text) else encode(tokenizer, "a")  # type: ignore[misc]
-    own, whole = bare.tolist(), _encode(tokenizer, "a").tolist()
+    if text.encode_marked is None:
+        return _encode(text, "").tolist(), []
+    own, whole = text.encode_marked("a").tolist(), _encode(text, "a").tolist()
     if not own:  # a tokenizer that cannot spell it
         return whole, []
     places = [place for place in range(len(whole)) if whole[place : place + len(own)] == own]
     return (whole[: places[-1]], whole[places[-1] + len(own) :]) if places else ([], [])
+
+
+def _text(tokenizer: Tokenizer | Text) -> Text:
+    return tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)

@@ -8,8 +8,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxspec.commands.checks import at_least, check_readable
 from jaxspec.commands.methods import Drafting, Method, load, method_of, two_devices
 from jaxspec.commands.shared import Flag, report
+from jaxspec.decoding import DecodingMethod
+from jaxspec.sharding import divides
+from jaxspec.types import Model
 from jaxspec.zoo import PAIRS
 
 
@@ -25,7 +29,10 @@ def bench(
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Run Spec-Bench: tokens a second of every method over plain decoding on as many devices, task by task.
+    """Run Spec-Bench: tokens a second of every method over plain decoding at its best, task by task.
+
+    Plain decoding gets as many devices as the other methods, if they can share its heads, or one: what is faster on
+    the first question.
 
     Args:
         questions: Spec-Bench's question.jsonl.
@@ -39,23 +46,38 @@ def bench(
         drafting: window, policy, exit.
         json: one JSON object a row, one on each line.
     """
-    import jaxspec
-    from jaxspec.specbench import read_questions, run
+    from jaxspec.specbench import fastest, read_questions, run
 
+    at_least(1, per_task=per_task, max_new_tokens=max_new_tokens, runs=runs)
+    drafting.check()
+    check_readable(questions)
     asked = read_questions(questions, per_task)
     two_devices()
-    models = load(target, draft, dtype)
-    devices = jax.devices()[: 2 if "mirror" in methods else 1]
-    built = {"autoregressive": jaxspec.autoregressive(models.target, jaxspec.mesh_of(devices))}
-    built |= {name: method_of(models, name, drafting) for name in methods if name not in built}
-    rows = run(built, asked, max_new_tokens, runs, progress=not json)
+    needs = [name for name in methods if name != "autoregressive"]
+    models = load(target, draft, dtype, drafting_for=f"--methods {' '.join(needs)}" if needs else None)
+    plain = baselines(models.target, 2 if "mirror" in methods else 1)
+    others = {name: method_of(models, name, drafting) for name in needs}
+    count = fastest(plain, asked[0], max_new_tokens, runs)
+    rows = run({"autoregressive": plain[count]} | others, asked, max_new_tokens, runs, progress=not json)
     if json:
         for row in rows:
-            report(row._asdict(), True)
+            report(row._asdict() | {"baseline_devices": count}, True)
         return
-    table = Table(title=f"{len(asked)} questions, plain decoding on {len(devices)} device(s)")
+    table = Table(title=f"{len(asked)} questions, plain decoding on {count} device(s), the best of {sorted(plain)}")
     for column in ("task", "method", "tokens/s", "ratio", "accepted", "tokens", "identical"):
         table.add_column(column, justify="left" if column in ("task", "method") else "right")
     for task, method, speed, ratio, accepted, tokens, identical in rows:
         table.add_row(task, method, f"{speed:.1f}", f"{ratio:.2f}", f"{accepted:.2f}", f"{tokens:,}", str(identical))
     Console().print(table)
+
+
+def baselines(target: Model, most: int) -> dict[int, DecodingMethod]:
+    """Plain decoding by the count of its devices, up to ``most``: only where these can share heads and features."""
+    import jaxspec
+
+    meshes = {count: jaxspec.mesh_of(jax.devices()[:count]) for count in range(1, min(most, jax.device_count()) + 1)}
+    return {
+        count: jaxspec.autoregressive(target, mesh)
+        for count, mesh in meshes.items()
+        if divides(target.network.config, mesh)
+    }

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxspec.commands.checks import check_writable
 from jaxspec.commands.shared import Flag, report
 
 
@@ -22,4 +23,5 @@ def convert(
     """
     from jaxspec.models.store import convert as convert_model
 
+    check_writable(out)
     report({"wrote": convert_model(source, out), "path": str(out)}, json)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxspec.commands.checks import at_least
 from jaxspec.commands.methods import Drafting, load, method_of, two_devices
 from jaxspec.commands.shared import Flag, report
 from jaxspec.zoo import PAIRS
@@ -31,8 +32,10 @@ def doctor(
     from jaxspec import latency
     from jaxspec.sharding import default_placement
 
+    drafting.check()
+    at_least(1, max_new_tokens=max_new_tokens)
     two_devices()
-    method = method_of(load(target, draft), "mirror", drafting)
+    method = method_of(load(target, draft, drafting_for="jaxspec doctor"), "mirror", drafting)
     found = latency.measure(method, default_placement(), [prompt], max_new_tokens)
     milliseconds = {name: round(1e3 * seconds, 3) for name, seconds in vars(found.parts).items()}
     summary = {

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxspec.commands.checks import at_least, check_readable, check_writable
 from jaxspec.commands.methods import load
-from jaxspec.commands.shared import Flag, report
+from jaxspec.commands.shared import Flag, reader, report
 from jaxspec.federated import Settings
 from jaxspec.zoo import PAIRS
 
@@ -42,18 +43,20 @@ def federate(
     from jaxspec import federated
 
     method = federated.method_of(method).name
-    models = load(target, draft)
-    small = models.drafting(streams)
-    text = models.target.text
-    if small is None or text is None or text.encode is None:
-        missing = "--draft for a target that is no pair" if small is None else "a target with a tokenizer"
-        raise ValueError(f"expected {missing}, got none")
+    at_least(1, clients=clients)
+    at_least(0, streams=streams)
+    check_readable(texts)
+    check_writable(out)
     named = _texts(texts)
     names = list(named)[:clients]
+    federated.check_plan(method, settings, len(names))
+    models = load(target, draft, drafting_for="jaxspec federate")
+    small = models.drafting(streams)
+    assert small is not None
     found = federated.federate(
         models.target,
         small,
-        text,
+        reader(models.target.text),
         [named[name] for name in names],
         settings,
         method=method,

@@ -1,14 +1,18 @@
 """``jaxspec generate``: continue a prompt with any model and method."""
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+import jaxspec
 from jaxspec.commands.methods import Drafting, Method, load, method_of, two_devices
 from jaxspec.commands.shared import Flag, report
+from jaxspec.decoding import DecodingMethod
+from jaxspec.requests import Options
 from jaxspec.zoo import PAIRS
 
 
@@ -40,6 +44,9 @@ def generate(
 ) -> None:
     """Continue a prompt; the text is the target's, whatever the method.
 
+    Seconds and tokens a second are those of a run in which nothing is compiled; ``compile_seconds`` are of a short one
+    before it.
+
     Args:
         prompt: raw text to continue, encoded as the tokenizer's file says; with --chat a user's message.
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint, a llama2.c file.
@@ -54,22 +61,35 @@ def generate(
         sampler: temperature and filters.
         json: end with one JSON object on one line.
     """
-    import jaxspec
-
+    drafting.check()
+    Options(max_new_tokens, **vars(sampler)).arrays(1)
+    if "" in stop:
+        raise ValueError(f"expected stop strings that are not empty, got {stop}")
     two_devices()
-    chosen = method_of(load(target, draft, dtype, int8), method, drafting)
+    needs = f"--method {method}" if method in ("speculative", "mirror") else None
+    chosen = method_of(load(target, draft, dtype, int8, drafting_for=needs), method, drafting)
     prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
     ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
     try:
+        compiling = compiled(chosen, prompts, max_new_tokens, sampler)
         result = jaxspec.generate(
             chosen, prompts, max_new_tokens, **vars(sampler), stop=ends, progress=not json and sys.stderr.isatty()
         )
     except jaxspec.NonFiniteLogits as error:
         print((error.output.text or [""])[0], flush=True)
         raise
-    text = (result.text or [""])[0]
+    text, stats = (result.text or [""])[0], result.stats
+    times = {"seconds": stats.prefill_seconds + stats.decode_seconds, "compile_seconds": compiling}
+    times["tokens_per_second"] = stats.tokens_per_second
     if json:
-        about = {"finish_reason": result.finish_reason[0], "stats": result.stats.to_dict()}
+        about = {"finish_reason": result.finish_reason[0], **times, "stats": stats.to_dict()}
         return report({"tokens": result.tokens[0], "text": text, **about}, True)
     print(text if chat else prompt + text)
-    report({name: round(value, 3) for name, value in result.stats.to_dict().items()}, False)
+    report({name: round(value, 3) for name, value in (times | stats.to_dict()).items()}, False)
+
+
+def compiled(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampler: Sampler) -> float:
+    """Seconds of a first run that ends at its first token, whatever it is: it compiles every program of the next."""
+    start, every = time.perf_counter(), range(method.vocab_size)
+    jaxspec.generate(method, prompts, max_new_tokens, **vars(sampler), stop=every)
+    return time.perf_counter() - start

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from jaxspec.commands.checks import at_least, check_models, is_pair
 from jaxspec.decoding import DecodingMethod
 from jaxspec.types import Model
-from jaxspec.zoo import PAIRS
 
 Method = Literal["autoregressive", "speculative", "mirror"]
 
@@ -36,6 +36,16 @@ class Drafting:
     exit_layer: int | None = None
     streams: int | None = None
     acceptance: Literal["match", "ratio"] = "match"
+
+    def check(self) -> None:
+        """Refuses what no model could be decoded with.
+
+        Raises:
+            ValueError: a number below its least.
+        """
+        at_least(1, window=self.window, num_candidates=self.num_candidates, budget=self.budget)
+        at_least(1, exit_layer=self.exit_layer)
+        at_least(0, streams=self.streams)
 
 
 def two_devices() -> None:
@@ -68,21 +78,37 @@ class Loaded(NamedTuple):
         return chosen if streams is None or chosen is None else limited(chosen, streams)
 
 
-def load(target: str, draft: Path | None, dtype: str | None = None, int8: bool = False) -> Loaded:
+def load(
+    target: str,
+    draft: Path | None,
+    dtype: str | None = None,
+    int8: bool = False,
+    *,
+    drafting_for: str | None = None,
+) -> Loaded:
     """An embedded or trained pair, or models in files.
+
+    Args:
+        target: name or path.
+        draft: path; None: the pair's own, or none.
+        dtype: of the parameters of both.
+        int8: keep the target's matrices in eight bits.
+        drafting_for: what needs a draft, in words, so that a missing one is refused before anything is loaded.
 
     Raises:
         ValueError: whatever the models have to complain about.
     """
     from jaxspec import zoo
-    from jaxspec.models.store import open_model
+    from jaxspec.models.store import changed, open_model
 
+    check_models(target, draft, dtype, drafting_for)
     own = None if draft is None else open_model(draft, dtype=dtype)
-    if target in PAIRS or (Path(target) / "pair.json").is_file():
-        pair = zoo.load(target)
-        streaming = None if own else pair.streaming
-        return Loaded(pair.target, own or pair.draft, pair.exit, pair.exit_layer, streaming)
-    return Loaded(open_model(target, dtype=dtype, int8=int8), own)
+    if not is_pair(target):
+        return Loaded(open_model(target, dtype=dtype, int8=int8), own)
+    pair = zoo.load(target)
+    streaming = None if own or pair.streaming is None else changed(pair.streaming, dtype)
+    small = own or changed(pair.draft, dtype)
+    return Loaded(changed(pair.target, dtype, int8), small, pair.exit, pair.exit_layer, streaming)
 
 
 def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingMethod:
@@ -100,7 +126,7 @@ def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingM
     if method == "autoregressive":
         return jaxspec.autoregressive(large)
     if small is None:
-        raise ValueError(f"expected --draft for --method {method}, got none; name a smaller model, same tokenizer")
+        raise ValueError(f"expected a draft for {method}, got none; name a smaller model with the same tokenizer")
     if method == "speculative":
         return jaxspec.speculative(large, small, how.window, acceptance=rule)
     return jaxspec.mirror(

@@ -1,19 +1,24 @@
 """``jaxspec probe``: what does an exit know at every layer, and which one does the law propose?"""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxspec.commands.methods import two_devices
-from jaxspec.commands.shared import PROMPT, Flag, held_out, report
+from jaxspec.commands.checks import at_least, check_picture, check_readable
+from jaxspec.commands.methods import Loaded, load, two_devices
+from jaxspec.commands.shared import PROMPT, Flag, prompts_of, reader, report
+from jaxspec.windows import tokens_of
 from jaxspec.zoo import PAIRS
 
 
 def probe(
-    pair: str = PAIRS[0],
+    target: Annotated[str, tyro.conf.arg(aliases=("--pair",))] = PAIRS[0],
+    draft: Path | None = None,
+    texts: Path | None = None,
     window: int = 7,
     num_candidates: tuple[int, ...] = (1, 4, 8),
     prompts: int = 16,
@@ -23,31 +28,41 @@ def probe(
     plot: Path = Path("out/probe.png"),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Read off what exits know, layer by layer, from the target's own text on held-out roles; draw it.
+    """Read off what exits know, layer by layer, from the target's own text; draw it.
 
     Args:
-        pair: name of an embedded pair, or a folder that train wrote.
+        target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint; its exits are
+            read by the logit lens, those of a pair by the pair's own head.
+        draft: a smaller model over the same vocabulary; an embedded pair brings its own. Without one, what an exit
+            knows of the steps of decoding is left out.
+        texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user" and "text"; default:
+            roles of Shakespeare that the embedded pair never saw.
         window: tokens drafted a step (γ).
         num_candidates: tokens that an exit would send for each position (κ).
-        prompts: held-out roles whose text is continued.
+        prompts: how many are continued.
         new_tokens: length of each continuation.
-        fit_lens: fit an affine lens for every layer first, instead of the pair's own head; minutes.
+        fit_lens: fit an affine lens for every layer first, on the texts, or on roles that the embedded pair was trained
+            on; minutes.
         law: time the pair on this machine and propose an exit and κ.
         plot: picture.
         json: end with one JSON object on one line.
     """
     from jaxspec import plot as pictures
-    from jaxspec import zoo
     from jaxspec.probe import proposals
 
+    at_least(1, window=window, num_candidates=num_candidates, prompts=prompts)
+    at_least(window + 1, new_tokens=new_tokens)
+    check_readable(texts)
+    check_picture(plot)
     two_devices()
-    loaded = zoo.load(pair)
-    text = _text(loaded, prompts, new_tokens)
-    found = _found(loaded, text, window, num_candidates, fit_lens, not json)
+    models = load(target, draft, drafting_for="--law" if law else None)
+    text = _text(models, prompts, texts, new_tokens, not json)
+    corpus = _corpus(models, texts) if fit_lens else None
+    found = _found(models, text, window, num_candidates, corpus, not json)
     plot.parent.mkdir(parents=True, exist_ok=True)
     pictures.probe(found, plot)
-    count = loaded.target.network.config.num_layers
-    best = proposals(found, _parts(loaded, text, window, num_candidates), count)[:3] if law else []
+    count = models.target.network.config.num_layers
+    best = proposals(found, _parts(models, text, window, num_candidates), count)[:3] if law else []
     if json:
         return report({"layers": [row._asdict() for row in found], "proposals": [p._asdict() for p in best]}, True)
     Console().print(_table(found))
@@ -57,44 +72,55 @@ def probe(
     print(f"picture in {plot}")
 
 
-def _text(loaded: Any, prompts: int, new_tokens: int) -> np.ndarray:
-    """Prompts of held-out roles with the target's own continuation."""
+def _text(models: Loaded, prompts: int, texts: Path | None, new_tokens: int, progress: bool) -> np.ndarray:
+    """Prompts with the target's own continuation."""
     from jaxspec.federated import continued
 
-    return continued(loaded.target, np.asarray(held_out(loaded.target.text, prompts)), new_tokens).tokens
+    asked = np.asarray(prompts_of(models.target.text, prompts, texts), np.int32)
+    return continued(models.target, asked, new_tokens, progress).tokens
+
+
+def _corpus(models: Loaded, texts: Path | None) -> np.ndarray:
+    """Tokens to fit a lens on, as the target reads them."""
+    from jaxspec.federated import read_roles, read_texts, split_roles
+    from jaxspec.zoo.recipe import held_out_ids
+
+    roles = [role.text for role in split_roles(read_roles(), held_out_ids())[0]] if texts is None else []
+    words = roles if texts is None else list(read_texts(texts).values())
+    return tokens_of(reader(models.target.text), "\n".join(words))
 
 
 def _found(
-    loaded: Any, text: np.ndarray, window: int, kappas: tuple[int, ...], fitted: bool, progress: bool
+    models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...], corpus: np.ndarray | None, progress: bool
 ) -> list[Any]:
     from jaxspec.probe import probe as probed
     from jaxspec.train import fit_lens
-    from jaxspec.zoo.recipe import Recipe, corpus
 
     options: dict[str, Any] = {"window": window, "num_candidates": kappas}
-    if not fitted:
-        return probed(loaded.target, loaded.draft, text, PROMPT, exit=loaded.exit, **options)
-    train, found = corpus(Recipe()).train, []
-    for layer in range(1, loaded.target.network.config.num_layers):
-        lens = fit_lens(loaded.target, layer, train, progress=progress)
-        found += probed(loaded.target, loaded.draft, text, PROMPT, layers=[layer], exit=lens, **options)
+    if corpus is None:
+        return probed(models.target, models.draft, text, PROMPT, exit=models.exit, **options)
+    found: list[Any] = []
+    for layer in range(1, models.target.network.config.num_layers):
+        lens = fit_lens(models.target, layer, corpus, progress=progress)
+        found += probed(models.target, models.draft, text, PROMPT, layers=[layer], exit=lens, **options)
     return found
 
 
-def _parts(loaded: Any, text: np.ndarray, window: int, kappas: tuple[int, ...]) -> dict[int, Any]:
+def _parts(models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...]) -> dict[int, Any]:
     import jaxspec
     from jaxspec import latency
     from jaxspec.sharding import default_placement
 
+    assert models.draft is not None
     parts = {}
     for kappa in kappas:
         method = jaxspec.mirror(
-            loaded.target,
-            loaded.draft,
+            models.target,
+            models.draft,
             window=window,
             num_candidates=kappa,
-            exit_layer=loaded.exit_layer,
-            exit=loaded.exit,
+            exit_layer=models.exit_layer,
+            exit=models.exit,
         )
         prompt = text[0, :PROMPT].tolist()
         parts[kappa] = latency.measure(method, default_placement(), [prompt], text.shape[1] - PROMPT).parts
@@ -108,6 +134,7 @@ def _table(found: list[Any]) -> Table:
         table.add_column(column, justify="right")
     for row in found:
         table.add_row(
-            str(row.layer), *(" ".join(f"{100 * shares[kappa]:3.0f}" for kappa in kappas) for shares in row[1:])
+            str(row.layer),
+            *(" ".join(f"{100 * shares[kappa]:3.0f}" for kappa in kappas) if shares else "–" for shares in row[1:]),
         )
     return table

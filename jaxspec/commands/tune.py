@@ -9,14 +9,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jaxspec.commands.checks import at_least, check_readable
 from jaxspec.commands.methods import load, two_devices
-from jaxspec.commands.shared import Flag, held_out, report
+from jaxspec.commands.shared import Flag, prompts_of, report
 from jaxspec.zoo import PAIRS
 
 
 def tune(
     pair: Annotated[str, tyro.conf.Positional] = PAIRS[0],
     draft: Path | None = None,
+    texts: Path | None = None,
     windows: tuple[int, ...] = (1, 3, 5, 7),
     num_candidates: tuple[int, ...] = (4, 8),
     budgets: tuple[int, ...] = (4, 8),
@@ -31,11 +33,13 @@ def tune(
     Args:
         pair: name of an embedded pair, a folder that train wrote, or a target as for generate, with --draft.
         draft: a smaller model over the same vocabulary; an embedded pair brings its own.
+        texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user" and "text"; default:
+            roles of Shakespeare that the embedded pair never saw. Best are texts like those to come.
         windows: tokens drafted a step (γ).
         num_candidates: tokens that an exit sends for each position (κ).
         budgets: branches rolled out (R); all of them are tried besides.
         exit_layers: layers before the exit; default: the pair's own, and quarters of the target.
-        prompts: held-out roles whose text is continued.
+        prompts: how many are continued.
         new_tokens: length of each continuation.
         batch: sequences that will be decoded together.
         json: end with one JSON object on one line.
@@ -43,15 +47,18 @@ def tune(
     from jaxspec.tune import Grid
     from jaxspec.tune import tune as tuned
 
+    grid = Grid(windows, num_candidates, (*budgets, None), exit_layers or None)
+    at_least(1, prompts=prompts, batch=batch)
+    at_least(max(windows) + 1, new_tokens=new_tokens)
+    check_readable(texts)
     two_devices()
-    models = load(pair, draft)
-    if models.draft is None:
-        raise ValueError("expected --draft for a target that is no pair, got none; name a smaller model")
+    models = load(pair, draft, drafting_for="jaxspec tune")
+    assert models.draft is not None
     found = tuned(
         models.target,
         models.draft,
-        held_out(models.target.text, prompts),
-        grid=Grid(windows, num_candidates, (*budgets, None), exit_layers or None),
+        prompts_of(models.target.text, prompts, texts),
+        grid=grid,
         exit_layer=models.exit_layer,
         exit=models.exit,
         new_tokens=new_tokens,

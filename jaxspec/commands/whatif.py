@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from jaxspec.commands.checks import check_picture
 from jaxspec.commands.shared import Flag, report
 
 
@@ -37,6 +38,7 @@ def whatif(
     from jaxspec import plot as pictures
     from jaxspec.surface import Assumptions, surface
 
+    check_picture(plot)
     given = Assumptions(exit_share, draft_share, branches, branch_cost, rendezvous)
     found = surface(foreseen, points, given, margin)
     plot.parent.mkdir(parents=True, exist_ok=True)

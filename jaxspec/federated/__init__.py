@@ -14,7 +14,7 @@ from jaxspec.federated.examples import (
     laws,
 )
 from jaxspec.federated.methods import METHODS, Federation, FedSpeedSettings, Method, method_of, private, transformed
-from jaxspec.federated.recipe import UNSEEN, Distilling, Federated, Settings, federate, gather
+from jaxspec.federated.recipe import UNSEEN, Distilling, Federated, Settings, check_plan, federate, gather
 from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Report, Setup, best, compare, run
 from jaxspec.federated.texts import read_texts
 from jaxspec.windows import token_rows, windows
@@ -38,6 +38,7 @@ __all__ = [
     "Setup",
     "accepted_length",
     "best",
+    "check_plan",
     "client_examples",
     "compare",
     "continued",

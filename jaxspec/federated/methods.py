@@ -49,6 +49,22 @@ class Federation:
     evaluate_every: int = 2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_counts(self)
+        if not self.learning_rates or not all(0 < rate < float("inf") for rate in self.learning_rates):
+            raise ValueError(f"expected learning_rates > 0, at least one, got {self.learning_rates}")
+
+
+def check_counts(settings: Any) -> None:
+    """Every whole number of a dataclass but its seed counts something.
+
+    Raises:
+        ValueError: one is below 1.
+    """
+    for name, value in vars(settings).items():
+        if isinstance(value, int) and name != "seed" and value < 1:
+            raise ValueError(f"expected {name} >= 1, got {value}")
+
 
 #: (loss_fn, settings, learning_rate) → algorithm.
 Build = Callable[[LossFn, Federation, float], jaxfed.FederatedAlgorithm]

@@ -21,11 +21,11 @@ from jaxspec.federated.examples import (
     continued,
     laws,
 )
-from jaxspec.federated.methods import Federation, Method, method_of
+from jaxspec.federated.methods import Federation, Method, check_counts, method_of
 from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Setup, best
 from jaxspec.models.store import save_model
 from jaxspec.text import Text
-from jaxspec.types import Model
+from jaxspec.types import Array, Model, Params
 from jaxspec.vocabulary import check_trainable
 from jaxspec.windows import token_rows, tokens_of
 
@@ -54,6 +54,9 @@ class Distilling:
     window: int = 7
     top_k: int | None = None
 
+    def __post_init__(self) -> None:
+        check_counts(self)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -68,6 +71,10 @@ class Settings:
     distilling: Distilling = Distilling()
     federation: Federation = Federation()
     validation_share: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"expected validation_share in (0, 1), got {self.validation_share}")
 
 
 class Federated(NamedTuple):
@@ -124,18 +131,11 @@ def federate(
     method, s = method_of(method), settings
     check_pair(target, draft, s.distilling.window)
     check_trainable(target, draft)
-    if method.training == "alone":
-        raise ValueError(
-            f"expected a method that makes one draft, got {method.name!r}, which makes one for every client; "
-            "jaxspec.federated.run judges these"
-        )
+    size = target.network.config.vocab_size
+    if (s.distilling.top_k or 1) > size:
+        raise ValueError(f"expected top_k <= {size} (tokens of the vocabulary), got {s.distilling.top_k}")
     texts, left_out = long_enough(clients, tokenizer, s.distilling.prompt_tokens)
-    judges = max(1, round(s.validation_share * len(texts)))
-    if len(texts) - judges < s.federation.cohort_size:
-        raise ValueError(
-            f"expected at least {s.federation.cohort_size} clients (a cohort) with text enough for two windows, beside "
-            f"{judges} for validation, got {len(texts)} of {len(clients)}; lower cohort_size or prompt_tokens"
-        )
+    judges = check_plan(method, s, len(texts), len(clients))
     guarantee = method.guarantee(s.federation, len(texts) - judges)
     validation = {VALIDATION: texts[-judges:]}
     problem = gather(target, tokenizer, texts[:-judges], validation, s.distilling, directory, progress)
@@ -152,6 +152,45 @@ def federate(
     folder = Path(directory) / "draft"
     save_model(made, folder)
     return Federated(made, acceptance, outcome, guarantee, left_out, folder)
+
+
+def check_plan(method: str | Method, settings: Settings, clients: int, of: int | None = None) -> int:
+    """Refuses a plan that cannot be carried out, before anything is loaded or the target has said a word.
+
+    Args:
+        method: a name of ``METHODS``, or a method of one's own.
+        settings: the recipe.
+        clients: how many have text enough.
+        of: so many.
+
+    Returns:
+        How many of the clients do not train, but choose the learning rate.
+
+    Raises:
+        ValueError: a method that makes no single draft or refuses its settings, fewer clients than a cohort.
+        ImportError: a private method without dp-accounting, the extra "privacy".
+    """
+    method, s = method_of(method), settings.federation
+    if method.training == "alone":
+        raise ValueError(
+            f"expected a method that makes one draft, got {method.name!r}, which makes one for every client; "
+            "jaxspec.federated.run judges these"
+        )
+    judges = max(1, round(settings.validation_share * clients))
+    if clients - judges < s.cohort_size:
+        raise ValueError(
+            f"expected at least {s.cohort_size} clients (a cohort) with text enough for two windows, beside "
+            f"{judges} for validation, got {clients} of {of or clients}; lower cohort_size or prompt_tokens"
+        )
+    for rate in s.learning_rates:
+        method.build(_unasked, s, rate)
+    method.guarantee(s, clients - judges)
+    return judges
+
+
+def _unasked(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+    """The loss of an algorithm that is made so that it checks its settings, and never run."""
+    raise NotImplementedError
 
 
 def long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: int) -> tuple[list[str], list[int]]:

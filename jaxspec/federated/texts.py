@@ -1,4 +1,4 @@
-"""Users' own texts: one client for every user of a file, or for every file of a folder."""
+"""Users' own texts: one client for every user of a file, for every file of a folder, or for a file of plain text."""
 
 from pathlib import Path
 
@@ -10,14 +10,16 @@ def read_texts(path: str | Path) -> dict[str, str]:
 
     Args:
         path: ``.jsonl`` (or ``.jsonl.xz``) with an object {"user": ..., "text": ...} on every line, lines of one user
-            being one client; or a folder, of which every ``.txt`` file is one client.
+            being one client; or a folder, of which every ``.txt`` file is one client; or one ``.txt`` file.
 
     Raises:
         ValueError: a line that is no such object, or nobody's text there.
         OSError: no such file.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.suffix == ".txt" and path.is_file():
+        texts = {path.stem: path.read_text(encoding="utf-8-sig")}
+    elif path.is_dir():
         texts = {file.stem: file.read_text(encoding="utf-8-sig") for file in sorted(path.glob("*.txt"))}
     else:
         texts = {}

@@ -122,17 +122,18 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
     if (path / "config.json").is_file():
         return load_huggingface(path, mesh, dtype, int8=int8)
     if path.is_dir() and checkpoint.latest(path) is not None:
-        return _changed(load_model(path, mesh), dtype, int8)
+        return changed(load_model(path, mesh), dtype, int8)
     if path.is_file() and path.suffix == ".bin":
         beside = sorted(path.parent.glob("*.model"))
-        return _changed(load_llama2c(path, beside[0] if len(beside) == 1 else None), dtype, int8)
+        return changed(load_llama2c(path, beside[0] if len(beside) == 1 else None), dtype, int8)
     raise ValueError(
         f"{path}: expected a folder with config.json, a checkpoint directory that jaxspec convert wrote, or a llama2.c "
         ".bin file, got none of them"
     )
 
 
-def _changed(model: Model, dtype: Any, int8: bool) -> Model:
+def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
+    """The same model with parameters of another dtype (None: as they are), its matrices in eight bits if asked for."""
     params = model.params
     if dtype is not None:
         params = jax.tree_util.tree_map_with_path(

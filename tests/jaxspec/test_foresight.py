@@ -7,7 +7,7 @@ import pytest
 
 import jaxspec
 from jaxspec import candidates, zoo
-from jaxspec.commands.shared import held_out
+from jaxspec.commands.shared import prompts_of
 from jaxspec.foresight import foresee, foreseen, steps
 from jaxspec.probe import step_ends
 from tests.jaxspec import models, pairs
@@ -135,7 +135,7 @@ def test_bad_input(foresight):
 def of_the_embedded_pair():
     """Prompts, and what is foreseen behind them."""
     pair = zoo.load()
-    prompts = held_out(pair.target.text, 8)
+    prompts = prompts_of(pair.target.text, 8)
     return pair, prompts, replayed(pair.target, pair.draft, prompts, LONG, (pair.exit_layer,), exit=pair.exit)
 
 

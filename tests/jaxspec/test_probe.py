@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxspec
 from jaxspec import __main__ as command_line
+from jaxspec.federated import continued
 from jaxspec.latency import Parts
 from jaxspec.probe import probe, proposals, step_ends
 from jaxspec.train import Schedule, fit_lens
+from jaxspec.windows import token_rows
 from tests.jaxspec import models, pairs
 
 KAPPAS = (1, 2, 4, 8)
@@ -121,7 +124,49 @@ def test_command(small_pair, tmp_path, capsys):
     assert "picture in" in capsys.readouterr().out
 
 
+def test_texts_that_end_count_up_to_there(text):
+    """Every share is the mean over the tokens there are; behind a text nothing is looked at."""
+    sizes = (text.shape[1], 20)
+    ended = np.where(np.arange(text.shape[1]) < np.asarray(sizes)[:, None], text[:2], -1)
+    options = {"layers": [2], "num_candidates": (2,)}
+    (found,) = probe(models.target(), None, ended, 3, **options)
+    rows = [row[None, :size] for row, size in zip(text, sizes, strict=False)]
+    parts = [probe(models.target(), None, row, 3, **options)[0] for row in rows]
+    weights = np.asarray(sizes) - 3
+    assert found.contained[2] == pytest.approx(np.average([part.contained[2] for part in parts], weights=weights))
+    assert found.mass[2] == pytest.approx(np.average([part.mass[2] for part in parts], weights=weights), rel=1e-5)
+    (drafted,) = probe(models.target(), models.draft(), ended, 3, window=3, **options)
+    assert (drafted.contained, drafted.mass) == (found.contained, found.mass)
+    assert found.at_correction == found.foreseen == {}
+    assert drafted.foreseen.keys() == {2}
+
+
+@pytest.mark.slow
+def test_the_command_reads_a_published_target(tmp_path, capsys):
+    """Its own tokenizer and stop tokens, texts of one's own, no draft."""
+    where = Path(__file__).parents[1] / "data" / "stories260K" / "stories260K.bin"
+    tale = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+    (tmp_path / "tale.txt").write_text(tale * 3)
+    options = ["--target", str(where), "--texts", str(tmp_path / "tale.txt"), "--prompts", "2", "--new-tokens", "24"]
+    options += ["--num-candidates", "4", "--plot", str(tmp_path / "picture.png")]
+    command_line.main(["probe", *options, "--json"])
+    layers = json.loads(capsys.readouterr().out.splitlines()[-1])["layers"]
+    model = jaxspec.load_llama2c(where, where.parent / "tok512.model")
+    rows, _ = token_rows(model.text, [tale * 3], 32, 2)
+    text = continued(model, rows, 24).tokens
+    expected = probe(model, None, text, 32, num_candidates=(4,))
+    assert [row["contained"]["4"] for row in layers] == [row.contained[4] for row in expected]
+    assert layers[-1]["contained"]["4"] == 1.0
+    assert layers[-1]["foreseen"] == {}
+    command_line.main(["probe", *options])
+    assert "–" in capsys.readouterr().out
+
+
 def test_bad_input(text):
+    with pytest.raises(ValueError, match=r"expected window >= 1 and num_candidates from 1 to 11 .*, got 3 and \(12,\)"):
+        probe(models.target(), models.draft(), text, 3, window=3, num_candidates=(12,))
+    with pytest.raises(ValueError, match="expected texts of more than 7 tokens, got 2; use other prompts"):
+        probe(models.target(), models.draft(), np.where(np.arange(text.shape[1]) < 5, text, -1), 3)
     with pytest.raises(ValueError, match=r"expected layers from 1 to 4, got \(5,\)"):
         probe(models.target(), models.draft(), text, 3, layers=[5])
     with pytest.raises(ValueError, match="expected more than 7 tokens behind the prompts, got 2"):

@@ -1,12 +1,20 @@
 """Spec-Bench's file is read as published, and methods are compared on equal terms."""
 
 import json
+import time
+from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 
+import jaxspec
+from jaxspec import DecoderConfig, Text
 from jaxspec import __main__ as command_line
-from jaxspec.specbench import TASKS, read_questions, run
-from tests.jaxspec import models
+from jaxspec.commands.bench import baselines
+from jaxspec.models.store import save_model
+from jaxspec.specbench import TASKS, Question, fastest, read_questions, run
+from tests.jaxspec import models, small
 
 LINES = [
     {"question_id": 81, "category": "writing", "turns": ["Speak, speak.", "Once more."]},
@@ -70,6 +78,36 @@ def test_an_empty_file(tmp_path):
 def test_no_runs():
     with pytest.raises(ValueError, match="expected at least one method and one run, got 1 and 0"):
         run({"mirror": models.mirror()}, [], runs=0)
+
+
+@pytest.mark.slow
+def test_heads_that_two_devices_cannot_share(tmp_path, capsys):
+    """Three key-value heads, as SmolLM2 has: plain decoding runs on one device, the policies on one each."""
+    text = small.pair().target.text
+    config = DecoderConfig(small.pair().target.network.config.vocab_size, 36, 2, 9, 3, 4, 32)
+    for name, layers in (("target", 2), ("draft", 1)):
+        model = jaxspec.decoder(replace(config, num_layers=layers), jax.random.key(0))
+        save_model(model._replace(text=text), tmp_path / name)
+    asked = write(tmp_path / "q.jsonl", LINES[2:3])
+    where = ["--target", str(tmp_path / "target"), "--draft", str(tmp_path / "draft")]
+    command_line.main(["bench", str(asked), *where, "--max-new-tokens", "8", "--runs", "1", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["method"] for row in rows[:3]] == ["autoregressive", "speculative", "mirror"]
+    assert all(row["identical"] and row["baseline_devices"] == 1 for row in rows)
+
+
+def test_the_baseline_is_the_fastest_of_its_settings():
+    text = Text(lambda words: np.asarray([1, 2, 3]), lambda ids: "")
+    fast = jaxspec.autoregressive(models.target())._replace(text=text)
+
+    def late(state, *watch):
+        time.sleep(0.02)
+        return fast.step(state, *watch)
+
+    both, question = {2: fast._replace(step=late), 1: fast}, Question(1, "qa", ["ab"])
+    assert fastest(both, question, 4, runs=1) == 1
+    assert fastest({2: both[2]}, question, 4, runs=1) == 2
+    assert sorted(baselines(models.target(), 2)) == [1, 2]
 
 
 @pytest.mark.slow
