@@ -49,7 +49,7 @@ def of(algorithm, clients=PROBLEM.clients):
 
 
 def with_optimiser(**options):
-    return jaxfed.fedavg(problems.loss_fn, client_optimiser=optax.scale_by_adam(**options))
+    return jaxfed.fedavg(problems.loss_fn, client_optimiser=optax.adam(0.1, **options))
 
 
 def on_server(**options):
