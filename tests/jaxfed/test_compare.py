@@ -14,7 +14,9 @@ from jaxfed.__main__ import main
 from jaxfed.commands import compare as module
 from jaxfed.commands.compare import Contest, Run, line_of, methods_of
 from jaxfed.commands.options import Method
+from jaxfed.commands.partition import Rule
 from jaxfed.commands.problems import Source, problems
+from jaxfed.commands.problems import images as image_problem
 
 CLASSES, SIDE = 3, 4
 TOY = ["--clients", "3", "--cohort-size", "2", "--local-steps", "2", "--batch-size", "8"]
@@ -167,3 +169,17 @@ def test_the_picture_has_a_colour_or_dash_for_everyone(tmp_path):
     for name in ("fedspeed", "fedavg"):
         colour = np.array([int(plot.STYLES[name][0][at : at + 2], 16) for at in (1, 3, 5)]) / 255
         assert (np.abs(pixels - colour).max(axis=1) < 0.01).sum() > 100, name
+
+
+SIZES = {"train": 12, "test": 6}
+
+
+def test_images_of_floats_are_those_of_bytes():
+    """The same problem, whichever of both an npz file holds; floats are not divided by 255 again."""
+    draw = np.random.default_rng(0)
+    parts = {name: (draw.integers(0, 256, (n, 4, 4, 1), np.uint8), np.arange(n) % 3) for name, n in SIZES.items()}
+    of_bytes = {name: {"x": x, "y": y.astype(np.int32)} for name, (x, y) in parts.items()}
+    of_floats = {name: {**split, "x": (split["x"] / 255).astype(np.float32)} for name, split in of_bytes.items()}
+    found = [image_problem(splits, Rule(rule="iid", clients=2)) for splits in (of_bytes, of_floats)]
+    measured = [problem.evaluate(problem.params) for problem in found]
+    assert measured[0] == pytest.approx(measured[1], rel=1e-4)

@@ -19,6 +19,7 @@ from jaxspec import Text, federated, zoo
 from jaxspec.__main__ import main
 from jaxspec.exits import init_affine_lens
 from jaxspec.federated import METHODS, Continued, Distilling, Federation, Problem, Settings, Setup
+from jaxspec.federated.examples import accepted_length
 from jaxspec.models.store import load_model, save_model
 from jaxspec.stream_training import streaming_loss
 from jaxspec.text import sentencepiece
@@ -582,3 +583,8 @@ def test_the_command_federates_for_a_target_that_ends_its_texts(tmp_path, capsys
     assert all(np.isfinite(value) for value in found["accepted"].values())
     learned = jax.tree.leaves(load_model(found["draft"]).params)
     assert all(bool(np.isfinite(leaf).all()) for leaf in learned)
+
+
+def test_nothing_to_judge_by_is_refused():
+    with pytest.raises(ValueError, match="at least one continuation to judge by, got none"):
+        accepted_length(None, None, Continued(np.zeros((0, 8), np.int32), 4), 2)
