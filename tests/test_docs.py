@@ -37,6 +37,21 @@ TABLES = [
 #: Runs as real processes in tests/jaxfed/test_flower.py.
 FLOWER = {"flower-superlink", "flower-supernode", "flwr"}
 NEEDS = {"flower": [pytest.mark.peers("flwr")]}
+#: Blocks that import one of these run in a test of their own, after the page's other blocks.
+OPTIONAL = ("equinox", "haiku")
+
+
+def optional(block: str) -> str | None:
+    """The library without which a page's other blocks run."""
+    return next((name for name in OPTIONAL if re.search(rf"^import {name}\b", block, re.MULTILINE)), None)
+
+
+WITH = [
+    pytest.param(page, name, id=f"{page.stem} with {name}", marks=pytest.mark.peers(name))
+    for page in PAGES
+    for name in OPTIONAL
+    if any(optional(block) == name for block in blocks(page))
+]
 
 
 def run(program: str, folder: pathlib.Path) -> str:
@@ -109,7 +124,17 @@ def test_block_of_the_readme_runs(block: str, tmp_path: pathlib.Path):
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=NEEDS.get(page.stem, ())) for page in PAGES])
 def test_page_runs(page: pathlib.Path, tmp_path: pathlib.Path):
     """The blocks of a page are one program. Where it prints "first → last", that is a loss, and falls."""
-    printed = run("\n".join(blocks(page)), tmp_path)
+    falls(run("\n".join(block for block in blocks(page) if optional(block) is None), tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "name"), WITH)
+def test_block_with_another_library_runs(page: pathlib.Path, name: str, tmp_path: pathlib.Path):
+    falls(run("\n".join(block for block in blocks(page) if optional(block) in (None, name)), tmp_path))
+
+
+def falls(printed: str) -> None:
+    """Something is printed, and what is printed as "first → last" falls."""
     losses = [[float(number) for number in line.split("→")] for line in printed.splitlines() if "→" in line]
     assert all(last < 0.8 * first for first, last in losses), losses
     assert printed.strip()
