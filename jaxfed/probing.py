@@ -1,4 +1,4 @@
-"""What is wrong with a run and can be seen before it starts: schedules, losses that forget the mask, slow convolutions."""
+"""Checks of a run before it starts: schedules, losses that forget the mask, slow convolutions."""
 
 import functools
 import warnings
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfed.algorithm import FederatedAlgorithm, Plan, Server
-from jaxfed.data.batches import Batching, ClientData, Epochs, Steps
+from jaxfed.data.batches import ClientData, Epochs, Steps
 from jaxfed.plans import Chunked, Sharded
 from jaxfed.rounds import Recipe
 from jaxfed.stateful import AnyLossFn, evaluate
@@ -25,15 +25,16 @@ CLIENTS = 7
 """Clients of a trial trace; a convolution with one kernel each has a multiple of as many groups."""
 
 FORGOTTEN = (
-    "expected a loss that leaves out samples whose mask is False, got one that other values in their places change from "
-    '{} to {}: clients with a short batch train on samples that are not there; average with jaxfed.masked_mean(losses, '
-    'batch["mask"]), and use no layer that mixes the samples of a batch (GroupNorm in the place of batch normalisation)'
+    "expected a loss that leaves out samples whose mask is False, got one that other values in their places change "
+    "from {} to {}: clients with a short batch train on samples that are not there; average with "
+    'jaxfed.masked_mean(losses, batch["mask"]), and use no layer that mixes the samples of a batch (GroupNorm in the '
+    "place of batch normalisation)"
 )
 SLOW = (
-    "expected a network whose convolutions are matrix products, got {} of lax.conv_general_dilated with a kernel of every "
-    "client's own, which XLA runs many times slower; in Flax (NNX and Linen) give every Conv "
-    "conv_general_dilated=jaxfed.models.conv_general_dilated, for Equinox and Haiku see docs/own_network.md (dilated and "
-    "grouped convolutions have no fast form)"
+    "expected a network whose convolutions are matrix products, got {} of lax.conv_general_dilated with a kernel of "
+    "every client's own, which XLA runs many times slower; in Flax (NNX and Linen) give every Conv "
+    "conv_general_dilated=jaxfed.models.conv_general_dilated, for Equinox and Haiku see docs/own_network.md (dilated "
+    "and grouped convolutions have no fast form)"
 )
 
 
@@ -48,15 +49,16 @@ def examine(recipe: Recipe, server: Server, data: ClientData, rounds: int) -> No
     """
     check_learning_rates(recipe.algorithm, int(server.round), rounds)
     loss_fn = recipe.algorithm.insides and recipe.algorithm.insides.loss_fn
-    if loss_fn is None or jax.process_count() > 1:
+    batching = recipe.batching
+    if loss_fn is None or jax.process_count() > 1 or not isinstance(batching, Steps | Epochs):
         return
-    if (short := short_batch(recipe.batching, np.asarray(data.lengths))) is not None:
-        batches = [_batch(data, *short, recipe.batching.batch_size, seed) for seed in (0, 1)]
+    if (short := short_batch(batching, np.asarray(data.lengths))) is not None:
+        batches = [_batch(data, *short, batching.batch_size, seed) for seed in (0, 1)]
         before, after = mask_losses(loss_fn, server.params, server.model_state, batches)
         if np.isfinite(before) and not abs(after - before) <= ROUNDING * max(abs(before), abs(after)):
             warnings.warn(FORGOTTEN.format(f"{before:.4g}", f"{after:.4g}"), stacklevel=3)
     if _batches_clients(recipe.plan) or jax.default_backend() == "cpu":
-        batch = _batch(data, 0, 1, recipe.batching.batch_size, 0)
+        batch = _batch(data, 0, 1, batching.batch_size, 0)
         if count := slow_convolutions(loss_fn, server.params, server.model_state, batch):
             warnings.warn(SLOW.format(count), stacklevel=3)
 
@@ -71,24 +73,25 @@ def check_learning_rates(algorithm: FederatedAlgorithm, first: int, rounds: int)
     if wrong.any():
         at = int(wrong.argmax())
         raise ValueError(
-            f"client_learning_rate: expected a schedule of finite numbers ≥ 0, got {rates[at]!s} in round {first + at}; "
-            "let it end at 0 or above, or take fewer rounds"
+            f"client_learning_rate: expected a schedule of finite numbers ≥ 0, got {rates[at]!s} in round "
+            f"{first + at}; let it end at 0 or above, or take fewer rounds"
         )
 
 
-def short_batch(batching: Batching, lengths: np.ndarray) -> tuple[int, int] | None:
+def short_batch(batching: Steps | Epochs, lengths: np.ndarray) -> tuple[int, int] | None:
     """Return (client, samples) of a batch that is not full, or None if all are."""
-    size = getattr(batching, "batch_size", 1)
+    size = batching.batch_size
     left = np.minimum(lengths, size) if isinstance(batching, Steps) else lengths % size
-    short = (0 < left) & (left < size) & isinstance(batching, Steps | Epochs)
+    short = (left > 0) & (left < size)
     client = int(short.argmax())
     return (client, int(left[client])) if short.any() else None
 
 
 def mask_losses(loss_fn: AnyLossFn, params: Params, model_state: PyTree, batches: list[Batch]) -> tuple[float, float]:
     """Losses of two batches near the parameters; one program, kept for the next run of the same loss function."""
+    key: Any = loss_fn
     try:
-        program = _kept(loss_fn)
+        program = _kept(key)
     except TypeError:  # a callable without a hash
         program = _program(loss_fn)
     before, after = (float(program(params, model_state, batch)) for batch in batches)
@@ -96,7 +99,7 @@ def mask_losses(loss_fn: AnyLossFn, params: Params, model_state: PyTree, batches
 
 
 def slow_convolutions(loss_fn: AnyLossFn, params: Params, model_state: PyTree, batch: Batch) -> int:
-    """Count the convolutions whose kernel every client of a batched computation has for itself; traces, runs nothing."""
+    """Count the convolutions whose kernel every client of a batched computation has for itself, by tracing alone."""
     if all(leaf.ndim < 3 for leaf in jax.tree.leaves((params, model_state))):
         return 0
 
@@ -121,7 +124,8 @@ def _batch(data: ClientData, client: int, count: int, size: int, seed: int) -> B
     order = np.arange(start, start + count) if data.order is None else np.asarray(data.order[start : start + count])
     total = len(next(iter(data.arrays.values())))
     index = np.concatenate([order, np.random.default_rng(seed).integers(total, size=size - count)])
-    return {**{name: np.asarray(array[index]) for name, array in data.arrays.items()}, "mask": np.arange(size) < count}
+    samples: dict[str, Any] = {name: np.asarray(array[index]) for name, array in data.arrays.items()}
+    return {**samples, "mask": np.arange(size) < count}
 
 
 def _loss(loss_fn: AnyLossFn, key: Key, params: Params, model_state: PyTree, batch: Batch) -> Scalar:
