@@ -12,7 +12,8 @@ QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quanto_qmap.json")
 #: Says that an adapter's weights are to be added.
 ADAPTER = "adapter_config.json"
-OFF, ONE = (None, False, "", [], {}), (None, 1)
+OFF: tuple[Any, ...] = (None, False, "", [], {})
+ONE: tuple[Any, ...] = (None, 1)
 #: Keys of ``config.json`` that change results though no array of weights shows it, and their values that do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "alibi": OFF,
@@ -69,7 +70,8 @@ def _scheme(found: Any) -> str:
     """The name of a scheme and what it says of its bits."""
     if not isinstance(found, dict):
         return f"{found!r:.80}"
-    about = found.get("quantization") if isinstance(found.get("quantization"), dict) else found
+    inner = found.get("quantization")
+    about = inner if isinstance(inner, dict) else found
     names = "quant_method", "quant_algo", "quant_type", "format", "fmt"
     bits = "bits", "w_bit", "load_in_4bit", "load_in_8bit"
     named = [str(about[name]) for name in names if about.get(name)]
