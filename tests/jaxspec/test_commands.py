@@ -56,6 +56,18 @@ def test_a_pair_needs_no_draft(capsys):
     assert found["stats"]["accepted"] > 0
 
 
+def test_a_target_of_no_numbers_ends_the_command_with_what_was_written(tmp_path, capsys):
+    """Here nothing was, since even its first logits are NaN."""
+    target = small.pair().target
+    spoilt = jax.tree.map(lambda leaf: leaf.at[...].set(np.nan), target.params["layers"][1])
+    layers = [target.params["layers"][0], spoilt]
+    jaxspec.save_huggingface(target._replace(params={**target.params, "layers": layers}), tmp_path / "nan")
+    where = ["--target", str(tmp_path / "nan"), "--max-new-tokens", "4", "--method", "autoregressive"]
+    with pytest.raises(SystemExit, match=r"jaxspec: .* NaN or infinity in sequence 0 \(position \d+\).*layers/1"):
+        main(["generate", *where, "--prompt", PROMPT])
+    assert capsys.readouterr().out.strip() == ""
+
+
 def test_people_see_the_prompt_and_what_follows(small_pair, expected, capsys):
     where = ["--target", str(small_pair)]
     main(["generate", *where, "--prompt", PROMPT, "--max-new-tokens", "12", "--method", "autoregressive"])
