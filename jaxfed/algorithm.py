@@ -139,7 +139,7 @@ class CohortResult(NamedTuple):
     """What a plan returns.
 
     Attributes:
-      message: weighted sums over the clients used, and the plain sum of `Message.total`.
+      message: weighted sums over the clients used, and the plain sum of `Message.total`; in float32 or wider.
       weight: sum of the weights of the clients used, [].
       rows: the new rows [C, ...]; unused clients keep theirs.
       clients: facts about every slot, leaves [C, ...].
@@ -204,22 +204,44 @@ class ServerUpdate(NamedTuple):
     reads: tuple[str, ...] = ()
 
 
+class Noise(Protocol):
+    """What noise on a cohort's sum presumes; `jaxfed.privacy.Central` is one."""
+
+    @property
+    def max_norm(self) -> float:
+        """Largest norm C of a message."""
+        ...
+
+    @property
+    def sampler(self) -> Any:
+        """How cohorts are drawn."""
+        ...
+
+    @property
+    def num_clients(self) -> int:
+        """Size N of the population."""
+        ...
+
+
 class Aggregate(NamedTuple):
     """How the messages of a cohort become the one that the server reads.
 
     Attributes:
-      combine: `combine(result, cohort, key) -> (message, used)`, the message as the server update takes it, and which
+      combine: `combine(result, cohort, key) -> (message, used)`, the message that the server update takes, and which
         clients count as having taken part, bool [C]; the rows of the others stay as they were.
       gathers: whether `result.message` holds every client's message, leaves [C, ...], in the place of their sums.
       name: for records.
-      always: whether the server takes the message of a round without clients as well: noise that hides who took part
-        must be there when nobody did.
+      least: clients that it needs; a round with fewer uses none of them.
+      noise: what its noise presumes, None without noise. The server then takes the message of a round without clients
+        too, since its noise must be there when nobody took part; and a deployment draws cohorts, and the key of
+        `combine`, from entropy of the server's own.
     """
 
     combine: Callable[[CohortResult, Cohort, Key], tuple[Message, Array]]
     gathers: bool = False
     name: str = "mean"
-    always: bool = False
+    least: int = 1
+    noise: Noise | None = None
 
 
 class Insides(NamedTuple):
@@ -233,6 +255,10 @@ class Insides(NamedTuple):
       aggregate: how messages of a cohort become one.
       averages_state: whether clients send model state.
       loss_fn: what clients minimise; None where it is not known.
+      max_norm: norm that no message exceeds, None where nothing bounds it.
+      secret: whether clients add noise that nobody else may know.
+      uplinks: how many times messages are transformed, each with keys of its own.
+      coding: how an array of a message is written down, from how it lies in memory (`jaxfed.uplink.Coding`).
     """
 
     learning_rate: Callable[[Array], Scalar]
@@ -241,6 +267,10 @@ class Insides(NamedTuple):
     aggregate: Aggregate
     averages_state: bool = False
     loss_fn: AnyLossFn | None = None
+    max_norm: float | None = None
+    secret: bool = False
+    uplinks: int = 0
+    coding: Callable[[Any], Any] = lambda before: before
 
 
 class StepFn(Protocol):
@@ -266,7 +296,8 @@ class FederatedAlgorithm(NamedTuple):
       step: `step(server, cohort, key) -> (server, rows, info)`, one round. The key is the run's and the same in every
         round: round, client id and local step are folded in here.
       client_update: `client_update(server, member, key, fetch=...) -> ClientUpdate`: the client's half of `step`, for a
-        deployment whose clients are elsewhere; member is one slice of a cohort.
+        deployment whose clients are elsewhere; member is one slice of a cohort. Where `insides.secret`, it takes
+        `noise_key` as well: None derives the noise from `key`, as a simulation does.
       server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the cohort's message.
       hyperparameters: what the factory was given, for records and for the check that a resumed run is the same one.
       insides: parts that another algorithm can be built of; `jaxfed.compose.compose` fills them in.

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from jaxfed import corrections, plans, tree
 from jaxfed.algorithm import (
+    ClientFn,
     ClientInfo,
     ClientRow,
     ClientUpdate,
@@ -128,10 +129,22 @@ def stepping(
         rows = result.rows if used is result.used else tree.where(used, result.rows, cohort.rows)
         result = result._replace(used=used, rows=rows)
         info = round_info(result, message, cohort, insides.learning_rate(server.round))
-        received = jnp.maximum(info.num_used, 1) if insides.aggregate.always else info.num_used
+        if _narrow((server.params, server.model_state)):
+            message = tree.cast_like(message, _sent(member_update, cohort, round_key))
+        received = info.num_used if insides.aggregate.noise is None else jnp.maximum(info.num_used, 1)
         return server_update(server, message, received), rows, info
 
     return step
+
+
+def _narrow(values: PyTree) -> bool:
+    """Whether some of it is added up in a wider dtype than its own."""
+    return any(leaf.dtype != tree.wide(leaf.dtype) for leaf in jax.tree.leaves(values))
+
+
+def _sent(client: ClientFn, cohort: Cohort, key: Key) -> Message:
+    """Shapes and dtypes of one client's message."""
+    return jax.eval_shape(lambda: client(jax.tree.map(lambda leaf: leaf[0], cohort), key).message)
 
 
 def client_info(found: ClientResult, member: Cohort) -> ClientInfo:

@@ -28,7 +28,7 @@ def quantise(bits: int = 8) -> Transform:
     levels = 2 ** (int(bits) - 1) - 1
 
     def rounded(leaf: Array, key: Key) -> Array:
-        scale = jnp.max(jnp.abs(leaf.astype(jnp.float32))) / levels
+        scale = jnp.max(jnp.abs(leaf.astype(jnp.float32)), initial=0.0) / levels
         steps = leaf.astype(jnp.float32) / jnp.where(scale > 0, scale, 1.0)
         whole = jnp.clip(jnp.floor(steps + jax.random.uniform(key, leaf.shape)), -levels, levels)
         return (scale * whole).astype(leaf.dtype)
@@ -37,7 +37,7 @@ def quantise(bits: int = 8) -> Transform:
         return tree.map_with_keys(rounded, message, key), state
 
     def coding(before: Coding) -> Coding:
-        return Coding(before.values, int(bits), before.extra + 32, before.size)
+        return Coding(before.values, int(bits), before.extra + 32 * (before.size > 0), before.size)
 
     return Transform(lambda message: (), apply, coding, f"quantise(bits={bits})")
 

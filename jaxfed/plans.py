@@ -147,7 +147,7 @@ def client_keys(key: Key, ids: Array) -> Key:
 
 
 def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
-    """Sums of the messages [C, ...] over the clients present and finite; the others keep their row."""
+    """Sums of the messages [C, ...] over the clients present and finite, in float32 or wider; others keep their row."""
     present = cohort.ids >= 0
     finite = jax.vmap(tree.all_finite)((updates.message, updates.row))
     used = present & finite
@@ -165,8 +165,10 @@ def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
 
 
 def weighted_sum(values: Tree, cohort: Cohort, used: Array) -> Tree:
-    """Σ over the clients used of wᵢ·valuesᵢ, leaves [C, ...] → [...]; wᵢ = 1 without weights."""
-    return tree.masked_sum(values if cohort.weights is None else tree.scale_rows(cohort.weights, values), used)
+    """Σ over the clients used of wᵢ·valuesᵢ, leaves [C, ...] → [...], in float32 or wider; wᵢ = 1 without weights."""
+    if cohort.weights is not None:
+        values = tree.scale_rows(cohort.weights, tree.widened(values))
+    return tree.masked_sum(values, used)
 
 
 def gathered(plan: Plan, client: ClientFn, cohort: Cohort, key: Key) -> CohortResult:

@@ -75,10 +75,13 @@ def play(recipe: Recipe, server: Server, cohort: Cohort, world: World) -> tuple[
     return recipe.algorithm.step(server, cohort, training_key(recipe.seed), plan=recipe.plan, fetch=fetch)
 
 
-def play_alone(recipe: Recipe, server: Server, row: ClientRow, data: ClientData, client: Array) -> ClientUpdate:
+def play_alone(
+    recipe: Recipe, server: Server, row: ClientRow, data: ClientData, client: Array, noise_key: Key
+) -> ClientUpdate:
     """What one client does in the server's round, where its own samples are all there is.
 
-    Its batches, keys and steps are those that it has in a cohort.
+    Its batches, keys and steps are those that it has in a cohort; noise that nobody else may know is made of a key of
+    its own.
 
     Args:
       recipe: `recipe.longest` is the client's own number of samples; `recipe.plan` plays no part.
@@ -86,6 +89,7 @@ def play_alone(recipe: Recipe, server: Server, row: ClientRow, data: ClientData,
       row: the client's.
       data: of this client alone.
       client: its id, int32 [].
+      noise_key: of entropy that only the client has; used where `insides.secret`.
     """
 
     def own(key: Key) -> Key:
@@ -93,7 +97,9 @@ def play_alone(recipe: Recipe, server: Server, row: ClientRow, data: ClientData,
 
     index, mask = recipe.batching.slots(own(batch_key(recipe.seed)), data.lengths[0], recipe.longest)
     member, fetch = Cohort(client, row, {INDEX: index, "mask": mask}), functools.partial(fetched, data)
-    return recipe.algorithm.client_update(server, member, own(training_key(recipe.seed)), fetch)
+    insides = recipe.algorithm.insides
+    secret = {"noise_key": noise_key} if insides is not None and insides.secret else {}
+    return recipe.algorithm.client_update(server, member, own(training_key(recipe.seed)), fetch, **secret)
 
 
 def training_key(seed: int) -> Key:

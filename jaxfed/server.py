@@ -106,8 +106,13 @@ def aligned_dual_mean(ascent_radius: float) -> ServerUpdate:
 
 
 def running_mean(mean_of_rows: Params, received: Received) -> Params:
-    """m + 1/N · Σ over Sₜ of changes: the mean over all N clients' rows, of which only the cohort's changed."""
-    return tree.total(mean_of_rows, tree.scale(1.0 / received.num_clients, received.message.total))
+    """m + 1/N · Σ over Sₜ of changes: the mean over all N clients' rows, of which only the cohort's changed.
+
+    It is kept in the parameters' dtype. In bfloat16 a change below 1/256 of it is lost: keep parameters in float32, and
+    compute in bfloat16 by `jaxfed.mixed_precision`.
+    """
+    change = tree.scale(1.0 / received.num_clients, tree.widened(received.message.total))
+    return tree.cast_like(tree.total(tree.widened(mean_of_rows), change), mean_of_rows)
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

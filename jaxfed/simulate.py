@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cache
@@ -32,6 +33,12 @@ from jaxfed.samplers import FixedSize, Sampler, cohorts, first_cohort, recorded
 from jaxfed.state import carrying, check_alone, put_back, take, warn_if_done
 from jaxfed.stores import DeviceStore
 from jaxfed.types import Params
+from jaxfed.uplink import check_cohorts
+
+TOO_FEW = (
+    "a round had fewer clients with finite results than its aggregate needs, and changed nothing: it has 0 as num_used "
+    "in the history; draw more clients, or let the aggregate withstand fewer poisoned ones"
+)
 
 LONGEST_BLOCK = 32
 """Rounds that are one program at most."""
@@ -197,6 +204,7 @@ def simulate(
     if mesh is not None:
         check_divides(mesh, sampler.num_slots(num_clients))
     world = World(data, weights_of(client_weights, data.lengths))
+    check_cohorts(algorithm, sampler, num_clients, world.weights is not None)
     on_one_device = mesh is None and not isinstance(plan, Sharded)
     recipe = Recipe(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = algorithm.init_client(server.params, server.model_state)
@@ -255,17 +263,27 @@ def _until(done: int, every: int | None) -> int:
 def check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
     """Raise FloatingPointError, with round and clients, if a round had clients and not one finite result.
 
+    Warn of a round that had some, but fewer than the aggregate needs.
+
     Args:
       infos: facts of rounds, leaves [n, ...].
       first: number of the first of them.
       draw: the cohort of a round.
     """
-    for number in np.flatnonzero((infos.num_used == 0) & infos.excluded.any(axis=1)):
-        clients = draw(first + int(number))[infos.excluded[number]].tolist()
-        raise FloatingPointError(
-            f"round {first + number}: every client returned NaN or infinity: clients {clients}; "
-            "lower client_learning_rate, set clip_norm, or look at their data"
-        )
+    for number in np.flatnonzero(infos.num_used == 0):
+        ids, excluded = draw(first + int(number)), infos.excluded[number]
+        if np.any((ids >= 0) & ~excluded):
+            warnings.warn(TOO_FEW, stacklevel=3)
+        elif excluded.any():
+            raise diverged(first + int(number), ids[excluded])
+
+
+def diverged(number: int, clients: np.ndarray) -> FloatingPointError:
+    """The error of a round without one finite result."""
+    return FloatingPointError(
+        f"round {number}: every client returned NaN or infinity: clients {clients.tolist()}; "
+        "lower client_learning_rate, set clip_norm, or look at their data"
+    )
 
 
 def batching_of(batch_size: int, local_steps: int | None, local_epochs: int | None) -> Steps | Epochs:

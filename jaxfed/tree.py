@@ -68,11 +68,25 @@ def scale_rows(factors: Array, tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jnp.expand_dims(factors.astype(leaf.dtype), range(1, leaf.ndim)) * leaf, tree)
 
 
+def wide(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype in which numbers of `dtype` are added up: float32 for narrower floating-point ones, else the same."""
+    narrow = jnp.issubdtype(dtype, jnp.inexact) and jnp.dtype(dtype).itemsize < 4
+    return jnp.dtype(jnp.float32 if narrow else dtype)
+
+
+def widened(values: Tree) -> Tree:
+    """`values` in the dtypes in which they are added up."""
+    return jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), values)
+
+
 def masked_sum(values: Tree, mask: Array) -> Tree:
-    """Sum of `values`, leaves [C, ...], over the entries that `mask` [C] marks; the others may hold anything."""
+    """Sum of `values`, leaves [C, ...], over the entries that `mask` [C] marks; the others may hold anything.
+
+    Sums are in float32 or wider: those of many narrow numbers would stand still.
+    """
 
     def add(leaf: Array) -> Array:
-        return jnp.sum(leaf, axis=0, where=jnp.expand_dims(mask, range(1, leaf.ndim)))
+        return jnp.sum(leaf, axis=0, dtype=wide(leaf.dtype), where=jnp.expand_dims(mask, range(1, leaf.ndim)))
 
     return jax.tree.map(add, values)
 
@@ -85,14 +99,16 @@ def masked_mean(values: Tree, mask: Array) -> Tree:
       mask: bool, the axes to average over, for instance [B] for samples or [B, T] for tokens.
 
     Returns:
-      The mean with the axes of the mask removed. Absent entries may hold anything, NaN included.
+      The mean with the axes of the mask removed, in the dtype of the values, computed in float32 or wider. Absent
+      entries may hold anything, NaN included.
     """
     axes = tuple(range(mask.ndim))
 
     def mean(leaf: Array) -> Array:
         leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(jnp.float32)
         present = jnp.where(jnp.expand_dims(mask, range(mask.ndim, leaf.ndim)), leaf, jnp.zeros((), leaf.dtype))
-        return jnp.sum(present, axis=axes) / jnp.maximum(jnp.sum(mask), 1).astype(leaf.dtype)
+        added = jnp.sum(present, axis=axes, dtype=wide(leaf.dtype))
+        return (added / jnp.maximum(jnp.sum(mask), 1).astype(added.dtype)).astype(leaf.dtype)
 
     return jax.tree.map(mean, values)
 
@@ -116,11 +132,11 @@ def map_with_keys(function: Callable[[Array, Key], Array], values: Tree, key: Ke
     return jax.tree.unflatten(structure, changed)
 
 
-def normal_like(values: Tree, deviation: float, key: Key) -> Tree:
-    """Independent Gaussian noise of this standard deviation, like `values`."""
+def noised(values: Tree, deviation: float, key: Key) -> Tree:
+    """`values` and independent Gaussian noise of this standard deviation, added in float32 or wider."""
 
-    def draw(leaf: Array, leaf_key: Key) -> Array:
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
-        return (deviation * jax.random.normal(leaf_key, leaf.shape, wide)).astype(leaf.dtype)
+    def add(leaf: Array, leaf_key: Key) -> Array:
+        noise = deviation * jax.random.normal(leaf_key, leaf.shape, wide(leaf.dtype))
+        return (leaf.astype(noise.dtype) + noise).astype(leaf.dtype)
 
-    return map_with_keys(draw, values, key)
+    return map_with_keys(add, values, key)

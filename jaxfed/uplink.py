@@ -5,16 +5,15 @@ a running sum on the server stays the sum of all clients' rows.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxfed import tree
+from jaxfed import plans, tree
 from jaxfed.algorithm import (
     Aggregate,
     ClientRow,
@@ -28,10 +27,19 @@ from jaxfed.algorithm import (
     as_given,
 )
 from jaxfed.compose import stepping
+from jaxfed.samplers import Sampler
 from jaxfed.types import Key, Params
 
+UNWEIGHTED = (
+    "expected clients that count alike and send no model state, or one of them could count for more than the noise "
+    'covers; leave client_weights "uniform" and model state local or frozen'
+)
+
 STREAM = 2**32 - 1
-"""Folded into a client's key for its transforms, and into the round's for the server's noise; no step, no client."""
+"""Folded into a client's key for its transforms, and into the round's for the server's noise; no step, no client.
+
+Transforms around an algorithm that has some already take the number below, and so on.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +72,19 @@ class Transform(NamedTuple):
       apply: `apply(message, state, key) -> (message, state)`: what the server receives, and what the client keeps.
       coding: how an array is written down after it, from how it was before.
       name: for records.
+      max_norm: `max_norm(before) -> after`: the norm that what depends on the client's data in a message never exceeds
+        after it, from that before it; None where nothing bounds it. By default None: noise for privacy is refused where
+        a transform that does not say so comes after the clip.
+      secret: whether it adds noise that nobody else may know. A deployment then gives it a key from entropy of the
+        client's own in the place of one that is derived from the run's seed.
     """
 
     init: Callable[[Message], PyTree]
     apply: Callable[[Message, PyTree, Key], tuple[Message, PyTree]]
     coding: Callable[[Coding], Coding] = lambda before: before
     name: str = "transform"
+    max_norm: Callable[[float | None], float | None] = lambda before: None
+    secret: bool = False
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -90,13 +105,20 @@ def chain(*transforms: Transform) -> Transform:
             before = each.coding(before)
         return before
 
-    return Transform(init, apply, coding, ", ".join(each.name for each in transforms))
+    def max_norm(before: float | None) -> float | None:
+        for each in transforms:
+            before = each.max_norm(before)
+        return before
+
+    secret = any(each.secret for each in transforms)
+    return Transform(init, apply, coding, ", ".join(each.name for each in transforms), max_norm, secret)
 
 
 def error_feedback(transform: Transform) -> Transform:
     """Keep what a lossy transform C left out and send it later: m̂ = C(m + e), e ← m + e − m̂; e is 0 at first.
 
-    The residual e is like the message and lies in the client's row.
+    The residual e is like the message and lies in the client's row. A `jaxfed.privacy.clip` belongs after it: what a
+    clip inside cuts off is kept as well, and the residual grows without bound while messages are longer than the clip.
 
     Source: Seide et al., 1-bit SGD, Interspeech 2014; Karimireddy et al., ICML 2019 (arXiv 1901.09847), Algorithm 2.
     """
@@ -110,7 +132,8 @@ def error_feedback(transform: Transform) -> Transform:
         sent, inner = transform.apply(wanted, inner, key)
         return sent, (tree.difference(wanted, sent), inner)
 
-    return Transform(init, apply, transform.coding, f"error_feedback({transform.name})")
+    name = f"error_feedback({transform.name})"
+    return Transform(init, apply, transform.coding, name, lambda before: transform.max_norm(None), transform.secret)
 
 
 def uplink(
@@ -132,26 +155,37 @@ def uplink(
       An algorithm whose `RoundInfo.client.sent_bytes` tells the size of a message as it is written down.
 
     Raises:
-      ValueError: an algorithm that was not composed, or whose clients send model state, which no transform touches.
+      ValueError: an algorithm that was not composed, or whose clients send model state, which no transform touches;
+        noise for privacy where the last that changes a message is not a clip to the norm by which noise is measured.
     """
-    insides = _insides(algorithm, bool(transforms))
-    insides = insides._replace(aggregate=aggregate or insides.aggregate)
-    transform = chain(*transforms)
+    before, transform = _insides(algorithm, bool(transforms)), chain(*transforms)
+    insides = before._replace(
+        aggregate=aggregate or before.aggregate,
+        max_norm=transform.max_norm(before.max_norm),
+        secret=before.secret or transform.secret,
+        uplinks=before.uplinks + bool(transforms),
+        coding=lambda array: transform.coding(before.coding(array)),
+    )
+    _check_noise(insides, transform.name)
 
     def init_client(params: Params, model_state: PyTree = ()) -> ClientRow:
         row = algorithm.init_client(params, model_state)
         message = insides.message(jax.tree.map(jnp.asarray, params))
         return row._replace(uplink=(row.uplink, transform.init(message))) if transforms else row
 
-    def client_update(server: Server, member: Cohort, key: Key, fetch: Fetch = as_given) -> ClientUpdate:
+    def client_update(
+        server: Server, member: Cohort, key: Key, fetch: Fetch = as_given, noise_key: Key | None = None
+    ) -> ClientUpdate:
+        more = {"noise_key": noise_key} if before.secret else {}
         if not transforms:
-            return algorithm.client_update(server, member, key, fetch)
-        before, kept = member.rows.uplink
-        inner = member._replace(rows=member.rows._replace(uplink=before))
-        update = algorithm.client_update(server, inner, key, fetch)
-        sent, kept = transform.apply(update.message, kept, jax.random.fold_in(key, STREAM))
+            return algorithm.client_update(server, member, key, fetch, **more)
+        others, kept = member.rows.uplink
+        inner = member._replace(rows=member.rows._replace(uplink=others))
+        update = algorithm.client_update(server, inner, key, fetch, **more)
+        own = noise_key if transform.secret and noise_key is not None else key
+        sent, kept = transform.apply(update.message, kept, jax.random.fold_in(own, STREAM - before.uplinks))
         row = update.row._replace(memory=_advanced(insides, update, sent), uplink=(update.row.uplink, kept))
-        return ClientUpdate(sent, row, update.info._replace(sent_bytes=jnp.float32(size(sent, transform))))
+        return ClientUpdate(sent, row, update.info._replace(sent_bytes=jnp.float32(size(sent, insides))))
 
     step = stepping(client_update, algorithm.server_update, insides)
     told = _told(algorithm.hyperparameters, transform if transforms else None, aggregate)
@@ -160,9 +194,9 @@ def uplink(
     )
 
 
-def size(message: Message, transform: Transform) -> int:
-    """Bytes of a message as it is written down after `transform`."""
-    return sum(transform.coding(plain(leaf)).num_bytes for leaf in jax.tree.leaves(message))
+def size(message: Message, insides: Insides) -> int:
+    """Bytes of a message as the algorithm's clients write it down."""
+    return sum(insides.coding(plain(leaf)).num_bytes for leaf in jax.tree.leaves(message))
 
 
 def plain(leaf: Array) -> Coding:
@@ -172,7 +206,7 @@ def plain(leaf: Array) -> Coding:
 
 def index_bits(entries: int) -> int:
     """Bits that name one of so many entries."""
-    return max(1, math.ceil(math.log2(entries)))
+    return max(1, (entries - 1).bit_length())
 
 
 def _advanced(insides: Insides, update: ClientUpdate, sent: Message) -> PyTree:
@@ -191,6 +225,46 @@ def _insides(algorithm: FederatedAlgorithm, transformed: bool) -> Insides:
             'touches; take policy="local" or "frozen"'
         )
     return algorithm.insides
+
+
+def check_cohorts(algorithm: FederatedAlgorithm, sampler: Sampler, num_clients: int, weighted: bool) -> None:
+    """Raise ValueError unless the algorithm's aggregate can do with the cohorts of a run, before the run begins.
+
+    Args:
+      algorithm: the run's.
+      sampler: the run's.
+      num_clients: N.
+      weighted: whether clients have weights.
+    """
+    aggregate = algorithm.insides.aggregate if algorithm.insides else plans.MEAN
+    if (slots := sampler.num_slots(num_clients)) < aggregate.least:
+        raise ValueError(
+            f"expected cohorts of {aggregate.least} clients or more for {aggregate.name}, got {slots} slots; "
+            "draw more clients"
+        )
+    if (noise := aggregate.noise) is None:
+        return
+    if (sampler, num_clients) != (noise.sampler, noise.num_clients):
+        built = f"{noise.sampler} of {noise.num_clients} clients"
+        raise ValueError(
+            f"expected the sampling that {aggregate.name} was built for, {built}, got {sampler} of {num_clients}; "
+            "give both the same, or noise and ε are those of another run"
+        )
+    if weighted:
+        raise ValueError(UNWEIGHTED)
+
+
+def _check_noise(insides: Insides, transforms: str) -> None:
+    noise = insides.aggregate.noise
+    if noise is not None and insides.max_norm != noise.max_norm:
+        raise_unclipped(insides.aggregate.name, noise.max_norm, insides.max_norm, transforms)
+
+
+def raise_unclipped(noise: str, expected: float, got: float | None, transforms: str = "") -> NoReturn:
+    """Raise the ValueError of noise, by name, for messages of another norm than it is measured by."""
+    after = f" after {transforms}" if transforms else ""
+    found = f"messages whose norm nothing bounds{after}" if got is None else f"a clip to {got}"
+    raise ValueError(f"expected privacy.clip({expected}) last, before {noise}, got {found}; clip after what compresses")
 
 
 def _told(before: Mapping[str, Any], transform: Transform | None, aggregate: Aggregate | None) -> Mapping[str, Any]:

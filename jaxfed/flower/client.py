@@ -17,7 +17,7 @@ from jaxfed.data.tables import from_dataset
 from jaxfed.flower.instruction import Instruction, Member, Sample, check_same, described, same_algorithm
 from jaxfed.flower.records import pack, unpack
 from jaxfed.flower.rows import Rows
-from jaxfed.flower.training import ClientRound, client_round, server_like
+from jaxfed.flower.training import ClientRound, client_round, own_key, server_like
 from jaxfed.identity import batch_size_of, of_client
 from jaxfed.plans import vmap
 from jaxfed.rounds import Recipe
@@ -42,6 +42,9 @@ def client_app(
     mods: Sequence[Any] = (),
 ) -> ClientApp:
     """A ClientApp of one client: the local update that `jaxfed.simulate` vmaps, from the same keys and batches.
+
+    Noise of `jaxfed.privacy.local_noise` is made of entropy of the client's own: nobody can make it again, so that it
+    differs from the noise of a simulation.
 
     A SuperNode says which client it is, from 0: `flower-supernode --node-config "partition-id=3"`. The client's row
     lies at `<directory>/<run>/<client>`, one checkpoint for every round that the server may come back to. An error of
@@ -112,7 +115,7 @@ class _Client:
         first = unpack(content.array_records["row"], made.row, what="a new client's row", zeros=False)
         work = made.work(told.batching, told.seed, int(data.lengths[0]))
         with Rows(self._place(context) / told.run / f"client-{client:06d}", first) as rows:
-            update = work(server, rows.after(told.counted), data, jnp.int32(client))
+            update = work(server, rows.after(told.counted), data, jnp.int32(client), own_key())
             rows.keep(int(server.round), update.row, told.since)
         return RecordDict({"message": pack(update.message, deflate=True), "info": pack(update.info)})
 

@@ -15,7 +15,7 @@ from jaxfed.flower.instruction import Instruction, described, same_algorithm, sa
 from jaxfed.flower.records import RefusedError, pack, unpack
 from jaxfed.flower.roster import Roster, log
 from jaxfed.flower.rows import NEVER
-from jaxfed.flower.training import server_round, update_like
+from jaxfed.flower.training import own_key, server_round, update_like
 from jaxfed.history import History, RunState
 from jaxfed.identity import OF_CLIENT, Identity, batch_size_of, of_client, of_server, of_start
 from jaxfed.rounds import Recipe
@@ -62,7 +62,7 @@ class Deployment:
         updates = self._checked(replies)
         slots = np.array([client if client in updates else -1 for client in ids.tolist()], np.int32)
         given = self._stacked([updates.get(client) for client in slots.tolist()])
-        self.server, info = self._finish(self.server, slots, self._weights(ids, client_weights), given)
+        self.server, info = self._finish(self.server, slots, self._weights(ids, client_weights), given, own_key())
         info = jax.tree.map(np.asarray, info)
         self.counted[slots[info.used]] = number
         return info, {"num_missing": len(drawn) - len(replies), "num_refused": len(replies) - len(updates)}

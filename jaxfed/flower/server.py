@@ -1,5 +1,7 @@
 """The server's side: rounds over a Flower grid, with the cohorts and the results of `jaxfed.simulate`."""
 
+import functools
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +17,15 @@ from jaxfed.checks import check_range, plain
 from jaxfed.engines import Draw
 from jaxfed.flower.deployment import Deployment, Seconds
 from jaxfed.flower.roster import Roster, log
+from jaxfed.flower.training import adds_noise
 from jaxfed.history import History, RunState
 from jaxfed.plans import name_of, vmap
 from jaxfed.resume import Checkpointing, Saver
 from jaxfed.rounds import Recipe
 from jaxfed.samplers import Sampler, cohorts
-from jaxfed.simulate import Callback, Evaluate, Weights, batching_of, check_finite, config_of, sampler_of, weights_of
+from jaxfed.simulate import Callback, Evaluate, Weights, batching_of, config_of, diverged, sampler_of, weights_of
 from jaxfed.state import carrying, nothing_trained
+from jaxfed.uplink import check_cohorts
 
 KIND = "jaxfed.flower"
 
@@ -77,6 +81,9 @@ def serve(
     goes back to what it was, and the running sums stay the sums of all clients' rows. All clients may be without one:
     then the round changes nothing.
 
+    Under `jaxfed.privacy.central_noise` the noise and the cohorts are made of entropy of the server's own, since every
+    client knows the seed: nobody can make them again, and the results differ from those of `simulate`.
+
     Args:
       grid: Flower's.
       algorithm: from a factory such as `jaxfed.fedspeed`.
@@ -119,8 +126,9 @@ def serve(
     check_range("evaluate_every", evaluate_every, least=1, whole=True)
     rounds, seed = plain(rounds), plain(seed)
     plan, sampler, num_clients = plan or vmap(), sampler_of(cohort_size, sampler), int(server.num_clients)
-    slots, draw, finite = sampler.num_slots(num_clients), cohorts(sampler, seed, num_clients), _Finite()
-    weights_of(client_weights, np.ones(num_clients))
+    slots, draw, finite = sampler.num_slots(num_clients), _draws(algorithm, sampler, seed, num_clients), _Finite()
+    weighted = weights_of(client_weights, np.ones(num_clients)) is not None
+    check_cohorts(algorithm, sampler, num_clients, weighted)
     batching = batching_of(batch_size, local_steps, local_epochs)
     recipe = Recipe(algorithm, batching, plan, longest=0, seed=seed)
     deployment = Deployment(recipe, batching, server, Roster(grid, num_clients), Seconds(patience, timeout), slots)
@@ -147,6 +155,13 @@ def serve(
     return deployment.server, history
 
 
+def _draws(algorithm: FederatedAlgorithm, sampler: Sampler, seed: int, num_clients: int) -> Draw:
+    """The cohort of every round: of the seed, or under noise of entropy of the server's own, which no client knows."""
+    if not adds_noise(algorithm):
+        return cohorts(sampler, seed, num_clients)
+    return functools.cache(lambda number: cohorts(sampler, secrets.randbits(32), num_clients)(number))
+
+
 class _Finite:
     """Stops a run whose clients return nothing finite, which would otherwise go on without ever changing."""
 
@@ -156,11 +171,14 @@ class _Finite:
     def check(self, info: RoundInfo, number: int, draw: Draw, no_reply: int) -> None:
         """Raise FloatingPointError as `simulate` does; with clients that gave no usable reply only after some rounds.
 
-        One client that always diverges must not stop a run in which the others are offline for a round.
+        One client that always diverges must not stop a run in which the others are offline for a round. Replies that
+        are finite, but fewer than the aggregate needs, are no divergence.
         """
-        if info.num_used:
+        ids, excluded = draw(number), info.excluded
+        replied = int(np.sum(ids >= 0)) - no_reply
+        if info.num_used or excluded.sum() < replied:
             self._in_a_row = 0
-        elif info.excluded.any():
+        elif excluded.any():
             self._in_a_row += 1
             if not no_reply or self._in_a_row >= MOST_NOT_FINITE:
-                check_finite(jax.tree.map(lambda leaf: leaf[None], info), number, draw)
+                raise diverged(number, ids[excluded])

@@ -1,5 +1,6 @@
 """Both halves of a round as compiled functions: a client's work, and what the server makes of the replies."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +16,11 @@ from jaxfed.data.batches import ClientData
 from jaxfed.rounds import Recipe, play_alone, training_key
 from jaxfed.types import Key, Params
 
-ClientRound = Callable[[Server, ClientRow, ClientData, Array], ClientUpdate]
-"""`work(server, row, data, client) -> update`, for the round that the server is in."""
+ClientRound = Callable[[Server, ClientRow, ClientData, Array, Key], ClientUpdate]
+"""`work(server, row, data, client, noise_key) -> update`, for the round that the server is in."""
 
-ServerRound = Callable[[Server, np.ndarray, np.ndarray | None, ClientUpdate], tuple[Server, RoundInfo]]
-"""`finish(server, ids [C], weights [C], updates [C, ...]) -> (server, info)`; id −1 where no reply counts."""
+ServerRound = Callable[[Server, np.ndarray, np.ndarray | None, ClientUpdate, Key], tuple[Server, RoundInfo]]
+"""`finish(server, ids [C], weights [C], updates [C, ...], noise_key) -> (server, info)`; id −1: no reply counts."""
 
 NO_ROW = ClientRow((), ())
 
@@ -49,11 +50,23 @@ def update_like(
     return jax.eval_shape(update, batches)._replace(row=NO_ROW)
 
 
+def own_key() -> Key:
+    """A key that nobody else can know or make again, from the operating system's entropy: for noise that hides."""
+    like = np.asarray(jax.random.key_data(jax.random.key(0)))
+    words = np.frombuffer(secrets.token_bytes(like.nbytes), like.dtype).reshape(like.shape)
+    return jax.random.wrap_key_data(jnp.asarray(words))
+
+
+def adds_noise(algorithm: FederatedAlgorithm) -> bool:
+    """Whether the server adds noise that nobody else may know; then nobody else may know who is drawn either."""
+    return algorithm.insides is not None and algorithm.insides.aggregate.noise is not None
+
+
 def client_round(recipe: Recipe) -> ClientRound:
     """Compile a client's round. If its row is not finite, neither is the message: the server then counts neither."""
 
-    def work(server: Server, row: ClientRow, data: ClientData, client: Array) -> ClientUpdate:
-        update = play_alone(recipe, server, row, data, client)
+    def work(server: Server, row: ClientRow, data: ClientData, client: Array, noise_key: Key) -> ClientUpdate:
+        update = play_alone(recipe, server, row, data, client, noise_key)
         finite = tree.all_finite((update.message, update.row))
         return update._replace(message=jax.tree.map(lambda leaf: jnp.where(finite, leaf, _void(leaf)), update.message))
 
@@ -72,7 +85,9 @@ def server_round(recipe: Recipe) -> ServerRound:
     if insides is None:
         raise ValueError("expected an algorithm with `insides`, got one without; build it with jaxfed.compose.compose")
 
-    def finish(server: Server, ids: Array, weights: Array | None, updates: ClientUpdate) -> tuple[Server, RoundInfo]:
+    def finish(
+        server: Server, ids: Array, weights: Array | None, updates: ClientUpdate, noise_key: Key
+    ) -> tuple[Server, RoundInfo]:
         leaves, structure = jax.tree.flatten(updates)
         replies = {str(at): jnp.expand_dims(leaf, (1, 2)) for at, leaf in enumerate(leaves)}
 
@@ -81,7 +96,8 @@ def server_round(recipe: Recipe) -> ServerRound:
 
         step = stepping(reply, halves.server_update, insides)
         cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool), **replies}, weights)
-        server, _, info = step(server, cohort, training_key(recipe.seed), plan=recipe.plan)
+        key = noise_key if adds_noise(halves) else training_key(recipe.seed)
+        server, _, info = step(server, cohort, key, plan=recipe.plan)
         return server, info
 
     return jax.jit(finish)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jaxfed
 from jaxfed.compression import quantise, top_k
-from jaxfed.privacy import Guarantee, central_noise, clip, epsilon
+from jaxfed.privacy import Central, Guarantee, central_noise, clip, epsilon
 from jaxspec.train import LossFn
 
 
@@ -80,12 +80,28 @@ class Method:
         training: "federated"; "pooled": one client holds all text, as many samples, the best step by validation counts;
             "alone": every client trains a draft of its own, on the batches that it would have had in a federation.
         noise_multiplier: z, of a private one, whose cohorts are drawn by coin flips.
+        max_norm: C, of a private one: the clip of its messages.
     """
 
     name: str
     build: Build
     training: Literal["federated", "pooled", "alone"] = "federated"
     noise_multiplier: float | None = None
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.noise_multiplier is None) != (self.max_norm is None):
+            raise ValueError(
+                f"expected noise_multiplier and max_norm or neither, got {self.noise_multiplier} and {self.max_norm}; "
+                "noise is measured by the clip"
+            )
+
+    def algorithm(
+        self, loss_fn: LossFn, settings: Federation, rate: float, num_clients: int
+    ) -> jaxfed.FederatedAlgorithm:
+        """What `build` makes, under the noise of a private one."""
+        built, noise = self.build(loss_fn, settings, rate), self.mechanism(settings, num_clients)
+        return built if noise is None else jaxfed.uplink(built, clip(noise.max_norm), aggregate=central_noise(noise))
 
     def sampler(self, settings: Federation, num_clients: int) -> Any:
         """Who takes part in a round: ``cohort_size`` clients, in the mean if every client flips a coin."""
@@ -93,16 +109,21 @@ class Method:
             return jaxfed.FixedSize(settings.cohort_size)
         return jaxfed.CoinFlips(settings.cohort_size / num_clients)
 
+    def mechanism(self, settings: Federation, num_clients: int, delta: float | None = None) -> Central | None:
+        """The noise of a private one, δ = 1/(2N) by default; None of a method without noise."""
+        if self.noise_multiplier is None or self.max_norm is None:
+            return None
+        sampler = self.sampler(settings, num_clients)
+        return Central(self.max_norm, self.noise_multiplier, sampler, num_clients, delta or 0.5 / num_clients)
+
     def guarantee(self, settings: Federation, num_clients: int, delta: float | None = None) -> Guarantee | None:
         """(ε, δ) of a client after all rounds, δ = 1/(2N) by default; None of a method without noise.
 
         Raises:
             ImportError: dp-accounting, the extra "privacy", is not installed.
         """
-        if self.noise_multiplier is None:
-            return None
-        sampler = self.sampler(settings, num_clients)
-        return epsilon(self.noise_multiplier, sampler, num_clients, settings.rounds, delta or 0.5 / num_clients)
+        noise = self.mechanism(settings, num_clients, delta)
+        return None if noise is None else epsilon(noise, settings.rounds)
 
 
 def fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
@@ -139,12 +160,8 @@ def private(name: str, max_norm: float, noise_multiplier: float) -> Method:
         max_norm: C.
         noise_multiplier: z; ``Method.guarantee`` says what it buys.
     """
-
-    def build(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
-        noise = central_noise(max_norm, noise_multiplier, settings.cohort_size)
-        return jaxfed.uplink(fedspeed(loss_fn, settings, rate, dual_mean="cohort"), clip(max_norm), aggregate=noise)
-
-    return Method(name, build, noise_multiplier=noise_multiplier)
+    build = partial(fedspeed, dual_mean="cohort")
+    return Method(name, build, noise_multiplier=noise_multiplier, max_norm=max_norm)
 
 
 def transformed(name: str, *transforms: Any) -> Method:

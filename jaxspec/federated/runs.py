@@ -144,7 +144,7 @@ def run(setup: Setup, method: str | Method, rate: float) -> Outcome:
         ValueError: an unknown method, or a cohort larger than the population.
     """
     method = method_of(method)
-    algorithm = method.build(setup.loss, setup.settings, rate)
+    algorithm = method.algorithm(setup.loss, setup.settings, rate, len(setup.problem.clients))
     trained = {"federated": _federated, "pooled": _pooled, "alone": _alone}[method.training]
     return trained(setup, method, algorithm, rate)
 

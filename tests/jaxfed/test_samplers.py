@@ -152,9 +152,10 @@ def test_empty_rounds_are_left_out_of_files_and_pictures(tmp_path):
 
 def test_noise_hides_that_nobody_took_part():
     """The server adds noise in an empty round as in any other, or its parameters would tell."""
-    noise = privacy.central_noise(1.0, 1.0, 2.0)
+    rare = jaxfed.CoinFlips(0.01)
+    noise = privacy.central_noise(privacy.Central(1.0, 1.0, rare, num_clients=5, delta=0.01))
     algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), privacy.clip(1.0), aggregate=noise)
-    server, history = simulate(algorithm, sampler=Listed((NOBODY,)), rounds=1)
+    server, history = simulate(algorithm, sampler=rare, rounds=1)
     start = problems.make_problem(21, np.float32).params
     assert history.rounds["num_used"] == [0]
     assert float(jnp.linalg.norm(server.params["weight"] - start["weight"])) > 0.1
@@ -250,7 +251,8 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     numbers = {"rounds": np.int64(1), "cohort_size": np.int64(2), "batch_size": np.int64(4), "seed": np.int64(3)}
     fedavg = [jaxfed.fedavg(problems.loss_fn, client_learning_rate=rate) for rate in (np.float64(0.25), 0.25)]
     one, _ = simulate(fedavg[0], **numbers, local_steps=np.int64(2), **kept)
-    again, history = simulate(fedavg[1], rounds=1, cohort_size=2, seed=3, **kept)
+    with pytest.warns(jaxfed.NothingTrainedWarning):
+        again, history = simulate(fedavg[1], rounds=1, cohort_size=2, seed=3, **kept)
     chex.assert_trees_all_equal(again, one)
     assert history.rounds["round"] == [1]
 
@@ -261,9 +263,8 @@ def test_what_is_no_number_is_refused(value):
         jaxfed.fedavg(problems.loss_fn, relaxation=value)
 
 
-def test_the_accountant_refuses_what_cannot_be_drawn():
-    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+def test_noise_refuses_what_cannot_be_drawn():
     with pytest.raises(ValueError, match="cohort_size 200 is larger than the population of 100 clients"):
-        privacy.epsilon(1.0, jaxfed.FixedSize(200), 100, 3, 1e-3)
-    with pytest.raises(ValueError, match="expected CoinFlips or FixedSize, got .*rule='reference'"):
-        privacy.epsilon(1.0, jaxfed.CoinFlips(0.1, rule="reference"), 100, 3, 1e-3)
+        privacy.Central(1.0, 1.0, jaxfed.FixedSize(200), 100, 1e-3)
+    with pytest.raises(ValueError, match="expected coins that are independent, got .*rule='reference'"):
+        privacy.Central(1.0, 1.0, jaxfed.CoinFlips(0.1, rule="reference"), 100, 1e-3)

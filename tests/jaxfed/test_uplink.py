@@ -1,5 +1,6 @@
 """Delta transforms, aggregates and the accountant, each with every algorithm that it may meet."""
 
+import dataclasses
 import functools
 import math
 
@@ -19,15 +20,15 @@ from tests.jaxfed.test_conformance import COHORTS, ROWS, mesh_of
 RUNNING = [name for name in ROWS if ROWS[name].running]
 TRANSFORMS = {
     "clip": (privacy.clip(0.3),),
-    "clip, noise": (privacy.clip(0.5), privacy.local_noise(0.5, 0.1)),
+    "clip, noise": (privacy.clip(0.5), privacy.local_noise(privacy.Local(0.5, 0.1, 1e-3))),
     "quantise": (compression.quantise(8),),
     "top_k": (compression.top_k(0.4),),
-    "clip, top_k, quantise": (privacy.clip(2.0), compression.top_k(0.5), compression.quantise(4)),
+    "top_k, quantise, clip": (compression.top_k(0.5), compression.quantise(4), privacy.clip(2.0)),
 }
 AGGREGATES = {
     "median": robust.median(),
     "trimmed_mean": robust.trimmed_mean(0.3),
-    "krum": robust.krum(2, selected=3),
+    "krum": robust.krum(1, selected=3),
     "geometric_median": robust.geometric_median(),
 }
 
@@ -59,7 +60,7 @@ def test_without_transforms_it_is_the_same_algorithm():
     chex.assert_trees_all_equal(same, plain_run)
 
 
-EVERYTHING = "clip, top_k, quantise"
+EVERYTHING = "top_k, quantise, clip"
 SENT = [(name, each) for name in ("fedspeed", "scaffold") for each in TRANSFORMS]
 SENT += [(name, EVERYTHING) for name in RUNNING if (name, EVERYTHING) not in SENT]
 
@@ -220,18 +221,19 @@ def honest() -> float:
     return last_loss(start)
 
 
-ATTACKED = {  # two of five are poisoned; Krum for two would need seven
-    "median": robust.median(),
-    "trimmed_mean": robust.trimmed_mean(0.4),
-    "krum": robust.krum(2, selected=2),
-    "geometric_median": robust.geometric_median(),
+ATTACKED = {  # the aggregate, and who is poisoned of five: Krum for two would need seven
+    "median": (robust.median(), (1, 3)),
+    "trimmed_mean": (robust.trimmed_mean(0.4), (1, 3)),
+    "krum": (robust.krum(1, selected=2), (1,)),
+    "geometric_median": (robust.geometric_median(), (1, 3)),
 }
 
 
 @pytest.mark.parametrize("name", ATTACKED)
-def test_robust_aggregates_withstand_two_poisoned_clients_of_five(name, honest):
-    attacked = poisoned(jaxfed.fedavg(problems.loss_fn, client_learning_rate=0.2), (1, 3))
-    assert last_loss(jaxfed.uplink(attacked, aggregate=ATTACKED[name])) < honest + 0.25
+def test_robust_aggregates_withstand_poisoned_clients(name, honest):
+    aggregate, liars = ATTACKED[name]
+    attacked = poisoned(jaxfed.fedavg(problems.loss_fn, client_learning_rate=0.2), liars)
+    assert last_loss(jaxfed.uplink(attacked, aggregate=aggregate)) < honest + 0.25
 
 
 def test_the_mean_does_not_withstand_them(honest):
@@ -289,23 +291,29 @@ def test_a_client_that_is_not_finite_is_left_out_of_a_median():
     assert info.excluded.tolist() == [False, True, False, False]
 
 
+def central(max_norm: float, multiplier: float, cohort_size: int = 4) -> privacy.Central:
+    return privacy.Central(max_norm, multiplier, jaxfed.FixedSize(cohort_size), 100, 1e-3)
+
+
 def test_central_noise_is_that_of_the_mean():
     """Without noise the plain sum over a constant; with it, its deviation is z·C/n in every entry."""
     sums = Message({"x": jnp.ones(3)}, total={"x": jnp.full(20_000, 4.0)})
     used = jnp.array([True, True, False])
     result = CohortResult(sums, jnp.float32(2), (), (), used, ~used)
     cohort = Cohort(jnp.arange(3), (), {})
-    exact, kept = privacy.central_noise(0.5, 0.0, 4).combine(result, cohort, jax.random.key(0))
+    exact, kept = privacy.central_noise(central(0.5, 0.0)).combine(result, cohort, jax.random.key(0))
     chex.assert_trees_all_close((exact.delta["x"], exact.total["x"][:1]), (jnp.full(3, 0.25), jnp.array([4.0])))
     assert kept.tolist() == used.tolist()
-    noisy, _ = privacy.central_noise(0.5, 3.0, 4).combine(result, cohort, jax.random.key(0))
+    noisy, _ = privacy.central_noise(central(0.5, 3.0)).combine(result, cohort, jax.random.key(0))
     drawn = np.asarray(noisy.total["x"]) - 4.0
     assert abs(drawn.std() - 1.5) < 0.05
     assert abs(drawn.mean()) < 0.05
     mean = Message({"x": jnp.zeros(20_000)})
-    noisy, _ = privacy.central_noise(0.5, 3.0, 4).combine(result._replace(message=mean), cohort, jax.random.key(1))
+    noisy, _ = privacy.central_noise(central(0.5, 3.0)).combine(
+        result._replace(message=mean), cohort, jax.random.key(1)
+    )
     assert abs(np.asarray(noisy.delta["x"]).std() - 0.375) < 0.01
-    local, _ = privacy.local_noise(0.5, 3.0).apply(mean, (), jax.random.key(2))
+    local, _ = privacy.local_noise(privacy.Local(0.5, 3.0, 1e-3)).apply(mean, (), jax.random.key(2))
     assert abs(np.asarray(local.delta["x"]).std() - 1.5) < 0.05
 
 
@@ -313,8 +321,8 @@ def test_noise_differs_by_round_and_client_and_not_by_plan():
     algorithm = jaxfed.uplink(
         jaxfed.fedspeed(problems.loss_fn, dual_mean="cohort"),
         privacy.clip(0.1),
-        privacy.local_noise(0.1, 0.01),
-        aggregate=privacy.central_noise(0.1, 1.0, 2),
+        privacy.local_noise(privacy.Local(0.1, 0.01, 1e-3)),
+        aggregate=privacy.central_noise(central(0.1, 1.0, 2)),
     )
     server = algorithm.init(problem().params, problems.CLIENTS)
     ids = [0, 3]
@@ -336,7 +344,7 @@ def test_epsilon_of_one_full_round_is_the_gaussian_mechanism():
         return 0.5 * (1 + math.erf(value / math.sqrt(2)))
 
     for multiplier in (0.8, 2.0):
-        found = privacy.epsilon(multiplier, jaxfed.CoinFlips(1.0), 100, 1, 1e-5)
+        found = privacy.epsilon(privacy.Central(1.0, multiplier, jaxfed.CoinFlips(1.0), 100, 1e-5), 1)
         e = found.epsilon
         half = 1 / (2 * multiplier)
         exact = normal(half - e * multiplier) - math.exp(e) * normal(-half - e * multiplier)
@@ -347,15 +355,18 @@ def test_epsilon_of_one_full_round_is_the_gaussian_mechanism():
 
 def test_the_accountant_in_both_directions():
     pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
-    poisson, fixed = jaxfed.CoinFlips(0.1), jaxfed.FixedSize(10)
-    multiplier = privacy.noise_for(8.0, poisson, 100, 30, 1e-3, tolerance=0.05)
-    found = privacy.epsilon(multiplier, poisson, 100, 30, 1e-3)
+    poisson, local = privacy.Central(0.5, 1.0, jaxfed.CoinFlips(0.1), 100, 1e-3), privacy.Local(0.5, 4.0, 1e-3)
+    enough = privacy.noise_for(8.0, poisson, 30, tolerance=0.05)
+    assert dataclasses.replace(enough, noise_multiplier=1.0) == poisson
+    found = privacy.epsilon(enough, 30)
     assert 7.0 < found.epsilon <= 8.0
-    assert privacy.epsilon(multiplier, jaxfed.CoinFlips(0.2), 100, 30, 1e-3).epsilon > found.epsilon
-    assert privacy.epsilon(multiplier, fixed, 100, 30, 1e-3).epsilon > found.epsilon
-    assert privacy.epsilon(multiplier, fixed, 100, 30, 1e-3).neighbours == "one client replaced"
-    assert privacy.local_epsilon(4.0, 2, 1e-3).epsilon > privacy.local_epsilon(4.0, 1, 1e-3).epsilon
-    assert privacy.epsilon(1.0, poisson, 100, 0, 1e-3).epsilon == 0.0
+    oftener, fixed = (dataclasses.replace(enough, sampler=s) for s in (jaxfed.CoinFlips(0.2), jaxfed.FixedSize(10)))
+    assert privacy.epsilon(oftener, 30).epsilon > found.epsilon
+    assert privacy.epsilon(fixed, 30).epsilon > found.epsilon
+    assert privacy.epsilon(fixed, 30).neighbours == "one client replaced"
+    assert privacy.epsilon(local, 2).epsilon > privacy.epsilon(local, 1).epsilon
+    assert privacy.epsilon(privacy.noise_for(3.0, local, 2, tolerance=0.1), 2).epsilon <= 3.0
+    assert privacy.epsilon(poisson, 0).epsilon == 0.0
 
 
 @pytest.mark.parametrize(
@@ -366,9 +377,11 @@ def test_the_accountant_in_both_directions():
         (lambda: compression.top_k(1.5), "fraction must be"),
         (lambda: robust.trimmed_mean(0.5), "fraction must be"),
         (lambda: robust.krum(-1), "poisoned must be"),
-        (lambda: privacy.central_noise(1.0, -1.0, 5), "noise_multiplier must be"),
-        (lambda: privacy.epsilon(1.0, jaxfed.CoinFlips(0.1), 100, 3, 0.5), "delta must be"),
-        (lambda: privacy.epsilon(1.0, object(), 100, 3, 1e-3), "expected CoinFlips or FixedSize"),
+        (lambda: privacy.Central(1.0, -1.0, jaxfed.CoinFlips(0.1), 100, 1e-3), "noise_multiplier must be"),
+        (lambda: privacy.Central(1.0, 1.0, jaxfed.CoinFlips(0.1), 100, 0.5), "delta must be"),
+        (lambda: privacy.Central(1.0, 1.0, object(), 100, 1e-3), "expected CoinFlips or FixedSize"),
+        (lambda: privacy.Central(1.0, 1.0, jaxfed.FixedSize(101), 100, 1e-3), "larger than the population"),
+        (lambda: privacy.Local(1.0, 0.0, 1e-3), "noise_multiplier must be"),
         (lambda: jaxfed.uplink(jaxfed.fedavg(problems.loss_fn)._replace(insides=None)), "jaxfed.compose.compose"),
         (lambda: jaxfed.uplink(jaxfed.fedavg(jaxfed.Stateful(problems.loss_fn)), privacy.clip(1.0)), "no model state"),
     ],
@@ -387,9 +400,11 @@ def test_refusals_of_a_cohort():
     krum = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), aggregate=robust.krum(1))
     with pytest.raises(ValueError, match="expected 5 slots or more"):
         krum.step(server, cohort, jax.random.key(0))
-    noisy = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), aggregate=privacy.central_noise(1.0, 1.0, 2))
+    noise = privacy.central_noise(central(1.0, 1.0, 2))
+    noisy = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), privacy.clip(1.0), aggregate=noise)
     with pytest.raises(ValueError, match="count alike"):
-        noisy.step(server, cohort._replace(weights=jnp.ones(2)), jax.random.key(0))
+        rows = cohort.rows._replace(uplink=((), ((),)))
+        noisy.step(server, cohort._replace(weights=jnp.ones(2), rows=rows), jax.random.key(0))
 
 
 def test_a_run_resumes_with_its_residuals_and_refuses_other_transforms(tmp_path):
