@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
