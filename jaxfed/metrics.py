@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxfed.checks import check_range
 from jaxfed.data.batches import ClientData
 from jaxfed.models import ApplyFn
-from jaxfed.tree import masked_mean
+from jaxfed.tree import masked_mean, widened
 from jaxfed.types import Batch, Params, Scalar
 
 Measure = Callable[[Params, Batch], Mapping[str, Array]]
@@ -47,6 +47,7 @@ class Statistics(NamedTuple):
 def statistics(values: Array, edges: Array, mask: Array | None = None) -> Statistics:
     """Statistics of the numbers `values` [n] that `mask` [n] marks (all, without one), in the bins of `edges`."""
     mask = jnp.ones(values.shape, bool) if mask is None else mask
+    values = widened(values)
     edges, count = edges.astype(values.dtype), jnp.sum(mask, dtype=jnp.int32)
     present = jnp.where(mask, values, 0)
     mean = jnp.sum(present) / jnp.maximum(count, 1).astype(values.dtype)
@@ -124,6 +125,7 @@ def worst_mean(
     """Mean of the worst ⌈fraction·n⌉ of the n numbers that `mask` marks, []: smallest or largest ones; NaN of none."""
     check_range("fraction", fraction, above=0.0, most=1.0)
     mask = jnp.ones(values.shape, bool) if mask is None else mask
+    values = widened(values)
     badness = jnp.where(mask, values if lower_is_better else -values, -jnp.inf)
     worst, size = jnp.sort(badness, descending=True), _tail(jnp.sum(mask, dtype=jnp.int32), fraction)
     mean = jnp.sum(worst, where=jnp.arange(len(values)) < size) / size.astype(values.dtype)
@@ -212,6 +214,7 @@ def summary(found: PerClient, lower_is_better: Sequence[str] = ("loss",)) -> dic
         return jnp.where(jnp.any(present), masked_mean(numbers, present), jnp.nan)
 
     for name, means in found.means.items():
+        means = widened(means)
         weights = found.counts.astype(means.dtype)
         told[name] = jnp.sum(weights * means, where=present) / jnp.sum(weights)
         told[f"{name}/client_mean"] = mean = average(means)

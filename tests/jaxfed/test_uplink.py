@@ -402,8 +402,8 @@ def test_refusals_of_a_cohort():
         krum.step(server, cohort, jax.random.key(0))
     noise = privacy.central_noise(central(1.0, 1.0, 2))
     noisy = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), privacy.clip(1.0), aggregate=noise)
+    rows = cohort.rows._replace(uplink=((), ((),)))
     with pytest.raises(ValueError, match="count alike"):
-        rows = cohort.rows._replace(uplink=((), ((),)))
         noisy.step(server, cohort._replace(weights=jnp.ones(2), rows=rows), jax.random.key(0))
 
 
