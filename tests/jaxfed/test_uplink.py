@@ -369,6 +369,11 @@ def test_the_accountant_in_both_directions():
     assert privacy.epsilon(poisson, 0).epsilon == 0.0
 
 
+def stateful_loss(params, model_state, batch, key):
+    loss, aux = problems.loss_fn(params, batch, key)
+    return loss, (model_state, aux)
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -383,7 +388,7 @@ def test_the_accountant_in_both_directions():
         (lambda: privacy.Central(1.0, 1.0, jaxfed.FixedSize(101), 100, 1e-3), "larger than the population"),
         (lambda: privacy.Local(1.0, 0.0, 1e-3), "noise_multiplier must be"),
         (lambda: jaxfed.uplink(jaxfed.fedavg(problems.loss_fn)._replace(insides=None)), "jaxfed.compose.compose"),
-        (lambda: jaxfed.uplink(jaxfed.fedavg(jaxfed.Stateful(problems.loss_fn)), privacy.clip(1.0)), "no model state"),
+        (lambda: jaxfed.uplink(jaxfed.fedavg(jaxfed.Stateful(stateful_loss)), privacy.clip(1.0)), "no model state"),
     ],
 )
 def test_refusals(build, words):
@@ -392,10 +397,8 @@ def test_refusals(build, words):
 
 
 def test_refusals_of_a_cohort():
-    ids = [0, 1]
-    cohort = problems.cohort_of(
-        problem(), ids, problems.indices(problem(), 0, ids, 2, 4), jaxfed.fedavg(problems.loss_fn).init_client({})
-    )
+    ids, row = [0, 1], jaxfed.fedavg(problems.loss_fn).init_client(problem().params)
+    cohort = problems.cohort_of(problem(), ids, problems.indices(problem(), 0, ids, 2, 4), row)
     server = jaxfed.fedavg(problems.loss_fn).init(problem().params, problems.CLIENTS)
     krum = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), aggregate=robust.krum(1))
     with pytest.raises(ValueError, match="expected 5 slots or more"):
