@@ -19,6 +19,7 @@ from jaxfed.flower.roster import Roster, log
 from jaxfed.flower.training import adds_noise
 from jaxfed.history import History, RunState
 from jaxfed.plans import name_of, vmap
+from jaxfed.probing import check_learning_rates
 from jaxfed.resume import Checkpointing, Saver
 from jaxfed.rounds import Recipe
 from jaxfed.samplers import Sampler, cohorts
@@ -134,6 +135,7 @@ def serve(
     config = config_of(recipe, sampler, client_weights, num_clients)
     with Saver(checkpoint, config, deployment.identity, KIND) as saver:
         history = saver.resume(deployment) or deployment.begin(begun)
+        check_learning_rates(algorithm, int(deployment.server.round), rounds)
         history.plan = name_of(plan)
         if 0 < (done := int(deployment.server.round)) >= rounds:
             log.warning(nothing_trained(done, rounds, "the run"))

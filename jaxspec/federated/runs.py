@@ -18,7 +18,7 @@ from jaxspec.federated.examples import Continued, Examples, accepted_length, mea
 from jaxspec.federated.methods import Federation, Method, method_of
 from jaxspec.stream_training import streaming_loss
 from jaxspec.train import LossFn, distillation_loss
-from jaxspec.types import Model, Params
+from jaxspec.types import Array, Model, Params
 
 #: The judge by whom learning rates and the centralised step are chosen.
 VALIDATION = "validation"
@@ -228,7 +228,7 @@ def _alone(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, r
         for slot in np.flatnonzero(ids >= 0).tolist():
             client = int(ids[slot])
             mine = {name: array[slot] for name, array in batches.items()}
-            own[client] = train(own.get(client, start), mine, jax.random.fold_in(round_key, client))
+            own[client] = train(own.get(client, start), mine, jax.random.fold_in(round_key, client), number - 1)
         if number % s.evaluate_every == 0 or number == s.rounds:
             rounds.append(number)
             judged.append(judge_own(setup, own))
@@ -237,11 +237,12 @@ def _alone(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, r
 
 
 def _trained_on(algorithm: jaxfed.FederatedAlgorithm) -> Any:
-    """(params, batches [K, B, ...], key) → params after one client's local steps."""
+    """(params, batches [K, B, ...], key, round) → params after one client's local steps with the round's ηₜ."""
 
-    def train(params: Params, batches: Mapping[str, Any], key: Any) -> Params:
+    def train(params: Params, batches: Mapping[str, Any], key: Any, number: Array) -> Params:
+        server = algorithm.init(params, 1)._replace(round=jnp.asarray(number, jnp.int32))
         member = jaxfed.Cohort(jnp.int32(0), algorithm.init_client(params), dict(batches))
-        moved = algorithm.client_update(algorithm.init(params, 1), member, key).message.delta
+        moved = algorithm.client_update(server, member, key).message.delta
         return jax.tree.map(jnp.add, params, moved)
 
     return train

@@ -14,6 +14,7 @@ from jaxspec import federated, zoo
 from jaxspec.__main__ import main
 from jaxspec.federated import METHODS, Continued, Distilling, Federation, Problem, Settings, Setup
 from jaxspec.federated.examples import accepted_length
+from jaxspec.federated.runs import _trained_on
 from jaxspec.models.store import load_model
 from jaxspec.stream_training import streaming_loss
 from jaxspec.tokenizer import train_tokenizer
@@ -392,6 +393,16 @@ def test_the_command_federates_users_texts(tmp_path, capsys):
 def test_texts_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match="expected .txt files or lines of JSON"):
         federated.read_texts(tmp_path)
+
+
+def test_the_learning_rate_decays_for_clients_that_train_alone():
+    def loss_fn(params, batch, key):
+        return jaxfed.masked_mean(batch["x"] * params["w"], batch["mask"]), {}
+
+    train = _trained_on(jaxfed.fedavg(loss_fn, client_learning_rate=0.5, learning_rate_decay=0.5))
+    batches = {"x": np.ones((1, 2), np.float32), "mask": np.ones((1, 2), bool)}
+    moved = [float(train({"w": np.float32(0)}, batches, jax.random.key(0), number)["w"]) for number in (0, 2)]
+    assert moved == [-0.5, -0.125]
 
 
 def test_nothing_to_judge_by_is_refused():
