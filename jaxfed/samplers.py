@@ -128,10 +128,10 @@ def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np
     """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, whoever wrote the sampler.
 
     Raises:
-      ValueError: a seed above 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
+      ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
         [C], lie outside −1 to N − 1, or come twice.
     """
-    check_range("seed", seed, most=2**32 - 1, whole=True)
+    check_range("seed", seed, least=0, most=2**32 - 1, whole=True)
     slots = sampler.num_slots(num_clients)
     check_range(f"num_slots({num_clients}) of {sampler}", slots, least=1, whole=True)
 
