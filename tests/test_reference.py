@@ -63,7 +63,7 @@ def test_a_name_is_shown_once(hooks):
 def test_what_users_are_told_of_is_public(hooks):
     """Modules that a guide imports from, as modules and not as the functions of the same name."""
     found = hooks("public").modules()
-    assert {"jaxfed.compose", "jaxfed.corrections", "jaxspec.train", "jaxspec.tune", "jaxspec.federated"} <= set(found)
+    assert {"jaxfed.compose", "jaxfed.local", "jaxspec.train", "jaxspec.tune", "jaxspec.federated"} <= set(found)
     assert "jaxspec.mirror" not in found
     assert list(hooks("public").mentioned("from jaxspec.mirror import mirror, and jaxspec.mirror()")) == [
         "jaxspec.mirror"

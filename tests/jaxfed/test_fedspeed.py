@@ -180,7 +180,7 @@ def test_refuses(hyperparameters, message):
 
 
 def test_hyperparameters_must_be_numbers():
-    with pytest.raises(TypeError, match="prox_weight must be a Python number"):
+    with pytest.raises(TypeError, match="prox_weight must be a Python or NumPy number"):
         jaxfed.fedspeed(problems.loss_fn, prox_weight="0.1")
 
 

@@ -57,7 +57,8 @@ def on_server(**options):
 
 
 def noisy(deviation):
-    noise = jaxfed.privacy.central_noise(1.0, deviation, 3)
+    drawn = jaxfed.FixedSize(3), len(PROBLEM.clients)
+    noise = jaxfed.privacy.central_noise(jaxfed.privacy.Central(1.0, deviation, *drawn, delta=0.01))
     return jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), jaxfed.privacy.clip(1.0), aggregate=noise)
 
 
