@@ -117,7 +117,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard constraints/*.txt) | $(VENV)/bin/p
 
 # torch first and alone: whatever is asked for together with it may pull another, much larger, build.
 $(VENV)/.installed-peers: $(VENV)/.installed
-	@echo "$(VENV): installing torch, transformers and flwr as pinned in $(PINS) and constraints/peers.txt"
+	@echo "$(VENV): installing torch, transformers, Equinox, Haiku and flwr as pinned in $(PINS) and constraints/peers.txt"
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) -c constraints/peers.txt torch==2.13.0
 	@$(PIP) -c $(PINS) -c constraints/peers.txt --no-build-isolation -e '.[peers,flower]'
 	@touch $@
