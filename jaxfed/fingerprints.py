@@ -27,7 +27,7 @@ def of_function(function: Callable[..., Any], *like: PyTree) -> str:
     Names of functions, places in files and addresses do not count.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-    return _short(str(_closed(jax.make_jaxpr(function)(*shapes))))
+    return _short(str(_program(jax.make_jaxpr(function)(*shapes))))
 
 
 def of_bytes(array: np.ndarray) -> str:
@@ -44,12 +44,9 @@ def _short(text: str | bytes) -> str:
     return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()[:16]
 
 
-def _closed(closed: ClosedJaxpr) -> tuple[Any, ...]:
-    return _plain(closed.jaxpr), tuple(map(_constant, closed.consts))
-
-
-def _program(jaxpr: Jaxpr) -> tuple[Any, ...]:
+def _program(traced: ClosedJaxpr | Jaxpr) -> tuple[Any, ...]:
     """A jaxpr as nested tuples of plain values, its variables numbered in order of appearance."""
+    jaxpr = getattr(traced, "jaxpr", traced)  # one class for both in later versions of jax
     numbers: dict[Any, int] = {}
 
     def atom(each: Any) -> tuple[Any, ...]:
@@ -67,15 +64,13 @@ def _program(jaxpr: Jaxpr) -> tuple[Any, ...]:
         )
         for equation in jaxpr.eqns
     ]
-    return first, body, [atom(each) for each in jaxpr.outvars]
+    return first, body, [atom(each) for each in jaxpr.outvars], tuple(map(_constant, getattr(traced, "consts", ())))
 
 
 def _plain(value: Any) -> Any:
     """A parameter of an equation without what differs between processes, devices and places in files."""
     match value:
-        case ClosedJaxpr():
-            return _closed(value)
-        case Jaxpr():
+        case ClosedJaxpr() | Jaxpr():
             return _program(value)
         case Mesh() | Sharding():
             return type(value).__name__
