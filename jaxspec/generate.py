@@ -260,9 +260,10 @@ class _Run:
     def _collect(self, info: StepInfo) -> int:
         """Adds what one step emitted to every sequence that goes on."""
         stats, before = self.stats, self.stats.new_tokens
-        tokens, values = info.tokens.tolist(), info.log_probabilities.tolist()
+        likely = info.log_probabilities
+        tokens, values = info.tokens.tolist(), likely.tolist()
         emitted, verified = info.num_emitted.tolist(), info.num_verified.tolist()
-        sound = _leading(np.isfinite(info.log_probabilities))
+        sound = _leading(np.isfinite(likely))
         reused = [False] * len(emitted) if info.reused is None else info.reused.tolist()
         for index, row in enumerate(self.rows):
             if row.finish is not None:
@@ -315,4 +316,6 @@ class _Run:
 
 def _leading(good: np.ndarray) -> list[int]:
     """How many places of each row [B, T] are good before the first that is not."""
+    if good.all():
+        return [good.shape[1]] * len(good)
     return np.cumprod(good, axis=1).sum(axis=1).tolist()
