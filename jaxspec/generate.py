@@ -263,7 +263,7 @@ class _Run:
         likely = info.log_probabilities
         tokens, values = info.tokens.tolist(), likely.tolist()
         emitted, verified = info.num_emitted.tolist(), info.num_verified.tolist()
-        sound = _leading(np.isfinite(likely))
+        invalid, exits, sound = info.num_invalid.tolist(), info.invalid_exit.tolist(), _leading(np.isfinite(likely))
         reused = [False] * len(emitted) if info.reused is None else info.reused.tolist()
         for index, row in enumerate(self.rows):
             if row.finish is not None:
@@ -274,8 +274,8 @@ class _Run:
             stats.steps += added > 0
             stats.accepted += min(verified[index], added)
             stats.verified += min(verified[index], sound[index])
-            stats.invalid_drafts += int(info.num_invalid[index])
-            stats.invalid_exits += bool(info.invalid_exit[index])
+            stats.invalid_drafts += invalid[index]
+            stats.invalid_exits += exits[index]
             if row.finish is None and count < emitted[index]:
                 self.failed.append(index)
             else:

@@ -143,8 +143,8 @@ def serve(
             while (done := int(deployment.server.round)) < rounds:
                 began = time.perf_counter()
                 info, more = deployment.play(draw(done), client_weights)
-                finite.check(info, done, draw, no_reply=sum(more.values()))
                 history.add_round(done + 1, info, time.perf_counter() - began, more)
+                finite.check(info, done, draw, no_reply=sum(more.values()))
                 last = done + 1 >= rounds
                 if evaluate is not None and (last or (done + 1) % evaluate_every == 0):
                     history.add_evaluation(done + 1, evaluate(deployment.server.params))

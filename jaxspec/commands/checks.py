@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxfed import checkpoint
+from jaxspec.models.huggingface import DTYPES
 from jaxspec.zoo import PAIRS
-
-#: Of parameters.
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def at_least(low: float, **numbers: float | Iterable[float] | None) -> None:

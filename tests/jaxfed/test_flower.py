@@ -395,9 +395,10 @@ def test_clients_that_return_nothing_finite_stop_the_run(offline, rounds, tmp_pa
 
     deployed = Deployed(tmp_path, FEDAVG, trouble=trouble)
     told = re.escape(f"clients {list(range(offline, 3))}")
-    with pytest.raises(FloatingPointError, match=f"round {rounds - 1}: every client .*: {told}"):
+    with pytest.raises(FloatingPointError, match=f"round {rounds - 1}: every client .*: {told}") as stopped:
         deployed.serve(rounds=9, local_steps=1, cohort_size=3, callbacks=[lambda server, info: heard.append(info)])
     assert len(heard) == rounds - 1
+    assert stopped.value.state.history.rounds["round"] == list(range(1, rounds + 1))
 
 
 def test_a_server_that_was_stopped_goes_on_and_clients_follow_it_back(tmp_path):
