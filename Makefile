@@ -39,7 +39,7 @@ demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out D
 	$(RUN) -m jaxspec demo $(DEMO_FLAGS)
 
 notebooks: setup  ## execute the notebooks at full size, in place (NOTEBOOKS=01)
-	AS_USERS=1 $(RUN) -m tests.notebooks $(NOTEBOOKS)
+	AS_USERS=1 $(RUN) -m tests.long.notebooks $(NOTEBOOKS)
 
 test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers and runs flwr; TESTS=path, WORKERS=n)
 	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
@@ -49,14 +49,14 @@ fast: setup  ## the tests that take no longer than a few seconds each
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
 
 matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical" (WORKERS=n)
-	WORKERS=$(WORKERS) $(RUN) -m tests.matrix
+	WORKERS=$(WORKERS) $(RUN) -m tests.long.matrix
 
 soak: setup  ## work killed thirty-six times, ten thousand rounds, a hundred thousand tokens, long properties, fuzz (PEERS=1: another flwr)
-	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.soak
-	HYPOTHESIS_PROFILE=long FUZZ_CASES=60 $(RUN) -m pytest -q tests/jaxfed/test_properties.py \
-	  tests/jaxspec/test_properties.py tests/jaxspec/test_fuzz.py
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.long.soak
+	HYPOTHESIS_PROFILE=long FUZZ_CASES=60 $(RUN) -m pytest -q tests/jaxfed/run/test_properties.py \
+	  tests/jaxspec/methods/test_properties.py tests/jaxspec/loading/test_fuzz.py
 	$(if $(PEERS),$(PIP) --target out/flwr-$(OTHER_FLWR) --no-deps flwr==$(OTHER_FLWR))
-	$(if $(PEERS),PYTHONPATH=out/flwr-$(OTHER_FLWR) $(RUN) -m pytest -q tests/jaxfed/test_flower.py)
+	$(if $(PEERS),PYTHONPATH=out/flwr-$(OTHER_FLWR) $(RUN) -m pytest -q tests/jaxfed/flower/test_flower.py)
 
 lint: setup  ## ruff
 	$(RUN) -m ruff check .

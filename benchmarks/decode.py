@@ -36,13 +36,13 @@ from machine import read_bandwidth
 
 import jaxspec
 from jaxspec import zoo
-from jaxspec.autoregressive import _step
-from jaxspec.bench import batch_scheduling
-from jaxspec.cache import init_cache
-from jaxspec.config import DecoderConfig, Ends
-from jaxspec.decoding import Progress, TargetState, prefix_pass, suffix_pass
-from jaxspec.requests import Options as Requested
-from jaxspec.requests import request_of
+from jaxspec.cli._bench_methods import batch_scheduling
+from jaxspec.generation.requests import Sampling as Requested
+from jaxspec.generation.requests import request_of
+from jaxspec.methods._autoregressive import _step
+from jaxspec.models.attention import init_cache
+from jaxspec.models.config import DecoderConfig, Ends
+from jaxspec.verify.target import Progress, TargetState, prefix_pass, suffix_pass
 
 VOCAB, CAPACITY, PROMPT = 4096, 256, 32
 #: width, layers, query heads, key-value heads, hidden.
@@ -59,7 +59,7 @@ TOKENS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Options:
+class Sampling:
     """What is measured.
 
     Attributes:
@@ -178,7 +178,7 @@ def peer(model: jaxspec.Model, new_tokens: int) -> Callable[[int], Callable[[], 
     return with_threads
 
 
-def generate_row(model: jaxspec.Model, options: Options) -> dict[str, Any]:
+def generate_row(model: jaxspec.Model, options: Sampling) -> dict[str, Any]:
     """Tokens per second, interleaved with transformers; its best number of threads is found first."""
     method, new = jaxspec.autoregressive(model), options.new_tokens
     sides: dict[str, Callable[[], Any]] = {
@@ -216,7 +216,7 @@ def _seconds(run: Callable[[], Any], times: int) -> float:
     return best
 
 
-def engine(options: Options) -> Iterator[dict[str, Any]]:
+def engine(options: Sampling) -> Iterator[dict[str, Any]]:
     """Rows of all sizes, in this process."""
     bandwidth = read_bandwidth()
     for size in options.sizes or SIZES:
@@ -235,8 +235,8 @@ def engine(options: Options) -> Iterator[dict[str, Any]]:
 
 def quality() -> dict[str, Any]:
     """Eight-bit weights of the embedded target on held-out text: what they change."""
-    from jaxspec.tokenizer import encode
-    from jaxspec.train import bits_per_character, hidden_states
+    from jaxspec.text.tokenizer import encode
+    from jaxspec.training.train import bits_per_character, hidden_states
     from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()
@@ -260,8 +260,8 @@ def quality() -> dict[str, Any]:
 
 def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
     """Plain and speculative greedy decoding in bfloat16: how often they part, and how near the choice was there."""
-    from jaxspec.tokenizer import encode
-    from jaxspec.train import hidden_states
+    from jaxspec.text.tokenizer import encode
+    from jaxspec.training.train import hidden_states
     from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()
@@ -282,7 +282,7 @@ def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
     return {"kind": "bfloat16", "sequences": prompts, "tokens": new_tokens, "divergences": parted}
 
 
-def best_of_both(options: Options) -> Iterator[dict[str, Any]]:
+def best_of_both(options: Sampling) -> Iterator[dict[str, Any]]:
     """Measures in two processes, one after the other, and keeps the better row of each pair."""
     found: dict[tuple, dict[str, Any]] = {}
     for threads in (True, False):
@@ -299,7 +299,7 @@ def _better(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return row["tokens_per_second"] > other["tokens_per_second"]
 
 
-def _child(options: Options, threads: bool) -> Iterator[dict[str, Any]]:
+def _child(options: Sampling, threads: bool) -> Iterator[dict[str, Any]]:
     flags = f"--xla_cpu_multi_thread_eigen={str(threads).lower()}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
     command = [
@@ -324,7 +324,7 @@ def _child(options: Options, threads: bool) -> Iterator[dict[str, Any]]:
 class Suite:
     """Rows that hang on the options, names that these may have, and rows that do not hang on them."""
 
-    rows: Callable[[Options], Iterator[dict[str, Any]]]
+    rows: Callable[[Sampling], Iterator[dict[str, Any]]]
     names: dict[str, Collection[str]]
     more: tuple[Callable[[], dict[str, Any]], ...] = ()
 
@@ -339,7 +339,7 @@ SUITES: dict[str, Suite] = {
 
 def main() -> None:
     """Prints one line a row."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Sampling, description=__doc__)
     if options.suite not in SUITES:
         raise SystemExit(f"expected --suite {' or '.join(SUITES)}, got {options.suite!r}")
     suite = SUITES[options.suite]

@@ -1,6 +1,6 @@
 """The suite ``mirror`` of decode.py: every policy of Mirror-SD and its rivals on grown models, the draft cost swept.
 
-Models are *grown*: the embedded pair's function at the size and cost of a larger one (``jaxspec.zoo.grow``), so that
+Models are *grown*: the embedded pair's function at the size and cost of a larger one (``jaxspec.zoo._grow``), so that
 the acceptance rate is real and the system is measured at scale; they are no better than the small pair. Prompts are
 held-out roles. Of every method the law proposes two settings (windows 1 to 8, budgets, κ), from programs timed
 roughly; the better one on one prompt is taken, with or without Eigen threads, whichever is faster (all policies as
@@ -27,15 +27,16 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxspec
-from jaxspec import candidates, federated, zoo
-from jaxspec.bench import Measurement, Prompts, Setting, Worker, best_of, grown
-from jaxspec.foresight import Foresight, Steps, foresee, foreseen, steps
-from jaxspec.models.decoder import init_params
-from jaxspec.primitives import Drafting, Pass, Primitives
-from jaxspec.tokenizer import encode
-from jaxspec.tune import Setting as Tried
-from jaxspec.tune import predict
-from jaxspec.zoo.grow import grown_config
+from jaxspec import federated, zoo
+from jaxspec.analysis._tune import Setting as Tried
+from jaxspec.analysis._tune import predict
+from jaxspec.analysis.foresight import Foresight, Steps, foresee, foreseen, steps
+from jaxspec.analysis.timing import Drafting, Pass, Primitives
+from jaxspec.cli._bench_methods import Measurement, Prompts, Setting, Worker, best_of, grown
+from jaxspec.methods import candidates
+from jaxspec.models._decoder import init_params
+from jaxspec.text.tokenizer import encode
+from jaxspec.zoo._grow import grown_config
 from jaxspec.zoo.recipe import held_out_roles
 
 PROMPT_TOKENS, WINDOW = 48, 7

@@ -27,16 +27,18 @@ from machine import card
 from mirror import DRAFTS as ALL_DRAFTS
 from mirror import prompts_of
 
-from jaxspec import candidates, latency, zoo
-from jaxspec.autoregressive import autoregressive
-from jaxspec.bench import Measurement, measure
-from jaxspec.decoding import DecodingMethod
-from jaxspec.mirror import mirror
-from jaxspec.models.huggingface import leaf_dtype
-from jaxspec.sharding import Placement, mesh_of
-from jaxspec.speculative import speculative
-from jaxspec.types import Model
-from jaxspec.zoo.grow import grow
+from jaxspec import zoo
+from jaxspec.analysis import cost as latency
+from jaxspec.cli._bench_methods import Measurement, measure
+from jaxspec.devices.sharding import Placement, mesh_of
+from jaxspec.loading.huggingface import leaf_dtype
+from jaxspec.methods import candidates
+from jaxspec.methods._autoregressive import autoregressive
+from jaxspec.methods._mirror import mirror
+from jaxspec.methods._speculative import speculative
+from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.models.base import Model
+from jaxspec.zoo._grow import grow
 
 #: Factors of width and depth by the sizes that they come to.
 TARGETS = {"7B": (33, 1), "1B": (13, 1), "50M": (2, 2), "6M": (1, 1)}

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from jaxfed import plans
-from jaxfed.checks import check_choice, check_range
+from jaxfed.core.checks import check_choice, check_range
+from jaxfed.layout import plans
 
 COLOURS = {"fedavg": "#0072b2", "fedspeed": "#d55e00"}
 SHOWN = ("best", "last", "rounds to target", "seconds")

@@ -13,12 +13,12 @@ from scipy.stats import spearmanr
 
 import jaxfed
 from jaxfed import models
-from jaxfed.algorithm import Plan
-from jaxfed.checks import check_range
+from jaxfed.core.checks import check_range
+from jaxfed.core.protocol import Plan
+from jaxfed.core.types import Params
 from jaxfed.data import Steps, channel_statistics, dirichlet, iid, mnist, normalised, partitioned
-from jaxfed.places import Places
-from jaxfed.rounds import Recipe, World, block
-from jaxfed.types import Params
+from jaxfed.layout.sharding import Places
+from jaxfed.rows.rounds import Recipe, World, block
 
 CLIENTS, COHORT, BATCH, EPOCHS = 100, 10, 50, 5
 SHARED = {
@@ -143,7 +143,7 @@ class Program(NamedTuple):
 
     Attributes:
       algorithm: init and step.
-      play: `play(server, population, world, ids [most, C], count, seed)` as `jaxfed.rounds.block` makes it.
+      play: `play(server, population, world, ids [most, C], count, seed)` as `jaxfed.rows.rounds.block` makes it.
       most: rounds a call at most, and between two evaluations.
     """
 

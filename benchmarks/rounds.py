@@ -45,8 +45,8 @@ from sides import (
 )
 from tqdm.auto import tqdm
 
-from jaxfed import plans
-from jaxfed.autoplan import fastest
+from jaxfed.layout import plans
+from jaxfed.run._autoplan import fastest
 
 GRADIENTS = {"fedavg": 1, "fedspeed": 2}
 AUTHORS_MS = {

@@ -15,10 +15,10 @@ from machine import card
 from networks import BATCH, NETWORKS, ON_GPU, Network
 
 import jaxfed
-from jaxfed import plans
-from jaxfed.autoplan import Trial
+from jaxfed.layout import plans
 from jaxfed.models import cross_entropy
-from jaxfed.rounds import Recipe, World, one_round
+from jaxfed.rows.rounds import Recipe, World, one_round
+from jaxfed.run._autoplan import Trial
 
 PAUSE = 0.3
 """Seconds before each side on a CPU: idle threads of the other library spin for a while before they sleep."""

@@ -16,10 +16,10 @@ import numpy as np
 import tyro
 
 import jaxspec
-from jaxspec.bench import measure
-from jaxspec.config import DecoderConfig
-from jaxspec.tokenizer import encode
-from jaxspec.train import Schedule
+from jaxspec.cli._bench_methods import measure
+from jaxspec.models.config import DecoderConfig
+from jaxspec.text.tokenizer import encode
+from jaxspec.training.train import Schedule
 from jaxspec.zoo.recipe import Recipe, corpus, held_out_roles, train_draft, train_target
 
 SMALL = Recipe(

@@ -1,19 +1,9 @@
-"""Federated learning as pure functions in JAX."""
+"""Federated learning as pure functions in JAX.
 
-from jaxfed import (
-    algorithms,
-    checkpoint,
-    compression,
-    data,
-    metrics,
-    models,
-    plans,
-    privacy,
-    robust,
-    stores,
-    trainable,
-)
-from jaxfed.algorithm import ClientRow, Cohort, FederatedAlgorithm, Message, RoundInfo, Server
+One page an algorithm in `jaxfed.algorithms`, composed of `jaxfed.algorithms.parts`; `jaxfed.simulate` is the loop.
+"""
+
+from jaxfed import algorithms, checkpoint, core, data, layout, messages, models, rows, run
 from jaxfed.algorithms import (
     fedadam,
     fedavg,
@@ -27,17 +17,13 @@ from jaxfed.algorithms import (
     mofedsam,
     scaffold,
 )
-from jaxfed.history import History, RunState
-from jaxfed.plans import chunked, map, sharded, vmap  # noqa: A004  plans by their names
-from jaxfed.precision import mixed_precision
-from jaxfed.resume import Checkpointing, Interrupted
-from jaxfed.samplers import CoinFlips, FixedSize
-from jaxfed.simulate import simulate
-from jaxfed.state import NothingTrainedWarning
-from jaxfed.stateful import Stateful
-from jaxfed.stores import DeviceStore, DiskStore, HostStore
-from jaxfed.tree import masked_mean
-from jaxfed.uplink import uplink
+from jaxfed.core import CoinFlips, FixedSize, Stateful, masked_mean, mixed_precision, trainable
+from jaxfed.core.protocol import ClientRow, Cohort, FederatedAlgorithm, Message, RoundInfo, Server
+from jaxfed.layout import chunked, map, plans, sharded, vmap  # noqa: A004  plans by their names
+from jaxfed.messages import compression, privacy, robust, uplink
+from jaxfed.rows import DeviceStore, DiskStore, HostStore
+from jaxfed.run import Checkpointing, Interrupted, NothingTrainedWarning, metrics, simulate
+from jaxfed.run.history import History, RunState
 
 __all__ = [
     "Checkpointing",
@@ -61,6 +47,7 @@ __all__ = [
     "checkpoint",
     "chunked",
     "compression",
+    "core",
     "data",
     "fedadam",
     "fedavg",
@@ -71,8 +58,10 @@ __all__ = [
     "fedsam",
     "fedsmoo",
     "fedspeed",
+    "layout",
     "map",
     "masked_mean",
+    "messages",
     "metrics",
     "mixed_precision",
     "models",
@@ -80,11 +69,16 @@ __all__ = [
     "plans",
     "privacy",
     "robust",
+    "rows",
+    "run",
     "scaffold",
     "sharded",
     "simulate",
-    "stores",
     "trainable",
     "uplink",
     "vmap",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

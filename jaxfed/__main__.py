@@ -8,9 +8,7 @@ from contextlib import contextmanager
 import tyro
 
 from jaxfed.checkpoint import CheckpointError
-from jaxfed.commands.compare import compare
-from jaxfed.commands.partition import partition
-from jaxfed.commands.run import run
+from jaxfed.cli import compare, partition, run
 
 COMMANDS: dict[str, Callable[..., None]] = {"run": run, "compare": compare, "partition": partition}
 

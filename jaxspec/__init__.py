@@ -1,24 +1,18 @@
-"""Mirror speculative decoding in JAX: lossless, with drafts that work while the target verifies."""
+"""Mirror speculative decoding in JAX: lossless, with drafts that work while the target verifies.
 
-from jaxspec import acceptance, candidates, fallbacks, latency, stream_training, trace, zoo
-from jaxspec.autoregressive import autoregressive
-from jaxspec.config import DecoderConfig, Tracks
-from jaxspec.decoding import DecodingMethod, StepInfo
-from jaxspec.exits import AffineLens, LogitLens
-from jaxspec.generate import Generation, NonFiniteLogits, Stats, generate, stream
-from jaxspec.mirror import mirror
-from jaxspec.models.decoder import decoder
-from jaxspec.models.huggingface import load_huggingface, save_huggingface
-from jaxspec.models.llama2c import load_llama2c
-from jaxspec.models.quantize import quantized
-from jaxspec.models.streams import streaming
-from jaxspec.probe import probe
-from jaxspec.sharding import Placement, default_placement, mesh_of
-from jaxspec.speculative import speculative
+Methods are made by `jaxspec.autoregressive`, `speculative` and `mirror`; `jaxspec.generate` is the loop.
+"""
+
+from jaxspec import analysis, devices, drafts, generation, loading, methods, models, text, training, verify, zoo
+from jaxspec.analysis import probe, tune
+from jaxspec.devices import Placement, default_placement, mesh_of
+from jaxspec.drafts import streaming
+from jaxspec.generation import Generation, NonFiniteLogits, Stats, generate, stream
+from jaxspec.loading import load_huggingface, load_llama2c, save_huggingface
+from jaxspec.methods import DecodingMethod, autoregressive, candidates, fallbacks, mirror, speculative
+from jaxspec.models import DecoderConfig, Model, Network, Tracks, decoder, fit_vocabulary, quantized
 from jaxspec.text import Text
-from jaxspec.tune import tune
-from jaxspec.types import Model, Network
-from jaxspec.vocabulary import fit_vocabulary
+from jaxspec.verify import AffineLens, LogitLens, StepInfo, acceptance
 
 __all__ = [
     "AffineLens",
@@ -35,26 +29,37 @@ __all__ = [
     "Text",
     "Tracks",
     "acceptance",
+    "analysis",
     "autoregressive",
     "candidates",
     "decoder",
     "default_placement",
+    "devices",
+    "drafts",
     "fallbacks",
     "fit_vocabulary",
     "generate",
-    "latency",
+    "generation",
     "load_huggingface",
     "load_llama2c",
+    "loading",
     "mesh_of",
+    "methods",
     "mirror",
+    "models",
     "probe",
     "quantized",
     "save_huggingface",
     "speculative",
     "stream",
-    "stream_training",
     "streaming",
-    "trace",
+    "text",
+    "training",
     "tune",
+    "verify",
     "zoo",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

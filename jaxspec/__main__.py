@@ -9,16 +9,9 @@ import jax
 import tyro
 
 from jaxfed.checkpoint import CheckpointError
-from jaxspec.commands.bench import bench
-from jaxspec.commands.checks import check_writable
-from jaxspec.commands.convert import convert
-from jaxspec.commands.doctor import doctor
-from jaxspec.commands.federate import federate
-from jaxspec.commands.generate import generate
-from jaxspec.commands.probe import probe
-from jaxspec.commands.shared import Flag, report
-from jaxspec.commands.tune import tune
-from jaxspec.commands.whatif import whatif
+from jaxspec.cli import bench, convert, doctor, federate, generate, probe, tune, whatif
+from jaxspec.cli.checks import check_writable
+from jaxspec.cli.shared import Flag, report
 from jaxspec.zoo.recipe import Recipe
 
 
@@ -29,7 +22,7 @@ def demo(out: Path = Path("out/demo"), json: Flag = False) -> None:  # noqa: A00
         out: folder for pictures and the federated draft.
         json: end with one JSON object on one line.
     """
-    from jaxspec import demo as story
+    from jaxspec.cli import demo as story
 
     check_writable(out)
     jax.config.update("jax_platforms", "cpu")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 if "jax" in sys.modules:
     raise RuntimeError("expected to set XLA_FLAGS before jax is imported, but a pytest plugin has imported it already")
 
-from tests import environment  # noqa: E402
+from tests.support import environment  # noqa: E402
 
 # isort: split
 import jax  # noqa: E402

@@ -16,9 +16,16 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("jaxfed", "jaxspec")
 #: Public whether or not a page names them: what signatures speak of, and the bridge.
 ALWAYS = (
-    *("jaxfed.algorithm", "jaxfed.samplers", "jaxfed.types"),
-    *("jaxspec.config", "jaxspec.decoding", "jaxspec.exits", "jaxspec.federated", "jaxspec.sharding", "jaxspec.types"),
-    *("jaxspec.zoo", "jaxspec.zoo.grow"),
+    *("jaxfed.core.protocol", "jaxfed.core.samplers", "jaxfed.core.types"),
+    *(
+        "jaxspec.models.config",
+        "jaxspec.verify.target",
+        "jaxspec.verify.exits",
+        "jaxspec.federated",
+        "jaxspec.devices.sharding",
+        "jaxspec.models.base",
+    ),
+    *("jaxspec.zoo", "jaxspec.zoo._grow"),
 )
 DOTTED = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
 

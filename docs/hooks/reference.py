@@ -10,7 +10,7 @@ INDEX = "reference/index.md"
 HEAD = """# API reference
 
 Every public name of both packages, from its docstring. Shapes stand in brackets, such as [B, T];
-[`jaxspec.types`](jaxspec.types.md) says which letter is what.
+[`jaxspec.models.base`](jaxspec.models.base.md) says which letter is what.
 """
 
 

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 
-from jaxfed.algorithm import FederatedAlgorithm
-from jaxfed.algorithms.fedadam import fedadam
-from jaxfed.algorithms.fedavg import fedavg
-from jaxfed.algorithms.fedcm import fedcm
-from jaxfed.algorithms.feddyn import feddyn
-from jaxfed.algorithms.fedgamma import fedgamma
-from jaxfed.algorithms.fedprox import fedprox
-from jaxfed.algorithms.fedsam import fedsam
-from jaxfed.algorithms.fedsmoo import fedsmoo
-from jaxfed.algorithms.fedspeed import fedspeed
-from jaxfed.algorithms.mofedsam import mofedsam
-from jaxfed.algorithms.scaffold import scaffold
-from jaxfed.checks import check_choice
+from jaxfed.algorithms._fedadam import fedadam
+from jaxfed.algorithms._fedavg import averaging, fedavg
+from jaxfed.algorithms._fedcm import fedcm
+from jaxfed.algorithms._feddyn import feddyn
+from jaxfed.algorithms._fedgamma import fedgamma
+from jaxfed.algorithms._fedprox import fedprox
+from jaxfed.algorithms._fedsam import fedsam
+from jaxfed.algorithms._fedsmoo import fedsmoo
+from jaxfed.algorithms._fedspeed import fedspeed
+from jaxfed.algorithms._mofedsam import mofedsam
+from jaxfed.algorithms._scaffold import scaffold
+from jaxfed.core.checks import check_choice
+from jaxfed.core.protocol import FederatedAlgorithm
 
 registry: dict[str, Callable[..., FederatedAlgorithm]] = {
     "fedadam": fedadam,
@@ -39,6 +39,7 @@ def get(name: str) -> Callable[..., FederatedAlgorithm]:
 
 
 __all__ = [
+    "averaging",
     "fedadam",
     "fedavg",
     "fedcm",

@@ -11,10 +11,10 @@ which alone would load flipped bits in silence. Nothing is pickled. Several proc
 together; process 0 writes the manifest.
 """
 
-from jaxfed.checkpoint.errors import CheckpointError, DamagedError, MismatchError
-from jaxfed.checkpoint.leaves import Leaf
+from jaxfed.checkpoint._errors import CheckpointError, DamagedError, MismatchError
+from jaxfed.checkpoint._leaves import Leaf
+from jaxfed.checkpoint._storage import Writer, load, save
 from jaxfed.checkpoint.record import SCHEMA, Manifest, latest, manifest, steps, verify
-from jaxfed.checkpoint.storage import Writer, load, save
 
 __all__ = [
     "SCHEMA",

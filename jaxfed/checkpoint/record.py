@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jaxfed.checkpoint.errors import CheckpointError, DamagedError, PathLike, explaining
-from jaxfed.checkpoint.leaves import Leaf
+from jaxfed.checkpoint._errors import CheckpointError, DamagedError, PathLike, explaining
+from jaxfed.checkpoint._leaves import Leaf
 
 #: Version of the manifest's layout; `load` refuses others.
 SCHEMA = 1

@@ -1,13 +1,13 @@
 """Federated data: readers, partitioners, natural clients, and the flat arrays that rounds draw their batches from."""
 
-from jaxfed.data.augment import augmented, flip, in_turn, pad_crop
+from jaxfed.data._augment import augmented, flip, in_turn, pad_crop
+from jaxfed.data._cifar import cifar
+from jaxfed.data._datasets import channel_statistics, mnist, normalised, read_idx, read_npz, splits_of_npz
+from jaxfed.data._multihost import shared_client_data
+from jaxfed.data._partition import dirichlet, iid, natural, pathological, quantity_skew
+from jaxfed.data._skew import Skew, label_counts, load_parts, save_parts, skew_of
 from jaxfed.data.batches import ClientData, Epochs, Steps, client_data, draw_batches, draw_indices, partitioned
-from jaxfed.data.cifar import cifar
-from jaxfed.data.datasets import channel_statistics, mnist, normalised, read_idx, read_npz, splits_of_npz
-from jaxfed.data.multihost import shared_client_data
-from jaxfed.data.partition import dirichlet, iid, natural, pathological, quantity_skew
 from jaxfed.data.roles import read_roles
-from jaxfed.data.skew import Skew, label_counts, load_parts, save_parts, skew_of
 from jaxfed.data.tables import from_dataset
 
 __all__ = [

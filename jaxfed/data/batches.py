@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from jaxfed.checks import check_range, plain_fields
-from jaxfed.data import casts
+from jaxfed.core.checks import check_range, plain_fields
+from jaxfed.core.types import Batch, Key
+from jaxfed.data import _casts as casts
 from jaxfed.data.tables import Rows, Table, from_dataset, is_table
-from jaxfed.plans import client_keys
-from jaxfed.types import Batch, Key
+from jaxfed.layout.plans import client_keys
 
 
 class ClientData(NamedTuple):
@@ -44,7 +44,7 @@ def client_data(clients: Sequence[Mapping[str, ArrayLike] | Table | Rows]) -> Cl
 
     Raises:
       ValueError: no client, an empty client, arrays of different length within a client, or names, shapes or dtypes
-        that differ between clients, and numbers that jax would change (`jaxfed.data.casts`); the message names the
+        that differ between clients, and numbers that jax would change (`jaxfed.data._casts`); the message names the
         client, or the array.
     """
     if isinstance(clients, Mapping) or is_table(clients):

@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxfed.checks import check_choice
-from jaxfed.data import casts
+from jaxfed.core.checks import check_choice
+from jaxfed.data import _casts as casts
 
 
 class Table(Protocol):

@@ -1,12 +1,12 @@
 """Flax networks, a convolution that stays fast when clients are vectorised, and plain functions of any module."""
 
-from jaxfed.models.convolution import conv_general_dilated
-from jaxfed.models.dense import MLP, NextCharacter
-from jaxfed.models.functions import ApplyFn, cross_entropy, evaluator, functional
-from jaxfed.models.language import LanguageModel
-from jaxfed.models.lenet import LeNet
-from jaxfed.models.pooling import max_pool, relu_max_pool
-from jaxfed.models.resnet import ResNet18
+from jaxfed.models._convolution import conv_general_dilated
+from jaxfed.models._dense import MLP, NextCharacter
+from jaxfed.models._functions import ApplyFn, cross_entropy, evaluator, functional
+from jaxfed.models._language import LanguageModel
+from jaxfed.models._lenet import LeNet
+from jaxfed.models._pooling import max_pool, relu_max_pool
+from jaxfed.models._resnet import ResNet18
 
 __all__ = [
     "MLP",

@@ -5,19 +5,12 @@ target says there; only drafts travel. The gain is accepted length on text of th
 """
 
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
-from jaxspec.federated.examples import (
-    Continued,
-    Laws,
-    accepted_length,
-    client_examples,
-    continued,
-    laws,
-)
-from jaxspec.federated.methods import METHODS, Federation, FedSpeedSettings, Method, method_of, private, transformed
-from jaxspec.federated.recipe import UNSEEN, Distilling, Federated, Settings, check_plan, federate, gather
-from jaxspec.federated.runs import VALIDATION, Outcome, Problem, Report, Setup, best, compare, run
-from jaxspec.federated.texts import read_texts
-from jaxspec.windows import token_rows, windows
+from jaxspec.federated._examples import Continued, Laws, accepted_length, client_examples, continued, laws
+from jaxspec.federated._methods import METHODS, Federation, FedSpeedSettings, Method, method_of, private, transformed
+from jaxspec.federated._recipe import UNSEEN, Distilling, Federated, Settings, check_plan, federate, gather
+from jaxspec.federated._runs import VALIDATION, Outcome, Problem, Report, Setup, best, compare, run
+from jaxspec.federated._texts import read_texts
+from jaxspec.text import token_rows, windows
 
 __all__ = [
     "METHODS",

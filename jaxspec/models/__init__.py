@@ -1,1 +1,46 @@
-"""Networks: one decoder, defined in Flax, used as pure functions."""
+"""Language models as pure functions: the network protocol, its configuration, and one decoder for all families."""
+
+from jaxspec.models._decoder import decoder, init_params, network
+from jaxspec.models._partition import partition
+from jaxspec.models.base import Array, Attend, Cache, Model, Network, Params, Rows, Streams
+from jaxspec.models.config import (
+    Attention,
+    Block,
+    DecoderConfig,
+    Ends,
+    LinearScaling,
+    Llama3Scaling,
+    Rotary,
+    Scores,
+    Tracks,
+    build,
+)
+from jaxspec.models.quantize import quantized
+from jaxspec.models.vocabulary import fit_vocabulary
+
+__all__ = [
+    "Array",
+    "Attend",
+    "Attention",
+    "Block",
+    "Cache",
+    "DecoderConfig",
+    "Ends",
+    "LinearScaling",
+    "Llama3Scaling",
+    "Model",
+    "Network",
+    "Params",
+    "Rotary",
+    "Rows",
+    "Scores",
+    "Streams",
+    "Tracks",
+    "build",
+    "decoder",
+    "fit_vocabulary",
+    "init_params",
+    "network",
+    "partition",
+    "quantized",
+]

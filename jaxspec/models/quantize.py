@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.types import Array, Params
+from jaxspec.models.base import Array, Params
 
 #: Leaves that are quantised: the matrices of the layers. Embedding, head, norms and biases stay as they are.
 QUANTIZED = ("qkv", "out", "gate_up", "down")

@@ -19,14 +19,21 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxspec import federated
-from jaxspec.config import DecoderConfig
-from jaxspec.exits import LogitLens
-from jaxspec.models.decoder import decoder
-from jaxspec.models.streams import streaming as streaming_draft
-from jaxspec.stream_training import fit_streams, streaming_loss
-from jaxspec.tokenizer import encode, train_tokenizer
-from jaxspec.train import Schedule, bits_per_character, distillation_loss, fit, hidden_states, language_model_loss
-from jaxspec.types import Model
+from jaxspec.drafts.streams import streaming as streaming_draft
+from jaxspec.models import decoder
+from jaxspec.models.base import Model
+from jaxspec.models.config import DecoderConfig
+from jaxspec.text.tokenizer import encode, train_tokenizer
+from jaxspec.training.streams import fit_streams, streaming_loss
+from jaxspec.training.train import (
+    Schedule,
+    bits_per_character,
+    distillation_loss,
+    fit,
+    hidden_states,
+    language_model_loss,
+)
+from jaxspec.verify.exits import LogitLens
 from jaxspec.zoo import Pair, save
 
 

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from jaxspec import zoo
-from tests.jaxspec import small
+from tests.support.jaxspec import small
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,84 @@
+"""FedDyn, and the shape of every algorithm whose clients keep a dual variable."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Unpack
+
+import optax
+
+from jaxfed.algorithms.parts import ClientResult, compose, corrections, gradients
+from jaxfed.algorithms.parts import server_updates as server
+from jaxfed.algorithms.parts.local import ClientContext, LocalOptions, LocalRule, Solver
+from jaxfed.core import tree
+from jaxfed.core.checks import check_choice
+from jaxfed.core.protocol import FederatedAlgorithm, Message, ServerUpdate, recorded
+from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core.types import Params
+
+
+class DualMean(NamedTuple):
+    """Over whom the duals are averaged: the message from (x_K − xᵗ, hᵢ, hᵢ'), and the server update it is for."""
+
+    message: Callable[[Params, Params, Params], Message]
+    server_update: ServerUpdate
+
+
+def cohort_mean() -> DualMean:
+    """xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1)."""
+    return DualMean(lambda moved, old, new: Message(moved, average=new), server.cohort_dual_mean())
+
+
+def population_mean() -> DualMean:
+    """xᵗ⁺¹ = mean over Sₜ of x_K + mean over all clients of h (FedDyn, and the FedSpeed authors' code)."""
+    return DualMean(
+        lambda moved, old, new: Message(moved, total=tree.difference(new, old)), server.population_dual_mean()
+    )
+
+
+DUAL_MEANS = {"cohort": cohort_mean, "population": population_mean}
+
+
+def check_prox(rule: LocalRule) -> None:
+    """Raise ValueError if there is no proximal term that could answer the duals."""
+    if rule.prox_weight == 0.0:
+        raise ValueError("prox_weight must be > 0 with a dual: the message grows by hᵢ without a force that answers it")
+
+
+def dual_averaging(solver: Solver, dual_mean: DualMean) -> FederatedAlgorithm:
+    """Clients keep a dual hᵢ, add w·hᵢ to every gradient and U to hᵢ after the round: FedSpeed, FedDyn."""
+    check_prox(solver.rule)
+
+    def client(context: ClientContext) -> ClientResult:
+        local = solver(context, corrections.dual(context.memory, solver.rule.prox_weight))
+        dual = corrections.updated_dual(context.memory, local.delta)
+        moved = tree.difference(local.params, context.server.params)
+        return ClientResult(local, dual_mean.message(moved, context.memory, dual), dual)
+
+    return compose(client, dual_mean.server_update, solver, init_memory=optax.tree.zeros_like)
+
+
+@recorded
+def feddyn(
+    loss_fn: AnyLossFn,
+    *,
+    client_learning_rate: float | optax.Schedule = 0.1,
+    prox_weight: float = 0.1,
+    dual_mean: Literal["cohort", "population"] = "population",
+    **options: Unpack[LocalOptions],
+) -> FederatedAlgorithm:
+    """FedDyn: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + w·(xₖ − x⁰ + hᵢ)), hᵢ ← hᵢ + U; xᵗ⁺¹ = mean over Sₜ of x_K + mean of h.
+
+    Args:
+      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+      client_learning_rate: η₀, or an optax schedule over rounds.
+      prox_weight: w (α in the paper), > 0.
+      dual_mean: over whom the server averages the duals, see `jaxfed.fedspeed`; "population" is the paper's.
+      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+
+    Raises:
+      ValueError: a hyperparameter out of range.
+
+    Source: Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, Algorithm 1 (h = −∇L/α).
+    """
+    check_choice("dual_mean", dual_mean, DUAL_MEANS)
+    rule = LocalRule(client_learning_rate=client_learning_rate, prox_weight=prox_weight, **options)
+    return dual_averaging(Solver(loss_fn, gradients.plain, rule), DUAL_MEANS[dual_mean]())

@@ -1,0 +1,70 @@
+"""Terms added to a client's gradient, and the client state behind them: one pure function each."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxfed.core import tree
+from jaxfed.core.types import Params, Scalar
+
+
+def prox(params: Params, anchor: Params, prox_weight: float) -> Params | None:
+    """w·(x − x⁰): the pull of the proximal term w/2·‖x − x⁰‖² to where the round began; left out at w = 0."""
+    if prox_weight == 0.0:
+        return None
+    return tree.scale(prox_weight, tree.difference(params, anchor))
+
+
+def prox_at_origin(anchor: Params, prox_weight: float) -> Params | None:
+    """−w·x⁰: the part of the proximal pull that is constant within a round; left out at w = 0."""
+    return None if prox_weight == 0.0 else tree.scale(-prox_weight, anchor)
+
+
+def shrinkage(params: Params, weight: float) -> Params | None:
+    """ω·x: weight decay (in the reference form also the other half of the proximal pull); left out at ω = 0."""
+    return None if weight == 0.0 else tree.scale(weight, params)
+
+
+def dual(dual_variable: Params, prox_weight: float) -> Params:
+    """w·hᵢ: the prox-correction, constant within a round (−ĝᵢ of the paper with h = −λ·ĝ, w = 1/λ)."""
+    return tree.scale(prox_weight, dual_variable)
+
+
+def updated_dual(dual_variable: Params, delta: Params) -> Params:
+    """hᵢ ← hᵢ + U with U = x_K − x⁰ (ĝᵢ ← ĝᵢ − (x_K − xᵗ)/λ of the paper)."""
+    return tree.total(dual_variable, delta)
+
+
+def control_variate(server_control: Params, client_control: Params) -> Params:
+    """c − cᵢ: takes the client's own drift out of its gradient and puts everybody's in."""
+    return tree.difference(server_control, client_control)
+
+
+def updated_control(client_control: Params, server_control: Params, mean_step: Params) -> Params:
+    """cᵢ' = cᵢ − c + D with D = −U/(K·ηₜ), the client's mean direction of the round (SCAFFOLD, option II)."""
+    return tree.total(tree.difference(client_control, server_control), mean_step)
+
+
+def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar | float, otherwise: Params) -> Params:
+    """−U/(K·ηₜ): the mean direction that the client descended along.
+
+    A client without a step (K = 0), or of a round with a learning rate of 0, has moved along none: then `otherwise`,
+    and also where ηₜ is so small that 1/(K·ηₜ) has no finite value in the parameters' dtype.
+    """
+    factor = jnp.asarray(-1.0 / (learning_rate * num_steps))
+
+    def scaled(leaf: Array, instead: Array) -> Array:
+        own = factor.astype(leaf.dtype)
+        return jnp.where(jnp.isfinite(own), own * leaf, instead)
+
+    return jax.tree.map(scaled, delta, otherwise)
+
+
+def momentum(direction: Params, fresh_weight: float) -> Params:
+    """(1−α)·D: the part of the last round's mean direction that every client's step keeps."""
+    return tree.scale(1.0 - fresh_weight, direction)
+
+
+def relaxed_start(params: Params, last_params: Params, relaxation: float) -> Params:
+    """x⁰ = xᵗ + β·(xᵗ − wᵢ): relaxed initialisation, away from the client's last result wᵢ."""
+    return tree.total(params, tree.scale(relaxation, tree.difference(params, last_params)))

@@ -1,0 +1,140 @@
+"""Server updates: what the server does with the cohort's message. One pair (init, apply) each."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithms.parts import gradients
+from jaxfed.algorithms.parts.optimisers import check_descends
+from jaxfed.core import tree
+from jaxfed.core.protocol import Received, ServerUpdate
+from jaxfed.core.types import Params
+
+Pair = tuple[Params, Params]
+
+
+def mean(learning_rate: float = 1.0) -> ServerUpdate:
+    """xᵗ⁺¹ = xᵗ + η_g·Ū; nothing is kept."""
+
+    def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
+        return _moved(params, received, learning_rate), extra
+
+    return ServerUpdate(lambda params: (), apply)
+
+
+def optimiser(transformation: optax.GradientTransformation) -> ServerUpdate:
+    """Any whole optax optimiser on the pseudo-gradient −Ū; keeps its state (FedOpt, Reddi et al. 2021).
+
+    `init` raises ValueError for one whose updates ascend.
+    """
+
+    def init(params: Params) -> optax.OptState:
+        check_descends("server_optimiser", transformation, params)
+        return transformation.init(params)
+
+    def apply(params: Params, extra: optax.OptState, received: Received) -> tuple[Params, optax.OptState]:
+        pseudo_gradient = jax.tree.map(jnp.negative, received.message.delta)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, extra = transformation.update(pseudo_gradient, extra, params)
+        return optax.apply_updates(params, updates), extra
+
+    return ServerUpdate(init, apply)
+
+
+def cohort_dual_mean() -> ServerUpdate:
+    """xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1); clients send hᵢ' in `average`."""
+
+    def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
+        return tree.total(params, received.message.delta, received.message.average), extra
+
+    return ServerUpdate(lambda params: (), apply, reads=("average",))
+
+
+def population_dual_mean() -> ServerUpdate:
+    """xᵗ⁺¹ = mean over Sₜ of x_K + mean over all N clients of h (FedDyn's rule; absent clients keep their h).
+
+    The mean of all duals is kept as a running mean, h̄ ← h̄ + 1/N · Σ over Sₜ of (hᵢ' − hᵢ), so that the rows of the
+    population are never read; clients send hᵢ' − hᵢ in `total`.
+    """
+
+    def apply(params: Params, dual_mean: Params, received: Received) -> Pair:
+        dual_mean = running_mean(dual_mean, received)
+        return tree.total(params, received.message.delta, dual_mean), dual_mean
+
+    return ServerUpdate(optax.tree.zeros_like, apply, reads=("total",))
+
+
+def control_mean(learning_rate: float = 1.0) -> ServerUpdate:
+    """xᵗ⁺¹ = xᵗ + η_g·Ū, and c ← c + 1/N · Σ over Sₜ of (cᵢ' − cᵢ) (SCAFFOLD); clients send cᵢ' − cᵢ in `total`."""
+
+    def apply(params: Params, control: Params, received: Received) -> Pair:
+        return _moved(params, received, learning_rate), running_mean(control, received)
+
+    return ServerUpdate(optax.tree.zeros_like, apply, reads=("total",))
+
+
+def momentum_mean(learning_rate: float = 1.0) -> ServerUpdate:
+    """xᵗ⁺¹ = xᵗ + η_g·Ū, and D = mean over Sₜ of −Uᵢ/(Kᵢ·ηₜ) (FedCM); clients send this direction in `average`."""
+
+    def apply(params: Params, direction: Params, received: Received) -> Pair:
+        del direction
+        return _moved(params, received, learning_rate), received.message.average
+
+    return ServerUpdate(optax.tree.zeros_like, apply, reads=("average",))
+
+
+class Aligned(NamedTuple):
+    """What `aligned_dual_mean` keeps: h̄, the mean of all duals, and s, the direction that ascent steps share."""
+
+    dual_mean: Params
+    ascent: Params
+
+
+def aligned_dual_mean(ascent_radius: float) -> ServerUpdate:
+    """`population_dual_mean`, and s = ρ·μ̄/(‖μ̄‖₂ + 1e-7) with μ̄ = mean over Sₜ of μᵢ, sent in `average` (FedSMOO)."""
+    duals = population_dual_mean()
+
+    def apply(params: Params, extra: Aligned, received: Received) -> tuple[Params, Aligned]:
+        params, dual_mean = duals.apply(params, extra.dual_mean, received)
+        return params, Aligned(dual_mean, gradients.normalised(received.message.average, ascent_radius))
+
+    def init(params: Params) -> Aligned:
+        return Aligned(duals.init(params), optax.tree.zeros_like(params))
+
+    return ServerUpdate(init, apply, reads=("average", "total"))
+
+
+def running_mean(mean_of_rows: Params, received: Received) -> Params:
+    """m + 1/N · Σ over Sₜ of changes: the mean over all N clients' rows, of which only the cohort's changed.
+
+    It is kept in the parameters' dtype. In bfloat16 a change below 1/256 of it is lost: keep parameters in float32, and
+    compute in bfloat16 by `jaxfed.mixed_precision`.
+    """
+    change = tree.scale(1.0 / received.num_clients, tree.widened(received.message.total))
+    return tree.cast_like(tree.total(tree.widened(mean_of_rows), change), mean_of_rows)
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², m/(√v + ε): Adam without bias correction (FedAdam), as optax lacks it."""
+
+    def init(params: Params) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.int32(0), zeros, zeros)
+
+    def update(
+        updates: Params, state: optax.ScaleByAdamState, params: Params | None = None
+    ) -> tuple[Params, optax.ScaleByAdamState]:
+        del params
+        first = optax.tree.update_moment(updates, state.mu, b1, 1)
+        second = optax.tree.update_moment(updates, state.nu, b2, 2)
+        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
+        return direction, optax.ScaleByAdamState(state.count + 1, first, second)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _moved(params: Params, received: Received, learning_rate: float) -> Params:
+    delta = received.message.delta
+    return tree.total(params, delta if learning_rate == 1.0 else tree.scale(learning_rate, delta))

@@ -1,0 +1,11 @@
+"""The command line: one file a command."""
+
+from jaxfed.cli._compare import compare
+from jaxfed.cli._partition import partition
+from jaxfed.cli._run import run
+
+__all__ = [
+    "compare",
+    "partition",
+    "run",
+]

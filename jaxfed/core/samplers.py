@@ -1,0 +1,168 @@
+"""Samplers: who takes part in a round. They draw on the host, from (seed, round) alone."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+
+from jaxfed.core.checks import check_choice, check_range, plain_fields
+
+DRAWS_KEPT = 64
+"""Cohorts that are remembered: a round is drawn once, however often it is looked at."""
+
+
+class Sampler(Protocol):
+    """Draws cohorts: a static value with a fixed number of slots."""
+
+    def num_slots(self, num_clients: int) -> int:
+        """Slots C of a cohort out of `num_clients`; raises ValueError where that cannot be."""
+        ...
+
+    def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
+        """Client ids of a round, integers [C], no id twice, −1 in empty slots; depends on its arguments only."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedSize:
+    """A cohort of `cohort_size` different clients, every set of that size equally likely."""
+
+    cohort_size: int
+
+    def __post_init__(self) -> None:
+        check_range("cohort_size", self.cohort_size, least=1, whole=True)
+        plain_fields(self)
+
+    def num_slots(self, num_clients: int) -> int:
+        """The cohort's size; raises ValueError if there are fewer clients."""
+        if self.cohort_size > num_clients:
+            raise ValueError(
+                f"cohort_size {self.cohort_size} is larger than the population of {num_clients} clients; "
+                f"draw at most {num_clients}"
+            )
+        return self.cohort_size
+
+    def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
+        """Sorted ids without replacement, int32 [C]."""
+        generator = np.random.default_rng([seed, round_number])
+        return np.sort(generator.choice(num_clients, self.num_slots(num_clients), replace=False)).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CoinFlips:
+    """Every client flips a coin of its own and takes part with probability P, in every round anew (Poisson sampling).
+
+    A round may be empty: it is counted, and the parameters stay as they are.
+
+    Attributes:
+      participation: P in (0, 1].
+      capacity: slots of a cohort; by default P·N and six standard deviations, at most N.
+      rule: "independent" draws every (seed, round) from a stream of its own. "reference" is the rule of the FedSpeed
+        authors' code, to replay its runs and those of jaxfed 0.1.0: u = RandomState(seed + t).uniform(size=N), client i
+        takes part iff u[i] ≤ P, and while nobody does the seed is raised by one. Its rounds are no Poisson sampling:
+        where nobody was drawn a round repeats the next one's cohort, and seed s + 1 is seed s one round later.
+    """
+
+    participation: float
+    capacity: int | None = None
+    rule: Literal["independent", "reference"] = "independent"
+
+    def __post_init__(self) -> None:
+        check_range("participation", self.participation, above=0.0, most=1.0)
+        if self.capacity is not None:
+            check_range("capacity", self.capacity, least=1, whole=True)
+        check_choice("rule", self.rule, ACTIVE)
+        plain_fields(self)
+
+    def num_slots(self, num_clients: int) -> int:
+        """Slots that all rounds of any run share, so that a round is compiled once."""
+        expected = self.participation * num_clients
+        spread = math.sqrt(expected * (1.0 - self.participation))
+        return min(num_clients, self.capacity or math.ceil(expected + 6.0 * spread + 1.0))
+
+    def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
+        """Ids of the active clients in rising order, then −1: int32 [C]. Raises ValueError if they exceed the slots."""
+        ids = ACTIVE[self.rule](seed, round_number, num_clients, self.participation)
+        slots = self.num_slots(num_clients)
+        if len(ids) > slots:
+            rule = "" if self.rule == "independent" else f", rule={self.rule!r}"
+            raise ValueError(
+                f"round {round_number}: {len(ids)} active clients exceed {slots} slots; "
+                f"pass CoinFlips({self.participation}, capacity={len(ids)}{rule}) or more"
+            )
+        return np.pad(ids, (0, slots - len(ids)), constant_values=-1).astype(np.int32)
+
+
+def independent_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
+    """Ids with u < P, u in [0, 1) from the stream of (seed, round); there may be none."""
+    return np.flatnonzero(np.random.default_rng([seed, round_number]).random(num_clients) < participation)
+
+
+def reference_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
+    """Ids with u ≤ P of the first seed from seed + round on that has any."""
+    ids, raised = np.zeros(0, np.int64), seed + round_number
+    while not len(ids):
+        ids = np.flatnonzero(np.random.RandomState(raised % 2**32).uniform(size=num_clients) <= participation)
+        raised += 1
+    return ids
+
+
+ACTIVE: dict[str, Callable[[int, int, int, float], np.ndarray]] = {
+    "independent": independent_coins,
+    "reference": reference_coins,
+}
+"""The rules of `CoinFlips`: active clients of (seed, round, N, P)."""
+
+
+def recorded(sampler: Sampler) -> str:
+    """How checkpoints name a sampler: its repr; coin flips by the authors' rule as in 0.1.0, which had no other."""
+    if isinstance(sampler, CoinFlips) and sampler.rule == "reference":
+        return f"CoinFlips(participation={sampler.participation!r}, capacity={sampler.capacity!r})"
+    return repr(sampler)
+
+
+def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np.ndarray]:
+    """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, whoever wrote the sampler.
+
+    Raises:
+      ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
+        [C], lie outside −1 to N − 1, or come twice.
+    """
+    check_range("seed", seed, least=0, most=2**32 - 1, whole=True)
+    slots = sampler.num_slots(num_clients)
+    check_range(f"num_slots({num_clients}) of {sampler}", slots, least=1, whole=True)
+
+    @functools.lru_cache(DRAWS_KEPT)
+    def draw(round_number: int) -> np.ndarray:
+        return _checked(sampler, round_number, sampler.draw(int(seed), round_number, num_clients), slots, num_clients)
+
+    return draw
+
+
+def first_cohort(draw: Callable[[int], np.ndarray], rounds: int = 100) -> np.ndarray:
+    """Ids of the first round that has a client, of the first few; if none has, of round 0."""
+    drawn = (draw(number) for number in range(rounds))
+    return next((ids for ids in drawn if (ids >= 0).any()), draw(0))
+
+
+def _checked(sampler: Sampler, round_number: int, drawn: object, slots: int, num_clients: int) -> np.ndarray:
+    ids = np.asarray(drawn)
+    present = ids[ids >= 0] if ids.dtype.kind in "iu" else ids
+    if ids.dtype.kind not in "iu" or ids.shape != (slots,):
+        wrong = f"{ids.dtype}{list(ids.shape)}"
+    elif (outside := ids[(ids < -1) | (ids >= num_clients)]).size:
+        wrong = f"{sorted(set(outside.tolist()))} among {ids.tolist()}"
+    elif len(np.unique(present)) < len(present):
+        found, counts = np.unique(present, return_counts=True)
+        wrong = f"{found[counts > 1].tolist()} more than once in {ids.tolist()}"
+    else:
+        kept = ids.astype(np.int32)
+        kept.flags.writeable = False
+        return kept
+    raise ValueError(
+        f"round {round_number}: expected {slots} integers from 0 to {num_clients - 1}, each at most once, with -1 in "
+        f"empty slots, got {wrong}; mend draw of {sampler}"
+    )

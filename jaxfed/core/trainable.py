@@ -1,0 +1,97 @@
+"""Training a part of a model: only the leaves that a mask marks are sent, stored and given duals (LoRA, heads)."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxfed.core.stateful import AnyLossFn, Stateful, evaluate, policy_of
+from jaxfed.core.types import Batch, Key, Params, Scalar
+
+Mask: TypeAlias = Callable[[str], bool] | PyTree[bool]
+"""`mask(path) -> bool` of a leaf's path, such as "layers/0/kernel", or a pytree of bools that may end above leaves."""
+
+
+def split(params: Params, mask: Mask) -> tuple[Params, Params]:
+    """Split parameters into (trainable, frozen): each like `params`, with None, no leaf at all, for the other's leaves.
+
+    The trainable part is what an algorithm is given as its parameters, the frozen part is its model state, which
+    stands in the server and its checkpoints once and in no row and no message::
+
+        trainable, frozen = jaxfed.trainable.split(params, lambda path: "lora" in path)
+        algorithm = jaxfed.fedspeed(jaxfed.trainable.only(loss_fn))
+        server = algorithm.init(trainable, num_clients, frozen)
+        ...
+        params = jaxfed.trainable.join(server.params, server.model_state)
+
+    Args:
+      params: all parameters of the model.
+      mask: True where a leaf is trained, see `Mask`.
+
+    Raises:
+      ValueError: a mask of another structure; a mask that trains nothing, or everything.
+      TypeError: a mask that holds, or returns, something else than bools.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    marks = _marks(params, mask)
+    if all(marks) or not any(marks):
+        what = "everything; give parameters and loss function to the algorithm as they are"
+        what = what if any(marks) else f"nothing; mark some of {', '.join(_paths(params)[:8])}"
+        raise ValueError(f"expected a mask that trains a part of the {len(leaves)} leaves, got one that trains {what}")
+    trainable = [leaf if mark else None for leaf, mark in zip(leaves, marks, strict=True)]
+    frozen = [None if mark else leaf for leaf, mark in zip(leaves, marks, strict=True)]
+    return jax.tree.unflatten(treedef, trainable), jax.tree.unflatten(treedef, frozen)
+
+
+def join(trainable: Params, frozen: Params) -> Params:
+    """Whole parameters of the two parts that `split` made, also if either was trained, cast or loaded since."""
+    return jax.tree.map(
+        lambda ours, theirs: theirs if ours is None else ours, trainable, frozen, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def only(loss_fn: AnyLossFn) -> Stateful:
+    """The loss of the trainable part, F(join(x, frozen); ξ), with the frozen part as model state.
+
+    Args:
+      loss_fn: loss of the whole parameters; one with model state of its own must freeze it, and then
+        `algorithm.init(trainable, num_clients, (frozen, model_state))` takes both.
+
+    Raises:
+      ValueError: a loss function whose own model state is averaged or kept by the clients.
+    """
+    policy = policy_of(loss_fn)
+    if policy not in (None, "frozen"):
+        raise ValueError(f'beside frozen parameters model state must be "frozen" as well, got the policy {policy!r}')
+
+    def part_loss(trainable: Params, state: PyTree, batch: Batch, key: Key) -> tuple[Scalar, tuple[PyTree, Any]]:
+        frozen, model_state = (state, ()) if policy is None else state
+        loss, (_, aux) = evaluate(loss_fn, join(trainable, frozen), model_state, batch, key)
+        return loss, (state, aux)
+
+    return Stateful(part_loss, "frozen")
+
+
+def _paths(params: Params) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def _marks(params: Params, mask: Mask) -> list[bool]:
+    """One bool per leaf of the parameters."""
+    try:
+        marks = [mask(path) for path in _paths(params)] if callable(mask) else jax.tree.leaves(_broadcast(mask, params))
+    except ValueError as error:
+        expected, got = jax.tree.structure(params), jax.tree.structure(mask)
+        raise ValueError(
+            f"expected a mask like the parameters {expected}, or one that ends above their leaves, got {got}"
+        ) from error
+    if wrong := [mark for mark in marks if not isinstance(mark, bool | np.bool_)]:
+        raise TypeError(f"a mask must say True or False of every leaf, got {wrong[0]!r}")
+    return [bool(mark) for mark in marks]
+
+
+def _broadcast(mask: PyTree, params: Params) -> PyTree:
+    return jax.tree.map(lambda mark, part: jax.tree.map(lambda leaf: mark, part), mask, params)

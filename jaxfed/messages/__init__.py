@@ -1,0 +1,15 @@
+"""What clients send: clipped, noised, compressed, and taken together robustly."""
+
+from jaxfed.messages import compression, privacy, robust
+from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, uplink
+
+__all__ = [
+    "Transform",
+    "chain",
+    "check_cohorts",
+    "compression",
+    "error_feedback",
+    "privacy",
+    "robust",
+    "uplink",
+]

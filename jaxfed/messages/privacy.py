@@ -1,0 +1,289 @@
+"""Differential privacy of clients: clipped messages, Gaussian noise at the server or the client, and an accountant.
+
+`Central` and `Local` are values that hold all that noise and ε must agree in: one of them goes into the noise, into
+`epsilon` and into `noise_for`.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jaxfed.core import tree
+from jaxfed.core.checks import check_range, plain_fields
+from jaxfed.core.protocol import Aggregate, Cohort, CohortResult, Message
+from jaxfed.core.samplers import CoinFlips, FixedSize, Sampler
+from jaxfed.core.types import Key
+from jaxfed.messages._uplink import STREAM, UNWEIGHTED, Transform, raise_unclipped
+
+INTERVAL = 1e-3
+"""Steps in which privacy losses are counted: ten times the library's default, much quicker, still a bound."""
+
+MOST_NOISE = 1e4
+"""Largest z that `noise_for` tries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Central:
+    """Noise that the server adds to the sum of a cohort's clipped messages; clients trust the server with these.
+
+    Attributes:
+      max_norm: C > 0, the clip of every message.
+      noise_multiplier: z ≥ 0; the noise is N(0, (z·C)²) in every entry.
+      sampler: how cohorts are drawn: `CoinFlips(P)` or `FixedSize(size)`. `simulate` takes the same, as does `serve`.
+      num_clients: N.
+      delta: δ in (0, 1/N].
+
+    Raises:
+      ValueError: a value out of range, or another sampler.
+    """
+
+    max_norm: float
+    noise_multiplier: float
+    sampler: Sampler
+    num_clients: int
+    delta: float
+
+    def __post_init__(self) -> None:
+        check_range("max_norm", self.max_norm, above=0.0)
+        check_range("noise_multiplier", self.noise_multiplier, least=0.0)
+        check_range("num_clients", self.num_clients, least=1, whole=True)
+        check_range("delta", self.delta, above=0.0, most=1.0 / self.num_clients)
+        if not isinstance(self.sampler, CoinFlips | FixedSize):
+            raise ValueError(f"expected CoinFlips or FixedSize, got {self.sampler}, whose privacy is not known here")
+        if isinstance(self.sampler, CoinFlips) and self.sampler.rule != "independent":
+            raise ValueError(
+                f"expected coins that are independent, got {self.sampler}, which draws again where nobody takes part; "
+                'leave out rule="reference"'
+            )
+        self.sampler.num_slots(self.num_clients)
+        plain_fields(self)
+
+    @property
+    def expected_clients(self) -> float:
+        """Clients that are expected in a round, n: P·N of `CoinFlips(P)`, the size of `FixedSize`."""
+        if isinstance(self.sampler, FixedSize):
+            return float(self.sampler.cohort_size)
+        assert isinstance(self.sampler, CoinFlips)
+        return float(f"{self.sampler.participation * self.num_clients:.9g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """Noise that a client adds to its own clipped message: a server that nobody trusts sees no more than this.
+
+    Attributes:
+      max_norm: C > 0, the clip of every message.
+      noise_multiplier: z > 0; the noise is N(0, (z·C)²) in every entry.
+      delta: δ in (0, 1].
+
+    Raises:
+      ValueError: a value out of range.
+    """
+
+    max_norm: float
+    noise_multiplier: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        check_range("max_norm", self.max_norm, above=0.0)
+        check_range("noise_multiplier", self.noise_multiplier, above=0.0)
+        check_range("delta", self.delta, above=0.0, most=1.0)
+        plain_fields(self)
+
+
+Mechanism = TypeVar("Mechanism", Central, Local)
+
+
+def clip(max_norm: float) -> Transform:
+    """m̂ = m · min(1, C/(‖m‖₂ + 1e-6)), the norm over all that the client sends together.
+
+    Under noise it comes last, after what compresses: a message that is rounded or sent in part may be longer than the
+    whole one was. It only rescales, so that a quantised or sparse message stays as short to write down. What it cuts
+    off is lost; the residual of a `top_k` before it holds only what `top_k` left out. In bfloat16 and float16 messages
+    are cut a little shorter, so that C holds after rounding as well.
+
+    Args:
+      max_norm: C > 0.
+
+    Raises:
+      ValueError: `max_norm` out of range.
+
+    Source: McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018 (arXiv 1710.06963).
+    """
+    check_range("max_norm", max_norm, above=0.0)
+
+    def apply(message: Message, state: PyTree, key: Key) -> tuple[Message, PyTree]:
+        del key
+        narrow = [leaf.dtype for leaf in jax.tree.leaves(message) if leaf.dtype != tree.wide(leaf.dtype)]
+        rounding = max([float(jnp.finfo(dtype).eps) for dtype in narrow], default=0.0)
+        clipped = tree.clip(tree.widened(message), max_norm * (1.0 - rounding))
+        return tree.cast_like(clipped, message), state
+
+    def bound(before: float | None) -> float:
+        return max_norm if before is None else min(before, max_norm)
+
+    return Transform(lambda message: (), apply, name=f"clip({max_norm})", max_norm=bound)
+
+
+def local_noise(mechanism: Local) -> Transform:
+    """m̂ = m + N(0, (z·C)²) in every entry, drawn by the client; the `clip` to C comes directly before it.
+
+    What comes after it, such as `jaxfed.compression.quantise`, sees noise only, and costs no privacy. In a simulation
+    the noise is made of the run's seed, in a deployment of entropy of the client's own.
+
+    Args:
+      mechanism: C and z. One message is (ε, δ)-private against its replacement by any other.
+
+    Raises:
+      ValueError: from `jaxfed.uplink`, where something else than `clip(C)` comes before it.
+    """
+    name = f"local_noise({mechanism.max_norm}, {mechanism.noise_multiplier})"
+
+    def apply(message: Message, state: PyTree, key: Key) -> tuple[Message, PyTree]:
+        return tree.noised(message, mechanism.max_norm * mechanism.noise_multiplier, key), state
+
+    def bound(before: float | None) -> float:
+        if before != mechanism.max_norm:
+            raise_unclipped(name, mechanism.max_norm, before)
+        return mechanism.max_norm  # of what depends on the client's data; the noise beside it is not bounded
+
+    return Transform(lambda message: (), apply, name=name, max_norm=bound, secret=True)
+
+
+def central_noise(mechanism: Central) -> Aggregate:
+    """(Σ over Sₜ of mᵢ + N(0, (z·C)²)) / n for what is averaged, and Σ over Sₜ of mᵢ + N(0, (z·C)²) for sums.
+
+    The divisor n is a constant, so that the mean does not tell how many took part. In a simulation the noise is made of
+    the run's seed, in a deployment noise and cohorts are made of entropy of the server's own.
+
+    Args:
+      mechanism: C, z and how clients are drawn; `epsilon` says what it guarantees. `clip(C)` comes last in the uplink.
+
+    Noise in a population's running sum never leaves it. Take algorithms whose servers keep none: FedAvg, FedProx,
+    FedSAM, or FedSpeed and FedDyn with `dual_mean="cohort"`.
+
+    Raises:
+      ValueError: from `jaxfed.uplink`, where the messages' norms are not bounded by C; from `jaxfed.simulate`, for
+        another sampler or population, or clients with weights.
+
+    Source: McMahan et al., ICLR 2018 (arXiv 1710.06963), Algorithm 1, estimator f̃_f.
+    """
+    deviation, expected = mechanism.max_norm * mechanism.noise_multiplier, mechanism.expected_clients
+
+    def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[Message, Array]:
+        if cohort.weights is not None or jax.tree.leaves(result.message.model_state):
+            raise ValueError(UNWEIGHTED)
+        noisy = tree.noised(result.message, deviation, jax.random.fold_in(key, STREAM))
+        delta, average = tree.scale(1.0 / expected, (noisy.delta, noisy.average))
+        return noisy._replace(delta=delta, average=average), result.used
+
+    name = f"central_noise({mechanism.max_norm}, {mechanism.noise_multiplier}, {expected})"
+    return Aggregate(combine, name=name, noise=mechanism)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+    """(ε, δ)-differential privacy, of whom, and under which sampling.
+
+    Attributes:
+      epsilon: ε.
+      delta: δ.
+      neighbours: which two populations are told apart no better than this.
+      sampling: how clients were drawn.
+    """
+
+    epsilon: float
+    delta: float
+    neighbours: str
+    sampling: str
+
+    def __str__(self) -> str:
+        return f"({self.epsilon:.3g}, {self.delta:.0e})-DP, {self.neighbours}, {self.sampling}"
+
+
+def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
+    """What `clip` and noise guarantee of every client after so many rounds, against those who do not know the noise.
+
+    Of `Central`, against whoever sees the server's models:
+
+    - `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions. A round without
+      anybody is sent with its noise like any other.
+    - `FixedSize`: sampling without replacement, one client replaced by another (twice the sensitivity), by Rényi
+      divergences.
+
+    Of `Local`, against the server itself: of a client that took part in so many rounds; a message may be replaced by
+    any other, so its sensitivity is 2C.
+
+    Args:
+      mechanism: what adds the noise.
+      rounds: T. A round that is played again after a stop, with noise of its own, counts again.
+
+    Raises:
+      ImportError: dp-accounting, the extra "privacy", is not installed.
+      ValueError: an argument out of range.
+    """
+    check_range("noise_multiplier", mechanism.noise_multiplier, above=0.0)
+    check_range("rounds", rounds, least=0)
+    accounting = _accounting()
+    relation, z = accounting.NeighboringRelation, mechanism.noise_multiplier
+    if isinstance(mechanism, Local):
+        each = accounting.GaussianDpEvent(z / 2.0)
+        accountant = accounting.pld.PLDAccountant(relation.REPLACE_ONE, INTERVAL)
+        words = "any message replaced by any other", f"{rounds} messages, each seen"
+    elif isinstance(mechanism.sampler, CoinFlips):
+        participation = mechanism.sampler.participation
+        each = accounting.PoissonSampledDpEvent(participation, accounting.GaussianDpEvent(z))
+        accountant = accounting.pld.PLDAccountant(relation.ADD_OR_REMOVE_ONE, INTERVAL)
+        words = "one client added or removed", f"Poisson sampling with probability {participation:g}"
+    else:
+        size, number = int(mechanism.expected_clients), mechanism.num_clients
+        each = accounting.SampledWithoutReplacementDpEvent(number, size, accounting.GaussianDpEvent(z / 2.0))
+        accountant = accounting.rdp.RdpAccountant(neighboring_relation=relation.REPLACE_ONE)
+        words = "one client replaced", f"{size} of {number} without replacement"
+    spent = accountant.compose(each, rounds).get_epsilon(mechanism.delta) if rounds else 0.0
+    return Guarantee(float(spent), mechanism.delta, *words)
+
+
+def noise_for(target_epsilon: float, mechanism: Mechanism, rounds: int, tolerance: float = 1e-2) -> Mechanism:
+    """The same mechanism with the smallest z, to `tolerance`, by which `epsilon` is at most `target_epsilon`.
+
+    Args:
+      target_epsilon: ε > 0.
+      mechanism: all but z, which plays no part.
+      rounds: T.
+      tolerance: of z, > 0.
+
+    Raises:
+      ImportError: see `epsilon`.
+      ValueError: an argument out of range, or an ε that no noise reaches by this accountant.
+    """
+    check_range("target_epsilon", target_epsilon, above=0.0)
+    check_range("tolerance", tolerance, above=0.0)
+
+    def enough(noise_multiplier: float) -> bool:
+        noisy = dataclasses.replace(mechanism, noise_multiplier=noise_multiplier)
+        return epsilon(noisy, rounds).epsilon <= target_epsilon
+
+    high = 1.0
+    while not enough(high):
+        high *= 2.0
+        if high > MOST_NOISE:
+            raise ValueError(
+                f"expected a target_epsilon that noise reaches, got {target_epsilon}: a noise_multiplier of "
+                f"{MOST_NOISE:g} is not enough; allow more, or play fewer rounds"
+            )
+    low = high / 2.0 if high > 1.0 else 0.05
+    while high - low > tolerance and low < (middle := (low + high) / 2.0) < high:
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return dataclasses.replace(mechanism, noise_multiplier=high)
+
+
+def _accounting() -> Any:
+    try:
+        import dp_accounting
+    except ImportError as missing:
+        raise ImportError('expected dp-accounting; pip install "jaxfed-jaxspec[privacy]"') from missing
+    return dp_accounting

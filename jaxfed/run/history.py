@@ -1,0 +1,195 @@
+"""What a run has reported: numbers by round."""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxfed.core.protocol import ClientInfo, RoundInfo, Server
+from jaxfed.run._columns import Columns
+
+COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
+    "loss_median": ("loss", np.median),
+    "loss_worst": ("loss", np.max),
+    "delta_norm_max": ("delta_norm", np.max),
+}
+"""What is said of the clients of a cohort beside their mean: name → the fact, and the number made of all theirs."""
+
+
+@dataclasses.dataclass
+class History:
+    """Numbers of a run, of which a round takes eight bytes each; a column reads as a new list of plain numbers.
+
+    Attributes:
+      rounds: one list per quantity, one entry per round: "round" (done so far, from 1); means over the clients used of
+        "loss", "gradient_norm", "delta_norm" (drift ‖x_K − x⁰‖), "memory_norm" (of the dual), "num_steps" and
+        "padding"; "loss_median", "loss_worst" and "delta_norm_max" over them; "inconsistency"; "samples" that all of
+        them trained on together; "num_used", "num_excluded" (clients whose results were not finite),
+        "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where there is
+        no number: for means of a round in which no client was used, and in rounds of an older version.
+      evaluations: "round", and one list for every number that `evaluate` returns.
+      plan: name of the plan that the cohorts were laid out by.
+      seconds: what every round took without evaluation, one entry per round; None where that is not known or where
+        compilation was part of it.
+      state: the whole state of the run after its last round, where `simulate` was asked to keep it; else None. It is
+        in no file that a history is written to.
+    """
+
+    rounds: Columns = dataclasses.field(default_factory=Columns)
+    evaluations: Columns = dataclasses.field(default_factory=Columns)
+    plan: str | None = None
+    seconds: list[float | None] = dataclasses.field(default_factory=list)
+    state: "RunState | None" = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.rounds, self.evaluations = Columns(self.rounds), Columns(self.evaluations)
+
+    def add_round(
+        self,
+        round_number: int,
+        info: RoundInfo,
+        seconds: float | None = None,
+        more: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Append one round; `info` lies on the host, `more` are other numbers by name."""
+        told = info._asdict()
+        clients, used, excluded = told.pop("clients"), told.pop("used"), told.pop("excluded")
+        told = {**told.pop("client")._asdict(), **told}
+        aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(told.pop("aux"))}
+        cohort = {name: make(getattr(clients, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
+        sums = {"samples": np.sum(clients.samples[used]), "num_excluded": np.sum(excluded)}
+        entry = {"round": round_number, **told, **cohort, **sums, **aux, **more}
+        means = {*ClientInfo._fields, "inconsistency", *aux} - sums.keys()
+        numbers = {name: number for name, number in entry.items() if np.ndim(number) == 0}
+        self.rounds.append({name: each if used.any() or name not in means else None for name, each in numbers.items()})
+        unknown = self.rounds.length - 1 - len(self.seconds)
+        self.seconds += [*[None] * unknown, seconds]
+
+    def add_evaluation(self, round_number: int, metrics: Mapping[str, Any]) -> None:
+        """Append what `evaluate` returned after a round."""
+        self.evaluations.append({"round": round_number, **metrics})
+
+    def latest(self) -> dict[str, float]:
+        """The last loss and the last evaluation, without what is named "…/…", for a progress bar."""
+        evaluated = self.evaluations.last()
+        shown = {"loss": self.rounds.last()["loss"]}
+        shown |= {name: each for name, each in evaluated.items() if name != "round" and "/" not in name}
+        return {name: each for name, each in shown.items() if each is not None}
+
+    def last_known(self, name: str) -> Any:
+        """The last number of a column of `rounds` that is known; None where there is none."""
+        return next((each for each in reversed(self.rounds.get(name, [])) if each is not None), None)
+
+    def cumulative(self, name: Literal["samples", "seconds"], rounds: Sequence[int] | None = None) -> list[float]:
+        """Samples or seconds from the start to the end of the given rounds (all, if none are given).
+
+        A round whose number is not known counts as the median of the others. Empty if no number is known.
+        """
+        per_round = self.seconds if name == "seconds" else self.rounds.get(name, [])
+        known = [each for each in per_round if each is not None]
+        if not known:
+            return []
+        sums = np.cumsum([float(np.median(known)) if each is None else each for each in per_round])
+        after = dict(zip(self.rounds["round"], sums.tolist(), strict=True)) | {0: 0.0}
+        return [after[each] for each in (self.rounds["round"] if rounds is None else rounds)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists of Python numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}, "plan", "seconds"}."""
+        columns = {"rounds": dict(self.rounds), "evaluations": dict(self.evaluations)}
+        return {**columns, "plan": self.plan, "seconds": [*self.seconds]}
+
+    @classmethod
+    def from_dict(cls, columns: Mapping[str, Any]) -> "History":
+        """The history that `to_dict` wrote, this version's or an older one's."""
+        return cls(**columns)
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Arrays for a checkpoint."""
+        seconds = np.array(self.seconds, np.float64)  # NaN where None
+        return {"rounds": self.rounds.snapshot(), "evaluations": self.evaluations.snapshot(), "seconds": seconds}
+
+    def describe(self) -> dict[str, Any]:
+        """JSON beside the snapshot."""
+        return {"plan": self.plan, "rounds": self.rounds.describe(), "evaluations": self.evaluations.describe()}
+
+    @staticmethod
+    def like(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Shapes and dtypes of the snapshot that `describe` told of."""
+        columns = {name: Columns.like(told[name]) for name in ("rounds", "evaluations")}
+        return {**columns, "seconds": np.zeros(told["rounds"]["length"])}
+
+    @classmethod
+    def restored(cls, told: Mapping[str, Any], snapshot: Mapping[str, np.ndarray]) -> "History":
+        """The history of a snapshot."""
+        columns = {name: Columns.restored(told[name], snapshot[name]) for name in ("rounds", "evaluations")}
+        seconds = [None if math.isnan(each) else each for each in snapshot["seconds"].tolist()]
+        return cls(columns["rounds"], columns["evaluations"], told["plan"], seconds)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line per round: "round", "seconds", its numbers, and "evaluation/…", empty where there is none."""
+        table = self._by_round()
+        names = ["round", *dict.fromkeys(name for numbers in table.values() for name in numbers)]
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows({"round": number, **numbers} for number, numbers in table.items())
+
+    def to_tensorboard(self, directory: str | Path) -> None:
+        """Write an event file: scalars "round/…" and "evaluation/…", the round as their step.
+
+        Raises:
+          ImportError: tensorboardX, the extra "tensorboard", is not installed.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as missing:
+            raise ImportError(
+                'expected tensorboardX to write TensorBoard files; pip install "jaxfed-jaxspec[tensorboard]"'
+            ) from missing
+        with SummaryWriter(str(directory)) as writer:
+            for number, numbers in self._by_round().items():
+                for name, each in numbers.items():
+                    tag = name if name.startswith("evaluation/") else f"round/{name}"
+                    writer.add_scalar(tag, each, number)
+
+    def _by_round(self) -> dict[int, dict[str, float]]:
+        """The numbers that are known, by round."""
+        table: dict[int, dict[str, float]] = {}
+        rounds, evaluations = {"seconds": self.seconds, **self.rounds}, dict(self.evaluations)
+        for prefix, columns in (("", rounds), ("evaluation/", evaluations)):
+            for at, number in enumerate(columns.get("round", [])):
+                entry = {name: column[at] for name, column in columns.items() if at < len(column) and name != "round"}
+                known = {f"{prefix}{name}": each for name, each in entry.items() if each is not None}
+                table.setdefault(number, {}).update(known)
+        return dict(sorted(table.items()))
+
+
+class RunState(NamedTuple):
+    """Where a run stands: `jaxfed.simulate(algorithm, state, data, ...)` goes on from here as if it had never stopped.
+
+    It may be gone on from several times. `state._replace(server=...)` goes on from another server.
+
+    Attributes:
+      server: after the rounds done.
+      rows: what all clients keep, in the form of the store; of a `DiskStore` only where each row lies in its file.
+      facts: what the store needs to read `rows`, as JSON.
+      store: the store of the run, and of the run that goes on.
+      history: the numbers of all rounds done.
+    """
+
+    server: Server
+    rows: PyTree
+    facts: Mapping[str, Any]
+    store: Any
+    history: History
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "".join("/" + str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)

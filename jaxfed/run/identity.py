@@ -1,0 +1,185 @@
+"""What two runs must share beside their arguments to be one: what they compute, and the samples they train on."""
+
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.core.protocol import ClientUpdate, Cohort, FederatedAlgorithm, Message, Server
+from jaxfed.core.samplers import Sampler
+from jaxfed.core.stateful import evaluate
+from jaxfed.core.types import Key
+from jaxfed.data.batches import Batching, ClientData
+from jaxfed.layout import plans
+from jaxfed.run import _fingerprints as fingerprints
+
+PACKAGES = ("jax", "flax", "optax", "jaxfed-jaxspec")
+"""Whose versions decide what a function is traced to."""
+
+MADE_WITH = "made with"
+TRACED = ("loss function", "first row", "client update", "server update", "aggregate")
+"""Digests of traced functions: they can be compared only where `MADE_WITH` is the same."""
+
+OF_CLIENT = (MADE_WITH, "learning rates", "loss function", "first row", "client update")
+"""Names that `of_client` gives."""
+
+RATES = (0, *(2**power for power in range(14)))
+"""Rounds whose learning rates are compared as numbers."""
+
+Identity = Mapping[str, Any]
+"""Digests and numbers by name, as JSON."""
+
+Sample = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def of_client(algorithm: FederatedAlgorithm, server: Server, sample: Sample, batch_size: int) -> dict[str, Any]:
+    """What a client computes: its learning rates, and what the loss function and the client's update are traced to.
+
+    Args:
+      algorithm: of the run.
+      server: arrays, or their shapes and dtypes.
+      sample: shape and dtype of one sample by name.
+      batch_size: B.
+    """
+    member = _member(algorithm, server, sample, batch_size)
+    found: dict[str, Any] = {MADE_WITH: made_with()}
+    if (insides := algorithm.insides) is not None:
+        found["learning rates"] = _learning_rates(algorithm)
+        if insides.loss_fn is not None:
+            batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), member.batches)
+            loss = partial(evaluate, insides.loss_fn)
+            found["loss function"] = fingerprints.of_function(loss, server.params, server.model_state, batch, _key())
+    rows = fingerprints.of_function(algorithm.init_client, server.params, server.model_state)
+    update = fingerprints.of_function(lambda *given: algorithm.client_update(*given), server, member, _key())
+    return {**found, "first row": rows, "client update": update}
+
+
+def of_server(
+    algorithm: FederatedAlgorithm, server: Server, sample: Sample, batch_size: int, slots: int
+) -> dict[str, Any]:
+    """What the server makes of the messages of `slots` clients: the aggregate and the server's update, as traced."""
+    member = _member(algorithm, server, sample, batch_size)
+    update = jax.eval_shape(lambda *given: algorithm.client_update(*given), server, member, _key())
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    moved = fingerprints.of_function(algorithm.server_update, server, update.message, count)
+    found: dict[str, Any] = {"server update": moved}
+    if algorithm.insides is None:
+        return found
+    aggregate = algorithm.insides.aggregate
+    every = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), (member.rows, update))
+
+    def combined(ids: Any, rows: Any, updates: ClientUpdate, key: Key) -> tuple[Message, Any]:
+        cohort = Cohort(ids, rows, {"update": updates})  # type: ignore[dict-item]
+        run = partial(plans.gathered, plans.vmap()) if aggregate.gathers else plans.vmap()
+        result = run(lambda each, key: each.batches["update"], cohort, key)  # type: ignore[arg-type, return-value]
+        return aggregate.combine(result, cohort, key)
+
+    ids = jax.ShapeDtypeStruct((slots,), jnp.int32)
+    return {**found, "aggregate": fingerprints.of_function(combined, ids, *every, _key())}
+
+
+def of_run(
+    algorithm: FederatedAlgorithm, server: Server, data: ClientData, batching: Batching, slots: int
+) -> dict[str, Any]:
+    """What a simulated run computes, and a digest of every array of its clients' samples."""
+    sample = {name: jax.ShapeDtypeStruct(each.shape[1:], each.dtype) for name, each in data.arrays.items()}
+    size = batch_size_of(batching)
+    told = of_client(algorithm, server, sample, size) | of_server(algorithm, server, sample, size, slots)
+    return told | of_samples(data)
+
+
+def of_samples(data: ClientData) -> dict[str, str]:
+    """A digest of all bits of every array, sample by sample as the clients hold them, however they are laid out."""
+    lengths, offsets = np.asarray(data.lengths, np.int64), np.asarray(data.offsets, np.int64)
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(lengths.sum()) + np.repeat(offsets - starts, lengths)
+    places = places if data.order is None else np.asarray(data.order)[places]
+    found = {}
+    for name, array in data.arrays.items():
+        rows = fingerprints.of_bytes(fingerprints.of_rows(jnp.asarray(array))[places])
+        found[f"data {name!r}"] = f"{array.dtype}{list(array.shape[1:])} {rows}"
+    return found
+
+
+def of_cohorts(sampler: Sampler, seed: int, num_clients: int) -> str:
+    """A digest of the first cohorts that a sampler draws."""
+    return fingerprints.of_bytes(np.stack([sampler.draw(seed, number, num_clients) for number in range(3)]))
+
+
+def of_start(server: Server) -> list[float]:
+    """Σ|x| and Σx² of the parameters and model state that a run begins with; devices may round them differently."""
+    leaves = [leaf for leaf in jax.tree.leaves((server.params, server.model_state)) if _is_number(leaf)]
+
+    def sums(leaves: list[Any]) -> Any:
+        wide = [jnp.abs(leaf).astype(jnp.float32) for leaf in leaves]
+        return sum(map(jnp.sum, wide), jnp.float32(0)), sum((jnp.sum(each**2) for each in wide), jnp.float32(0))
+
+    return [float(f"{float(each):.7g}") for each in jax.jit(sums)(leaves)]
+
+
+def _is_number(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.number))
+
+
+def batch_size_of(batching: Batching) -> int:
+    """B."""
+    length = jax.ShapeDtypeStruct((), jnp.int32)
+    return jax.eval_shape(lambda key, length: batching.slots(key, length, 1), _key(), length)[1].shape[1]
+
+
+def made_with() -> dict[str, Any]:
+    """What a traced program hangs on beside the functions: versions, kind of device, and width of numbers."""
+    return {
+        **{name: _version(name) for name in PACKAGES},
+        "device": jax.default_backend(),
+        "x64": jax.config.jax_enable_x64,  # type: ignore[attr-defined]
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources
+        return None
+
+
+def differences(there: Identity, here: Identity) -> dict[str, tuple[Any, Any]]:
+    """What differs, by name. What is not known there, or not comparable, does not."""
+    skipped = {MADE_WITH, *not_compared(there, here)}
+    pairs = {name: (value, here.get(name)) for name, value in there.items() if name not in skipped}
+    return {name: pair for name, pair in pairs.items() if not _same(*pair)}
+
+
+def not_compared(there: Identity, here: Identity) -> list[str]:
+    """Names of what is traced, where it was made with other versions or on another kind of device."""
+    if there.get(MADE_WITH) == here.get(MADE_WITH):
+        return []
+    return [name for name in TRACED if name in there]
+
+
+def _same(there: Any, here: Any) -> bool:
+    if isinstance(there, list) and isinstance(here, list):
+        return len(there) == len(here) and bool(np.allclose(there, here, rtol=1e-5, atol=0.0, equal_nan=True))
+    return there == here
+
+
+def _learning_rates(algorithm: FederatedAlgorithm) -> list[float]:
+    assert algorithm.insides is not None
+    rate = jax.jit(algorithm.insides.learning_rate)
+    return [float(f"{float(rate(jnp.int32(number))):.7g}") for number in RATES]
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+
+
+def _member(algorithm: FederatedAlgorithm, server: Server, sample: Sample, batch_size: int) -> Cohort:
+    """Shapes of one client with a single batch."""
+    shapes = {name: jax.ShapeDtypeStruct((1, batch_size, *each.shape), each.dtype) for name, each in sample.items()}
+    shapes["mask"] = jax.ShapeDtypeStruct((1, batch_size), jnp.bool_)
+    row = jax.eval_shape(algorithm.init_client, server.params, server.model_state)
+    return Cohort(jax.ShapeDtypeStruct((), jnp.int32), row, shapes)  # type: ignore[arg-type]

@@ -1,0 +1,129 @@
+"""The whole state of a run, beside its checkpoints: taken, given back with an error, and gone on from."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.core.protocol import ClientRow, FederatedAlgorithm, Server
+from jaxfed.layout.sharding import put
+from jaxfed.rows.choose import AnyStore, Engine
+from jaxfed.run.history import History, RunState
+from jaxfed.run.resume import Playing
+
+OWN_STEP = 2**62
+"""Under which a store keeps the rows of a state that a run began from: no checkpoint has this number."""
+
+
+def take(engine: Playing, store: AnyStore | None, history: History) -> RunState:
+    """The state of a run between two rounds; the engine is closed after it, or goes on by `put_back` only."""
+    saved = engine.snapshot(int(engine.server.round), 0)
+    return RunState(saved["server"], saved["rows"], engine.describe(), store, copied(history))
+
+
+def copied(history: History) -> History:
+    """The same numbers, for another run to add to."""
+    return dataclasses.replace(history, state=None, seconds=[*history.seconds])
+
+
+def put_back(engine: Engine, state: RunState, store: AnyStore) -> History:
+    """Put an engine, which began with the state's server, where the state is; return the history that goes on.
+
+    Raises:
+      ValueError: a state of another store, or of an algorithm whose clients keep something else.
+    """
+    if state.store != store:
+        raise ValueError(f"expected the store of the state, {state.store}, got {store}; pass store=state.store")
+    like = engine.like(state.facts)["rows"]
+    expected, got = _shapes(like), _shapes(state.rows)
+    if expected != got:
+        raise ValueError(
+            f"expected client rows like those of this algorithm ({expected}), got a state with {got}; "
+            "pass the algorithm that made the state, or begin anew with algorithm.init(state.server.params, ...)"
+        )
+    engine.restore({"server": engine.server, "rows": jax.tree.map(_copied, state.rows, like)})
+    engine.lock(OWN_STEP, lambda: state.rows)
+    return copied(state.history)
+
+
+def _copied(leaf: Any, like: Any) -> Any:
+    """A copy where the engine wants it: rounds are given these buffers to overwrite."""
+    if not isinstance(leaf, jax.Array):
+        return np.array(leaf)
+    return jax.jit(jnp.copy)(put(leaf, getattr(like, "sharding", None)))
+
+
+def _shapes(rows: Any) -> str:
+    pairs = jax.tree_util.tree_leaves_with_path(rows)
+    return ", ".join(f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}" for path, leaf in pairs) or "none"
+
+
+def check_alone(algorithm: FederatedAlgorithm, server: Server, row: ClientRow, remedy: str) -> None:
+    """Raise ValueError if a server that has done rounds comes without the rows that its clients kept in them."""
+    done = int(server.round)
+    if done and jax.tree.leaves(row):
+        name = algorithm.hyperparameters.get("algorithm", "this algorithm")
+        raise ValueError(
+            f"expected the clients' rows beside a server that has done {done} rounds, got the server alone: clients of "
+            f"{name} keep {_shapes(jax.eval_shape(lambda: row))} between rounds; {remedy}, or begin anew with "
+            "algorithm.init(server.params, num_clients)"
+        )
+
+
+@contextmanager
+def carrying(engine: Playing, store: AnyStore | None, history: History) -> Iterator[None]:
+    """Let whatever ends the block carry the state after the last whole round as `state`, None where it is lost."""
+    first = int(engine.server.round)
+    try:
+        yield
+    except BaseException as error:
+        give_with(error, _whole(engine, store, history, first))
+        raise
+
+
+def _whole(engine: Playing, store: AnyStore | None, history: History, first: int) -> RunState | None:
+    """The state, unless a round was under way: its rows are then half written, or were given to the program."""
+    try:
+        if int(engine.server.round) != history.rounds.last().get("round", first):
+            return None
+        state = take(engine, store, history)
+        deleted = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array) and leaf.is_deleted()]
+        return None if deleted else state
+    except Exception:  # what ended the run may be why its state cannot be read
+        return None
+
+
+def give_with(error: BaseException, state: RunState | None) -> None:
+    """Let an error carry a state, and say so."""
+    with suppress(AttributeError):  # of an error with slots
+        error.state = state  # type: ignore[attr-defined]
+        if state is None:
+            error.add_note("this happened inside a round, which cannot be taken back: error.state is None")
+        else:
+            error.add_note(
+                f"error.state is the run after round {int(state.server.round)}, with its history: "
+                "jaxfed.simulate(algorithm, error.state, ...) goes on from there"
+            )
+
+
+def warn_if_done(done: int, rounds: int, where: str, stacklevel: int = 3) -> None:
+    """Warn that a run has done all the rounds that were asked for, and that what comes back is what was there."""
+    if done and done >= rounds:
+        warnings.warn(nothing_trained(done, rounds, where), NothingTrainedWarning, stacklevel=stacklevel)
+
+
+def nothing_trained(done: int, rounds: int, where: str) -> str:
+    """What is said of such a run."""
+    return (
+        f"nothing was trained or evaluated: {where} has done {done} rounds already, and rounds={rounds} counts from "
+        f"the start; server and history are as they were; pass rounds={done + 1} or more to go on, or begin a new run"
+    )
+
+
+class NothingTrainedWarning(UserWarning):
+    """A run had done all its rounds before it began."""

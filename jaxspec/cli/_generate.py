@@ -1,0 +1,95 @@
+"""``jaxspec generate``: continue a prompt with any model and method."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import jaxspec
+from jaxspec.cli._methods import Drafting, Method, load, method_of, two_devices
+from jaxspec.cli.shared import Flag, report
+from jaxspec.generation.requests import Sampling
+from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.zoo import PAIRS
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How tokens are drawn: see ``jaxspec.generation.requests.Sampling``."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+def generate(
+    prompt: str,
+    target: str = PAIRS[0],
+    draft: Path | None = None,
+    method: Method | None = None,
+    max_new_tokens: int = 128,
+    dtype: str | None = None,
+    int8: Flag = False,
+    chat: Flag = False,
+    stop: tuple[str, ...] = (),
+    drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
+    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = Sampler(),
+    json: Flag = False,  # noqa: A002  the flag is called --json
+) -> None:
+    """Continue a prompt; the text is the target's, whatever the method.
+
+    Seconds and tokens a second are those of a run in which nothing is compiled; ``compile_seconds`` are of a short one
+    before it.
+
+    Args:
+        prompt: raw text to continue, encoded as the tokenizer's file says; with --chat a user's message.
+        target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint, a llama2.c file.
+        draft: a smaller model over the same vocabulary, in the same forms; an embedded pair brings its own.
+        method: default: mirror for a pair, speculative with a draft, else autoregressive.
+        max_new_tokens: tokens to add.
+        dtype: of the parameters: float32, bfloat16, float16; default: float32 on CPU, else the checkpoint's own.
+        int8: keep the target's matrices in eight bits.
+        chat: put the prompt into the model's chat template.
+        stop: texts that end the sequence, beside the model's own stop tokens.
+        drafting: window, candidates, exit.
+        sampler: temperature and filters.
+        json: end with one JSON object on one line.
+    """
+    drafting.check()
+    Sampling(max_new_tokens, **vars(sampler)).arrays(1)
+    if "" in stop:
+        raise ValueError(f"expected stop strings that are not empty, got {stop}")
+    two_devices()
+    needs = f"--method {method}" if method in ("speculative", "mirror") else None
+    chosen = method_of(load(target, draft, dtype, int8, drafting_for=needs), method, drafting)
+    prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
+    ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
+    try:
+        compiling = compiled(chosen, prompts, max_new_tokens, sampler)
+        result = jaxspec.generate(
+            chosen, prompts, max_new_tokens, **vars(sampler), stop=ends, progress=not json and sys.stderr.isatty()
+        )
+    except jaxspec.NonFiniteLogits as error:
+        print((error.output.text or [""])[0], flush=True)
+        raise
+    text, stats = (result.text or [""])[0], result.stats
+    times = {"seconds": stats.prefill_seconds + stats.decode_seconds, "compile_seconds": compiling}
+    times["tokens_per_second"] = stats.tokens_per_second
+    if json:
+        about = {"finish_reason": result.finish_reason[0], **times, "stats": stats.to_dict()}
+        return report({"tokens": result.tokens[0], "text": text, **about}, True)
+    print(text if chat else prompt + text)
+    report({name: round(value, 3) for name, value in (times | stats.to_dict()).items()}, False)
+
+
+def compiled(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampler: Sampler) -> float:
+    """Seconds of a first run that ends at its first token, whatever it is: it compiles every program of the next."""
+    start, every = time.perf_counter(), range(method.vocab_size)
+    jaxspec.generate(method, prompts, max_new_tokens, **vars(sampler), stop=every)
+    return time.perf_counter() - start

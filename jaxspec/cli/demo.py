@@ -1,0 +1,284 @@
+"""``python -m jaxspec demo``: the whole story on real text, in about four minutes on two cores.
+
+Decode held-out roles with three methods and compare every token; federate the draft over other roles' private text;
+carry it through the checkpoint layer onto the draft mesh; show what it gained.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from jaxfed import checkpoint
+from jaxspec import federated, zoo
+from jaxspec.analysis import plots as plot
+from jaxspec.cli._bench_methods import Measurement, Setting, Worker, best_of
+from jaxspec.devices.sharding import Placement, mesh_of, replicated
+from jaxspec.federated import Federation, Report
+from jaxspec.generation import generate
+from jaxspec.generation.trace import Span, median_milliseconds
+from jaxspec.methods import candidates, mirror
+from jaxspec.text.tokenizer import encode
+from jaxspec.zoo.recipe import held_out_roles
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """The decoding part.
+
+    Attributes:
+        prompts: first held-out roles by id that are decoded.
+        prompt_tokens: length of each prompt.
+        new_tokens: tokens decoded for each.
+        rounds: interleaved measurements of each method at its best settings.
+        windows: speculative windows γ tried.
+        mirror: (window, branches) of Mirror-SD tried.
+        num_candidates: κ.
+    """
+
+    prompts: int = 8
+    prompt_tokens: int = 64
+    new_tokens: int = 128
+    rounds: int = 5
+    windows: tuple[int, ...] = tuple(range(1, 9))
+    mirror: tuple[tuple[int, int], ...] = ((7, 4), (7, 8))
+    num_candidates: int = 4
+
+
+@dataclass(frozen=True)
+class FederatingSettings:
+    """The federated part.
+
+    Attributes:
+        clients: held-out roles that federate, after those of the prompts.
+        validation_roles: held-out roles after the clients; they choose learning rates.
+        client_prompts: windows of each client's text that the target continues for training.
+        test_prompts: windows of each role's unseen text.
+        prompt_tokens: length of a window.
+        new_tokens: length of its continuation.
+        window: γ of the reported acceptance.
+        federation: rounds, cohort, steps and learning rates.
+    """
+
+    clients: int = 32
+    validation_roles: int = 16
+    client_prompts: int = 12
+    test_prompts: int = 4
+    prompt_tokens: int = 32
+    new_tokens: int = 64
+    window: int = 7
+    federation: Federation = Federation()
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of the demo, and the embedded pair (or a folder) it uses; figures are quoted for the defaults."""
+
+    pair: str = "shakespeare"
+    decoding: DecodingSettings = DecodingSettings()
+    federating: FederatingSettings = FederatingSettings()
+
+
+class Clock:
+    """Seconds of each phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+@dataclass
+class Decoded:
+    """Outcome of the decoding part: per method its best setting and median run, whether all tokens agree, spans."""
+
+    settings: dict[str, Setting]
+    runs: dict[str, Measurement]
+    identical: bool
+    tokens_compared: int
+    spans: list[Span]
+
+
+def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, Any]:
+    """Runs the demo, writes ``timeline.png`` and ``acceptance.png`` into ``out``, returns the figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    clock, pair, sizes = Clock(), zoo.load(settings.pair), settings.decoding
+    held_out = held_out_roles()
+    texts = [role.text for role in held_out[: sizes.prompts]]
+    prompts = [encode(pair.tokenizer, text)[: sizes.prompt_tokens].tolist() for text in texts]
+    decoded = decode(sizes, settings.pair, prompts, clock, progress)
+    plot.timeline(decoded.spans, out / "timeline.png")
+    with clock.phase("federate"):
+        report = federate(settings.federating, pair, held_out[sizes.prompts :], out, progress)
+    with clock.phase("deploy"):
+        deployed = deploy(sizes, pair, decoded.settings["mirror"], prompts, out)
+    curves = {name: (outcome.rounds, outcome.accepted) for name, outcome in report.outcomes.items()}
+    plot.acceptance(report.acceptance, curves, settings.federating.window, out / "acceptance.png")
+    return figures(decoded, report, deployed, clock)
+
+
+def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], clock: Clock, progress: bool) -> Decoded:
+    """Every method at its own best settings over the prompts, one at a time, interleaved."""
+    with Worker(pair, True) as threaded, Worker(pair, False) as single:
+        workers = {True: threaded, False: single}
+        with clock.phase("choose_settings"):
+            best = _choose(workers, settings, prompts[:1], progress)
+        with clock.phase("decode"):
+            runs: dict[str, list[Measurement]] = {name: [] for name in best}
+            for _ in tqdm(range(settings.rounds), "measure", disable=not progress):
+                for name, setting in best.items():
+                    runs[name].append(workers[setting.eigen_threads].measure(setting, prompts, settings.new_tokens))
+            mirrored = best["mirror"]
+            spans = workers[mirrored.eigen_threads].timeline(mirrored, prompts, settings.new_tokens)
+    median = {name: sorted(many, key=lambda m: m.seconds)[len(many) // 2] for name, many in runs.items()}
+    everything = [m.tokens for many in runs.values() for m in many]
+    identical = all(tokens == everything[0] for tokens in everything)
+    return Decoded(best, median, identical, sum(map(len, everything[0])), spans)
+
+
+def _choose(
+    workers: dict[bool, Worker], settings: DecodingSettings, prompts: list[list[int]], progress: bool
+) -> dict[str, Setting]:
+    """Each method's best setting on a prompt: all of them without Eigen threads, then the winner also with them.
+
+    Plain decoding, the yardstick, tries devices and threads in full.
+    """
+    s, new = settings, settings.new_tokens
+    tried = {
+        "autoregressive": [
+            Setting("autoregressive", devices, threads) for devices in (1, 2) for threads in (True, False)
+        ],
+        "speculative": [Setting("speculative", 1, False, window) for window in s.windows],
+        "mirror": [Setting("mirror", 1, False, window, budget, s.num_candidates) for window, budget in s.mirror],
+    }
+    _warm(workers, [setting for many in tried.values() for setting in many], prompts, new, progress)
+    best = {name: best_of(workers, many, prompts, new) for name, many in tried.items()}
+    both = {name: [replace(best[name], eigen_threads=threads) for threads in (True, False)] for name in tried}
+    _warm(workers, [both["speculative"][0], both["mirror"][0]], prompts, new, progress)
+    return {name: best_of(workers, many, prompts, new) for name, many in both.items()}
+
+
+def _warm(
+    workers: dict[bool, Worker], tried: list[Setting], prompts: list[list[int]], new: int, progress: bool
+) -> None:
+    """Compiles settings, both workers at once."""
+    tried = sorted(tried, key=lambda setting: setting.eigen_threads, reverse=True)
+    for threads, worker in workers.items():
+        worker.send("warm", [setting for setting in tried if setting.eigen_threads == threads], prompts[:1], new)
+    for setting in tqdm(tried, "compile", disable=not progress):
+        workers[setting.eigen_threads].receive()
+
+
+def federable(
+    settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], progress: bool
+) -> federated.Problem:
+    """The target continues windows of the first roles' text (training and unseen part) and of the validation roles'."""
+    s, texts = settings, [role.text for role in roles]
+    judges = {federated.VALIDATION: texts[s.clients :][: s.validation_roles]}
+    sizes = s.client_prompts, s.test_prompts, s.prompt_tokens, s.new_tokens, s.window
+    distilling = federated.Distilling(*sizes)
+    return federated.gather(pair.target, pair.tokenizer, texts[: s.clients], judges, distilling, progress=progress)
+
+
+def federate(
+    settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], out: Path, progress: bool
+) -> Report:
+    """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
+    problem = federable(settings, pair, roles, progress)
+    validation, unseen = (problem.judges[name] for name in (federated.VALIDATION, federated.UNSEEN))
+    known = pair.draft, problem.clients, validation, unseen, settings.federation
+    report = federated.compare(*known, window=settings.window, progress=progress)
+    chosen = report.outcomes["fedspeed"]
+    clients = [role.id for role in roles[: settings.clients]]
+    about = {"learning_rate": chosen.learning_rate, "clients": clients}
+    target = out / "draft"
+    step = (checkpoint.latest(target) or 0) + 1
+    checkpoint.save(target, step, {"params": chosen.params}, kind="draft", metadata=about, keep=1)
+    return report
+
+
+def deploy(settings: DecodingSettings, pair: zoo.Pair, setting: Setting, prompts: list[list[int]], out: Path) -> float:
+    """Loads the federated draft onto the draft mesh and decodes with it; its accepted length on the prompts."""
+    devices = jax.devices()
+    where = Placement(mesh_of(devices[:1]), mesh_of(devices[-1:]))
+    like = {"params": pair.draft.params}
+    loaded = checkpoint.load(out / "draft", like=like, shardings=replicated(where.draft))
+    method = mirror(
+        pair.target,
+        pair.draft._replace(params=loaded["params"]),
+        window=setting.window,
+        num_candidates=setting.num_candidates,
+        exit_layer=pair.exit_layer,
+        exit=pair.exit,
+        policy=candidates.mirror(setting.budget),
+        placement=where,
+    )
+    return generate(method, prompts, settings.new_tokens).stats.accepted_length
+
+
+def figures(decoded: Decoded, report: Report, deployed: float, clock: Clock) -> dict[str, Any]:
+    """One JSON-able object with everything the demo found."""
+    speed = {name: round(m.tokens_per_second, 1) for name, m in decoded.runs.items()}
+    return {
+        "identical": decoded.identical,
+        "tokens_compared": decoded.tokens_compared,
+        "tokens_per_second": speed,
+        "ratio_to_autoregressive": {name: round(value / speed["autoregressive"], 3) for name, value in speed.items()},
+        "accepted_length": round(decoded.runs["mirror"].accepted_length, 3),
+        "accepted_length_speculative": round(decoded.runs["speculative"].accepted_length, 3),
+        "reuse_rate": round(decoded.runs["mirror"].reuse_rate, 4),
+        "milliseconds": {name: round(ms, 3) for name, ms in median_milliseconds(decoded.spans).items()},
+        "settings": {name: str(setting) for name, setting in decoded.settings.items()},
+        "acceptance": {name: round(value, 4) for name, value in report.acceptance.items()},
+        "acceptance_deployed": round(deployed, 4),
+        "learning_rates": {name: outcome.learning_rate for name, outcome in report.outcomes.items()},
+        "seconds": {**clock.seconds, "total": round(sum(clock.seconds.values()), 2)},
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+    }
+
+
+def show(found: dict[str, Any], out: Path, console: Console) -> None:
+    """Prints the table and what was written."""
+    table = Table(title=f"{found['tokens_compared']} tokens, greedy, float32: identical = {found['identical']}")
+    for column in ("method", "tokens/s", "ratio", "accepted", "reuse", "best settings"):
+        table.add_column(column, justify="left" if column in ("method", "best settings") else "right")
+    accepted = {"mirror": found["accepted_length"], "speculative": found["accepted_length_speculative"]}
+    for name, speed in found["tokens_per_second"].items():
+        table.add_row(
+            name,
+            f"{speed:.0f}",
+            f"{found['ratio_to_autoregressive'][name]:.2f}",
+            f"{accepted[name]:.2f}" if name in accepted else "–",
+            f"{found['reuse_rate']:.0%}" if name == "mirror" else "–",
+            found["settings"][name],
+        )
+    console.print(table)
+    console.print("Mirror-SD, median ms: " + ", ".join(f"{k} {v:.2f}" for k, v in found["milliseconds"].items()))
+    console.print(
+        "Accepted tokens a step on unseen text: " + ", ".join(f"{k} {v:.2f}" for k, v in found["acceptance"].items())
+    )
+    console.print(f"{found['seconds']['total']:.0f} s; pictures in {out}/timeline.png and {out}/acceptance.png")
+
+
+def main(out: Path, as_json: bool) -> None:
+    """The command: progress and table on standard error with ``--json``, whose object is the last line of output."""
+    found = run(DemoSettings(), out, progress=True)
+    show(found, out, Console(stderr=as_json))
+    if as_json:
+        print(json.dumps(found))
+    if not found["identical"]:
+        raise SystemExit("expected the tokens of all methods to be identical, got a difference; see --json")

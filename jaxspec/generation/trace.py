@@ -1,0 +1,212 @@
+"""When each program of a step ran: lanes of the target and the draft, as spans in seconds.
+
+A timeline stops the loop at the end of every step, and nowhere else: inside a step all runs as it does untraced. The
+loop loses its enqueuing ahead, so a traced step is a little longer.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxspec.verify.target import StepInfo
+
+
+class Span(NamedTuple):
+    """One program of one step: seconds since the timeline began."""
+
+    lane: str
+    name: str
+    step: int
+    start: float
+    end: float
+
+
+class Outcome(NamedTuple):
+    """What a step did, for every sequence: A, and whether the next window was ready; None where it cannot be."""
+
+    num_accepted: list[int]
+    reused: list[bool] | None
+
+
+class Enqueued(NamedTuple):
+    """A program, when it was enqueued, when its outputs were (or will be) ready, and what tells the step's outcome."""
+
+    lane: str
+    name: str
+    time: float
+    ready: Future[float] | float
+    outputs: Any = None
+
+
+#: Programs that give the verdict; those that end a step.
+VERDICT, LAST = ("suffix", "whole"), ("select", "step")
+
+
+class Timeline:
+    """Watches a decoding loop; pass it as ``watch=`` to ``jaxspec.generate``, then read ``spans()``."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._enqueued: list[Enqueued] = []
+
+    def __call__(self, lane: str, name: str, outputs: Any) -> None:
+        """Notes a program; waits for the last one of a step here, for the others in the lane's own thread."""
+        now, kept = self._now(), outputs if name in (*VERDICT, *LAST) else None
+        if name in LAST:
+            self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs), kept))
+        else:
+            thread = self._threads.setdefault(lane, ThreadPoolExecutor(1, thread_name_prefix=lane))
+            self._enqueued.append(Enqueued(lane, name, now, thread.submit(self._wait, outputs), kept))
+
+    def _wait(self, outputs: Any) -> float:
+        jax.block_until_ready(outputs)
+        return self._now()
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def spans(self) -> list[Span]:
+        """All spans in the order they were enqueued; one starts when it is enqueued and its lane is free.
+
+        The rollout also waits for the message, that is, for the prefix; the selection for the verdict. A waiting thread
+        may wake late: no program ends after one that waits for it.
+        """
+        spans: list[Span] = []
+        free: dict[str, float] = {}
+        step, message, verdict = 0, 0.0, 0.0
+        for index, (lane, name, enqueued, ready, _) in enumerate(self._enqueued):
+            end = ready if isinstance(ready, float) else min(ready.result(), self._latest(index))
+            waits = {"rollout": message, "select": verdict}.get(name, 0.0)
+            start = max(enqueued, free.get(lane, 0.0), waits)
+            spans.append(Span(lane, name, step, min(start, end), end))
+            free[lane] = end
+            message, verdict = (end if name == "prefix" else message), (end if name in VERDICT else verdict)
+            step += name in LAST
+        return spans
+
+    def _latest(self, index: int) -> float:
+        """When what waits for a program had ended: the end of its step, and of a prefix the rollout."""
+        for item in self._enqueued[index:]:
+            if isinstance(item.ready, float):
+                return item.ready
+            if self._enqueued[index].name == "prefix" and item.name == "rollout":
+                return min(item.ready.result(), self._latest(index + 1))
+        return float("inf")
+
+    def outcomes(self) -> list[Outcome]:
+        """What every step did."""
+        return [Outcome(np.asarray(info.num_accepted).tolist(), flags) for info, flags in self._outcomes()]
+
+    def _outcomes(self) -> Iterator[tuple[StepInfo, list[bool] | None]]:
+        packed: Any = None
+        for item in self._enqueued:
+            if item.name in VERDICT:
+                packed = item.outputs
+            elif item.name == "select":
+                yield StepInfo(packed), np.asarray(item.outputs).tolist()
+            elif item.name == "step":
+                yield item.outputs, None
+
+    def save(self, path: str | Path) -> None:
+        """Writes a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open: lanes, programs, A and reuse."""
+        Path(path).write_text(json.dumps(perfetto(self.spans(), self.outcomes())))
+
+    def close(self) -> None:
+        """Ends the waiting threads."""
+        for thread in self._threads.values():
+            thread.shutdown()
+
+    def __enter__(self) -> "Timeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def perfetto(spans: list[Span], outcomes: Sequence[Outcome] = ()) -> dict[str, Any]:
+    """The spans as Chrome's trace events: one thread a lane, the two rendezvous as instants, outcomes as arguments."""
+    lanes = {name: number for number, name in enumerate(dict.fromkeys(span.lane for span in spans), start=1)}
+    names = [
+        {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
+        for name, number in lanes.items()
+    ]
+    return {"traceEvents": [*names, *(event for span in spans for event in _events(span, lanes, outcomes))]}
+
+
+def _events(span: Span, lanes: dict[str, int], outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+    about: dict[str, Any] = {"step": span.step}
+    if span.name in LAST and span.step < len(outcomes):
+        about |= outcomes[span.step]._asdict()
+    place = {"pid": 1, "tid": lanes[span.lane]}
+    yield place | {
+        "ph": "X",
+        "name": span.name,
+        "ts": 1e6 * span.start,
+        "dur": 1e6 * (span.end - span.start),
+        "args": about,
+    }
+    message = {"prefix": "message"} | dict.fromkeys(VERDICT, "verdict")
+    if span.name in message:
+        yield place | {
+            "ph": "i",
+            "s": "p",
+            "name": message[span.name],
+            "ts": 1e6 * span.end,
+            "args": {"step": span.step},
+        }
+
+
+def median_milliseconds(spans: list[Span]) -> dict[str, float]:
+    """Median duration of each program, in milliseconds."""
+    names = dict.fromkeys(span.name for span in spans)
+    return {name: 1e3 * float(np.median([s.end - s.start for s in spans if s.name == name])) for name in names}
+
+
+@dataclass
+class Passes:
+    """A ``Watch`` that counts the passes of rolled out branches: J of each, of which a batch waits for the largest.
+
+    Attributes:
+        counts: J of the branches of every rollout.
+        window: γ.
+    """
+
+    counts: list[np.ndarray] = field(default_factory=list)
+    window: int = 0
+    _ahead: int = 0
+
+    def __call__(self, lane: str, name: str, outputs: Any) -> None:
+        """Notes rollouts; waits for them."""
+        if name in ("ahead", "rollout"):
+            passes = np.asarray(outputs.branches.passes)
+            self.window = outputs.branches.tokens.shape[2]
+            self.counts.append(passes[:, self._ahead if name == "rollout" else 0 :].reshape(-1))
+            self._ahead = passes.shape[1] if name == "ahead" else 0
+
+    @property
+    def mean(self) -> float:
+        """Mean J of a branch."""
+        return float(np.mean(np.concatenate(self.counts)))
+
+    @property
+    def largest(self) -> float:
+        """Mean over rollouts of the largest J in the batch, which is what a rollout takes."""
+        return float(np.mean([np.max(each) for each in self.counts]))
+
+    @property
+    def most(self) -> int:
+        """The largest J."""
+        return int(np.max(np.concatenate(self.counts)))
+
+    @property
+    def growth(self) -> float:
+        """η̄ = γ / J̄, tokens that a pass makes final."""
+        return self.window / self.mean

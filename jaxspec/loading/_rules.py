@@ -1,0 +1,57 @@
+"""How published arrays make one leaf of our parameters, and the leaf published arrays again."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxspec.models.config import DecoderConfig
+
+Parts = Sequence[np.ndarray]
+
+
+class Rule(NamedTuple):
+    """How published weights make one leaf.
+
+    Attributes:
+        names: published names; ``{}`` stands for the number of the layer.
+        join: (their arrays, configuration) → the leaf.
+        split: (the leaf, configuration) → their arrays.
+    """
+
+    names: tuple[str, ...]
+    join: Callable[[Parts, DecoderConfig], np.ndarray]
+    split: Callable[[np.ndarray, DecoderConfig], Parts]
+
+
+def same(name: str) -> Rule:
+    """The leaf is the published array."""
+    return Rule((name,), lambda parts, _: parts[0], lambda leaf, _: [leaf])
+
+
+def one_more(name: str) -> Rule:
+    """Gemma stores what its norms multiply by less one."""
+    return Rule((name,), lambda parts, _: parts[0] + 1, lambda leaf, _: [leaf - 1])
+
+
+def stacked(*names: str) -> Rule:
+    """The published arrays, stacked."""
+    return Rule(names, lambda parts, _: np.stack(parts), lambda leaf, _: list(leaf))
+
+
+def heads(pattern: str, names: str = "qkv") -> Rule:
+    """Rows of queries, keys and values, regrouped: [G, H/G + 2, head_size, …]."""
+
+    def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
+        shape = config.num_kv_heads, -1, config.head_size
+        return np.concatenate([part.reshape(*shape, *part.shape[1:]) for part in parts], axis=1)
+
+    def split(leaf: np.ndarray, config: DecoderConfig) -> Parts:
+        return [part.reshape(-1, *leaf.shape[3:]) for part in (leaf[:, :-2], leaf[:, -2], leaf[:, -1])]
+
+    return Rule(tuple(pattern.format("{}", letter) for letter in names), join, split)
+
+
+def table_from_two(name: str) -> Rule:
+    """OPT's positions begin in the third row; the first two serve padding."""
+    return Rule((name,), lambda parts, _: parts[0][2:], lambda leaf, _: [np.pad(leaf, ((2, 0), (0, 0)))])

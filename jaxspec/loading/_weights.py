@@ -1,0 +1,141 @@
+"""Safetensors files of a published checkpoint: opened, listed and checked, read one array at a time."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from jaxspec.core.files import read_json, reading
+
+#: Bytes of one file that ``write`` makes.
+SHARD_BYTES = 5_000_000_000
+#: Published names of the only file, and of the list of several.
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Bytes of one number, for each kind of safetensors that weights may be of.
+WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+#: Numbers of an array that are compared at once.
+COMPARED = 2**22
+#: Endings of files that hold pickled weights.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class Entry(NamedTuple):
+    """One published array: the file that holds it, its shape, and the bytes it takes there."""
+
+    file: Path
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+class Weights:
+    """The arrays of a folder by name; nothing is read before it is asked for.
+
+    Raises:
+        ValueError: no safetensors file (only pickles: says why they are refused), one that is truncated or damaged, an
+            index that names files elsewhere, arrays that are no floats (quantised ones), or two of one name.
+    """
+
+    def __init__(self, folder: Path):
+        self._files = {path: _opened(path) for path in _files(folder)}
+        self.entries: dict[str, Entry] = {}
+        for path, file in self._files.items():
+            for name in file.keys():  # noqa: SIM118  not a dictionary
+                part = file.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                if dtype not in WIDTHS:
+                    raise ValueError(
+                        f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype}, as quantised weights are, whose "
+                        "scales are not applied here; use the checkpoint in bfloat16 that it was made from"
+                    )
+                if name in self.entries:
+                    raise ValueError(
+                        f"{path}: expected every array once, got {name} here and in {self.entries[name].file.name}; "
+                        "remove the file that does not belong to the model"
+                    )
+                self.entries[name] = Entry(path, shape, math.prod(shape) * WIDTHS[dtype])
+
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two arrays hold the same numbers; a few rows at a time are in memory."""
+        shape, like = self.entries[name].shape, self.entries[other].shape
+        one, two = (self._files[self.entries[each].file].get_slice(each) for each in (name, other))
+        rows = max(1, COMPARED // max(1, math.prod(shape[1:])))
+        parts = (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
+        return shape == like and all(np.array_equal(one[part], two[part]) for part in parts)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The array of that name."""
+        return self._files[self.entries[name].file].get_tensor(name)
+
+
+def _opened(path: Path) -> Any:
+    with reading(path, "a whole safetensors file"):
+        return safe_open(path, framework="numpy")
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if index.is_file():
+        names = _named(index)
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ValueError(f"{folder}: expected the files of {INDEX}, got no {', '.join(missing)}; copy them too")
+        return [folder / name for name in names]
+    if found := sorted(folder.glob("*.safetensors")):
+        return found
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise ValueError(
+            f"{folder}: expected safetensors, got only {', '.join(pickles)}: a pickle can run any code when it is "
+            "read, so none is opened here; convert it where you trust it (save_pretrained of transformers writes "
+            "safetensors)"
+        )
+    raise ValueError(f"{folder}: expected *.safetensors, got none")
+
+
+def _named(index: Path) -> list[str]:
+    """The files that an index names, all of them beside it."""
+    found = read_json(index).get("weight_map")
+    names = list(found.values()) if isinstance(found, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name not in ("", "..") for name in names):
+        raise ValueError(f"{index}: expected weight_map to name files of its own folder, got {found!r:.200}")
+    return sorted(set(names))
+
+
+def write(folder: Path, arrays: Any, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes (name, array) pairs as ``model.safetensors``, or as several files with an index; one file in memory."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    written: list[list[str]] = []
+    size = total = 0
+    for name, array in arrays:
+        if shards[-1] and size + array.nbytes > shard_bytes:
+            written.append(_flush(folder, shards.pop(), len(written) + 1))
+            shards.append({})
+            size = 0
+        shards[-1][name] = np.ascontiguousarray(array)
+        size, total = size + array.nbytes, total + array.nbytes
+    written.append(_flush(folder, shards.pop(), len(written) + 1))
+    _name(folder, written, total)
+
+
+def _flush(folder: Path, shard: dict[str, np.ndarray], number: int) -> list[str]:
+    save_file(shard, folder / f"part-{number}.safetensors", metadata={"format": "pt"})
+    return list(shard)
+
+
+def _name(folder: Path, written: list[list[str]], total: int) -> None:
+    """Published names for the parts, instead of what lay there: one alone, or several that say how many they are."""
+    count = len(written)
+    files = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
+        old.unlink(missing_ok=True)
+    for number, file in enumerate(files, 1):
+        (folder / f"part-{number}.safetensors").replace(folder / file)
+    if count > 1:
+        where = {name: file for names, file in zip(written, files, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")

@@ -1,0 +1,165 @@
+"""Models in the checkpoint layer: verified, resumable to any mesh; and one way to open whatever holds a model."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from jaxfed import checkpoint
+from jaxspec.core.files import reading
+from jaxspec.devices.sharding import Home, check_divides, leaf_homes
+from jaxspec.drafts import streams
+from jaxspec.loading.huggingface import (
+    carried,
+    check_memory,
+    float_dtype,
+    leaf_dtype,
+    like_params,
+    load_huggingface,
+    published_dtype,
+    save_huggingface,
+)
+from jaxspec.loading.llama2c import load_llama2c
+from jaxspec.models import network
+from jaxspec.models.base import Model
+from jaxspec.models.config import DecoderConfig, build
+from jaxspec.models.quantize import Int8, quantized
+from jaxspec.models.vocabulary import unfitted
+from jaxspec.text import Text
+
+KIND = "model"
+#: Folder beside the steps that holds the tokenizer's files, and those that say more of a model than its network does.
+TEXT = "text"
+_TOKEN: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+
+def save_model(model: Model, directory: str | Path, *, like: str | Path | None = None) -> None:
+    """Saves a model of ours as the next step of a checkpoint directory, its tokenizer's files beside it.
+
+    Args:
+        model: network, parameters, text.
+        directory: of the checkpoint.
+        like: folder whose config.json and generation_config.json are kept, so that ``save_huggingface`` can carry them
+            along; default: the one that the model's tokenizer came from.
+    """
+    directory, model = Path(directory), unfitted(model)
+    is_int8 = any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(model.params, is_leaf=_is_int8))
+    about = {
+        "config": asdict(model.network.config),
+        "dtype": jnp.dtype(jax.eval_shape(model.network.embed, model.params, _TOKEN).dtype).name,
+        "int8": is_int8,
+        "stop": list(model.text.stop) if model.text else [],
+        "streams": streams.about(model),
+    }
+    step = -1 if (last := checkpoint.latest(directory)) is None else last
+    checkpoint.save(directory, step + 1, {"params": model.params}, kind=KIND, metadata=about)
+    files = carried(model, like)
+    if model.text is not None or files:
+        (directory / TEXT).mkdir(exist_ok=True)
+    if model.text is not None:
+        model.text.write(directory / TEXT)
+    for name, file in files.items():
+        if file.resolve() != (directory / TEXT / name).resolve():
+            shutil.copyfile(file, directory / TEXT / name)
+
+
+def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
+    """Loads a model that ``save_model`` wrote, straight onto a mesh.
+
+    Raises:
+        ValueError: the directory holds something else, or says of a model what cannot be; the mesh does not divide the
+            heads.
+        jaxfed.checkpoint.CheckpointError: no complete step, or a damaged file (named).
+        MemoryError: the parameters would not fit.
+    """
+    directory, found = Path(directory), checkpoint.manifest(directory)
+    if found.kind != KIND:
+        raise ValueError(f"{directory}: expected a checkpoint of kind {KIND!r}, got {found.kind!r}")
+    with reading(directory, "what save_model says of a model"):
+        about, most = found.metadata, len(found.tree)
+        config, dtype, int8 = build(DecoderConfig, about["config"]), jnp.dtype(about["dtype"]), bool(about["int8"])
+        if config.num_layers > most:
+            raise ValueError(f"expected at most {most} layers, as there are leaves, got {config.num_layers}")
+        net, like, stop = network(config), like_params(config, dtype, int8), [int(token) for token in about["stop"]]
+        if about.get("streams"):
+            net, like = streams.like(net, like, **about["streams"])
+    check_divides(config, mesh)
+    check_memory(config, dtype, mesh, int8)
+    homes = jax.tree.map(_sharding, leaf_homes(net.partition(like), like, mesh))
+    params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
+    text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
+    if text is not None or stop:
+        text = (text or Text()).stopping(stop)
+    return Model(net, params, text)
+
+
+def _sharding(home: Home) -> Sharding:
+    return home if isinstance(home, Sharding) else SingleDeviceSharding(home)
+
+
+def _is_int8(node: Any) -> bool:
+    return isinstance(node, Int8)
+
+
+def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False) -> Model:
+    """Opens a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer beside it.
+
+    Args:
+        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (of the ``.model`` files beside it the
+            only one is its tokenizer).
+        mesh: where the parameters go.
+        dtype: of published checkpoints, see ``load_huggingface``; the others keep theirs unless it is given.
+        int8: keep the layers' matrices in eight bits.
+
+    Raises:
+        ValueError: none of these.
+    """
+    path, dtype = Path(path), None if dtype is None else float_dtype(dtype)
+    if (path / "config.json").is_file():
+        return load_huggingface(path, mesh, dtype, int8=int8)
+    if path.is_dir() and checkpoint.latest(path) is not None:
+        return changed(load_model(path, mesh), dtype, int8)
+    if path.is_file() and path.suffix == ".bin":
+        beside = sorted(path.parent.glob("*.model"))
+        return changed(load_llama2c(path, beside[0] if len(beside) == 1 else None), dtype, int8)
+    raise ValueError(
+        f"{path}: expected a folder with config.json, a checkpoint directory that jaxspec convert wrote, or a llama2.c "
+        ".bin file, got none of them"
+    )
+
+
+def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
+    """The same model with parameters of another dtype (None: as they are), its matrices in eight bits if asked for."""
+    params = model.params
+    if dtype is not None:
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(leaf_dtype(path, dtype)),
+            params,
+        )
+    return model._replace(params=quantized(params) if int8 else params)
+
+
+def convert(source: str | Path, out: str | Path) -> str:
+    """A published checkpoint or llama2.c file into the checkpoint layer, or a directory of ours into a published one.
+
+    Returns:
+        What was written: "checkpoint" or "huggingface".
+
+    Raises:
+        ValueError: ``out`` exists and holds something, or ``source`` is none of what ``open_model`` takes.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out}: expected a new or empty folder to write to, got one that holds something")
+    published = (source / "config.json").is_file()
+    ours = source.is_dir() and not published
+    model = open_model(source, dtype=published_dtype(source) if published else None)
+    if ours:
+        save_huggingface(model, out, like=source / TEXT if (source / TEXT).is_dir() else None)
+    else:
+        save_model(model, out, like=source if published else None)
+    return "huggingface" if ours else "checkpoint"

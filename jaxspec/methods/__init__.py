@@ -1,0 +1,17 @@
+"""Decoding methods: plain, speculative and Mirror-SD, and the policies of what is rolled out ahead."""
+
+from jaxspec.methods import candidates, fallbacks
+from jaxspec.methods._autoregressive import autoregressive
+from jaxspec.methods._mirror import mirror
+from jaxspec.methods._speculative import speculative
+from jaxspec.methods.protocol import DecodingMethod, Watch
+
+__all__ = [
+    "DecodingMethod",
+    "Watch",
+    "autoregressive",
+    "candidates",
+    "fallbacks",
+    "mirror",
+    "speculative",
+]

@@ -1,0 +1,221 @@
+"""Candidates: which next windows are worth rolling out before the verdict is known.
+
+Both sides can name likely outcomes of a verification as a ``Message``: the draft, from its own law, as soon as a window
+is drafted; the target's early exit, which knows better, after the prefix. A ``Policy`` says whose message is ranked and
+how: a ranking turns one into the roots of branches, pairs (position r, token v), "r tokens of the window are accepted,
+then v comes".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.core.arguments import whole
+from jaxspec.models.base import Array
+from jaxspec.verify import Message, Roots
+
+#: From a message, and roots that are rolled out already, to the roots to roll out; equal ones share programs.
+Ranking = Callable[[Message, Roots | None], Roots]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is rolled out ahead of the verdict.
+
+    Attributes:
+        ahead: ranks the draft's own message; these branches start together with the target's prefix.
+        exit: ranks the exit's message; these start after the prefix. Without it the target runs as one program.
+        num_candidates: κ of the draft's own message.
+    """
+
+    ahead: Ranking | None = None
+    exit: Ranking | None = None
+    num_candidates: int = 8
+
+
+def mirror(budget: int | None = None, sharpness: float = 5.0) -> Policy:
+    """Mirror-SD: the exit's top-κ at every position, the likeliest ``budget`` (R) outcomes of them; all without one.
+
+    Source: Mirror-SD (arXiv 2510.13161), §3; ranking under a budget is ours (``Likeliest``).
+    """
+    return Policy(exit=Likeliest(budget, sharpness))
+
+
+def saguaro(budget: int = 8, acceptance_rate: float = 0.8, exponent: float = 0.5, num_candidates: int = 8) -> Policy:
+    """SSD: the draft's own most likely tokens, from the start of the step, with geometric fan-out (``Geometric``)."""
+    return Policy(Geometric(budget, acceptance_rate, exponent), num_candidates=num_candidates)
+
+
+def ahead(budget: int = 8, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
+    """SSD's candidates ranked as the exit's are: the likeliest outcomes under the draft's own law (``Likeliest``)."""
+    return Policy(Likeliest(budget, sharpness), num_candidates=num_candidates)
+
+
+def pearl() -> Policy:
+    """PEARL's post-verify: the draft goes on as if its whole window were accepted, one branch from the start.
+
+    Source: Liu et al., PEARL (arXiv 2408.11850).
+    """
+    return Policy(Geometric(1, 1.0), num_candidates=1)
+
+
+def none() -> Policy:
+    """Nothing is rolled out ahead: vanilla speculative decoding over two meshes."""
+    return Policy()
+
+
+def hybrid(ahead: int = 4, budget: int = 4, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
+    """The draft's ``ahead`` likeliest outcomes during the prefix, then the exit's ``budget`` likeliest other ones."""
+    return Policy(Likeliest(ahead, sharpness), Likeliest(budget, sharpness), num_candidates)
+
+
+def named(name: str, budget: int) -> Policy:
+    """A policy by its name, for the command line.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    table: dict[str, Callable[[], Policy]] = {
+        "none": none,
+        "pearl": pearl,
+        "saguaro": lambda: saguaro(budget),
+        "ahead": lambda: ahead(budget),
+        "mirror": lambda: mirror(budget),
+        "hybrid": lambda: hybrid(budget, budget),
+    }
+    if name not in table:
+        raise ValueError(f"expected a policy out of {', '.join(table)}, got {name!r}")
+    return table[name]()
+
+
+class Sizes(NamedTuple):
+    """κ of the exit's message, and lookahead streams of the draft."""
+
+    num_candidates: int
+    streams: int
+
+
+def sizes_for(batch: int) -> Sizes:
+    """The paper's schedule: κ = 8, 8, 4, 2, 1 and 2, 2, 1, 1, 1 streams for batches up to 1, 8, 16, 32 and beyond.
+
+    Raises:
+        ValueError: a batch below 1.
+
+    Source: Mirror-SD (arXiv 2510.13161), experiments with batches; a batch between two of theirs takes the larger's.
+    """
+    if batch < 1:
+        raise ValueError(f"expected batch >= 1, got {batch}")
+    table = (1, Sizes(8, 2)), (8, Sizes(8, 2)), (16, Sizes(4, 1)), (32, Sizes(2, 1))
+    return next((sizes for most, sizes in table if batch <= most), Sizes(1, 1))
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The likeliest outcomes under a message's law.
+
+    score(r, v) = Σ_{j≤r} log q(ŷⱼ | j) + log q(v | r): how likely it is that exactly r tokens are accepted and v comes
+    next. Greedy verification asks which token is the target's most likely one, and of that the exit is surer than its
+    law says: q ∝ p^β over the tokens that the message holds for a position.
+
+    Attributes:
+        budget: R, branches rolled out for each sequence; None: all (γ+1)·κ.
+        sharpness: β; 1 is the law as it was sent.
+
+    Raises:
+        ValueError: a budget below 1, or a sharpness that is not positive.
+    """
+
+    budget: int | None = None
+    sharpness: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check_budget(self.budget)
+        if not 0 < self.sharpness < np.inf:
+            raise ValueError(f"expected a finite sharpness > 0, got {self.sharpness}")
+
+    def __call__(self, received: Message, known: Roots | None = None) -> Roots:
+        """The best R roots that are not ``known``."""
+        drafted, scores = _sharpened(received, self.sharpness)
+        reach = jnp.pad(jnp.cumsum(drafted, axis=1), ((0, 0), (1, 0)))
+        scores = reach[:, :, None] + scores
+        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)  # else they would come before all others
+        batch, positions, kappa = scores.shape
+        if known is not None:
+            scores = jnp.where(_among(received, known), -jnp.inf, scores)
+        count = positions * kappa if self.budget is None else min(self.budget, positions * kappa)
+        best = jax.lax.top_k(scores.reshape(batch, -1), count)[1].astype(jnp.int32)
+        return Roots(best // kappa, jnp.take_along_axis(received.tokens.reshape(batch, -1), best, axis=1))
+
+
+def _among(received: Message, known: Roots) -> Array:
+    """Which candidates [B, γ+1, κ] are known roots."""
+    places = jnp.arange(received.tokens.shape[1])[None, :, None]
+    same = (known.accepted[:, None, None] == places[..., None]) & (
+        known.tokens[:, None, None] == received.tokens[..., None]
+    )
+    return jnp.any(same, axis=-1)
+
+
+def _sharpened(received: Message, sharpness: float) -> tuple[Array, Array]:
+    """log q of the drafted tokens [B, γ] and of the candidates [B, γ+1, κ]."""
+    drafted = jnp.pad(received.drafted, ((0, 0), (0, 1)), constant_values=-jnp.inf)[:, :, None]
+    known = jnp.concatenate([drafted, received.scores], axis=2) * sharpness
+    law = jax.nn.log_softmax(known, axis=2)
+    return law[:, :-1, 0], law[:, :, 1:]
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """A fixed number of candidates a position: F_r ∝ a^(r/(1+e)) for r < γ, F_γ ∝ a^(γ/(1+e))·(1 − a)^(−1/(1+e)).
+
+    It maximises the hit rate if every token is accepted with probability a and a position's miss rate falls as F^(−e).
+
+    Attributes:
+        budget: R = Σ F_r, at most κ for one position.
+        acceptance_rate: a; 1 puts all on the position behind the window.
+        exponent: e.
+
+    Raises:
+        ValueError: a budget below 1, a rate outside (0, 1], an exponent that is not positive.
+
+    Source: Kumar et al., Speculative Speculative Decoding (arXiv 2603.03251), theorem on the geometric fan-out.
+    """
+
+    budget: int
+    acceptance_rate: float = 0.8
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_budget(self.budget)
+        if not 0 < self.acceptance_rate <= 1 or not 0 < self.exponent < np.inf:
+            given = f"{self.acceptance_rate} and {self.exponent}"
+            raise ValueError(f"expected 0 < acceptance_rate <= 1 and exponent > 0, got {given}")
+
+    def __call__(self, received: Message, known: Roots | None = None) -> Roots:
+        """The first F_r candidates of every position r; the same positions for all sequences."""
+        batch, positions, kappa = received.tokens.shape
+        counts = self.fan_out(positions - 1, kappa)
+        places = np.repeat(np.arange(positions), counts)
+        rank = np.concatenate([np.arange(count) for count in counts])
+        accepted = jnp.broadcast_to(jnp.asarray(places, jnp.int32), (batch, len(places)))
+        return Roots(accepted, received.tokens[:, places, rank])
+
+    def fan_out(self, window: int, most: int) -> np.ndarray:
+        """F_0..F_γ: whole numbers that add up to R, at most ``most`` each, apportioned by highest averages."""
+        power = 1 / (1 + self.exponent)
+        share = self.acceptance_rate ** (power * np.arange(window + 1))
+        share[-1] *= max(1 - self.acceptance_rate, 1e-12) ** -power
+        counts = np.zeros(window + 1, int)
+        for _ in range(min(self.budget, most * (window + 1))):
+            open_places = counts < most
+            counts[np.argmax(np.where(open_places, share / (counts + 1), -1.0))] += 1
+        return counts
+
+
+def _check_budget(budget: int | None) -> None:
+    if budget is not None:
+        whole("budget (branches)", budget, 1, remedy="without a limit pass None")

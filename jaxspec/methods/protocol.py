@@ -1,0 +1,60 @@
+"""What every decoding method is: an ``init`` and a ``step``, and what the loop needs to know of them."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from jaxspec.devices.sharding import DATA_AXIS, axis_size
+from jaxspec.methods.checks import not_numbers
+from jaxspec.models.base import Model
+from jaxspec.text import Text
+from jaxspec.verify.target import StepInfo
+
+#: Called with (lane, name, outputs) for every program that a step enqueues.
+Watch = Callable[[str, str, Any], None]
+
+
+def unwatched(lane: str, name: str, outputs: Any) -> None:
+    """The default ``Watch``: looks at nothing."""
+
+
+def unasked(call: Any) -> None:
+    """The default of ``DecodingMethod.agree``: there is no other process."""
+
+
+class DecodingMethod(NamedTuple):
+    """One way to decode; ``jaxspec.generate`` drives it.
+
+    Attributes:
+        init: (``Request``, capacity) → state.
+        step: (state, watch) → (state, StepInfo).
+        window: γ, tokens drafted a step; 0 for plain decoding.
+        vocab_size: token ids lie below it.
+        text: how the target reads and writes, if it came with a tokenizer.
+        groups: sequences of a batch must divide by it (the ``data`` axis of the meshes).
+        max_length: most tokens of a sequence that the target can tell apart (learned positions), if limited.
+        not_numbers: names the arrays of the target's parameters that hold NaN or infinity; reads all of them.
+        agree: called with all that a decoding hangs on before it begins; raises where another process has other plans.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, StepInfo]]
+    window: int
+    vocab_size: int
+    text: Text | None = None
+    groups: int = 1
+    max_length: int | None = None
+    agree: Callable[[Any], None] = unasked
+    not_numbers: Callable[[], list[str]] = list
+
+
+def method_of(
+    target: Model, init: Callable[..., Any], step: Callable[..., Any], window: int, *meshes: Mesh | None
+) -> DecodingMethod:
+    """A method whose text is the target's."""
+    config, groups = target.network.config, math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in meshes))
+    method = DecodingMethod(init, step, window, config.vocab_size, target.text, groups, config.ends.positions)
+    return method._replace(not_numbers=partial(not_numbers, target.params))

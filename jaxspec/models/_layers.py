@@ -1,0 +1,197 @@
+"""Parts of a decoder, feature-major: norms, projections, attention and feed-forward blocks, rotary positions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxspec.models.base import Array, Attend
+from jaxspec.models.config import Block, DecoderConfig, Rotary, Scores
+from jaxspec.models.quantize import Int8
+
+#: Non-linearities by the names that published configurations use.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> nnx.Param:
+    """A random matrix whose products have unit size."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * (scale * fan_in**-0.5))
+
+
+def bias(shape: tuple[int, ...], wanted: bool) -> nnx.Param | None:
+    """Zeros, or nothing."""
+    return nnx.Param(jnp.zeros(shape)) if wanted else None
+
+
+def project(equation: str, matrix: nnx.Param, x: Array, offset: nnx.Param | None = None) -> Array:
+    """matrix · x + offset, where the last axis of ``matrix`` meets the first of x; the result keeps x's last two."""
+    value = matrix.get_value()
+    if isinstance(value, Int8):
+        y = jnp.einsum(equation, value.values.astype(x.dtype), x) * value.scale[..., None, None].astype(x.dtype)
+    else:
+        y = jnp.einsum(equation, value, x)
+    return y if offset is None else y + offset[...][..., None, None]
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + ε) · scale over the feature axis 0; in float32, whatever x is."""
+
+    def __init__(self, features: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        """Normalises x [D, ...]."""
+        wide = x.astype(jnp.float32)
+        unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=0, keepdims=True) + self.epsilon)
+        return (unit * _column(self.scale[...], x)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x − mean) / √(variance + ε) · scale + bias over the feature axis 0; in float32, whatever x is."""
+
+    def __init__(self, features: int, epsilon: float):
+        self.scale, self.bias = nnx.Param(jnp.ones((features,))), nnx.Param(jnp.zeros((features,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        """Normalises x [D, ...]."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=0, keepdims=True)
+        unit = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=0, keepdims=True) + self.epsilon)
+        return (unit * _column(self.scale[...], x) + _column(self.bias[...], x)).astype(x.dtype)
+
+
+def _column(values: Array, x: Array) -> Array:
+    return values.astype(jnp.float32).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def norm(features: int, block: Block) -> RMSNorm | LayerNorm:
+    """The norm of a family."""
+    return (LayerNorm if block.layer_norm else RMSNorm)(features, block.epsilon)
+
+
+class SelfAttention(nnx.Module):
+    """O · attend(QKV · x): grouped queries, one fused projection."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        c, a = config, config.attention
+        slots, inner = c.num_heads // c.num_kv_heads + 2, c.num_heads * c.head_size
+        self.qkv = weight(rngs, (c.num_kv_heads, slots, c.head_size, c.width), c.width)
+        self.qkv_bias = bias((c.num_kv_heads, slots, c.head_size), a.qkv_bias)
+        self.out = weight(rngs, (c.width, inner), inner, (2 * c.num_layers) ** -0.5)
+        self.out_bias = bias((c.width,), a.out_bias)
+        self.query_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
+        self.key_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
+
+    def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+        """What ``attend`` takes of x [D, B, T]: queries, keys, values; ``turn`` gives heads their rotary positions."""
+        qkv = project("gqhd,dbt->gqhbt", self.qkv, x, self.qkv_bias)
+        if self.query_norm is None or self.key_norm is None:
+            turned, values = turn(_heads(qkv[:, :-1])), _heads(qkv[:, -1:])
+            queries, keys = turned[:, :, :-1], turned[:, :, -1:]
+        else:
+            queries, keys = _normed(self.query_norm, qkv[:, :-2]), _normed(self.key_norm, qkv[:, -2:-1])
+            queries, keys, values = turn(_heads(queries)), turn(_heads(keys)), _heads(qkv[:, -1:])
+        return queries, keys[:, :, 0], values[:, :, 0]
+
+    def output(self, context: Array) -> Array:
+        """The block's output [D, B, T] for a context [B, G, Q, T, head_size]."""
+        context = jnp.transpose(context, (1, 2, 4, 0, 3)).reshape(-1, context.shape[0], context.shape[3])
+        return project("dc,cbt->dbt", self.out, context, self.out_bias)
+
+
+def _heads(x: Array) -> Array:
+    """[G, Q, head_size, B, T] to [B, G, Q, T, head_size]."""
+    return jnp.transpose(x, (3, 0, 1, 4, 2))
+
+
+def _normed(head_norm: RMSNorm, x: Array) -> Array:
+    """Heads x [G, Q, head_size, B, T], each normalised over its features."""
+    return jnp.moveaxis(head_norm(jnp.moveaxis(x, 2, 0)), 0, 2)
+
+
+class FeedForward(nnx.Module):
+    """down · (activation(gate · x) · (up · x)), or without a gate down · activation(up · x)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        c, parts = config, 2 if config.block.gated else 1
+        self.gate_up = weight(rngs, (parts, c.hidden, c.width), c.width)
+        self.gate_up_bias = bias((parts, c.hidden), c.block.bias)
+        self.down = weight(rngs, (c.width, c.hidden), c.hidden, (2 * c.num_layers) ** -0.5)
+        self.down_bias = bias((c.width,), c.block.bias)
+        if c.block.activation not in ACTIVATIONS:
+            raise ValueError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {c.block.activation!r}")
+        self.activation = ACTIVATIONS[c.block.activation]
+
+    def __call__(self, x: Array) -> Array:
+        """The block's output for x [D, B, T]."""
+        first, *up = project("gfd,dbt->gfbt", self.gate_up, x, self.gate_up_bias)
+        inner = self.activation(first)
+        return project("df,fbt->dbt", self.down, inner * up[0] if up else inner, self.down_bias)
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward, each with its norms and its residual connection."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        around = config.block.norms == "around"
+        make = partial(norm, config.width, config.block)
+        self.attention_norm, self.mlp_norm = make(), make()
+        self.attention_post_norm = make() if around else None
+        self.mlp_post_norm = make() if around else None
+        self.attention, self.mlp = SelfAttention(config, rngs), FeedForward(config, rngs)
+        self.after = config.block.norms == "after"
+
+    def __call__(
+        self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
+    ) -> tuple[Array, Any]:
+        """Runs the layer on x [D, B, T]; ``turn`` gives heads their rotary positions, ``rows`` are its cache."""
+        context, rows = attend(*self.heads(x, turn), rows, scores)
+        return self.after_attention(x, context), rows
+
+    def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+        """The layer up to attention: queries, keys, values."""
+        return self.attention.heads(x if self.after else self.attention_norm(x), turn)
+
+    def after_attention(self, x: Array, context: Array) -> Array:
+        """The layer from attention on, for its input x [D, B, T] and the context."""
+        x = self._joined(x, self.attention.output(context), self.attention_norm, self.attention_post_norm)
+        branch = self.mlp(x if self.after else self.mlp_norm(x))
+        return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm)
+
+    def _joined(self, x: Array, branch: Array, own: Callable, post: Callable | None) -> Array:
+        if self.after:
+            return own(x + branch)
+        return x + (branch if post is None else post(branch))
+
+
+def turning(rotary: Rotary | None, positions: Array, head_size: int) -> Callable[[Array], Array]:
+    """Gives heads [B, G, Q, T, head_size] at ``positions`` [B, T] their rotary positions; without any, nothing."""
+    if rotary is None:
+        return lambda heads: heads
+    return partial(rotate, tables=rotary_tables(positions, rotary, head_size))
+
+
+def rotary_tables(positions: Array, rotary: Rotary, head_size: int) -> tuple[Array, Array]:
+    """cos and sin of position · frequency: each [B, T, head_size / 2]."""
+    angles = positions.astype(jnp.float32)[..., None] * rotary.frequencies(head_size)[None, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    # XLA:CPU would compute both anew in every layer, for every head: it takes cosines for cheap. Divisions it does not.
+    one = cos * cos + sin * sin
+    return cos / one, sin / one
+
+
+def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
+    """Turns the halves of every head of x [B, G, Q, T, head_size] by the rotary angles."""
+    cos, sin = (table[:, None, None].astype(x.dtype) for table in tables)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

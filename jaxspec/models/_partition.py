@@ -1,0 +1,34 @@
+"""Which axis of a parameter is shared out, by a mesh among its devices or by a layer among its tracks."""
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxspec.models.base import Params
+from jaxspec.models.quantize import Int8
+
+#: Tensor parallelism by heads and hidden features (Megatron): two all-reduces a layer; embedding and head by words.
+#: What is not named is replicated.
+AXES = {
+    "embedding": PartitionSpec("model"),
+    "head": PartitionSpec("model"),
+    "qkv": PartitionSpec("model"),
+    "qkv_bias": PartitionSpec("model"),
+    "out": PartitionSpec(None, "model"),
+    "gate_up": PartitionSpec(None, "model"),
+    "gate_up_bias": PartitionSpec(None, "model"),
+    "down": PartitionSpec(None, "model"),
+}
+
+
+def partition(params: Params) -> Params:
+    """A partition specification for every leaf; scales of eight-bit weights follow the features that they scale."""
+
+    def spec(path: tuple, leaf: Any) -> Any:
+        own = AXES.get(str(getattr(path[-1], "key", "")), PartitionSpec())
+        if not isinstance(leaf, Int8):
+            return own
+        return Int8(own, PartitionSpec(*own[: leaf.scale.ndim]))  # type: ignore[arg-type]
+
+    return jax.tree_util.tree_map_with_path(spec, params, is_leaf=lambda leaf: isinstance(leaf, Int8))

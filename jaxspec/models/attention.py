@@ -1,0 +1,114 @@
+"""Attention with and without memory: the callbacks under which a network's layers run.
+
+The cache has a fixed capacity S, the last row of which stays free; what is visible is decided by positions alone, so
+rolling back after a rejected window is arithmetic on lengths and copies nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows
+from jaxspec.models.config import DecoderConfig, Scores
+
+#: Tokens of a prompt that are run at a time.
+CHUNK = 256
+
+
+def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+    """Zero rows for every layer: keys and values, each [B, G, S, head_size]."""
+    shape = (batch, config.num_kv_heads, capacity, config.head_size)
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+
+
+def write(rows: Array, new: Array, positions: Array) -> Array:
+    """Writes new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B], or [] for all, on."""
+    if positions.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(rows, new, positions, axis=2)
+    update = lambda old, part, place: jax.lax.dynamic_update_slice(old, part, (0, place, 0))  # noqa: E731
+    if rows.shape[0] == 1:
+        return update(rows[0], new[0], positions[0])[None]
+    return jax.vmap(update)(rows, new, positions)
+
+
+def fill(network: Network, params: Params, tokens: Array, capacity: int) -> Cache:
+    """A cache with the rows of prompts [B, P]; longer ones are run ``CHUNK`` tokens at a time, in flat memory."""
+    batch, length = tokens.shape
+    embedded = jax.eval_shape(network.embed, params, tokens)
+    cache = init_cache(network.config, batch, capacity, embedded.dtype)
+    layers = range(network.config.num_layers)
+
+    def run(cache: Cache, part: tuple[Array, Array]) -> tuple[Cache, None]:
+        tokens, start = part
+        positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        x = network.embed(params, tokens)
+        return network.blocks(params, x, positions, cache, cached(positions, start), layers)[1], None
+
+    if length <= CHUNK:
+        return run(cache, (tokens, jnp.int32(0)))[0]
+    parts = jnp.moveaxis(tokens.reshape(batch, -1, CHUNK), 1, 0)
+    return jax.lax.scan(run, cache, (parts, CHUNK * jnp.arange(len(parts))))[0]
+
+
+def causal() -> Attend:
+    """Attention of a whole sequence to itself, without memory: training and scoring."""
+
+    def attend(queries: Array, keys: Array, values: Array, rows: None, scores: Scores = Scores()) -> tuple[Array, None]:
+        places = jnp.arange(keys.shape[2])
+        seen = _within(places[None, :], places[:, None], scores.window)
+        return softmax_attention(queries, keys, values, seen[None], scores), rows
+
+    return attend
+
+
+def cached(positions: Array, start: Array | None = None) -> Attend:
+    """Attention of tokens at consecutive ``positions`` [B, T], all from ``start`` on if given, to the cache.
+
+    They extend it first.
+    """
+    first = positions[:, 0] if start is None else start
+
+    def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
+        rows = write(rows[0], keys, first), write(rows[1], values, first)
+        return attend_cache(queries, rows, visible(rows[0].shape[2], positions, scores.window), scores), rows
+
+    return attend
+
+
+def visible(capacity: int, positions: Array, window: int | None = None) -> Array:
+    """Rows that queries at ``positions`` [B, T] see, up to their own: a mask [B, T, S]."""
+    return _within(jnp.arange(capacity)[None, None, :], positions[:, :, None], window)
+
+
+def _within(places: Array, positions: Array, window: int | None) -> Array:
+    """Whether a place is at most ``positions`` and among the last ``window`` up to there."""
+    seen = places <= positions
+    return seen if window is None else seen & (places > positions - window)
+
+
+def attend_cache(queries: Array, rows: Rows, seen: Array, scores: Scores) -> Array:
+    """Attention to rows just extended, of which the last one stays free, whatever the capacity."""
+    if queries.shape[3] == 1:
+        # XLA:CPU extends a cache twice and copies it four times if a single token then reads it as it is.
+        rows, seen = jax.tree.map(lambda part: part[:, :, :-1], rows), seen[:, :, :-1]
+    return softmax_attention(queries, *rows, seen, scores)
+
+
+def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, scores: Scores = Scores()) -> Array:
+    """softmax(cap·tanh(scale·q·kᵀ / cap))·v over the rows that a query sees; the softmax in float32.
+
+    Args:
+        queries: [B, G, Q, T, head_size].
+        keys: [B, G, S, head_size].
+        values: likewise.
+        seen: which rows a query sees: [B or 1, T, S].
+        scores: scale (default 1/√head_size) and cap (default none).
+    """
+    batch, groups, shared, length, size = queries.shape
+    scale = size**-0.5 if scores.scale is None else scores.scale
+    queries = queries.reshape(batch, groups, shared * length, size) * jnp.asarray(scale, queries.dtype)
+    weights = jnp.einsum("bgxh,bgsh->bgxs", queries, keys, preferred_element_type=jnp.float32)
+    if scores.softcap is not None:
+        weights = scores.softcap * jnp.tanh(weights / scores.softcap)
+    weights = jnp.where(jnp.tile(seen, (1, shared, 1))[:, None], weights, -jnp.inf)
+    context = jnp.einsum("bgxs,bgsh->bgxh", jax.nn.softmax(weights, axis=-1).astype(values.dtype), values)
+    return context.reshape(batch, groups, shared, length, size)

@@ -1,0 +1,240 @@
+"""Between text and token ids: the tokenizer that came with a model, its chat template, what ends a sequence."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from jaxspec.core.files import read_json, reading
+from jaxspec.text._chat import Message, render
+from jaxspec.text._pieces import check_id, content, read_pieces
+
+#: Files that are carried along as they are.
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """How a model reads and writes.
+
+    Attributes:
+        encode: text → ids, as the tokenizer's own file says, its special tokens included; None: no tokenizer.
+        decode: ids → text, special tokens and ids beyond the vocabulary left out; None: no tokenizer.
+        stop: ids that end a sequence.
+        template: Jinja source that turns messages into a prompt; None: the model has no chat form.
+        special: text of special tokens by name (``bos_token``), for the template.
+        defaults: ``generation_config.json`` as it is.
+        files: published names → where these files lie, to be carried along.
+        tokenizer: the ``tokenizers`` object, where there is one.
+        piece: id → the token as the tokenizer names it, None beyond its vocabulary.
+        encode_marked: text in which special tokens stand already → ids; default: ``encode``.
+        special_ids: text of a special token, which ``decode`` leaves out → its id.
+    """
+
+    encode: Callable[[str], np.ndarray] | None = None
+    decode: Callable[[Sequence[int]], str] | None = None
+    stop: tuple[int, ...] = ()
+    template: str | None = None
+    special: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+    piece: Callable[[int], str | None] | None = None
+    encode_marked: Callable[[str], np.ndarray] | None = None
+    special_ids: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(tokenizer: Tokenizer, **rest: Any) -> "Text":
+        """A tokenizer of the ``tokenizers`` library; what it is set to truncate or pad, it does not."""
+        tokenizer = unlimited(tokenizer)
+        added = tokenizer.get_added_tokens_decoder()
+        return Text(
+            lambda text: np.asarray(tokenizer.encode(text).ids, np.int32),
+            lambda ids: tokenizer.decode(list(ids)),
+            tokenizer=tokenizer,
+            piece=tokenizer.id_to_token,
+            encode_marked=lambda text: np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32),
+            special_ids={token.content: number for number, token in added.items() if token.special},
+            **rest,
+        )
+
+    @staticmethod
+    def read(folder: str | Path) -> "Text | None":
+        """What a published checkpoint's folder says about text; None where it says nothing.
+
+        Without ``tokenizer.json`` and ``tokenizer.model`` there may still be stop tokens and a chat template.
+
+        Raises:
+            ValueError: a file that is damaged or says something else than text needs; names it.
+            ModuleNotFoundError: ``tokenizer.model`` needs the sentencepiece library; says how to get it.
+        """
+        with reading(folder, "files of a tokenizer"):
+            return Text._read(Path(folder))
+
+    @staticmethod
+    def _read(folder: Path) -> "Text | None":
+        about = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+        defaults = _json(folder / "generation_config.json")
+        template = folder / "chat_template.jinja"
+        tokens = {name: value for name, value in about.items() if name[-6:] == "_token" and name[:4] != "add_"}
+        rest: dict[str, Any] = {
+            "stop": _stops(defaults, _json(folder / "config.json")),
+            "template": template.read_text("utf-8") if template.is_file() else _template(about.get("chat_template")),
+            "special": {name: content(value) for name, value in tokens.items() if value},
+            "defaults": defaults,
+            "files": {name: folder / name for name in (*FILES, "config.json") if (folder / name).is_file()},
+        }
+        named = _named(about)
+        added = _added(about, _json(folder / "added_tokens.json"), named)
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return Text.of(_marked(tokenizer, added, named), **rest)._ended(tokenizer.token_to_id)
+        if (folder / "tokenizer.model").is_file():
+            return sentencepiece(folder / "tokenizer.model", about, added, named, **rest)
+        return Text(**rest) if rest["stop"] or rest["template"] else None
+
+    def _ended(self, id_of: Callable[[str], int | None], default: int = -1) -> "Text":
+        """The same; a text whose files name no id that ends a sequence ends at its ``eos_token``, or the default."""
+        found = id_of(self.special["eos_token"]) if "eos_token" in self.special else None
+        found = default if found is None else found
+        return self if self.stop or found < 0 else self.stopping([found])
+
+    def stopping(self, tokens: Sequence[int]) -> "Text":
+        """The same, with other tokens that end a sequence."""
+        return replace(self, stop=tuple(tokens))
+
+    def completed(self, other: "Text") -> "Text":
+        """The same, with another's stop tokens and chat template where it has none of its own."""
+        chat: dict[str, Any] = (
+            {} if self.template else {"template": other.template, "special": other.special | self.special}
+        )
+        return replace(self, stop=self.stop or other.stop, defaults=self.defaults or other.defaults, **chat)
+
+    def chat(self, messages: Sequence[Message]) -> np.ndarray:
+        """Ids of a conversation up to where the model is to answer.
+
+        Raises:
+            ValueError: the model has no tokenizer or no chat template, or refuses these messages.
+        """
+        if self.template is None:
+            raise ValueError("expected a model with a chat template, got none; pass the prompt as text")
+        encode = self.encode_marked or self.encode
+        if encode is None:
+            raise ValueError("expected a model with a tokenizer, got none; pass tokenizer=, or the prompt as token ids")
+        return encode(render(self.template, messages, self.special))
+
+    def write(self, folder: Path) -> None:
+        """Carries the files along, or writes the tokenizer and the chat template that there are."""
+        for name, file in self.files.items():
+            if name in FILES and file.resolve() != (folder / name).resolve():
+                shutil.copyfile(file, folder / name)
+        if not self.files and self.tokenizer is not None:
+            self.tokenizer.save(str(folder / "tokenizer.json"))
+        if not self.files and self.template is not None:
+            (folder / "chat_template.jinja").write_text(self.template, "utf-8")
+            (folder / "tokenizer_config.json").write_text(json.dumps(self.special), "utf-8")
+
+
+def unlimited(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer itself, or where it truncates or pads a copy that does neither."""
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    made = Tokenizer.from_str(tokenizer.to_str())
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
+def sentencepiece(
+    path: str | Path,
+    about: dict[str, Any] | None = None,
+    added: dict[int, AddedToken] | None = None,
+    named: Sequence[str] = (),
+    **rest: Any,
+) -> Text:
+    """A SentencePiece model file; the arguments after it are those of ``pieces.read_pieces``, then fields of ``Text``.
+
+    Encoding puts the beginning-of-sequence token first, as Llama's tokenizers do, unless ``add_bos_token`` is false.
+    """
+    pieces = read_pieces(Path(path), about or {}, added or {}, named)
+    text = Text(
+        pieces.encode,
+        pieces.decode,
+        piece=pieces.piece,
+        encode_marked=pieces.encode_marked,
+        special_ids={name: number for name, number in pieces.ids.items() if pieces.added[number].special},
+        **{"files": {"tokenizer.model": Path(path)}} | {name: value for name, value in rest.items() if value},
+    )
+    return text._ended(pieces.ids.get, pieces.processor.eos_id())
+
+
+def _marked(tokenizer: Tokenizer, added: dict[int, AddedToken], named: Sequence[str]) -> Tokenizer:
+    """The tokenizer with the tokens that only its other files add or call special."""
+    there = tokenizer.get_added_tokens_decoder()
+    for number, token in sorted(added.items()):
+        if repr(there.get(number)) != repr(token):
+            check_id(token.content, tokenizer.token_to_id(token.content), number)
+            tokenizer.add_tokens([token])
+            check_id(token.content, tokenizer.token_to_id(token.content), number)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    plain = [name for name in named if name not in special and tokenizer.token_to_id(name) is not None]
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in plain])
+    return tokenizer
+
+
+def _named(about: dict[str, Any]) -> list[str]:
+    """Texts of the special tokens that files name."""
+    names = [value for name, value in about.items() if name.endswith("_token")]
+    more = [about.get(name) or [] for name in ("additional_special_tokens", "extra_special_tokens")]
+    names += [value for each in more for value in (each.values() if isinstance(each, dict) else each)]
+    return [text for text in dict.fromkeys(content(value) for value in names if isinstance(value, str | dict)) if text]
+
+
+def _added(about: dict[str, Any], older: dict[str, Any], named: Sequence[str]) -> dict[int, AddedToken]:
+    """Id → token of ``added_tokens_decoder``, or of the older ``added_tokens.json``."""
+    if "added_tokens_decoder" not in about:
+        kinds = {name: name in named for name in older}
+        return {older[name]: AddedToken(name, normalized=not kind, special=kind) for name, kind in kinds.items()}
+    found = about["added_tokens_decoder"].items()
+    return {int(number): AddedToken(**{k: v for k, v in token.items() if k != "__type"}) for number, token in found}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _stops(defaults: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
+    found = defaults.get("eos_token_id")
+    found = config.get("eos_token_id") if found is None else found
+    stops = () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in stops):
+        raise ValueError(f"expected eos_token_id to be a token id or a list of them, got {found!r:.80}")
+    return stops
+
+
+def _template(found: Any) -> str | None:
+    """A template may be one of several, by name."""
+    if isinstance(found, list):
+        named = {entry["name"]: entry["template"] for entry in found}
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"expected chat_template to be text, got {found!r:.80}")
+    return found

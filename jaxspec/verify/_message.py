@@ -1,0 +1,62 @@
+"""The message of a verification's likely outcomes, and the roots of branches that a ranking makes of it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.models.base import Array
+
+
+class Message(NamedTuple):
+    """Likely outcomes of a verification; what crosses the token channel after the prefix, never hidden states.
+
+    Attributes:
+        tokens: top-κ at each of γ+1 positions, the drafted token excluded: [B, γ+1, κ] int32.
+        scores: their log-probabilities: [B, γ+1, κ].
+        drafted: log-probability of ŷᵣ₊₁ at the first γ positions: [B, γ].
+    """
+
+    tokens: Array
+    scores: Array
+    drafted: Array
+
+
+class Roots(NamedTuple):
+    """Roots of branches: after ``accepted`` tokens of the window comes ``tokens``; both [B, R] int32."""
+
+    accepted: Array
+    tokens: Array
+
+
+def message_like(batch: int, window: int, num_candidates: int) -> Message:
+    """Shapes and dtypes of a message."""
+    slots = batch, window + 1, num_candidates
+    shape: Any = jax.ShapeDtypeStruct
+    return Message(shape(slots, jnp.int32), shape(slots, jnp.float32), shape((batch, window), jnp.float32))
+
+
+def message(logits: Array, window: Array, num_candidates: int) -> Message:
+    """Builds the message from logits [V, B, γ+1] and the window ŷ [B, γ].
+
+    A correction at a position r < γ can never be the drafted token ŷᵣ₊₁, so that token is masked before the top-κ is
+    taken: one free slot at each of these positions.
+    """
+    found = likely(logits, jnp.pad(window, ((0, 0), (0, 1)), constant_values=-1), num_candidates)
+    return Message(found.tokens, found.scores, found.drafted[:, :-1])
+
+
+def likely(logits: Array, drafted: Array, num_candidates: int) -> Message:
+    """The best tokens of logits [V, B, T] but for the ``drafted`` one [B, T] (−1: none was), and that one's chance."""
+    log_law = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
+    is_drafted = jnp.arange(logits.shape[0])[None, None] == drafted[:, :, None]
+    scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_law), num_candidates)
+    chances = jnp.where(drafted < 0, -jnp.inf, jnp.sum(jnp.where(is_drafted, log_law, 0.0), axis=-1))
+    return Message(tokens.astype(jnp.int32), scores, chances)
+
+
+def join(window: Message, bonus: Message, count: Array) -> Message:
+    """The message of ``count`` [B] drafted positions, of γ at most, and of the one behind them, [B, 1, κ]."""
+    behind = (jnp.arange(window.tokens.shape[1] + 1)[None] == count[:, None])[..., None]
+    both = lambda one, other: jnp.where(behind, other, jnp.pad(one, ((0, 0), (0, 1), (0, 0))))  # noqa: E731
+    return Message(both(window.tokens, bonus.tokens), both(window.scores, bonus.scores), window.drafted)

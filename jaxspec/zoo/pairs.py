@@ -1,0 +1,132 @@
+"""Embedded pairs: target, draft, exit and tokenizer that travel inside the package; no download."""
+
+import json
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from safetensors import flax as safetensors
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from jaxspec.core.files import read_json, reading
+from jaxspec.drafts import streams
+from jaxspec.models import init_params, network
+from jaxspec.models.base import Model, Params
+from jaxspec.models.config import DecoderConfig, build
+from jaxspec.text import Text
+from jaxspec.verify.exits import AffineLens, LogitLens
+
+#: Names that ``load`` knows.
+PAIRS = ("shakespeare",)
+#: File of a pair's folder that holds lookahead streams, if there are any.
+STREAMS = "streams.safetensors"
+
+
+class Pair(NamedTuple):
+    """A target and what makes it fast: a draft, an exit head with its layer, and the tokenizer they share.
+
+    Attributes:
+        streaming: the same draft with lookahead streams, if any were trained (``models.streams``).
+    """
+
+    target: Model
+    draft: Model
+    exit: LogitLens | AffineLens
+    exit_layer: int
+    tokenizer: Tokenizer
+    figures: dict[str, Any]
+    streaming: Model | None = None
+
+
+def load(name_or_path: str | Path = "shakespeare") -> Pair:
+    """Loads an embedded pair by name, or one written by ``save`` by path; float32 on the default device.
+
+    Raises:
+        ValueError: unknown name, a damaged file, or weights that do not have the configured structure and shapes; names
+            the file and the weight.
+    """
+    folder = resources.files("jaxspec.zoo") / str(name_or_path) if name_or_path in PAIRS else Path(name_or_path)
+    if not (folder / "pair.json").is_file():
+        raise ValueError(f"expected one of {PAIRS} or a folder written by save, got {str(name_or_path)!r}")
+    with reading(str(folder), "what save writes of a pair"):
+        return _load(folder)
+
+
+def _load(folder: Any) -> Pair:
+    about = read_json(folder / "pair.json")
+    with resources.as_file(folder / "pair.safetensors") as path, reading(path, "a readable safetensors file"):
+        weights = safetensors.load_file(path)
+    _check_layers(about, len(weights))
+    models = {name: _model(build(DecoderConfig, about[name]), name, weights) for name in ("target", "draft")}
+    lens = {key.split(".")[1]: jnp.asarray(value, jnp.float32) for key, value in weights.items() if key[:5] == "exit."}
+    exit_head = AffineLens(**lens) if lens else LogitLens()
+    with reading(folder / "tokenizer.json", "a tokenizer"):
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
+    models = {name: model._replace(text=Text.of(tokenizer)) for name, model in models.items()}
+    known = models["target"], models["draft"], exit_head, about["exit_layer"], tokenizer, about["figures"]
+    return Pair(*known, streaming=_streaming(models["draft"], folder / STREAMS))
+
+
+def save(pair: Pair, folder: str | Path) -> None:
+    """Writes ``pair.safetensors`` (bfloat16), ``pair.json`` and ``tokenizer.json`` into ``folder``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trees = {"target": pair.target.params, "draft": pair.draft.params, "exit": pair.exit._asdict()}
+    weights = {name: leaf.astype(jnp.bfloat16) for prefix, tree in trees.items() for name, leaf in _named(prefix, tree)}
+    safetensors.save_file(weights, folder / "pair.safetensors")
+    configs = {name: asdict(getattr(pair, name).network.config) for name in ("target", "draft")}
+    about = {**configs, "exit_layer": pair.exit_layer, "figures": pair.figures}
+    (folder / "pair.json").write_text(json.dumps(about, indent=1) + "\n")
+    pair.tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / STREAMS).unlink(missing_ok=True)
+    if pair.streaming is not None:
+        save_streams(pair.streaming, folder / STREAMS)
+
+
+def save_streams(draft: Model, path: str | Path) -> None:
+    """Writes a streaming draft's streams alone (bfloat16)."""
+    own = {name: leaf.astype(jnp.bfloat16) for name, leaf in draft.params["streams"].items()}
+    safetensors.save_file(own, path, {"start": str(draft.network.streams.start)})  # type: ignore[union-attr]
+
+
+def _streaming(draft: Model, path: Any) -> Model | None:
+    if not path.is_file():
+        return None
+    with resources.as_file(path) as file, reading(file, "the streams of a draft"), safe_open(file, "flax") as opened:
+        own = {name: jnp.asarray(opened.get_tensor(name), jnp.float32) for name in opened.keys()}  # noqa: SIM118
+        start = int(opened.metadata()["start"])
+    made = streams.network(draft.network, len(own["offset"]), start)
+    return Model(made, {"draft": draft.params, "streams": own}, draft.text)
+
+
+def _check_layers(about: dict[str, Any], most: int) -> None:
+    """Before as many layers are made as the file says there are."""
+    for name in ("target", "draft"):
+        count = about[name]["num_layers"]
+        if not 0 < count <= most:
+            raise ValueError(f"expected num_layers of the {name} from 1 to the {most} arrays there are, got {count}")
+
+
+def _named(prefix: str, tree: Params) -> list[tuple[str, jax.Array]]:
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr((jax.tree_util.DictKey(prefix), *path), simple=True, separator="."), leaf)
+        for path, leaf in pairs
+    ]
+
+
+def _model(config: DecoderConfig, prefix: str, weights: dict[str, jax.Array]) -> Model:
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    leaves = []
+    for name, leaf in _named(prefix, shapes):
+        got = weights[name].shape if name in weights else "nothing"
+        if got != leaf.shape:
+            raise ValueError(
+                f"weight {name}: expected shape {leaf.shape}, got {got}; the file belongs to another configuration"
+            )
+        leaves.append(jnp.asarray(weights[name], jnp.float32))
+    return Model(network(config), jax.tree.unflatten(jax.tree.structure(shapes), leaves))

@@ -1,0 +1,264 @@
+"""The benchmarks run, at toy size, and say what they should."""
+
+import dataclasses
+import gzip
+import json
+import struct
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxfed
+import jaxspec
+from jaxspec import zoo
+from jaxspec.analysis.timing import Drafting, Pass, Primitives
+from tests.support.jaxspec import models
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """A gzipped idx file of bytes."""
+    head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture
+def toy_images(tmp_path):
+    """Fashion-MNIST's four files with 800 and 200 images, a bright row for every class."""
+    draw = np.random.default_rng(0)
+    for prefix, size in (("train", 800), ("t10k", 200)):
+        labels = draw.integers(0, 10, size)
+        images = draw.integers(0, 100, (size, 28, 28))
+        images[np.arange(size), 2 * labels] = 200
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_reproduce_says_which_orderings_hold(toy_images, monkeypatch, capsys):
+    """Rows in the order promised, equal to `simulate`'s accuracies, and not run twice."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import reproduce
+    import reproduction
+
+    scope = reproduce.Scope("mlp", ("fedspeed", "fedavg"), ("iid", "0.1"), (1, 5), seeds=2, samples_per_client=8)
+    out, picture = toy_images / "rows.jsonl", toy_images / "picture.png"
+    options = reproduce.Options(toy_images, rounds=4, evaluate_every=2, out=out, picture=picture, json=True)
+    reproduce.main(scope, options)
+    *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
+    grid = [("fedavg", "iid", 5), ("fedspeed", "iid", 5), ("fedavg", "0.1", 5), ("fedspeed", "0.1", 5)]
+    at_equal_samples = [("fedavg", "0.1", 1), ("fedspeed", "0.1", 1)]
+    assert [(row["algorithm"], row["partition"], row["epochs"]) for row in rows] == grid + at_equal_samples
+    assert all(row["rounds"] * row["local_steps"] == 4 for row in rows)
+    assert all(row["rounds_to_target"] is not None for row in rows if row["algorithm"] == "fedavg")
+    found = last["orderings"]
+    assert list(found["fedspeed_above_fedavg"]) == ["iid", "0.1"]
+    assert found["margin_with_local_epochs"]["margins"].keys() == {"1", "5"}
+    assert picture.stat().st_size > 0
+
+    import tables
+
+    best, ladder, apart = tables.reproduce([*rows, last])
+    assert best.head == ["algorithm", "iid", "0.1"]
+    assert best.rows[1][2] == f"{rows[3]['best']:.1f} ± {rows[3]['best_std']:.1f}"
+    assert ladder.head == ["algorithm", "1", "5"]
+    assert [row[0] for row in apart.rows] == ["iid", "0.1"]
+
+    written = out.read_text()
+    reproduce.main(scope, options)
+    assert out.read_text() == written
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == last
+
+    task = reproduction.problem(toy_images, "mlp", ("0.1",), 2, 8, False)
+    params, _ = jaxfed.models.functional(task.build(1))
+    loss_fn = jaxfed.models.cross_entropy(task.apply)
+    algorithm = jaxfed.fedspeed(loss_fn, **reproduction.SHARED)
+    _, history = jaxfed.simulate(
+        algorithm, algorithm.init(params, 100), task.worlds["0.1", 1].data, rounds=4, batch_size=50, local_steps=1,
+        cohort_size=10, seed=1, evaluate=task.evaluate, evaluate_every=2, plan=jaxfed.map(), progress=False,
+    )  # fmt: skip
+    row = next(row for row in map(json.loads, written.splitlines()) if row["cell"] == ["fedspeed", "0.1", 5])
+    np.testing.assert_allclose(row["curves"][1], history.evaluations["accuracy"], atol=0.006)
+    assert jax.default_backend() == rows[0]["device"]
+
+
+def test_reproduce_without_images_says_so(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delenv("JAXFED_FASHION_MNIST", raising=False)
+    import reproduce
+
+    reproduce.main()
+    assert list(json.loads(capsys.readouterr().out)) == ["skipped"]
+
+
+@pytest.mark.slow
+@pytest.mark.peers("torch")
+def test_rounds_times_what_fits_and_names_what_does_not(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import rounds
+    import sides
+
+    small = dataclasses.replace(rounds.NETWORKS["mlp"], plans=("vmap", "map"), local_steps={10: 2})
+    monkeypatch.setitem(rounds.NETWORKS, "mlp", small)
+    setting = sides.setting(sides.Case("mlp", "fedspeed", 10), small.batches(10, 2))
+    monkeypatch.setattr(rounds, "MOST_BYTES", 1.01 * sides.compiled(setting, "map").peak_bytes)
+    options = rounds.Options(("mlp",), ("fedspeed",), (10,), minutes=0.02, repeats=1, json=True)
+    rounds.main(options)
+    rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    timed, too_large, auto = rows
+    assert (too_large["plan"], set(too_large)) == ("vmap", {"model", "algorithm", "cohort", "plan", "skipped"})
+    assert (timed["plan"], auto["plan"], auto["chosen"]) == ("map", "auto", "map")
+    assert timed["ratio_to_torch"] == pytest.approx(timed["torch_ms"] / timed["ms_per_local_step"])
+    assert timed["ratio_to_floor"] == pytest.approx(timed["ms_per_local_step"] / timed["floor_ms"])
+    assert timed["gemm_ms"] > 0
+    import tables
+
+    (told,) = next(tables.rounds(rows)).rows
+    assert told[:2] == ["mlp, fedspeed, 10", "map"]
+
+
+@pytest.mark.slow
+def test_the_mirror_suite_proposes_by_the_law(monkeypatch, tmp_path):
+    """Shorter windows and fewer branches where the draft is dear; a case for every target and draft; a picture."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import mirror
+
+    pair = zoo.load()
+    cases = mirror.cases(pair, ("13M", "50M"), ("0.4M", "3.0M"))
+    assert [(case.growth, round(case.target_parameters / 1e6)) for case in cases] == [
+        ((1, 2, 1, 1), 13),
+        ((2, 2, 1, 1), 50),
+        ((2, 2, 2, 2), 50),
+    ]
+    tiny = zoo.Pair(models.target(), models.draft(), jaxspec.LogitLens(), 2, pair.tokenizer, {})
+    read = mirror.Read.of(tiny, [[1, 5, 3], [7, 2, 9], [4, 4, 8]], 48)
+
+    def proposed(draft_pass):
+        passes = {window: Pass(10.0 + 0.1 * window, 5.0, 5.0, 0.0) for window in mirror.WINDOWS}
+        drafting = Drafting(0.0, {1: draft_pass, 64: 8 * draft_pass}, {1: 0.0, 64: 0.0})
+        rough = Primitives(9.0, passes, 2, 4, drafting, drafting, 0.0)
+        return mirror.shortlist(read, rough, (1, 1, 1, 1), 2)
+
+    cheap, dear = proposed(0.01), proposed(5.0)
+    assert list(cheap) == [
+        "autoregressive", "sd", "mirror", "pearl", "saguaro", "ahead", "hybrid", "mirror+streaming"
+    ]  # fmt: skip
+    assert dear["sd"][0].window < cheap["sd"][0].window
+    assert dear["mirror"][0].window * dear["mirror"][0].budget < cheap["mirror"][0].window * cheap["mirror"][0].budget
+    assert [setting.streams for setting in cheap["mirror+streaming"]] == [1, 2]
+    line = {"target_parameters": 5e7, "draft_over_target": 0.1, "ratio_to_autoregressive": 2.0}
+    lines = [{**line, "method": name, "step_ms": 3.0, "law_ms": 2.5} for name in ("sd", "mirror")]
+    mirror.draw(lines, tmp_path / "mirror.png")
+    assert (tmp_path / "mirror.png").stat().st_size > 0
+
+
+def test_the_page_of_figures_is_made_of_the_lines(monkeypatch, tmp_path):
+    """A recorded run has a section, what was not recorded is named; a command that fails leaves the old lines."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import page
+
+    recorded = {path.stem for path in page.RESULTS.glob("*.jsonl")}
+    assert recorded <= page.REPORTS.keys()
+    whole = page.page()
+    assert [name for name, report in page.REPORTS.items() if f"## {report.title}\n" in whole] == [
+        name for name in page.REPORTS if name in recorded
+    ]
+
+    printed = {"vocabulary": 73, "characters_per_token": 1.0, "accepted_length": 6.671, "ratio_to_autoregressive": 3.4}
+    told = f"import json; print('words'); print(json.dumps({printed}))"
+    report = page.REPORTS["vocabulary"]
+    monkeypatch.setitem(page.REPORTS, "vocabulary", dataclasses.replace(report, command=f'python -c "{told}"'))
+    page.record("vocabulary", tmp_path)
+    assert "| 73 | 1.00 | 6.67 | 3.40 |" in (shown := page.page(tmp_path))
+    assert "- Scaling: `python benchmarks/scaling.py" in shown
+
+    told = "import json, os; print(json.dumps({'card': os.environ['CARD'], 'plan': 'all', 'skipped': 'no time'}))"
+    report = page.REPORTS["rounds_gpu"]
+    monkeypatch.setitem(page.REPORTS, "rounds_gpu", dataclasses.replace(report, command=f'CARD=X1 python -c "{told}"'))
+    page.record("rounds_gpu", tmp_path)
+    run, lines = page.read("rounds_gpu", tmp_path)
+    assert (run["card"], lines[0]["card"]) == ("X1", "X1")
+    assert f", X1, {run['cores']} cores, Python" in page.page(tmp_path)
+    assert "card" not in page.read("vocabulary", tmp_path)[0]
+    shown = page.page(tmp_path)
+
+    broken = dataclasses.replace(page.REPORTS["vocabulary"], command='python -c "raise SystemExit(1)"')
+    monkeypatch.setitem(page.REPORTS, "vocabulary", broken)
+    with pytest.raises(subprocess.CalledProcessError):
+        page.record("vocabulary", tmp_path)
+    assert page.page(tmp_path) == shown
+
+
+def test_tables_of_a_gpu(monkeypatch):
+    """A table a target and draft, with the law's below; every plan beside torch with and without graphs."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import tables
+
+    pair = {"target": "7B", "draft": "0.4M"}
+    way = {"window": 7, "budget": 8, "draft_on": "processor"}
+    figures = {"ratio_to_autoregressive": 3.37, "tokens_per_second": 950.8, "step_ms": 5.361, "accepted_length": 4.783}
+    found = {"kind": "method", **pair, **figures, "reuse_rate": 0.762, "agreeing": 1.0, "rounds": 3}
+    plain = {**found, "method": "autoregressive", "window": 0, "budget": 0, "draft_on": None, "floor_ms": 3.817}
+    mirrored = {**found, "method": "mirror", **way}
+    parts = "prefix", "suffix", "ahead", "rollout", "select", "fallback", "rendezvous", "law", "step"
+    law = {"kind": "law", **pair, "method": "mirror", **way, **{f"{name}_ms": 1.0 for name in parts}, "overlap": None}
+    skipped = {"kind": "skipped", **pair, "why": "time is spent"}
+    small, other, laws = tables.mirror_gpu(
+        [plain, mirrored, skipped, {**plain, "target": "1B"}, law, {**skipped, "law": "ahead"}]
+    )
+    assert "7B, draft 0.4M" in small.title
+    assert "3.82 ms" in small.title
+    assert [row[:2] for row in small.rows] == [["autoregressive", "–"], ["mirror, 7, 8", "processor"]]
+    assert small.rows[1][2:] == ["3.37", "951", "5.36", "4.78", "76.2 %", "100.0 %"]
+    assert len(other.rows) == 1
+    assert laws.rows == [["7B, 0.4M; mirror, 7, 8", *["1.00"] * len(parts)]]
+
+    case = {"model": "mlp", "algorithm": "fedavg", "cohort": 10, "plan": "vmap"}
+    times = {"ms_per_local_step": 0.01, "torch_ms": 0.11, "floor_ms": 0.02, "ratio_to_torch": 11.0}
+    sides = {"contiguous": 1.3, "channels_last": 1.2, "contiguous, graph": 0.11}
+    timed = {**case, **times, "ratio_to_floor": 0.5, "torch_sides_ms": sides}
+    (table,) = tables.rounds_gpu([timed, {**case, "plan": "map", "skipped": "needs 20.0 GB"}])
+    expected = ["mlp, fedavg, 10", "vmap", "0.0100", "0.110", "1.200", "0.020", "11.00", "120.00", "0.50"]
+    assert table.rows == [expected]
+    assert all(len(row) == len(each.head) for each in (small, other, laws, table) for row in each.rows)
+
+
+@pytest.mark.slow
+def test_drafts_is_run_once_and_makes_its_page(monkeypatch, tmp_path, capsys):
+    """A line for each method and seed; a second call only reads them; picture and table of what there is."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import drafts
+
+    from jaxspec.federated import Distilling, Federation
+
+    federation = Federation(2, 2, 1, 2, learning_rates=(0.1,), evaluate_every=2)
+    methods = ("fedspeed", "centralised")
+    scope = drafts.Scope(3, 1, 1, (4,), methods, federation, Distilling(2, 1, 16, 8, window=3))
+    monkeypatch.setattr(drafts, "DECODING", drafts.Decoding(prompts=1, new_tokens=8, runs=1))
+    page = tmp_path / "docs" / "federated_drafts.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    options = drafts.Options(tmp_path / "out", docs=page.parent, json=True)
+    drafts.main(scope, options)
+    *lines, aim = map(json.loads, capsys.readouterr().out.splitlines())
+    told = [(line["method"], line["seed"]) for line in lines if "method" in line]
+    assert told == [(name, seed) for name in methods for seed in scope.seeds]
+    assert {line["samples"] for line in lines if "method" in line} == {2 * 2 * 2}
+    assert [line["identical"] for line in lines if "decoded" in line] == [True, True]
+    assert set(aim) <= {"held_out", "unseen"}
+    written = page.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("after\n")
+    assert "old" not in written
+    assert "| fedspeed |" in written
+    assert (page.parent / "images" / "federated_drafts.png").stat().st_size > 10_000
+    kept = (tmp_path / "out" / "runs.jsonl").read_text()
+    drafts.main(scope, options)
+    drafts.main(scope, dataclasses.replace(options, page=True))
+    assert (tmp_path / "out" / "runs.jsonl").read_text() == kept
+    assert page.read_text() == written

@@ -1,0 +1,46 @@
+"""Two real processes over loopback simulate what one does."""
+
+import json
+
+import numpy as np
+import pytest
+
+import jaxfed
+from tests.support import loopback
+from tests.support.jaxfed.processes import run
+
+
+def play_together(out, *arguments):
+    """Run both processes to their end; what they printed, and their return codes."""
+    port = loopback.free_port()
+    return loopback.play_together(
+        "tests.support.jaxfed.processes", *([out, port, 2, index, *arguments] for index in (0, 1))
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    told = play_together(tmp_path / "out.json")
+    assert [code for _, code in told] == [0, 0], told
+    found = json.loads((tmp_path / "out.json").read_text())
+    server, history = run()
+    for name, expected in server.params.items():
+        np.testing.assert_allclose(found["params"][name], expected, atol=1e-6)
+    np.testing.assert_allclose(found["history"]["rounds"]["loss"], history.rounds["loss"], atol=1e-6)
+    np.testing.assert_allclose(found["history"]["evaluations"]["bias"], history.evaluations["bias"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_together_past_a_damaged_checkpoint(tmp_path):
+    whole = play_together(tmp_path / "whole.json")
+    play_together(tmp_path / "first.json", tmp_path / "run", 2)
+    play_together(tmp_path / "second.json", tmp_path / "run", 4)
+    assert jaxfed.checkpoint.steps(tmp_path / "run") == [2, 4]
+    victim = next(path for path in (tmp_path / "run" / "00000004").rglob("*.weight/*.0"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    told = play_together(tmp_path / "resumed.json", tmp_path / "run")
+    assert [code for _, code in [*whole, *told]] == [0] * 4, told
+    assert "put aside" in told[0][0]
+    found = [json.loads((tmp_path / name).read_text()) for name in ("whole.json", "resumed.json")]
+    assert found[0]["params"] == found[1]["params"]
+    assert found[0]["history"]["rounds"]["loss"] == found[1]["history"]["rounds"]["loss"]

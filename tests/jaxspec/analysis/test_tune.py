@@ -1,0 +1,152 @@
+"""The decision with given numbers, and one measurement."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+import jaxspec
+from jaxspec import __main__ as command_line
+from jaxspec.analysis._tune import PLAIN, Grid, Setting, Tuned, builder, predict, ranked, tune
+from jaxspec.analysis.timing import Drafting, Pass, Primitives
+from jaxspec.methods import candidates
+from jaxspec.models.config import Tracks
+from tests.jaxspec.analysis.test_foresight import replayed
+from tests.support.jaxspec import models, pairs
+
+#: Seconds; a pass over a window costs a little more than one over a token, exits and messages a tenth of a layer.
+MEASURED = Primitives(
+    plain=10.0,
+    passes={1: Pass(10.5, 5.5, 5.5, 0.5), 3: Pass(11.0, 5.75, 5.75, 0.5)},
+    exit_layer=2,
+    num_layers=4,
+    drafting=Drafting(0.1, {1: 1.0, 5: 2.0}, {1: 0.1, 5: 0.3}),
+    beside=Drafting(0.1, {1: 1.5}),
+    rendezvous=0.2,
+)
+GRID = Grid(windows=(1, 3), num_candidates=(2, 4), budgets=(2, None), exit_layers=(1, 2))
+
+
+@cache
+def foresight(name):
+    prompts = [prompt[:3] for prompt in pairs.PROMPTS[:4]]
+    return replayed(models.target(), getattr(models, name)(), prompts, 32, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("policy", "layer", "expected"),
+    [
+        (candidates.none(), 2, {"suffix": 11.0, "fallback": 0.1 + 3 * 1.0}),
+        (candidates.pearl(), 2, {"suffix": 11.0, "ahead": 0.1 + 1.0 + 3 * 1.0, "select": 0.1, "fallback": 3.0}),
+        (candidates.mirror(3), 2, {"prefix": 5.75, "suffix": 5.75, "rollout": 0.1 + 3 * 1.5, "select": 0.2}),
+        (candidates.mirror(3), 1, {"prefix": 5.75 - 2.625, "suffix": 5.75 + 2.625}),
+        (candidates.mirror(3), 4, {"prefix": 5.75 + 5.25, "suffix": 0.5}),
+        (candidates.hybrid(2, 1), 2, {"ahead": 0.1 + 1.0 + 3 * 1.25, "rollout": 0.1 + 3 * 1.0, "select": 0.2}),
+        (candidates.mirror(), 2, {"rollout": 0.1 + 3 * 2.0, "select": 0.3}),
+    ],
+)
+def test_a_step_is_put_together(policy, layer, expected):
+    found = vars(MEASURED.parts(3, policy, 4, layer))
+    assert found["rendezvous"] == 0.2
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_vanilla_drafts_beside_the_target():
+    row = predict(MEASURED, Setting("speculative", 3), 2.0, 1.0)
+    assert row.step == pytest.approx(11.0 + 3 * 1.5)
+    assert row.tokens_per_second == pytest.approx(3.0 / 15.5)
+    assert predict(MEASURED, PLAIN, 0.0, 0.0).tokens_per_second == pytest.approx(0.1)
+
+
+def test_predictions_follow_the_law():
+    """Fewer fallbacks, more accepted tokens, more overlap and smaller batches are never worse."""
+    policy = Setting("hybrid", 3, candidates.hybrid(2, 2), 4, 2)
+    speeds = [predict(MEASURED, policy, 1.5, rate).tokens_per_second for rate in (0.0, 0.3, 1.0)]
+    assert speeds == sorted(speeds, reverse=True)
+    speeds = [predict(MEASURED, policy, length, 0.3).tokens_per_second for length in (0.0, 1.0, 3.0)]
+    assert speeds == sorted(speeds)
+    steps = [predict(replace(MEASURED, overlap=share), policy, 1.5, 0.3).step for share in (0.0, 0.5, 1.0)]
+    assert steps == sorted(steps, reverse=True)
+    steps = [predict(replace(MEASURED, batch=batch), policy, 1.5, 0.3).step for batch in (1, 4, 16)]
+    assert steps == sorted(steps)
+    assert min(steps) >= MEASURED.passes[3].prefix + MEASURED.passes[3].suffix
+
+
+def test_a_good_draft_is_used():
+    rows = ranked(MEASURED, foresight("draft"), GRID.settings((1, 2)))
+    speeds = [row.tokens_per_second for row in rows]
+    assert speeds == sorted(speeds, reverse=True)
+    assert rows[0].setting.window > 0
+    where = models.meshes()
+    found = Tuned(rows, MEASURED, builder(models.target(), models.draft(), where))
+    assert found.over(found.chosen, "plain decoding") > 1
+    assert str(found).startswith(str(found.chosen.setting))
+
+
+def test_where_plain_decoding_is_faster_it_is_used_and_said():
+    rows = ranked(MEASURED, foresight("stranger"), GRID.settings((1, 2)))
+    found = Tuned(rows, MEASURED, builder(models.target(), models.stranger(), models.meshes()))
+    assert found.chosen.setting == PLAIN
+    assert str(found).startswith(f"Plain decoding is faster: of {len(rows) - 1} other settings the best (")
+    assert found.method.window == 0
+    assert jaxspec.generate(found.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+
+
+def test_the_grid():
+    settings = GRID.settings(GRID.layers(2, models.TARGET))
+    assert len(set(settings)) == len(settings)
+    assert {setting.window for setting in settings} == {0, 1, 3}
+    assert {setting.name for setting in settings} == {
+        "plain decoding", "speculative", "none", "pearl", "saguaro(2)", "ahead(2)",
+        "mirror(2)", "mirror(all)", "hybrid(2, 2)",
+    }  # fmt: skip
+    deep = replace(models.TARGET, num_layers=8)
+    assert Grid().layers(3, deep) == (2, 3, 4, 6)
+    assert Grid().layers(4, replace(deep, tracks=Tracks(2))) == (4,)
+    assert "mirror(all)" not in {s.name for s in Grid(windows=(127,), num_candidates=(8,)).settings((2,))}
+    assert Grid().branches == (1, 4, 16, 64)
+    assert Grid(budgets=(4,)).branches == (1, 4, 8)
+
+
+@pytest.mark.slow
+def test_tune_measures_once():
+    """Tokens are those of plain decoding whatever comes out, and every part of the law is there."""
+    where, grid = models.meshes(2, 1), Grid((1, 3), (2,), (2, None), (2,))
+    found = tune(models.target(), models.draft(), models.PROMPTS, grid=grid, placement=where, new_tokens=24, batch=2)
+    assert jaxspec.generate(found.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+    for row in found.rows:
+        method = found.build(row.setting)
+        assert jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+    measured = found.primitives
+    assert measured.batch == 2
+    assert set(measured.passes) == {1, 3}
+    assert all(seconds > 0 for passes in measured.passes.values() for seconds in passes)
+    assert set(measured.drafting.passes) == {1, 4, 8}
+    assert measured.plain > 0 < measured.rendezvous
+    assert 0 <= measured.overlap <= 1
+
+
+def test_bad_input():
+    pair = models.target(), models.draft()
+    with pytest.raises(ValueError, match="expected windows and candidates, each number >= 1, got Grid"):
+        Grid(windows=())
+    with pytest.raises(ValueError, match="each number >= 1"):
+        Grid(budgets=(0,))
+    with pytest.raises(ValueError, match="expected more than 7 new tokens for a window of so many, got 7"):
+        tune(*pair, models.PROMPTS, new_tokens=7)
+    with pytest.raises(ValueError, match="expected 1 <= exit_layer <= 4"):
+        tune(*pair, models.PROMPTS, grid=Grid(exit_layers=(5,)))
+
+
+@pytest.mark.slow
+def test_command(small_pair, capsys):
+    options = ["--windows", "3", "--num-candidates", "4", "--budgets", "4", "--exit-layers", "1"]
+    asked = ["tune", str(small_pair), *options, "--prompts", "2", "--new-tokens", "24"]
+    command_line.main([*asked, "--json"])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["chosen"] == told["rows"][0]
+    assert told["rows"][0]["tokens_per_second"] == max(row["tokens_per_second"] for row in told["rows"])
+    assert {"plain", "passes", "drafting", "overlap"} <= set(told["primitives"])
+    command_line.main(asked)
+    assert "the best of each policy" in capsys.readouterr().out

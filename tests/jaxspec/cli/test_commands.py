@@ -1,0 +1,239 @@
+"""``python -m jaxspec generate`` and ``convert``: what they print and write, and how they refuse."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import jaxspec
+from jaxspec import zoo
+from jaxspec.__main__ import main
+from jaxspec.cli import _methods as methods
+from tests.support.jaxspec import small
+
+PROMPT = "My lord, "
+
+
+def run(capsys, *args):
+    """The last line of a command's output, as JSON."""
+    main([*map(str, args), "--json"])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A pair as two published checkpoints."""
+    folder, pair = tmp_path_factory.mktemp("published"), small.pair()
+    for name in ("target", "draft"):
+        jaxspec.save_huggingface(getattr(pair, name), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return jaxspec.generate(jaxspec.autoregressive(small.pair().target), [PROMPT], 12)
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "speculative", "mirror"])
+def test_every_method_writes_the_target_s_text(method, published, expected, capsys):
+    where = "--target", published / "target", "--draft", published / "draft"
+    found = run(capsys, "generate", *where, "--method", method, "--prompt", PROMPT, "--max-new-tokens", 12)
+    assert found["tokens"] == expected.tokens[0]
+    assert found["text"] == expected.text[0]
+    assert found["finish_reason"] == "length"
+    assert found["stats"]["new_tokens"] == 12
+    assert found["stats"]["compiled"] == 0 < found["compile_seconds"]
+    assert found["tokens_per_second"] == pytest.approx(12 / found["seconds"])
+
+
+def test_a_pair_needs_no_draft(capsys):
+    """The embedded one needs no name either."""
+    expected = jaxspec.generate(jaxspec.autoregressive(zoo.load().target), [PROMPT], 12)
+    found = run(capsys, "generate", "--prompt", PROMPT, "--max-new-tokens", 12)
+    assert found["tokens"] == expected.tokens[0]
+    assert found["stats"]["accepted"] > 0
+
+
+def test_a_target_of_no_numbers_ends_the_command_with_what_was_written(tmp_path, capsys):
+    """Here nothing was, since even its first logits are NaN."""
+    target = small.pair().target
+    spoilt = jax.tree.map(lambda leaf: leaf.at[...].set(np.nan), target.params["layers"][1])
+    layers = [target.params["layers"][0], spoilt]
+    jaxspec.save_huggingface(target._replace(params={**target.params, "layers": layers}), tmp_path / "nan")
+    where = ["--target", str(tmp_path / "nan"), "--max-new-tokens", "4", "--method", "autoregressive"]
+    with pytest.raises(SystemExit, match=r"jaxspec: .* NaN or infinity in sequence 0 \(position \d+\).*layers/1"):
+        main(["generate", *where, "--prompt", PROMPT])
+    assert capsys.readouterr().out.strip() == ""
+
+
+def test_people_see_the_prompt_and_what_follows(small_pair, expected, capsys):
+    where = ["--target", str(small_pair)]
+    main(["generate", *where, "--prompt", PROMPT, "--max-new-tokens", "12", "--method", "autoregressive"])
+    assert capsys.readouterr().out.startswith(PROMPT + expected.text[0])
+
+
+def test_options_reach_the_sampler(small_pair, capsys):
+    pair = small.pair()
+    options = {"temperature": 0.9, "top_p": 0.8, "top_k": 9, "seed": 5}
+    expected = jaxspec.generate(jaxspec.autoregressive(pair.target), [PROMPT], 30, **options, stop=["a"])
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    where = "--target", small_pair, "--prompt", PROMPT
+    found = run(capsys, "generate", *where, "--max-new-tokens", 30, *flags, "--stop", "a")
+    assert found["tokens"] == expected.tokens[0]
+    assert found["finish_reason"] == expected.finish_reason[0] == "stop"
+    assert "a" not in found["text"]
+
+
+def test_convert_there_and_back_changes_no_number(published, tmp_path, expected, capsys):
+    assert run(capsys, "convert", published / "target", tmp_path / "ours")["wrote"] == "checkpoint"
+    assert run(capsys, "convert", tmp_path / "ours", tmp_path / "back")["wrote"] == "huggingface"
+    before, after = (load_file(folder / "model.safetensors") for folder in (published / "target", tmp_path / "back"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    found = run(
+        capsys, "generate", "--target", tmp_path / "ours", "--method", "autoregressive", "--prompt", PROMPT,
+        "--max-new-tokens", 12,
+    )  # fmt: skip
+    assert found["tokens"] == expected.tokens[0]
+
+
+def test_a_converted_model_loads_onto_a_mesh(published, tmp_path, expected):
+    from jaxspec.loading.store import convert, load_model
+
+    convert(published / "target", tmp_path / "ours")
+    for size in (2, 4):
+        mesh = jaxspec.mesh_of(jax.devices()[:size])
+        method = jaxspec.autoregressive(load_model(tmp_path / "ours", mesh), mesh)
+        assert jaxspec.generate(method, [PROMPT], 12).tokens == expected.tokens
+
+
+def test_eight_bits_go_through_a_checkpoint(tmp_path):
+    from jaxspec.loading.store import load_model, save_model
+
+    pair = zoo.load()
+    small = pair.draft._replace(params=jaxspec.quantized(pair.draft.params))
+    save_model(small, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path).params, small.params)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("generate", "--prompt", "x", "--target", "nowhere"), "nowhere: expected a folder with config.json"),
+        (("generate", "--prompt", "x", "--temperature", "-1"), "expected temperature >= 0"),
+        (("generate", "--prompt", ""), "prompt 0: expected at least one token"),
+        (("generate", "--prompt", "x", "--window", "0"), "expected window >= 1"),
+        (("generate", "--prompt", "x", "--chat"), "expected a model with a chat template"),
+        (("convert", "nowhere", "out"), "nowhere: expected a folder with config.json"),
+    ],
+)
+def test_bad_input_is_one_line(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"jaxspec: .*{words}"):
+        main(args)
+
+
+NO_DRAFT = "expected --draft for {}, got none; name a smaller model with the same tokenizer"
+#: Commands after which "--target BROKEN" stands, and what is said before anybody sees that it is broken.
+EARLY = {
+    "generate": ("generate --prompt x --method mirror", NO_DRAFT.format("--method mirror")),
+    "doctor": ("doctor", NO_DRAFT.format("jaxspec doctor")),
+    "probe": ("probe --law", NO_DRAFT.format("--law")),
+    "bench": ("bench QUESTIONS", NO_DRAFT.format("--methods speculative mirror")),
+    "federate": ("federate", NO_DRAFT.format("jaxspec federate")),
+    "temperature": ("generate --prompt x --temperature -1", "expected temperature >= 0"),
+    "tokens": ("generate --prompt x --max-new-tokens 0", "expected max_new_tokens >= 1"),
+    "window": ("generate --prompt x --window 0", "expected window >= 1, got 0"),
+    "streams": ("generate --prompt x --streams -1", "expected streams >= 0, got -1"),
+    "empty stop": ("generate --prompt x --stop", "expected stop strings that are not empty"),
+    "dtype": ("generate --prompt x --dtype int4", "expected dtype float32, bfloat16, float16, got 'int4'"),
+    "draft": ("generate --prompt x --draft NOWHERE", "NOWHERE: expected a folder with config.json, .*got nothing"),
+    "doctor's tokens": ("doctor --max-new-tokens 0", "expected max_new_tokens >= 1, got 0"),
+    "probe's window": ("probe --window 0", "expected window >= 1, got 0"),
+    "probe's candidates": ("probe --num-candidates 0 4", r"expected num_candidates >= 1, got \(0, 4\)"),
+    "probe's tokens": ("probe --window 7 --new-tokens 7", "expected new_tokens >= 8, got 7"),
+    "probe's picture": ("probe --plot FILE/picture.png", "FILE: expected a folder that can be written to, .*is a file"),
+    "probe's texts": ("probe --texts NOWHERE", "NOWHERE: expected a file or folder to read, got nothing"),
+    "questions": ("bench NOWHERE", "NOWHERE: expected a file or folder to read"),
+    "runs": ("bench QUESTIONS --runs 0", "expected runs >= 1, got 0"),
+    "federate's out": ("federate --out FILE", "FILE: expected a folder that can be written to"),
+    "federate's texts": ("federate --texts NOWHERE", "NOWHERE: expected a file or folder to read"),
+    "clients": ("federate --clients 0", "expected clients >= 1, got 0"),
+    "cohort": ("federate --clients 4", r"expected at least 8 clients \(a cohort\)"),
+    "share": ("federate --validation-share 1", r"expected validation_share in \(0, 1\), got 1"),
+    "radius": ("federate --federation.fedspeed.ascent-radius -1", "ascent_radius"),
+    "alone": ("federate --method local-only", "expected a method that makes one draft, got 'local-only'"),
+}
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """What looks like a published target from outside, a file, and a question."""
+    (tmp_path / "BROKEN").mkdir()
+    (tmp_path / "BROKEN" / "config.json").write_text("{}")
+    (tmp_path / "FILE").write_text("mine")
+    (tmp_path / "QUESTIONS").write_text(json.dumps({"question_id": 1, "category": "qa", "turns": ["?"]}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_arguments_are_looked_at_before_anything_is_loaded(name, broken, monkeypatch):
+    monkeypatch.chdir(broken)
+    command, words = EARLY[name]
+    parts = [*command.split(), *([""] if name == "empty stop" else [])]
+    with pytest.raises(SystemExit, match=f"jaxspec: .*{words}"):
+        main([*parts, "--target", "BROKEN"])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--federation.rounds 0", "rounds >= 1"),
+        ("--federation.learning-rates 0", "learning_rates > 0"),
+        ("--distilling.top-k 0", "top_k >= 1"),
+    ],
+)
+def test_settings_are_looked_at_as_they_are_read(option, words, capsys):
+    """The library of the command line says so on standard error, and ends with 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["federate", *option.split()])
+    assert f"expected {words}" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("", NO_DRAFT.format("jaxspec tune")),
+        ("--windows 3 --new-tokens 3", "expected new_tokens >= 4, got 3"),
+        ("--windows 0", "expected windows and candidates, each number >= 1"),
+        ("--batch 0", "expected batch >= 1, got 0"),
+    ],
+)
+def test_tune_looks_at_its_arguments_before_it_loads(options, words, broken, monkeypatch):
+    monkeypatch.chdir(broken)
+    with pytest.raises(SystemExit, match=f"jaxspec: .*{words}"):
+        main(["tune", "BROKEN", *options.split()])
+
+
+@pytest.mark.parametrize(
+    "command", ["convert BROKEN FILE/out", "whatif --plot FILE/picture.png", "demo --out FILE", "train --out FILE/out"]
+)
+def test_where_nothing_can_be_written(command, broken, monkeypatch):
+    monkeypatch.chdir(broken)
+    with pytest.raises(SystemExit, match="jaxspec: FILE.*: expected a folder that can be written to, got FILE, which"):
+        main(command.split())
+
+
+def test_a_pair_takes_the_dtype_and_the_bits_that_are_asked_for(small_pair):
+    found = methods.load(str(small_pair), None, "bfloat16", int8=True)
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(found.target.params)}
+    assert {"int8", "bfloat16"} <= kinds
+    assert "bfloat16" in {leaf.dtype.name for leaf in jax.tree.leaves(found.draft.params)}
+
+
+def test_convert_overwrites_nothing(published, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit, match="expected a new or empty folder"):
+        main(["convert", str(published / "target"), str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,136 @@
+"""The token channel: what arrives is bit for bit what was sent, in one array."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxspec
+from jaxspec.devices import channel
+from jaxspec.devices.channel import Local, Remote, pack, send, unpack
+from jaxspec.devices.sharding import home_of, mesh_of, replicated
+from jaxspec.generation.requests import Sampling, request_of
+from jaxspec.verify._message import Message, message, message_like
+from jaxspec.verify.acceptance import ratio
+from jaxspec.verify.verdict import longest_match, verdict_like
+from tests.support.jaxspec import models
+
+BATCH, WINDOW, KAPPA = 2, 3, 4
+
+
+def a_message():
+    random = np.random.default_rng(0)
+    logits = jnp.asarray(random.normal(size=(models.VOCAB, BATCH, WINDOW + 1)), jnp.float32)
+    return message(logits, jnp.asarray(random.integers(models.VOCAB, size=(BATCH, WINDOW)), jnp.int32), KAPPA)
+
+
+def check(sent, like):
+    packed = jax.jit(pack)(sent)
+    assert packed.dtype == jnp.int32
+    assert packed.shape == (BATCH, sum(leaf.size for leaf in jax.tree.leaves(sent)) // BATCH)
+    found = jax.jit(lambda array: unpack(array, like))(packed)
+    assert jax.tree.structure(found) == jax.tree.structure(sent)
+    for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(sent), strict=True):
+        assert leaf.dtype == expected.dtype
+        np.testing.assert_array_equal(leaf, expected)
+
+
+def test_a_message_comes_back():
+    check(a_message(), message_like(BATCH, WINDOW, KAPPA))
+
+
+def test_a_verdict_comes_back():
+    window, choices = jnp.zeros((BATCH, WINDOW), jnp.int32), jnp.ones((BATCH, WINDOW + 1), jnp.int32)
+    check(longest_match(window, choices, jnp.asarray([4, 9])), verdict_like(BATCH))
+
+
+def test_no_number_is_special():
+    """Infinite, missing and tiny ones keep their bits."""
+    odd = jnp.asarray([[-jnp.inf, jnp.nan, -0.0], [1e-42, 3.4e38, jnp.inf]], jnp.float32)
+    sent = Message(jnp.asarray([[-1, 2**31 - 1], [0, -(2**31)]], jnp.int32), odd, odd[:, :1])
+    found = unpack(pack(sent), sent)
+    for leaf, expected in zip(found, sent, strict=True):
+        assert np.asarray(leaf).tobytes() == np.asarray(expected).tobytes()
+
+
+def test_send_moves_to_another_mesh():
+    home = replicated(mesh_of(jax.devices()[1:3]))
+    sent = send(a_message(), home)
+    assert all(leaf.devices() == set(jax.devices()[1:3]) for leaf in sent)
+    jax.tree.map(np.testing.assert_array_equal, sent, a_message())
+
+
+def sent_in_a_step(monkeypatch, **options):
+    """Bytes that cross in one step, per sequence of two; sampled, with the paper's window and κ."""
+    crossed, method = [], models.mirror(7, 8, 2, **options)
+    prompts = [np.asarray(prompt, np.int32) for prompt in models.PROMPTS]
+    state = method.init(*request_of(prompts, Sampling(max_new_tokens=8, temperature=1.0).arrays(2), method))
+    counted = lambda tree, home: crossed.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) or send(tree, home)  # noqa: E731
+    monkeypatch.setattr(channel, "send", counted)
+    method.step(state)
+    return [size / 2 for size in crossed]
+
+
+def test_a_step_sends_less_than_a_kibibyte(monkeypatch):
+    """Window, message and verdict: ids and log-probabilities, whatever the vocabulary and the width."""
+    message, verdict, window = sent_in_a_step(monkeypatch)
+    assert (window, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
+    assert window + message + verdict <= 1024
+
+
+def test_the_ratio_test_sends_the_drafts_law_besides(monkeypatch):
+    """Its most likely tokens and their log-probabilities for every drafted one: at most 64 of them."""
+    message, verdict, window = sent_in_a_step(monkeypatch, acceptance=ratio())
+    law = 7 * min(64, models.VOCAB) * 8
+    assert (window - law, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
+
+
+def test_flags_and_short_numbers_come_back():
+    """Each takes 32 bits on its way."""
+    sent = jnp.asarray([[True, False]] * BATCH), jnp.asarray([[1.5, -jnp.inf]] * BATCH, jnp.bfloat16)
+    packed = pack((*sent, jnp.asarray([-3, 7], jnp.int8)))
+    assert (packed.dtype, packed.shape) == (jnp.int32, (BATCH, 5))
+    check(sent, sent)
+
+
+@pytest.mark.parametrize(("sizes", "data"), [((1, 1), 1), ((2, 1), 1), ((2, 4), 2)], ids=str)
+def test_both_channels_carry_the_same(sizes, data):
+    """Between two meshes of one process, either does; what arrives lies where the receiving mesh wants it."""
+    cuts = sizes[0], sum(sizes)
+    meshes = mesh_of(jax.devices()[: cuts[0]]), mesh_of(jax.devices()[cuts[0] : cuts[1]], data)
+    remote, local = Remote(*meshes), Local(*map(home_of, meshes))
+    told = jnp.asarray([True, False])
+    for ways in ((remote.to_draft, local.to_draft), (remote.to_target, local.to_target)):
+        found, expected = (way(a_message(), told) for way in ways)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        for one, other in zip(found[0], expected[0], strict=True):
+            assert one.dtype == other.dtype
+            assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+    assert remote.crossed == 2
+
+
+SETTINGS = {
+    "greedy": ({}, {}),
+    "the ratio's law": ({"acceptance": ratio(4)}, {"temperature": 1.0, "seed": 3}),
+    "without a message": ({"policy": jaxspec.candidates.saguaro(6, num_candidates=4)}, {"temperature": 1.0}),
+}
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), pytest.param((2, 1), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(("building", "asking"), SETTINGS.values(), ids=SETTINGS)
+def test_decoding_is_the_same_over_both_channels(monkeypatch, building, asking, sizes):
+    """Token for token, with the same steps; three crossings a step at most, and the first window."""
+    found, steps, made = [], [], []
+    for between in (channel.channel_between, lambda *meshes: made.append(Remote(*meshes)) or made[-1]):
+        monkeypatch.setattr(sys.modules["jaxspec.mirror"], "channel_between", between)
+        method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
+        steps.clear()
+        found.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch))
+    local, remote = found
+    assert remote.tokens == local.tokens
+    assert remote.log_probabilities == local.log_probabilities
+    counts = "steps", "new_tokens", "accepted", "needed", "reused"
+    assert [getattr(remote.stats, name) for name in counts] == [getattr(local.stats, name) for name in counts]
+    assert made[0].crossed == 1 + sum(2 if "whole" in steps else 3 for name in steps if name == "select")

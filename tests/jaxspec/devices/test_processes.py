@@ -1,0 +1,152 @@
+"""Two real processes over loopback, the target in one and the draft in the other, decode what one process does."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxspec.devices.processes import outlined, present, shapes
+from tests.support import loopback
+from tests.support.jaxspec.processes import CROSSINGS, SETTINGS, decode, plain, traced
+
+#: Devices of both processes, and what they decode. Starting is what takes time: many settings at once.
+RUNS = {
+    "1+1": (1, 1, list(SETTINGS)),
+    "2+1": (2, 1, ["mirror", "hybrid"]),
+    "1+2": (1, 2, ["saguaro sampled", "mirror"]),
+}
+
+
+#: What JAX prints when it ends a process whose coordinator, process 0, is gone.
+ENDED_BY_JAX = "the JAX distributed service detected fatal errors"
+
+
+def run_together(folder, devices, settings, *arguments):
+    """Of both processes what they printed, and their return codes."""
+    port = loopback.free_port()
+    given = ([folder, port, index, size, ",".join(settings), *arguments] for index, size in enumerate(devices))
+    return loopback.play_together("tests.support.jaxspec.processes", *given)
+
+
+def play_together(folder, devices, settings):
+    """What both processes found."""
+    told = run_together(folder, devices, settings)
+    assert [code for _, code in told] == [0, 0], told
+    return [json.loads((folder / f"{index}.json").read_text()) for index in (0, 1)]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def found(request, tmp_path_factory):
+    *devices, settings = RUNS[request.param]
+    return play_together(tmp_path_factory.mktemp("processes"), devices, settings)
+
+
+@pytest.mark.slow
+def test_tokens_are_those_of_plain_decoding(found):
+    for name in SETTINGS.keys() & found[0].keys() - {"ratio"}:
+        assert found[0][name]["tokens"] == plain(name), name
+    assert found[0]["plain"] == found[1]["plain"] == plain("mirror")
+
+
+@pytest.mark.slow
+def test_both_processes_find_the_same(found):
+    """Tokens, log-probabilities to the last bit, counts, and how often something crossed."""
+    for name in SETTINGS.keys() & found[0].keys():
+        assert found[0][name] == found[1][name], name
+    assert found[0]["own weights alone"] == found[1]["own weights alone"]
+
+
+@pytest.mark.slow
+def test_one_process_finds_the_same(found):
+    """Whoever reads them: the same tokens after the same steps with as many windows reused."""
+    for name in {"mirror", "hybrid", "ratio"} & found[0].keys():
+        expected = decode(name)
+        assert {key: found[0][name][key] for key in ("tokens", "finish", "counts", "steps")} == {
+            key: expected[key] for key in ("tokens", "finish", "counts", "steps")
+        }
+        np.testing.assert_allclose(found[0][name]["log_probabilities"], expected["log_probabilities"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_step_has_three_transfers_or_two(found):
+    """Window, verdict and, of an exit, the message; the first window comes on top."""
+    for name in SETTINGS.keys() & found[0].keys():
+        assert found[0][name]["crossed"] == 1 + found[0][name]["steps"] * CROSSINGS[name], name
+
+
+@pytest.mark.slow
+def test_a_process_needs_the_weights_of_its_own_side_alone(found):
+    assert found[0]["own weights alone"]["tokens"] == plain("mirror")
+
+
+@pytest.mark.slow
+def test_a_timeline_holds_the_own_programs_and_what_arrives(found):
+    names, outcomes = ([side["traced"][key] for side in found] for key in ("names", "outcomes"))
+    assert names[0] == ["draft select", "target prefix", "target suffix"]
+    assert names[1] == ["draft rollout", "draft select", "target suffix"]
+    assert outcomes[0] == outcomes[1] == traced()["outcomes"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_is_refused(found):
+    for index, side in enumerate(found):
+        mixed, foreign, *others, timed = side["refused"]
+        assert "expected every mesh within one process, got one over processes [0, 1]" in mixed
+        assert f"expected a mesh of this process ({index}), got meshes of [{1 - index}]" in foreign
+        assert others == [foreign, foreign]
+        assert "expected both meshes in this process" in timed
+
+
+@pytest.mark.slow
+def test_calls_that_differ_are_refused_in_both(found):
+    """Here in what ends a sequence; the settings that came afterwards found the channel in order."""
+    assert all("expected the same call in both processes" in side["apart"] for side in found)
+
+
+@pytest.mark.slow
+def test_a_transfer_is_timed(found):
+    """Both processes time the same way there and back."""
+    assert all(0 < side["rendezvous"] < 10 for side in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dying", [0, 1], ids=["target's", "draft's"])
+def test_a_process_that_ends_leaves_the_other_an_error(tmp_path, dying):
+    """Its connection closes, and the next transfer raises: nobody waits for a heartbeat.
+
+    JAX ends a process that loses its coordinator, which is the target's, and may do so before the transfer raises.
+    """
+    printed, code = run_together(tmp_path, (1, 1), ["mirror"], dying)[1 - dying]
+    if dying == 0 and code:
+        assert ENDED_BY_JAX in printed
+        return
+    assert code == 0, printed
+    alive = json.loads((tmp_path / f"{1 - dying}.json").read_text())
+    assert re.search("Connection (closed|reset) by peer|Broken pipe", alive["error"])
+    assert alive["seconds"] < 60
+
+
+def test_an_outline_is_traced_once_for_each_kind_of_arguments():
+    traces = []
+
+    def program(scale, x):
+        traces.append(x.shape)
+        return {"sum": scale * jnp.sum(x, axis=0), "x": x}
+
+    outline = outlined(program, jax.ShapeDtypeStruct((), jnp.float32))
+    for size in (3, 3, 4, 3):
+        found = outline(jax.ShapeDtypeStruct((2, size), jnp.float32))
+        assert {name: leaf.shape for name, leaf in found.items()} == {"sum": (size,), "x": (2, size)}
+    assert traces == [(2, 3), (2, 4)]
+    assert outline(found["x"]) == found
+
+
+def test_a_watch_sees_no_outlines():
+    seen, array = [], jnp.ones(3)
+    watch = present(lambda *call: seen.append(call))
+    for name, outputs in (("here", (array, None)), ("elsewhere", shapes((array, None))), ("half", (array, shapes(1)))):
+        watch("target", name, outputs)
+    assert seen == [("target", "here", (array, None))]

@@ -1,0 +1,135 @@
+"""The full product of settings: ``make matrix``. Resumable; the last line says how many of them are identical.
+
+Four products are decoded and compared, token by token, with plain decoding: mirror decoding of the tiny pair,
+greedily, over every window 1-8 × κ 1-8 × exit layer; policies × plain and streaming drafts × windows × κ × exits ×
+batches, at temperature 0 and 1; fallbacks × policies × ways of judging; and speculative and mirror decoding of a pair
+like each published family over window 1-8 × batch × temperature, with filters, penalties and seeds that cycle. Rows
+that share programs run one after the other: temperature, filters and seed are traced, so that they compile nothing. A
+sequence that differs is printed with the gap between its two best tokens at that place; less than ``pairs.TIE`` is a
+tie and no difference. Finished rows stand in ``out/matrix.jsonl`` and are not run again, unless the package has changed
+since.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+from tests.support import environment  # noqa: F401
+
+# isort: split
+import jax
+from tqdm import tqdm
+
+import jaxspec
+from tests.support.jaxspec import fallback_rows, models, pairs, policies
+
+OUT = Path("out/matrix.jsonl")
+FALLBACK_ROWS = list(product(fallback_rows.FALLBACKS, fallback_rows.POLICIES))
+EXITS = range(1, models.TARGET.num_layers + 1)
+#: Groups of rows; the rows of a group share programs, and so do neighbouring groups in part.
+GROUPS = [
+    *([("exits", *pair, exit_layer) for exit_layer in EXITS] for pair in product(range(1, 9), range(1, 9))),
+    *([("policies", *row, temperature) for temperature in policies.TEMPERATURES] for row in policies.ROWS),
+    *([("fallbacks", *row, mode) for mode in fallback_rows.MODES] for row in FALLBACK_ROWS),
+    *(
+        [(kind, *setting, temperature) for kind in pairs.METHODS for temperature in pairs.TEMPERATURES]
+        for setting in product(pairs.FAMILIES, pairs.BATCHES, pairs.WINDOWS)
+    ),
+]
+_shared: list = []
+
+
+def code() -> str:
+    """What the results belong to."""
+    files = sorted(Path(jaxspec.__file__).parent.rglob("*.py")) + [
+        Path(each.__file__) for each in (models, pairs, policies, fallback_rows)
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def run(group: list[tuple], done: set[tuple]) -> list[dict]:
+    """The rows of a group that are not ``done``: whether each gives the tokens of plain decoding."""
+    share = group[0][: {"exits": 2, "policies": 4}.get(group[0][0], 3)]
+    if _shared != [share]:
+        jax.clear_caches()
+        _shared[:] = [share]
+    return [{"row": row} | KINDS.get(row[0], families)(*row) for row in group if row not in done]
+
+
+def exits(_: str, window: int, kappa: int, exit_layer: int) -> dict:
+    """Mirror decoding of the tiny pair."""
+    tokens = jaxspec.generate(models.mirror(window, kappa, exit_layer), models.PROMPTS, models.NEW_TOKENS).tokens
+    return {"identical": tokens == models.expected(), "tokens": sum(map(len, tokens)), "partings": []}
+
+
+def policy(_: str, *row) -> dict:
+    """A policy, with a plain or a streaming draft."""
+    tokens = policies.decode(row[:-1], row[-1])
+    expected = policies.expected(row[-2], row[-1])
+    return {"identical": tokens == expected, "tokens": sum(map(len, tokens)), "partings": []}
+
+
+def families(*row) -> dict:
+    """One method on a pair like a family's; ties do not count as differences."""
+    result, found = pairs.compared(*row)
+    identical = all(parting.gap < pairs.TIE for parting in found)
+    return {"identical": identical, "tokens": result.stats.new_tokens, "partings": found}
+
+
+def fallback(_: str, *row) -> dict:
+    """A fallback with a policy, judged in one way."""
+    found, expected = fallback_rows.tokens_of(*row)
+    return {"identical": found == expected, "tokens": models.NEW_TOKENS * 2, "partings": []}
+
+
+KINDS = {"exits": exits, "policies": policy, "fallbacks": fallback}
+
+
+def finished(version: str) -> dict[tuple, dict]:
+    """Rows in the file, of this version of the package."""
+    lines = OUT.read_text().splitlines() if OUT.exists() else []
+    return {tuple(line["row"]): line for line in map(json.loads, lines) if line.get("code") == version}
+
+
+def results(done: set[tuple]) -> Iterator[dict]:
+    """Missing rows, as they are ready."""
+    groups = [group for group in GROUPS if not done.issuperset(group)]
+    with ProcessPoolExecutor(int(os.environ.get("WORKERS", 2)), get_context("spawn")) as pool:
+        for rows in pool.map(partial(run, done=done), groups):
+            yield from rows
+
+
+def report(line: dict) -> None:
+    """Prints what differs in a row."""
+    for sequence, place, gap in line["partings"]:
+        word = "tie" if gap < pairs.TIE else "DIFFERENT"
+        tqdm.write(f"{line['row']}: sequence {sequence}, token {place}: {word}, top-2 gap {gap:.2e}")
+
+
+def main() -> None:
+    """Runs what is missing, then counts."""
+    OUT.parent.mkdir(exist_ok=True)
+    version, rows = code(), [row for group in GROUPS for row in group]
+    done = finished(version)
+    with OUT.open("a") as file, tqdm(total=len(rows), initial=len(done), desc="matrix") as bar:
+        for line in results(set(done)):
+            done[tuple(line["row"])] = line
+            print(json.dumps(line | {"code": version}), file=file, flush=True)
+            report(line)
+            bar.update()
+    ties = sum(parting[2] < pairs.TIE for row in rows for parting in done[row]["partings"])
+    identical = sum(done[row]["identical"] for row in rows)
+    print(f"{sum(done[row]['tokens'] for row in rows)} tokens, {ties} ties (top-2 gap below {pairs.TIE})")
+    print(f"{identical} of {len(rows)} identical", flush=True)
+    sys.exit(identical < len(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A small run with checkpoints, to be killed.
+
+`python -m tests.support.jaxfed.killed_run DIRECTORY ROUNDS [KILL_AFTER] [disk]`.
+"""
+
+import os
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxfed
+from tests.support.jaxfed import problems
+
+
+def run(directory, rounds, callbacks=(), disk=False, idle=200_000, every=1, **options):
+    """FedSpeed with noisy gradients, whose keys must be right as well; ``idle`` numbers make saves take long."""
+    problem = problems.make_problem(21, np.float32)
+    params = {**problem.params, "idle": jnp.ones(idle, jnp.float32)}
+
+    def loss_fn(params, batch, key):
+        loss, _ = problems.loss_fn(params, batch, key)
+        return loss + 0.1 * jnp.sum(params["bias"] * jax.random.normal(key, (problems.CLASSES,))), ()
+
+    algorithm = jaxfed.fedspeed(loss_fn, learning_rate_decay=0.999, weight_decay=0.01, relaxation=0.1)
+    store = jaxfed.DiskStore(f"{directory}-rows") if disk else None
+    chosen = {"store": store, "cohort_size": 2, "batch_size": 4, "local_epochs": 1, "progress": False, **options}
+    return jaxfed.simulate(
+        algorithm,
+        algorithm.init(params, problems.CLIENTS),
+        jaxfed.data.client_data(problem.clients),
+        rounds=rounds,
+        callbacks=callbacks,
+        checkpoint=jaxfed.Checkpointing(directory, every=every, keep=3) if directory else None,
+        **chosen,
+    )
+
+
+def kill_after(round_number):
+    """Callback that ends the process, as nothing can hold back, after that round and before it is saved."""
+
+    def callback(server, info):
+        if server.round == round_number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return callback
+
+
+if __name__ == "__main__":
+    directory, rounds, *rest = sys.argv[1:]
+    kills = [kill_after(int(number)) for number in rest if number != "disk"]
+    run(directory, int(rounds), kills, disk="disk" in rest)

@@ -1,0 +1,182 @@
+"""A tiny pair like each published family, settings that cycle through the options, and where two decodings part."""
+
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxspec
+from jaxspec import Model
+from jaxspec.generation.requests import Sampling, request_of
+from jaxspec.loading._families import family_of
+from jaxspec.models._decoder import network
+from jaxspec.training.train import hidden_states
+from jaxspec.verify.sampling import perturbed
+from tests.support.jaxspec import models
+
+VOCAB, NEW_TOKENS = 11, 12
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 16,
+    "ffn_dim": 16,
+    "max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 2.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+#: Name → published architecture, and what its ``config.json`` says beside the sizes.
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", {"rope_scaling": LLAMA3}),
+    "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3ForCausalLM", {"num_key_value_heads": 4}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 5}),
+    "opt": ("OPTForCausalLM", {}),
+    "opt after": ("OPTForCausalLM", {"do_layer_norm_before": False, "word_embed_proj_dim": 8}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {
+            "query_pre_attn_scalar": 4,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 8.0,
+            "sliding_window": 5,
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {"query_pre_attn_scalar": 4, "sliding_window": 5, "sliding_window_pattern": 2, "rope_local_base_freq": 100.0},
+    ),
+}
+WINDOWS, BATCHES, TEMPERATURES = tuple(range(1, 9)), (1, 3, 8), (0.0, 0.7, 1.0)
+PROMPTS = [[1, 5, 3], [7, 2, 9, 4, 4, 8, 1], [6], [0, 10, 2, 2], [3] * 9, [8, 8], [4, 1, 10, 9, 0], [2, 5, 7, 3, 3, 1]]
+FILTERS = [
+    {},
+    {"top_k": 4},
+    {"top_p": 0.8},
+    {"min_p": 0.1},
+    {"top_k": 6, "top_p": 0.9},
+    {"top_p": 0.95, "min_p": 0.02},
+    {"top_k": 5, "top_p": 0.9, "min_p": 0.05},
+]
+PENALTIES = (1.3, 1.0, 0.9)
+#: Below it two tokens are equally likely, as far as float32 can tell.
+TIE = 1e-5
+
+
+def config_of(name, num_layers=2):
+    architecture, special = FAMILIES[name]
+    config = SIZES | {"architectures": [architecture], "num_hidden_layers": num_layers} | special
+    return family_of(config).read(config)
+
+
+@cache
+def target(name):
+    """Random weights, of which even the biases say something; a strong first layer, so that a draft can guess."""
+    model = models.random_model(config_of(name), seed=2, first=2.0, rest=1.2)
+    return model._replace(params=_shaken(model.params, jax.random.key(3), 0.0, 0.3))
+
+
+@cache
+def draft(name):
+    """The target's first layer with noise."""
+    params = {**target(name).params, "layers": target(name).params["layers"][:1]}
+    return Model(network(config_of(name, 1)), _shaken(params, jax.random.key(1), 0.06, 0.0))
+
+
+def _shaken(params, key, share, zeros):
+    """Every number off by a random share of it; those that were zero by a random number."""
+    leaves, tree = jax.tree.flatten(params)
+    noise = [
+        jax.random.normal(k, leaf.shape) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+    ]
+    moved = [jnp.where(x == 0, zeros * n, x * (1 + share * n)) for x, n in zip(leaves, noise, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def options_of(name, batch, window, temperature):
+    """Sampling of one row, another filter for every sequence; whether repetitions are penalised hangs on the batch."""
+    number = list(FAMILIES).index(name) + 3 * window + BATCHES.index(batch)
+    filters = [FILTERS[(number + i) % len(FILTERS)] for i in range(batch)]
+    penalised = (list(FAMILIES).index(name) + BATCHES.index(batch)) % 2
+    return {
+        "temperature": temperature,
+        "top_k": [row.get("top_k", 0) for row in filters],
+        "top_p": [row.get("top_p", 1.0) for row in filters],
+        "min_p": [row.get("min_p", 0.0) for row in filters],
+        "repetition_penalty": [PENALTIES[i % 3] if penalised else 1.0 for i in range(batch)],
+        "seed": 100 * number,
+    }
+
+
+def speculative(name, window):
+    return jaxspec.speculative(target(name), draft(name), window)
+
+
+def mirror(name, window):
+    pair = {"target": target(name), "draft": draft(name)}
+    return models.mirror(window=window, num_candidates=1 + window % 2, exit_layer=1, **pair)
+
+
+METHODS = {"speculative": speculative, "mirror": mirror}
+
+
+@cache
+def autoregressive(name):
+    return jaxspec.autoregressive(target(name))
+
+
+class Parting(NamedTuple):
+    """Where a sequence first differs from plain decoding, and by how much its two best tokens differ there."""
+
+    sequence: int
+    place: int
+    gap: float
+
+
+def partings(name, found, expected, options):
+    """One for every sequence that differs."""
+    rows = []
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if one != other:
+            place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+            rows.append(Parting(index, place, gap(name, options, index, len(found), other[:place])))
+    return rows
+
+
+def gap(name, options, index, batch, said):
+    """Top-2 gap of what the next token of a sequence is the argmax of, by a pass over its whole text."""
+    method, prompts = autoregressive(name), [np.asarray(prompt, np.int32) for prompt in PROMPTS[:batch]]
+    request, _ = request_of(prompts, Sampling(**options).arrays(batch), method)
+    text = [*PROMPTS[index], *said]
+    seen = None if request.seen is None else np.isin(np.arange(VOCAB), text)[None, None]
+    sampling = jax.tree.map(lambda leaf: jnp.asarray(leaf[index : index + 1]), request.sampling)
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(text)] = text
+    values = _scores(target(name).network, target(name).params, padded, np.int32(len(text)), sampling, seen)
+    best = np.sort(np.asarray(values))[::-1]
+    return float(best[0] - best[1])
+
+
+@partial(jax.jit, static_argnums=0)
+def _scores(net, params, tokens, length, sampling, seen):
+    logits = net.logits(params, hidden_states(net, params, tokens)[-1])
+    last = jax.lax.dynamic_slice_in_dim(logits, length - 1, 1, axis=2)
+    return perturbed(last, sampling, length[None, None], seen)[:, 0, 0]
+
+
+def compared(kind, name, batch, window, temperature, new_tokens=NEW_TOKENS):
+    """One method against plain decoding with the same options: (result, partings)."""
+    options, prompts = options_of(name, batch, window, temperature), PROMPTS[:batch]
+    expected = jaxspec.generate(autoregressive(name), prompts, new_tokens, **options)
+    found = jaxspec.generate(METHODS[kind](name, window), prompts, new_tokens, **options)
+    return found, partings(name, found.tokens, expected.tokens, options)

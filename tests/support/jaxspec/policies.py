@@ -1,0 +1,55 @@
+"""The product of policies, drafts, windows, candidates, exits and batches; and a few rows in which all pairs meet."""
+
+from functools import cache
+from itertools import combinations, product
+
+import jaxspec
+from jaxspec.methods import candidates
+from tests.support.jaxspec import models, pairs
+
+#: From κ to a policy.
+POLICIES = {
+    "none": lambda kappa: candidates.none(),
+    "pearl": lambda kappa: candidates.pearl(),
+    "saguaro": lambda kappa: candidates.saguaro(6, num_candidates=kappa),
+    "ahead": lambda kappa: candidates.ahead(6, num_candidates=kappa),
+    "mirror": lambda kappa: candidates.mirror(),
+    "hybrid": lambda kappa: candidates.hybrid(3, 3, num_candidates=kappa),
+}
+DRAFTS = {"plain": models.draft, "streaming": models.streaming}
+AXES = tuple(POLICIES), tuple(DRAFTS), (1, 3, 7), (1, 4, 8), (1, 2, models.TARGET.num_layers), (1, 3)
+TEMPERATURES = 0.0, 1.0
+ROWS = list(product(*AXES))
+
+
+def _pairs(row):
+    return set(combinations(enumerate(row), 2))
+
+
+@cache
+def covering():
+    """Rows, chosen greedily, in which any two values of any two axes meet."""
+    missing, chosen = set().union(*map(_pairs, ROWS)), []
+    while missing:
+        chosen.append(max(ROWS, key=lambda row: len(_pairs(row) & missing)))
+        missing -= _pairs(chosen[-1])
+    return chosen
+
+
+def settings(temperature):
+    return {"temperature": temperature, "seed": 7}
+
+
+@cache
+def expected(batch, temperature):
+    """Plain decoding."""
+    method = jaxspec.autoregressive(models.target())
+    return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, **settings(temperature)).tokens
+
+
+def decode(row, temperature):
+    """The tokens of a row."""
+    policy, draft, window, kappa, exit_layer, batch = row
+    chosen = {"policy": POLICIES[policy](kappa), "draft": DRAFTS[draft]()}
+    method = models.mirror(window, kappa, exit_layer, **chosen)
+    return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, **settings(temperature)).tokens

@@ -1,0 +1,152 @@
+"""One process of two that decode together: the target in process 0, the draft in process 1.
+
+`python -m tests.support.jaxspec.processes OUT PORT INDEX DEVICES SETTINGS [DYING]` writes what process INDEX found with
+each of the comma-separated settings to OUT/INDEX.json. If DYING is given, that process ends itself within `generate`.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+import jaxspec
+from jaxspec.devices.channel import Remote
+from jaxspec.devices.processes import here, shapes
+from jaxspec.generation.trace import Timeline
+from jaxspec.methods import candidates, fallbacks
+from jaxspec.verify import acceptance
+from tests.support.jaxspec import models
+
+SAMPLED = {"temperature": 1.0, "seed": 3}
+#: Options of ``mirror`` and of ``generate``.
+SETTINGS = {
+    "mirror": ({}, {}),
+    "mirror sampled": ({}, SAMPLED),
+    "saguaro": ({"policy": candidates.saguaro(6, num_candidates=4)}, {}),
+    "saguaro sampled": ({"policy": candidates.saguaro(6, num_candidates=4)}, SAMPLED),
+    "pearl": ({"policy": candidates.pearl()}, SAMPLED),
+    "none": ({"policy": candidates.none()}, {}),
+    "hybrid": ({"policy": candidates.hybrid(3, 3, num_candidates=4)}, SAMPLED | {"repetition_penalty": 1.1}),
+    "look-up": ({"fallback": fallbacks.NGram(2), "policy": candidates.mirror(1)}, {}),
+    "ratio": ({"acceptance": acceptance.ratio(4)}, SAMPLED),
+}
+#: What crosses in a step: window, message, verdict; a whole pass has no message.
+CROSSINGS = dict.fromkeys(SETTINGS, 3) | dict.fromkeys(("saguaro", "saguaro sampled", "pearl", "none"), 2)
+
+
+def decode(name, placement=None, **more):
+    """What one setting gives, as plain values, the counts of the run and its steps included."""
+    building, asking = SETTINGS[name]
+    method, seen = models.mirror(placement=placement or models.meshes(), **building, **more), []
+    watch = lambda lane, name, outputs: seen.append(name)  # noqa: E731
+    found = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch)
+    stats = found.stats
+    return {
+        "tokens": found.tokens,
+        "finish": found.finish_reason,
+        "log_probabilities": found.log_probabilities,
+        "counts": [stats.steps, stats.new_tokens, stats.accepted, stats.needed, stats.reused],
+        "steps": seen.count("select"),
+    }
+
+
+def traced(placement=None):
+    """Which programs a timeline holds, and the outcome of every step."""
+    method = models.mirror(placement=placement or models.meshes())
+    with Timeline() as watch:
+        jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, watch=watch)
+        names = sorted({f"{span.lane} {span.name}" for span in watch.spans()})
+        return {"names": names, "outcomes": [[list(map(int, part)) for part in step] for step in watch.outcomes()]}
+
+
+def plain(name):
+    """What plain decoding gives."""
+    method, asking = jaxspec.autoregressive(models.target()), SETTINGS[name][1]
+    return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking).tokens
+
+
+def counted(run):
+    """What a run gives, and how often something crossed meanwhile."""
+    made, kept = [], Remote.__init__
+
+    def noted(self, *meshes):
+        made.append(self)
+        kept(self, *meshes)
+
+    Remote.__init__ = noted
+    try:
+        return run() | {"crossed": sum(channel.crossed for channel in made)}
+    finally:
+        Remote.__init__ = kept
+
+
+def owned(model, mesh):
+    """A model without weights where another process runs it."""
+    return model if here(mesh) else model._replace(params=shapes(model.params))
+
+
+def refused():
+    """What is said of meshes that cannot be."""
+    first, second = jax.local_devices(process_index=0), jax.local_devices(process_index=1)
+    both, own, other = (jaxspec.mesh_of(list(devices)) for devices in ((first[0], second[0]), first[:1], second[:1]))
+    other = own if jax.process_index() else other
+    tried = (
+        lambda: models.mirror(placement=jaxspec.Placement(both, both)),
+        lambda: models.mirror(placement=jaxspec.Placement(other, other)),
+        lambda: jaxspec.autoregressive(models.target(), other),
+        lambda: models.speculative(mesh=other),
+        lambda: jaxspec.analysis.cost.measure(None, jaxspec.Placement(own, other), []),
+    )
+    return [said(act) for act in tried]
+
+
+def said(act):
+    try:
+        act()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def survive(placement, dying):
+    """Decodes until the other process ends; what is raised then, and how long it took."""
+    selected = []
+
+    def watch(lane, name, outputs):
+        selected.extend([time.perf_counter()] if name == "select" else [])
+        if len(selected) == 3 and jax.process_index() == dying:
+            jax.block_until_ready(outputs)
+            os._exit(0)
+
+    try:
+        jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 40, watch=watch)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them is JAX's choice, by when it notices
+        return {"error": str(error), "seconds": time.perf_counter() - selected[-1]}
+
+
+def main(out, port, index, devices, settings, dying=None):
+    for name, value in (("numpy_rank_promotion", "raise"), ("numpy_dtype_promotion", "strict")):
+        jax.config.update(f"jax_{name}", value)
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), heartbeat_timeout_seconds=10)
+    placement = jaxspec.Placement(*(jaxspec.mesh_of(jax.local_devices(process_index=side)) for side in (0, 1)))
+    if dying is not None:
+        Path(out, f"{index}.json").write_text(json.dumps(survive(placement, int(dying))))
+        os._exit(0)  # an ordinary end would wait for the other process, until its heartbeat is missed
+    pair = {"target": owned(models.target(), placement.target), "draft": owned(models.draft(), placement.draft)}
+    found = {name: counted(lambda name=name: decode(name, placement)) for name in settings.split(",")}
+    found["own weights alone"] = decode("mirror", placement, **pair)
+    found["traced"] = traced(placement)
+    found["refused"] = refused()
+    stops = [[0], [1]][int(index)]
+    found["apart"] = said(lambda: jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 4, stop=stops))
+    found["rendezvous"] = jaxspec.analysis.cost.rendezvous(placement)
+    found["plain"] = plain("mirror")
+    Path(out, f"{index}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,32 @@
+"""Real processes over loopback, as many as have arguments, each `python -m MODULE` with its own."""
+
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+
+from tests.support.environment import one_device
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def play_together(module, *arguments, seconds=600):
+    """Runs all processes to their end; what they printed, and their return codes. None outlives the call."""
+    environment = {**one_device(), "JAX_PLATFORMS": "cpu"}
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in arguments]
+        started = []
+        for file, given in zip(files, arguments, strict=True):
+            command = [sys.executable, "-m", module, *map(str, given)]
+            started.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
+            stack.callback(started[-1].wait)
+            stack.callback(started[-1].kill)
+        codes = [process.wait(timeout=seconds) for process in started]
+        for file in files:
+            file.seek(0)
+        return [(file.read(), code) for file, code in zip(files, codes, strict=True)]

@@ -1,0 +1,98 @@
+"""Checkpoints that a release leaves for all later ones: ``python -m tests.support.release tests/data/release_0_1_0``.
+
+Made once, when a version is released, and never again: ``tests/house/test_release.py`` loads them with today's code.
+What they hold is said here (`LEAVES`) or lies beside them as plain arrays (``run.npz``, ``model.npz``, ``draft.npz``).
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxfed
+import jaxspec
+from jaxfed import checkpoint
+from jaxspec.loading.store import save_model
+from jaxspec.models.config import Attention, Block
+from jaxspec.text.tokenizer import train_tokenizer
+
+TEXT = "to be or not to be"
+CONFIG = jaxspec.DecoderConfig(
+    vocab_size=10,
+    width=8,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_size=4,
+    hidden=12,
+    attention=Attention(window=6, windowed=(True, False), qkv_bias=True),
+    block=Block(norms="around", activation="gelu"),
+)
+
+
+def leaves() -> dict[str, Any]:
+    """Every kind of leaf and container that a checkpoint holds."""
+    return {
+        "jax": jnp.arange(6, dtype=jnp.float32).reshape(2, 3) / 8,
+        "short": jnp.arange(5, dtype=jnp.bfloat16),
+        "key": jax.random.key(7),
+        "keys": jax.random.split(jax.random.key(1, impl="rbg"), 2),
+        "numpy": [np.arange(4), np.array([True, False]), np.array(1 + 2j), np.zeros((0, 3))],
+        "scalar": np.float64(0.1),
+        "python": [True, 3, 2.5, 2**80, "words", None],
+        "empty": {"list": [], "dict": {}},
+    }
+
+
+def run(directory: Path, rounds: int) -> jaxfed.Server:
+    """A federated run whose client rows are saved with its server."""
+    samples = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 3, 2)
+
+    def loss_fn(params, batch, key):
+        return jaxfed.masked_mean((batch["x"] @ params["w"] - params["b"]) ** 2, batch["mask"]), ()
+
+    algorithm = jaxfed.fedspeed(loss_fn, client_learning_rate=0.1)
+    server = algorithm.init({"w": jnp.array([0.5, -0.25]), "b": jnp.float32(1.0)}, len(samples))
+    clients = jaxfed.data.client_data([{"x": each} for each in samples])
+    options = {"rounds": rounds, "cohort_size": 2, "local_epochs": 1, "batch_size": 2, "progress": False}
+    return jaxfed.simulate(algorithm, server, clients, checkpoint=directory, store=jaxfed.DeviceStore(), **options)[0]
+
+
+def models() -> dict[str, jaxspec.Model]:
+    """A model with its tokenizer, and a draft with lookahead streams."""
+    made = jaxspec.decoder(CONFIG, jax.random.key(3))
+    text = jaxspec.Text.of(train_tokenizer([TEXT]), stop=(2,))
+    plain = jaxspec.decoder(jaxspec.DecoderConfig(10, 8, 2, 2, 1, 4, 12), jax.random.key(4))
+    return {"model": made._replace(text=text), "draft": jaxspec.streaming(plain, 2, start=1, rank=2)}
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays of a tree by name."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in pairs}
+
+
+def main(folder: Path) -> None:
+    """Writes everything into a new folder, by way of another one: orbax notes the path that it wrote to."""
+    with tempfile.TemporaryDirectory() as directory:
+        write(Path(directory))
+        shutil.copytree(directory, folder)
+
+
+def write(folder: Path) -> None:
+    """Writes everything into a folder."""
+    checkpoint.save(folder / "leaves", 1, leaves(), metadata={"made by": "jaxfed 0.1.0"}, kind="leaves")
+    run(folder / "run", 2)
+    np.savez_compressed(folder / "run.npz", **named(checkpoint.load(folder / "run")))
+    for name, model in models().items():
+        save_model(model, folder / name)
+        np.savez_compressed(folder / f"{name}.npz", **named(model.params))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
