@@ -18,7 +18,8 @@ from jaxfed.core.protocol import Plan
 from jaxfed.core.types import Params
 from jaxfed.data import Steps, channel_statistics, dirichlet, iid, mnist, normalised, partitioned
 from jaxfed.layout.sharding import Places
-from jaxfed.rows.rounds import Recipe, World, block
+from jaxfed.rows.device import block
+from jaxfed.rows.rounds import RoundConfig, World
 
 CLIENTS, COHORT, BATCH, EPOCHS = 100, 10, 50, 5
 SHARED = {
@@ -143,7 +144,7 @@ class Program(NamedTuple):
 
     Attributes:
       algorithm: init and step.
-      play: `play(server, population, world, ids [most, C], count, seed)` as `jaxfed.rows.rounds.block` makes it.
+      play: `play(server, population, world, ids [most, C], count, seed)` as `jaxfed.rows.device.block` makes it.
       most: rounds a call at most, and between two evaluations.
     """
 
@@ -160,8 +161,8 @@ def program(task: Problem, name: str, epochs: int, most: int, plan: Plan) -> Pro
 
     @functools.partial(jax.jit, donate_argnums=1)
     def play(server: Any, population: Any, world: World, ids: Any, count: Any, seed: Any) -> tuple:
-        recipe = Recipe(algorithm, batching, plan, longest, seed)
-        return block(recipe, jaxfed.DeviceStore(), Places.of(None))(server, population, world, ids, count)
+        config = RoundConfig(algorithm, batching, plan, longest, seed)
+        return block(config, jaxfed.DeviceStore(), Places.of(None))(server, population, world, ids, count)
 
     return Program(algorithm, play, most)
 

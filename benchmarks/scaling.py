@@ -89,9 +89,10 @@ def play(point: Point) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         before = _resident_mb()
         jaxfed.simulate(
-            algorithm, algorithm.init(params, point.population), data, rounds=ROUNDS, batch_size=BATCH,
-            local_steps=LOCAL_STEPS, cohort_size=point.cohort, store=jaxfed.DiskStore(directory),
-            plan=jaxfed.map(), progress=False, callbacks=[lambda *_: stamps.append(time.perf_counter())],
+            algorithm, algorithm.init(params, point.population), data, rounds=ROUNDS,
+            batching=jaxfed.Steps(LOCAL_STEPS, BATCH), sampler=jaxfed.FixedSize(point.cohort),
+            layout=jaxfed.Layout(jaxfed.map(), store=jaxfed.DiskStore(directory)),
+            report=jaxfed.Report(callbacks=[lambda *_: stamps.append(time.perf_counter())], progress=False),
         )  # fmt: skip
         disk = sum(file.stat().st_blocks * 512 for file in Path(directory).rglob("*") if file.is_file())
     found = {"seconds": float(np.median(np.diff(stamps)[1:])), "peak_mb": _resident_mb() - before}

@@ -17,7 +17,7 @@ from networks import BATCH, NETWORKS, ON_GPU, Network
 import jaxfed
 from jaxfed.layout import plans
 from jaxfed.models import cross_entropy
-from jaxfed.rows.rounds import Recipe, World, one_round
+from jaxfed.rows.rounds import RoundConfig, World, one_round
 from jaxfed.run._autoplan import Trial
 
 PAUSE = 0.3
@@ -80,15 +80,15 @@ def setting(case: Case, batches: dict[str, Any], native: bool = False) -> Trial:
     algorithm = case.built(native)
     server = algorithm.init(case.network.build(native)[0], case.cohort)
     rows = jaxfed.DeviceStore().init(algorithm.init_client(server.params), case.cohort)
-    recipe = Recipe(algorithm, jaxfed.data.Steps(case.local_steps, BATCH), plans.vmap(), per_client, 0)
-    return Trial(recipe, server, World(data), np.arange(case.cohort, dtype=np.int32), lambda: rows)
+    config = RoundConfig(algorithm, jaxfed.data.Steps(case.local_steps, BATCH), plans.vmap(), per_client, 0)
+    return Trial(config, server, World(data), np.arange(case.cohort, dtype=np.int32), lambda: rows)
 
 
 def compiled(given: Trial, plan: str) -> Compiled:
     """Compile a round under a plan: batches drawn, local steps, server."""
-    recipe = dataclasses.replace(given.recipe, plan=plans.named(plan))
+    config = dataclasses.replace(given.config, plan=plans.named(plan))
     arguments = given.server, given.rows(), given.world, given.ids
-    program = jax.jit(functools.partial(one_round, recipe)).lower(*arguments).compile()
+    program = jax.jit(functools.partial(one_round, config)).lower(*arguments).compile()
     memory = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return Compiled(lambda: jax.block_until_ready(program(*arguments)), peak)

@@ -14,7 +14,7 @@ from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Fetch, RoundInfo, Server
 from jaxfed.core.types import Key, Params
 from jaxfed.data.batches import ClientData
-from jaxfed.rows.rounds import Recipe, play_alone, training_key
+from jaxfed.rows.rounds import RoundConfig, play_alone, training_key
 
 ClientRound = Callable[[Server, ClientRow, ClientData, Array, Key], ClientUpdate]
 """`work(server, row, data, client, noise_key) -> update`, for the round that the server is in."""
@@ -36,9 +36,9 @@ def update_like(
     """Shapes and dtypes of what a client sends, the row left out.
 
     Args:
-      algorithm: the server's own.
-      server: its state.
-      sample: shape and dtype of one sample by name.
+        algorithm: the server's own.
+        server: its state.
+        sample: shape and dtype of one sample by name.
     """
     batches = {name: jax.ShapeDtypeStruct((1, 1, *each.shape), each.dtype) for name, each in sample.items()}
     batches["mask"] = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
@@ -62,26 +62,26 @@ def adds_noise(algorithm: FederatedAlgorithm) -> bool:
     return algorithm.insides is not None and algorithm.insides.aggregate.noise is not None
 
 
-def client_round(recipe: Recipe) -> ClientRound:
+def client_round(config: RoundConfig) -> ClientRound:
     """Compile a client's round. If its row is not finite, neither is the message: the server then counts neither."""
 
     def work(server: Server, row: ClientRow, data: ClientData, client: Array, noise_key: Key) -> ClientUpdate:
-        update = play_alone(recipe, server, row, data, client, noise_key)
+        update = play_alone(config, server, row, data, client, noise_key)
         finite = tree.all_finite((update.message, update.row))
         return update._replace(message=jax.tree.map(lambda leaf: jnp.where(finite, leaf, _void(leaf)), update.message))
 
     return jax.jit(work)
 
 
-def server_round(recipe: Recipe) -> ServerRound:
+def server_round(config: RoundConfig) -> ServerRound:
     """Compile the server's round: the algorithm's step, with the replies in the place of the clients' work.
 
     The replies stand in the cohort's batches, one batch of one each, so that any plan and any aggregate will do.
 
     Raises:
-      ValueError: an algorithm that was not composed.
+        ValueError: an algorithm that was not composed.
     """
-    halves, insides = recipe.algorithm, recipe.algorithm.insides
+    halves, insides = config.algorithm, config.algorithm.insides
     if insides is None:
         raise ValueError(
             "expected an algorithm with `insides`, got one without; build it with jaxfed.algorithms.parts.compose"
@@ -98,8 +98,8 @@ def server_round(recipe: Recipe) -> ServerRound:
 
         step = stepping(reply, halves.server_update, insides)
         cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool), **replies}, weights)
-        key = noise_key if adds_noise(halves) else training_key(recipe.seed)
-        server, _, info = step(server, cohort, key, plan=recipe.plan)
+        key = noise_key if adds_noise(halves) else training_key(config.seed)
+        server, _, info = step(server, cohort, key, plan=config.plan)
         return server, info
 
     return jax.jit(finish)

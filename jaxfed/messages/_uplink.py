@@ -33,7 +33,7 @@ from jaxfed.layout import plans
 
 UNWEIGHTED = (
     "expected clients that count alike and send no model state, or one of them could count for more than the noise "
-    'covers; leave client_weights "uniform" and model state local or frozen'
+    'covers; leave the weights of the sampler "uniform", and model state local or frozen'
 )
 
 STREAM = 2**32 - 1
@@ -247,14 +247,14 @@ def check_cohorts(algorithm: FederatedAlgorithm, sampler: Sampler, num_clients: 
         )
     if (noise := aggregate.noise) is None:
         return
+    if weighted:
+        raise ValueError(UNWEIGHTED)
     if (sampler, num_clients) != (noise.sampler, noise.num_clients):
         built = f"{noise.sampler} of {noise.num_clients} clients"
         raise ValueError(
             f"expected the sampling that {aggregate.name} was built for, {built}, got {sampler} of {num_clients}; "
             "give both the same, or noise and ε are those of another run"
         )
-    if weighted:
-        raise ValueError(UNWEIGHTED)
 
 
 def _check_noise(insides: Insides, transforms: str) -> None:

@@ -155,9 +155,9 @@ def _federated(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorith
         algorithm,
         algorithm.init(setup.draft.params, len(clients)),
         jaxfed.data.client_data(clients),
+        batching=jaxfed.Steps(s.local_steps, s.batch_size),
         sampler=method.sampler(s, len(clients)),
-        local_steps=s.local_steps,
-        evaluate=setup.judge,
+        report=jaxfed.Report(setup.judge, s.evaluate_every, progress=setup.progress),
         **_options(setup, method, rate),
     )
     return _outcome(setup, server.params, rate, history, history.last_known("sent_bytes"))
@@ -178,9 +178,9 @@ def _pooled(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, 
         algorithm,
         algorithm.init(setup.draft.params, 1),
         jaxfed.data.client_data([everything]),
-        cohort_size=1,
-        local_steps=s.local_steps * s.cohort_size,
-        evaluate=judge,
+        batching=jaxfed.Steps(s.local_steps * s.cohort_size, s.batch_size),
+        sampler=jaxfed.FixedSize(1),
+        report=jaxfed.Report(judge, s.evaluate_every, progress=setup.progress),
         **_options(setup, method, rate),
     )
     found = _outcome(setup, kept.params, rate, history, None)
@@ -194,12 +194,9 @@ def _options(setup: Setup, method: Method, rate: float) -> dict[str, Any]:
     s = setup.settings
     return {
         "rounds": s.rounds,
-        "batch_size": s.batch_size,
-        "evaluate_every": s.evaluate_every,
         "seed": s.seed,
-        "plan": jaxfed.map() if jax.default_backend() == "cpu" else jaxfed.vmap(),
+        "layout": jaxfed.Layout(jaxfed.map() if jax.default_backend() == "cpu" else jaxfed.vmap()),
         "checkpoint": setup.folder(method.name, rate),
-        "progress": setup.progress,
     }
 
 

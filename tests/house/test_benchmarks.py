@@ -79,8 +79,9 @@ def test_reproduce_says_which_orderings_hold(toy_images, monkeypatch, capsys):
     loss_fn = jaxfed.models.cross_entropy(task.apply)
     algorithm = jaxfed.fedspeed(loss_fn, **reproduction.SHARED)
     _, history = jaxfed.simulate(
-        algorithm, algorithm.init(params, 100), task.worlds["0.1", 1].data, rounds=4, batch_size=50, local_steps=1,
-        cohort_size=10, seed=1, evaluate=task.evaluate, evaluate_every=2, plan=jaxfed.map(), progress=False,
+        algorithm, algorithm.init(params, 100), task.worlds["0.1", 1].data, rounds=4, batching=jaxfed.Steps(1, 50),
+        sampler=jaxfed.FixedSize(10), layout=jaxfed.Layout(jaxfed.map()), seed=1,
+        report=jaxfed.Report(task.evaluate, every=2, progress=False),
     )  # fmt: skip
     row = next(row for row in map(json.loads, written.splitlines()) if row["cell"] == ["fedspeed", "0.1", 5])
     np.testing.assert_allclose(row["curves"][1], history.evaluations["accuracy"], atol=0.006)

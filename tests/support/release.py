@@ -59,8 +59,16 @@ def run(directory: Path, rounds: int) -> jaxfed.Server:
     algorithm = jaxfed.fedspeed(loss_fn, client_learning_rate=0.1)
     server = algorithm.init({"w": jnp.array([0.5, -0.25]), "b": jnp.float32(1.0)}, len(samples))
     clients = jaxfed.data.client_data([{"x": each} for each in samples])
-    options = {"rounds": rounds, "cohort_size": 2, "local_epochs": 1, "batch_size": 2, "progress": False}
-    return jaxfed.simulate(algorithm, server, clients, checkpoint=directory, store=jaxfed.DeviceStore(), **options)[0]
+    return jaxfed.simulate(
+        algorithm,
+        server,
+        clients,
+        rounds=rounds,
+        batching=jaxfed.Epochs(1, 2),
+        sampler=jaxfed.FixedSize(2),
+        report=jaxfed.Report(progress=False),
+        checkpoint=directory,
+    )[0]
 
 
 def models() -> dict[str, jaxspec.Model]:

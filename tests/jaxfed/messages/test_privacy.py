@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import jaxfed
-from jaxfed.cli._options import Schedule
-from jaxfed.cli._sending import Sending, mechanism, sampling, with_sending
+from jaxfed.cli._options import Rounds
+from jaxfed.cli._sending import Sending, mechanism, sampler_of, with_sending
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientInfo, ClientUpdate, Cohort, CohortResult, Message
 from jaxfed.layout import plans
 from jaxfed.messages import compression, privacy, robust
 from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, plain
 from tests.support.jaxfed import problems
+from tests.support.jaxfed.runs import arguments
 
 CENTRAL = privacy.Central(0.5, 1.0, jaxfed.CoinFlips(0.1), 100, 1e-3)
 LOCAL = privacy.Local(0.5, 1.0, 1e-3)
@@ -129,21 +130,21 @@ def test_orders_that_noise_does_not_cover_are_refused_at_construction(name):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "clients", "weights", "words"),
+    ("sampler", "clients", "words"),
     [
-        (jaxfed.CoinFlips(0.2), 100, "uniform", r"CoinFlips\(participation=0.1, .* of 100 clients, got CoinFlips"),
-        (jaxfed.FixedSize(10), 100, "uniform", "got FixedSize"),
-        (jaxfed.CoinFlips(0.1), 50, "uniform", "of 50; give both the same"),
-        (jaxfed.CoinFlips(0.1), 100, "samples", "count alike"),
+        (jaxfed.CoinFlips(0.2), 100, r"CoinFlips\(participation=0.1, .* of 100 clients, got CoinFlips"),
+        (jaxfed.FixedSize(10), 100, "got FixedSize"),
+        (jaxfed.CoinFlips(0.1), 50, "of 50; give both the same"),
+        (jaxfed.CoinFlips(0.1, weights="samples"), 100, "count alike"),
     ],
 )
-def test_a_run_with_other_cohorts_than_the_noise_is_refused(sampler, clients, weights, words):
+def test_a_run_with_other_cohorts_than_the_noise_is_refused(sampler, clients, words):
     algorithm = jaxfed.uplink(fedavg(), CLIP, aggregate=NOISE)
     data = jaxfed.data.client_data([problems.make_problem(1, np.float32).clients[0]] * clients)
     server = algorithm.init(problems.make_problem(1, np.float32).params, clients)
-    options = {"rounds": 1, "batch_size": 2, "local_steps": 1, "progress": False}
+    options = {"rounds": 1, "batching": jaxfed.Steps(1, 2)}
     with pytest.raises(ValueError, match=words):
-        jaxfed.simulate(algorithm, server, data, sampler=sampler, client_weights=weights, **options)
+        jaxfed.simulate(algorithm, server, data, sampler=sampler, **arguments(**options))
     check_cohorts(algorithm, CENTRAL.sampler, 100, weighted=False)
 
 
@@ -155,11 +156,11 @@ def test_one_value_holds_what_noise_and_epsilon_agree_in():
 
 
 def test_the_command_line_clips_last_and_draws_as_the_noise_presumes():
-    schedule, sending = Schedule(clients=32, cohort_size=8), Sending(0.5, 1.0, bits=2, top_k=0.1)
+    schedule, sending = Rounds(clients=32, cohort_size=8), Sending(0.5, 1.0, bits=2, top_k=0.1)
     algorithm = with_sending(fedavg(), sending, schedule)
     assert algorithm.hyperparameters["uplink"].endswith("quantise(bits=2), clip(0.5)")
     assert algorithm.insides.aggregate.noise == mechanism(sending, schedule)
-    check_cohorts(algorithm, sampling(sending, schedule)["sampler"], schedule.clients, weighted=False)
+    check_cohorts(algorithm, sampler_of(sending, schedule), schedule.clients, weighted=False)
 
 
 def test_noise_for_ends():
@@ -270,7 +271,7 @@ def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
     problem = problems.make_problem(11, np.float32)
     algorithm = jaxfed.uplink(fedavg(), aggregate=robust.krum(1))
     server, seen = algorithm.init(problem.params, 5), []
-    options = {"rounds": 6, "batch_size": 4, "local_steps": 1, "progress": False}
+    options = {"rounds": 6, "batching": jaxfed.Steps(1, 4)}
     data = jaxfed.data.client_data(problem.clients)
 
     def look(server, info):
@@ -278,7 +279,7 @@ def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
 
     with pytest.warns(UserWarning, match="fewer clients with finite results than its aggregate needs"):
         _, history = jaxfed.simulate(
-            algorithm, server, data, sampler=jaxfed.CoinFlips(0.8), seed=2, callbacks=[look], **options
+            algorithm, server, data, sampler=jaxfed.CoinFlips(0.8), seed=2, **arguments(callbacks=[look], **options)
         )
     sizes = [int((jaxfed.CoinFlips(0.8).draw(2, number, 5) >= 0).sum()) for number in range(6)]
     assert history.rounds["num_used"] == [int(size == 5) for size in sizes]
@@ -289,7 +290,7 @@ def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
         assert used == 1 or all(jax.tree.leaves(jax.tree.map(np.array_equal, params, before)))
         before = params
     with pytest.raises(ValueError, match=r"expected cohorts of 5 clients or more for krum\(1, 1\), got 4 slots"):
-        jaxfed.simulate(algorithm, server, data, cohort_size=4, **options)
+        jaxfed.simulate(algorithm, server, data, sampler=jaxfed.FixedSize(4), **arguments(**options))
 
 
 PLANS = {"vmap": jaxfed.vmap(), "map": jaxfed.map(), "chunked": jaxfed.chunked(8)}

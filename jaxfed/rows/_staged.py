@@ -1,5 +1,6 @@
-"""Rows in host memory or on disk: while a round runs, those of the next are fetched and those of the last kept."""
+"""Rows outside the mesh: while a round runs, the rows of the next are fetched and those of the last are stored."""
 
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -10,40 +11,60 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxfed.core import tree
-from jaxfed.core.protocol import ClientRow, RoundInfo
+from jaxfed.core.protocol import ClientRow, RoundInfo, Server
 from jaxfed.layout.sharding import on_device, pinned, put
-from jaxfed.rows import DiskStore, HostStore
-from jaxfed.rows.engine import Start
-from jaxfed.rows.rounds import Recipe, RoundFn, kept_single
+from jaxfed.rows.engine import Population, Start
+from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, World, one_round, row_like
+
+RoundFn = Callable[[Server, ClientRow, World, Array], tuple[Server, ClientRow, RoundInfo]]
+"""`round(server, rows [C, ...], world, ids [C]) -> (server, new rows, info)`, rows in their stored dtypes."""
+
+
+def single(config: RoundConfig) -> RoundFn:
+    """Compile one round; rows are computed in the algorithm's dtypes and returned in the stored ones."""
+
+    def run(server: Server, rows: ClientRow, world: World, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
+        used = tree.cast_like(rows, row_like(config, server))
+        server, new, info = one_round(config, server, used, world, ids)
+        return server, tree.cast_like(new, rows), info
+
+    return jax.jit(run)
+
+
+kept_single = functools.lru_cache(PROGRAMS_KEPT)(single)
 
 
 class StagedEngine:
-    """One worker thread reads and writes, in order: the rows of round t are written before those of t+2 are read.
+    """The engine of a `Population`: one worker thread reads and writes, in order.
 
-    A client of two cohorts in a row hands its row over on the mesh. Rows that are fetched wait in page-locked memory.
+    The rows of round t are written before those of round t+2 are read. The row of a client that takes part in two
+    rounds running stays on the mesh. Fetched rows wait in page-locked memory.
+
+    Raises:
+        ValueError: in a run of several processes.
     """
 
-    def __init__(self, store: HostStore | DiskStore, start: Start) -> None:
+    def __init__(self, population: Population, start: Start) -> None:
         if jax.process_count() > 1:
             raise ValueError(
-                f"expected rows on the mesh in a run of {jax.process_count()} processes, got {store}; "
-                "take DeviceStore(), which gives every process its part of them"
+                f"expected rows on the mesh in a run of {jax.process_count()} processes, got {population}; "
+                "take DeviceStore(), which gives every process its part"
             )
         self._start = start
         self.server, self.world = put((start.server, start.world), start.places.everywhere)
-        self._population = store.open(start.row, start.num_clients)
+        self._population = population
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="client-rows")
         self._writing: list[Future[None]] = []
         self._next: tuple[int, ClientRow] | None = None
         self._merge = jax.jit(merge)
         self._one: RoundFn
 
-    def prepare(self, recipe: Recipe) -> None:
+    def prepare(self, config: RoundConfig) -> None:
         """See `Engine`."""
-        self._one = kept_single(recipe)
+        self._one = kept_single(config)
 
     def advance(self, count: int) -> RoundInfo:
-        """See `Engine`; everything is written when it returns."""
+        """See `Engine`; all rows are written when it returns."""
         first = int(self.server.round)
         infos = [self._round(first + number) for number in range(count)]
         for done in self._writing:
@@ -81,16 +102,16 @@ class StagedEngine:
         return tree.cast_like(self._put(rows), self._start.row)
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
-        """See `Engine`; every row written so far is safe on its way."""
+        """See `Engine`; every row written so far is included."""
         return {"server": self.server, "rows": self._worker.submit(self._population.snapshot, step, oldest).result()}
 
     def describe(self) -> dict[str, Any]:
         """See `Engine`."""
         return self._population.describe()
 
-    def like(self, told: Mapping[str, Any]) -> dict[str, PyTree]:
+    def like(self, facts: Mapping[str, Any]) -> dict[str, PyTree]:
         """See `Engine`."""
-        return {"server": self.server, "rows": self._population.like(told)}
+        return {"server": self.server, "rows": self._population.like(facts)}
 
     def restore(self, snapshot: Mapping[str, PyTree]) -> None:
         """See `Engine`."""
@@ -104,15 +125,15 @@ class StagedEngine:
     def close(self) -> None:
         """See `Engine`."""
         self._worker.shutdown()
-        self._population.table.close()
+        self._population.close()
 
 
 def merge(before: ClientRow, fetched: ClientRow, position: Array) -> ClientRow:
-    """Rows [C, ...] of the next cohort: those of the last one at `position` where that is ≥ 0, else those fetched."""
+    """Return rows [C, ...] of the next cohort: of the last one at `position` where that is ≥ 0, else the fetched."""
     return tree.where(position >= 0, jax.tree.map(lambda leaf: leaf[jnp.maximum(position, 0)], before), fetched)
 
 
 def positions(following: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Slot [C] in which each client of the following cohort takes part now; −1 where it does not."""
+    """Return the slot [C] that each client of the following cohort has in this one, −1 for none."""
     slot_of = {client: slot for slot, client in enumerate(ids.tolist()) if client >= 0}
     return np.array([slot_of.get(client, -1) for client in following.tolist()], np.int32)
