@@ -19,7 +19,7 @@ from jaxspec.analysis.timing import Primitives, Setup, measure
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, default_placement, place, shared_home
 from jaxspec.generation import generate
-from jaxspec.generation.requests import Prompt, Sampling, encoded, request_of
+from jaxspec.generation.requests import Prompt, encoded, request_of
 from jaxspec.methods import autoregressive, candidates, mirror, speculative
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.checks import MANY_BRANCHES, check_exit, check_pair
@@ -290,7 +290,7 @@ def tune(
     texts = [[*prompt.tolist(), *more] for prompt, more in zip(ids, new, strict=True)]
     foresight = foresee(target, draft, texts, [len(row) for row in ids], layers, kappa, head)
     asked = [ids[number % len(ids)] for number in range(batch)]
-    request, capacity = request_of(asked, Sampling(new_tokens).arrays(batch), widest)
+    request, capacity = request_of(asked, widest, new_tokens)
     setup = Setup(target, setup_draft, where, head, own, kappa, request, capacity)
     primitives = measure(setup, grid.windows, grid.branches, progress=progress)
     return Tuned(ranked(primitives, foresight, settings, progress), primitives, build)

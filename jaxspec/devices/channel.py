@@ -36,7 +36,7 @@ class Channel(Protocol):
     def to_draft(self, value: Any, told: Any = None) -> tuple[Any, Any]:
         """From the target's mesh to the draft's."""
 
-    def agree(self, call: Any) -> None:
+    def check_peers(self, call: Any) -> None:
         """Makes sure that whoever has the other mesh is about to do the same.
 
         Raises:
@@ -58,7 +58,7 @@ class Local(NamedTuple):
         """Returns at once."""
         return send(value, self.draft), told
 
-    def agree(self, call: Any) -> None:
+    def check_peers(self, call: Any) -> None:
         """There is nobody else."""
 
 
@@ -98,7 +98,7 @@ class Remote:
         self.crossed += 1
         return self._cross((value, told), TARGET, DRAFT)
 
-    def agree(self, call: Any) -> None:
+    def check_peers(self, call: Any) -> None:
         """Each process sends the other a checksum of what it is about to do."""
         own = zlib.crc32(repr(call).encode())
         mark = np.full((self._rows, 1), own, np.uint32).view(np.int32)

@@ -126,10 +126,10 @@ def mirror(
     step = _step(programs, exit_layer, policy, channel, where)
     sizes = window, num_candidates, exit_layer, policy, fallback
 
-    def agree(call: Any) -> None:
-        channel.agree((sizes, call))
+    def check_peers(call: Any) -> None:
+        channel.check_peers((sizes, call))
 
-    return method_of(target, init, step, window, where.target, where.draft)._replace(agree=agree)
+    return method_of(target, init, step, window, where.target, where.draft)._replace(check_peers=check_peers)
 
 
 class Programs(NamedTuple):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import jaxspec
+from jaxspec import Sampling
 from jaxspec.devices import channel
 from jaxspec.devices.channel import Local, Remote, pack, send, unpack
 from jaxspec.devices.sharding import home_of, mesh_of, replicated
-from jaxspec.generation.requests import Sampling, request_of
+from jaxspec.generation.requests import request_of
 from jaxspec.verify._message import Message, message, message_like
 from jaxspec.verify.acceptance import ratio
 from jaxspec.verify.verdict import longest_match, verdict_like
@@ -66,7 +67,7 @@ def sent_in_a_step(monkeypatch, **options):
     """Bytes that cross in one step, per sequence of two; sampled, with the paper's window and κ."""
     crossed, method = [], models.mirror(7, 8, 2, **options)
     prompts = [np.asarray(prompt, np.int32) for prompt in models.PROMPTS]
-    state = method.init(*request_of(prompts, Sampling(max_new_tokens=8, temperature=1.0).arrays(2), method))
+    state = method.init(*request_of(prompts, method, 8, Sampling(temperature=1.0)))
     counted = lambda tree, home: crossed.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) or send(tree, home)  # noqa: E731
     monkeypatch.setattr(channel, "send", counted)
     method.step(state)
@@ -112,22 +113,22 @@ def test_both_channels_carry_the_same(sizes, data):
 
 
 SETTINGS = {
-    "greedy": ({}, {}),
-    "the ratio's law": ({"acceptance": ratio(4)}, {"temperature": 1.0, "seed": 3}),
-    "without a message": ({"policy": jaxspec.candidates.saguaro(6, num_candidates=4)}, {"temperature": 1.0}),
+    "greedy": ({}, Sampling()),
+    "the ratio's law": ({"acceptance": ratio(4)}, Sampling(1.0, seed=3)),
+    "without a message": ({"policy": jaxspec.candidates.saguaro(6, num_candidates=4)}, Sampling(1.0)),
 }
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), pytest.param((2, 1), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize(("building", "asking"), SETTINGS.values(), ids=SETTINGS)
-def test_decoding_is_the_same_over_both_channels(monkeypatch, building, asking, sizes):
+@pytest.mark.parametrize(("building", "sampling"), SETTINGS.values(), ids=SETTINGS)
+def test_decoding_is_the_same_over_both_channels(monkeypatch, building, sampling, sizes):
     """Token for token, with the same steps; three crossings a step at most, and the first window."""
     found, steps, made = [], [], []
     for between in (channel.channel_between, lambda *meshes: made.append(Remote(*meshes)) or made[-1]):
-        monkeypatch.setattr(sys.modules["jaxspec.mirror"], "channel_between", between)
+        monkeypatch.setattr(sys.modules["jaxspec.methods._mirror"], "channel_between", between)
         method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
         steps.clear()
-        found.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch))
+        found.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch))
     local, remote = found
     assert remote.tokens == local.tokens
     assert remote.log_probabilities == local.log_probabilities

@@ -52,8 +52,7 @@ def read():
 
 
 def decoded(method):
-    options = {"temperature": [0.0, 1.0], "seed": [3, 4]}
-    out = jaxspec.generate(method, PROMPTS, NEW_TOKENS, **options)
+    out = jaxspec.generate(method, PROMPTS, NEW_TOKENS, sampling=jaxspec.Sampling([0.0, 1.0], seed=[3, 4]))
     return out.tokens, out.stats
 
 
