@@ -17,7 +17,7 @@ from jaxspec.analysis.cost import check_local, step_time
 from jaxspec.analysis.foresight import Foresight, foresee, foreseen, steps
 from jaxspec.analysis.timing import Primitives, Setup, measure
 from jaxspec.devices.channel import send
-from jaxspec.devices.sharding import Placement, default_placement, place, shared_home
+from jaxspec.devices.sharding import Placement, default_placement, put_model, replicated_sharding
 from jaxspec.generation import generate
 from jaxspec.generation.requests import Prompt, encoded, request_of
 from jaxspec.methods import autoregressive, candidates, mirror, speculative
@@ -280,7 +280,7 @@ def tune(
     check_pair(target, draft, min(grid.windows))
     draft = fitted(target, draft)
 
-    head = send(head, shared_home(where.target))
+    head = send(head, replicated_sharding(where.target))
     build, setup_draft = builder(target, draft, where, head), draft
     target, draft = _on(target, where.target), _on(draft, where.draft)
     settings = grid.settings(layers)
@@ -298,5 +298,5 @@ def tune(
 
 def _on(model: Model, mesh: Any) -> Model:
     """A model whose parameters are on a mesh, so that they are moved once."""
-    network, params, _, _ = place(model, mesh)
+    network, params, _, _ = put_model(model, mesh)
     return model._replace(network=network, params=params)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxspec
 from jaxspec import DecoderConfig
-from jaxspec.devices.sharding import mesh_of, place
+from jaxspec.devices.sharding import mesh_of, put_model
 from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import cached, init_cache
@@ -62,7 +62,7 @@ def hidden(network, params, x, positions, cache):
 
 def blocks_on(model, where, batch=4, length=3):
     """Every layer over ``length`` tokens of a batch, compiled for a mesh."""
-    network, params, home, _ = place(model, where)
+    network, params, home, _ = put_model(model, where)
     cut = PartitionSpec("data") if "data" in where.axis_names else PartitionSpec()
     x = jax.device_put(
         jnp.ones((model.network.config.width, batch, length)), NamedSharding(where, PartitionSpec(None, *cut))
@@ -86,7 +86,7 @@ def test_the_vocabulary_is_never_gathered(model, size):
     """A step: one exchange more for the embedding, two for log-sum-exp, one pair a shard for the argmax."""
     method = jaxspec.autoregressive(model, mesh(size))
     request, capacity = request_of([np.asarray(p) for p in PROMPTS], method, 8)
-    network, params, _, _ = place(model, mesh(size))
+    network, params, _, _ = put_model(model, mesh(size))
     found = collectives(_step.lower(network, params, method.init(request, capacity)).compile())
     layers, width = model.network.config.num_layers, model.network.config.width
     wide = [kind for shape, kind in found if elements(shape) >= width * len(PROMPTS)]

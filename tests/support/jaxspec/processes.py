@@ -16,7 +16,7 @@ import jax
 import jaxspec
 from jaxspec import Sampling
 from jaxspec.devices.channel import Remote
-from jaxspec.devices.processes import here, shapes
+from jaxspec.devices.processes import is_local, shapes
 from jaxspec.generation.trace import Timeline
 from jaxspec.methods import candidates, fallbacks
 from jaxspec.verify import acceptance
@@ -80,14 +80,14 @@ def counted(run):
 
     Remote.__init__ = noted
     try:
-        return run() | {"crossed": sum(channel.crossed for channel in made)}
+        return run() | {"crossed": sum(channel.transfers for channel in made)}
     finally:
         Remote.__init__ = kept
 
 
 def owned(model, mesh):
     """A model without weights where another process runs it."""
-    return model if here(mesh) else model._replace(params=shapes(model.params))
+    return model if is_local(mesh) else model._replace(params=shapes(model.params))
 
 
 def refused():
