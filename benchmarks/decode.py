@@ -37,7 +37,6 @@ from machine import read_bandwidth
 import jaxspec
 from jaxspec import zoo
 from jaxspec.cli._bench_methods import batch_scheduling
-from jaxspec.generation.requests import Sampling as Requested
 from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import init_cache
@@ -59,7 +58,7 @@ TOKENS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Options:
     """What is measured.
 
     Attributes:
@@ -138,7 +137,7 @@ def forward(model: jaxspec.Model, tokens: int) -> Callable[[], Any]:
 def step_ms(method: jaxspec.DecodingMethod, model: jaxspec.Model, repeats: int) -> float:
     """A plain decoding step as compiled, many enqueued one after the other: no loop around it."""
     ids = [np.arange(PROMPT, dtype=np.int32)]
-    request, capacity = request_of(ids, Requested(repeats * 8 + 8).arrays(1), method)
+    request, capacity = request_of(ids, method, repeats * 8 + 8)
     state: TargetState = method.init(request, capacity)
     times = []
     for _ in range(repeats):
@@ -178,7 +177,7 @@ def peer(model: jaxspec.Model, new_tokens: int) -> Callable[[int], Callable[[], 
     return with_threads
 
 
-def generate_row(model: jaxspec.Model, options: Sampling) -> dict[str, Any]:
+def generate_row(model: jaxspec.Model, options: Options) -> dict[str, Any]:
     """Tokens per second, interleaved with transformers; its best number of threads is found first."""
     method, new = jaxspec.autoregressive(model), options.new_tokens
     sides: dict[str, Callable[[], Any]] = {
@@ -216,7 +215,7 @@ def _seconds(run: Callable[[], Any], times: int) -> float:
     return best
 
 
-def engine(options: Sampling) -> Iterator[dict[str, Any]]:
+def engine(options: Options) -> Iterator[dict[str, Any]]:
     """Rows of all sizes, in this process."""
     bandwidth = read_bandwidth()
     for size in options.sizes or SIZES:
@@ -282,7 +281,7 @@ def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
     return {"kind": "bfloat16", "sequences": prompts, "tokens": new_tokens, "divergences": parted}
 
 
-def best_of_both(options: Sampling) -> Iterator[dict[str, Any]]:
+def best_of_both(options: Options) -> Iterator[dict[str, Any]]:
     """Measures in two processes, one after the other, and keeps the better row of each pair."""
     found: dict[tuple, dict[str, Any]] = {}
     for threads in (True, False):
@@ -299,7 +298,7 @@ def _better(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return row["tokens_per_second"] > other["tokens_per_second"]
 
 
-def _child(options: Sampling, threads: bool) -> Iterator[dict[str, Any]]:
+def _child(options: Options, threads: bool) -> Iterator[dict[str, Any]]:
     flags = f"--xla_cpu_multi_thread_eigen={str(threads).lower()}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
     command = [
@@ -324,7 +323,7 @@ def _child(options: Sampling, threads: bool) -> Iterator[dict[str, Any]]:
 class Suite:
     """Rows that hang on the options, names that these may have, and rows that do not hang on them."""
 
-    rows: Callable[[Sampling], Iterator[dict[str, Any]]]
+    rows: Callable[[Options], Iterator[dict[str, Any]]]
     names: dict[str, Collection[str]]
     more: tuple[Callable[[], dict[str, Any]], ...] = ()
 
@@ -339,7 +338,7 @@ SUITES: dict[str, Suite] = {
 
 def main() -> None:
     """Prints one line a row."""
-    options = tyro.cli(Sampling, description=__doc__)
+    options = tyro.cli(Options, description=__doc__)
     if options.suite not in SUITES:
         raise SystemExit(f"expected --suite {' or '.join(SUITES)}, got {options.suite!r}")
     suite = SUITES[options.suite]

@@ -11,14 +11,14 @@ import tyro
 import jaxspec
 from jaxspec.cli._methods import Drafting, Method, load, method_of, two_devices
 from jaxspec.cli.shared import Flag, report
-from jaxspec.generation.requests import Sampling
+from jaxspec.generation.sampling import Sampling, checked
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.zoo import PAIRS
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How tokens are drawn: see ``jaxspec.generation.requests.Sampling``."""
+    """How tokens are drawn: see ``jaxspec.Sampling``."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -62,7 +62,8 @@ def generate(
         json: end with one JSON object on one line.
     """
     drafting.check()
-    Sampling(max_new_tokens, **vars(sampler)).arrays(1)
+    checked("max_new_tokens", max_new_tokens)
+    sampling = Sampling(**vars(sampler))
     if "" in stop:
         raise ValueError(f"expected stop strings that are not empty, got {stop}")
     two_devices()
@@ -71,9 +72,9 @@ def generate(
     prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
     ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
     try:
-        compiling = compiled(chosen, prompts, max_new_tokens, sampler)
+        compiling = compiled(chosen, prompts, max_new_tokens, sampling)
         result = jaxspec.generate(
-            chosen, prompts, max_new_tokens, **vars(sampler), stop=ends, progress=not json and sys.stderr.isatty()
+            chosen, prompts, max_new_tokens, sampling=sampling, stop=ends, progress=not json and sys.stderr.isatty()
         )
     except jaxspec.NonFiniteLogits as error:
         print((error.output.text or [""])[0], flush=True)
@@ -88,8 +89,8 @@ def generate(
     report({name: round(value, 3) for name, value in (times | stats.to_dict()).items()}, False)
 
 
-def compiled(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampler: Sampler) -> float:
+def compiled(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampling: Sampling) -> float:
     """Seconds of a first run that ends at its first token, whatever it is: it compiles every program of the next."""
     start, every = time.perf_counter(), range(method.vocab_size)
-    jaxspec.generate(method, prompts, max_new_tokens, **vars(sampler), stop=every)
+    jaxspec.generate(method, prompts, max_new_tokens, sampling=sampling, stop=every)
     return time.perf_counter() - start

@@ -77,7 +77,9 @@ def test_people_see_the_prompt_and_what_follows(small_pair, expected, capsys):
 def test_options_reach_the_sampler(small_pair, capsys):
     pair = small.pair()
     options = {"temperature": 0.9, "top_p": 0.8, "top_k": 9, "seed": 5}
-    expected = jaxspec.generate(jaxspec.autoregressive(pair.target), [PROMPT], 30, **options, stop=["a"])
+    expected = jaxspec.generate(
+        jaxspec.autoregressive(pair.target), [PROMPT], 30, sampling=jaxspec.Sampling(**options), stop=["a"]
+    )
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     where = "--target", small_pair, "--prompt", PROMPT
     found = run(capsys, "generate", *where, "--max-new-tokens", 30, *flags, "--stop", "a")

@@ -13,7 +13,7 @@ import pytest
 
 import jaxspec
 from jaxspec import DecoderConfig, Tracks, federated, zoo
-from jaxspec.devices.sharding import place
+from jaxspec.devices.sharding import put_model
 from jaxspec.loading.store import load_model, save_model
 from jaxspec.models._decoder import network
 from jaxspec.models.attention import cached, causal, fill, init_cache
@@ -152,12 +152,12 @@ def test_cached_decoding_equals_one_pass(parts):
 
 def decoding_program(model, where, length=3):
     """The layers as a draft on a mesh runs them after a prompt, compiled: the program's text."""
-    placed = place(model, where)
+    placed = put_model(model, where)
     count = placed.network.config.num_layers
     cache = jax.jit(partial(fill, placed.network), static_argnums=2)(
-        placed.params, jax.device_put(TOKENS, placed.home), 16
+        placed.params, jax.device_put(TOKENS, placed.batch), 16
     )
-    x = jax.device_put(jnp.ones((WIDE.width, 2, length)), placed.shared)
+    x = jax.device_put(jnp.ones((WIDE.width, 2, length)), placed.replicated)
 
     def run(params, x, cache):
         at = positions_of(x, LENGTH)
@@ -227,8 +227,8 @@ def with_biases():
 @pytest.mark.parametrize("name", MODELS)
 def test_what_tracks_compute_does_not_depend_on_the_mesh(name, size):
     model = MODELS[name]()
-    placed = place(model, mesh(size))
-    found = hidden(placed.network, placed.params, jax.device_put(TOKENS, placed.home))
+    placed = put_model(model, mesh(size))
+    found = hidden(placed.network, placed.params, jax.device_put(TOKENS, placed.batch))
     expected = hidden(*model[:2], TOKENS)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
