@@ -1,4 +1,4 @@
-"""Checkpoints that a release leaves for later ones: ``python -m tests.support.release tests/data/release_0_1_0.tar.xz``.
+"""Checkpoints that a release leaves for later ones: ``python -m tests.support.release tests/data/NAME.tar.xz``.
 
 Made once, when a version is released, and never again: ``tests/house/test_release.py`` loads them with today's code.
 Their contents are `leaves` below, and plain arrays in the same archive (``run.npz``, ``model.npz``, ``draft.npz``).
