@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxspec import models
 from jaxspec.drafts.streams import init_streams, limited, network
-from jaxspec.models import _decoder as decoder
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import Block, DecoderConfig, Ends
 
@@ -55,7 +55,7 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
             for index, key in enumerate(keys)
         ],
     }
-    return Model(decoder.network(large), params, model.text)
+    return Model(models.network(large), params, model.text)
 
 
 def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
@@ -94,7 +94,7 @@ def _layer(config: DecoderConfig, kept: bool, small: Params, shrink: float, key:
     nothing = {("attention", "out"), ("mlp", "down")}
     norms = ("attention_norm", "mlp_norm")
     found: dict[str, Any] = {}
-    for part, leaves in decoder.init_params(config, key)["layers"][0].items():
+    for part, leaves in models.init_params(config, key)["layers"][0].items():
         found[part] = {}
         for name, leaf in leaves.items():
             old = small[part][name]
