@@ -18,7 +18,7 @@ from jaxfed.algorithms import (
     scaffold,
 )
 from jaxfed.core import CoinFlips, FixedSize, Stateful, masked_mean, mixed_precision, trainable
-from jaxfed.core.protocol import ClientRow, Cohort, FederatedAlgorithm, Message, RoundInfo, Server
+from jaxfed.core.protocol import ClientMessage, ClientRow, Cohort, FederatedAlgorithm, RoundInfo, Server
 from jaxfed.layout import chunked, map, plans, sharded, vmap  # noqa: A004  plans by their names
 from jaxfed.messages import compression, privacy, robust, uplink
 from jaxfed.rows import DeviceStore, DiskStore, HostStore
@@ -37,7 +37,7 @@ __all__ = [
     "History",
     "HostStore",
     "Interrupted",
-    "Message",
+    "ClientMessage",
     "NothingTrainedWarning",
     "RoundInfo",
     "RunState",

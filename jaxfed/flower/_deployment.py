@@ -9,13 +9,14 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from jaxtyping import PyTree
 
+from jaxfed.core import keys
 from jaxfed.core.protocol import ClientUpdate, RoundInfo, Server
 from jaxfed.data.batches import Epochs, Steps
 from jaxfed.flower._instruction import Instruction, described, same_algorithm, sample_of
 from jaxfed.flower._records import RefusedError, pack, unpack
 from jaxfed.flower._roster import Roster, log
 from jaxfed.flower._rows import NEVER
-from jaxfed.flower._training import own_key, server_round, update_like
+from jaxfed.flower._training import server_round, update_like
 from jaxfed.rows.rounds import Recipe
 from jaxfed.run import Weights, weights_of
 from jaxfed.run.history import History, RunState
@@ -62,7 +63,8 @@ class Deployment:
         updates = self._checked(replies)
         slots = np.array([client if client in updates else -1 for client in ids.tolist()], np.int32)
         given = self._stacked([updates.get(client) for client in slots.tolist()])
-        self.server, info = self._finish(self.server, slots, self._weights(ids, client_weights), given, own_key())
+        weights, noise_key = self._weights(ids, client_weights), keys.entropy_key()
+        self.server, info = self._finish(self.server, slots, weights, given, noise_key)
         info = jax.tree.map(np.asarray, info)
         self.counted[slots[info.used]] = number
         return info, {"num_missing": len(drawn) - len(replies), "num_refused": len(replies) - len(updates)}

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from jaxfed.core.checks import check_range, plain
+from jaxfed.core.checks import check_range, python_number
 from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, cohorts
 from jaxfed.flower._deployment import Deployment, Seconds
@@ -124,7 +124,7 @@ def serve(
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
     check_range("evaluate_every", evaluate_every, least=1, whole=True)
-    rounds, seed = plain(rounds), plain(seed)
+    rounds, seed = python_number(rounds), python_number(seed)
     plan, sampler, num_clients = plan or vmap(), sampler_of(cohort_size, sampler), int(server.num_clients)
     slots, draw, finite = sampler.num_slots(num_clients), _draws(algorithm, sampler, seed, num_clients), _Finite()
     weighted = weights_of(client_weights, np.ones(num_clients)) is not None

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
-from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, RoundInfo
 from jaxfed.layout.sharding import put
 from jaxfed.rows import DeviceStore
@@ -41,7 +41,7 @@ class MeshEngine:
 
     def sample(self, ids: np.ndarray) -> ClientRow:
         """See `Engine`."""
-        gather = jax.jit(lambda rows, ids: tree.cast_like(self._store.gather(rows, ids), self._start.row))
+        gather = jax.jit(lambda rows, ids: optax.tree.cast_like(self._store.gather(rows, ids), self._start.row))
         return gather(self._rows, put(ids, self._start.places.spread))
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:

@@ -7,10 +7,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, PyTree
 
-from jaxfed.core import tree
-from jaxfed.core.protocol import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server, as_given
+from jaxfed.core import keys
+from jaxfed.core.protocol import (
+    ClientRow,
+    ClientUpdate,
+    Cohort,
+    FederatedAlgorithm,
+    Plan,
+    RoundInfo,
+    Server,
+    identity_fetch,
+)
 from jaxfed.core.types import Batch, Key
 from jaxfed.data.batches import Batching, ClientData, draw_indices
 from jaxfed.layout.sharding import Places, constrain
@@ -53,7 +63,7 @@ class World(NamedTuple):
 
 def cohort_of(recipe: Recipe, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
     """The cohort of a round; its batches are drawn here, on the device, as indices where `play` fetches."""
-    key = jax.random.fold_in(batch_key(recipe.seed), round_number)
+    key = keys.round_key(keys.batch_key(recipe.seed), round_number)
     index, mask = draw_indices(world.data, ids, key, recipe.batching, recipe.longest)
     indices = {INDEX: index, "mask": mask}
     batches = indices if recipe.lazy else fetched(world.data, indices)
@@ -71,8 +81,8 @@ def one_round(
 
 def play(recipe: Recipe, server: Server, cohort: Cohort, world: World) -> tuple[Server, ClientRow, RoundInfo]:
     """One step on a cohort that is drawn."""
-    fetch = functools.partial(fetched, world.data) if recipe.lazy else as_given
-    return recipe.algorithm.step(server, cohort, training_key(recipe.seed), plan=recipe.plan, fetch=fetch)
+    fetch = functools.partial(fetched, world.data) if recipe.lazy else identity_fetch
+    return recipe.algorithm.step(server, cohort, keys.training_key(recipe.seed), plan=recipe.plan, fetch=fetch)
 
 
 def play_alone(
@@ -89,27 +99,17 @@ def play_alone(
       row: the client's.
       data: of this client alone.
       client: its id, int32 [].
-      noise_key: of entropy that only the client has; used where `insides.secret`.
+      noise_key: of entropy that only the client has; used where `parts.secret`.
     """
 
     def own(key: Key) -> Key:
-        return jax.random.fold_in(jax.random.fold_in(key, server.round), client)
+        return keys.client_key(keys.round_key(key, server.round), client)
 
-    index, mask = recipe.batching.slots(own(batch_key(recipe.seed)), data.lengths[0], recipe.longest)
+    index, mask = recipe.batching.slots(own(keys.batch_key(recipe.seed)), data.lengths[0], recipe.longest)
     member, fetch = Cohort(client, row, {INDEX: index, "mask": mask}), functools.partial(fetched, data)
-    insides = recipe.algorithm.insides
-    secret = {"noise_key": noise_key} if insides is not None and insides.secret else {}
-    return recipe.algorithm.client_update(server, member, own(training_key(recipe.seed)), fetch, **secret)
-
-
-def training_key(seed: int) -> Key:
-    """The run's key, of which the step folds those of rounds, clients and local steps."""
-    return jax.random.split(jax.random.key(seed))[0]
-
-
-def batch_key(seed: int) -> Key:
-    """The run's key of batches."""
-    return jax.random.split(jax.random.key(seed))[1]
+    parts = recipe.algorithm.parts
+    secret = {"noise_key": noise_key} if parts is not None and parts.secret else {}
+    return recipe.algorithm.client_update(server, member, own(keys.training_key(recipe.seed)), fetch, **secret)
 
 
 def fetched(data: ClientData, batch: Batch) -> Batch:
@@ -135,7 +135,7 @@ def block(recipe: Recipe, store: DeviceStore, places: Places) -> BlockFn:
     round_once = jax.jit(functools.partial(one_round, recipe))  # jitted here as well: its trace is used twice below
 
     def rows_of(server: Server, population: PyTree, ids: Array) -> ClientRow:
-        return tree.cast_like(store.gather(population, ids), row_like(recipe, server))
+        return optax.tree.cast_like(store.gather(population, ids), row_like(recipe, server))
 
     def body(number: Array, carry: tuple, world: World, ids: Array) -> tuple:
         server, population, infos = carry
@@ -163,9 +163,9 @@ def single(recipe: Recipe) -> RoundFn:
     """Compile one round for rows that lie outside, and go back in the dtypes in which they came."""
 
     def run(server: Server, rows: ClientRow, world: World, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
-        used = tree.cast_like(rows, row_like(recipe, server))
+        used = optax.tree.cast_like(rows, row_like(recipe, server))
         server, new, info = one_round(recipe, server, used, world, ids)
-        return server, tree.cast_like(new, rows), info
+        return server, optax.tree.cast_like(new, rows), info
 
     return jax.jit(run)
 

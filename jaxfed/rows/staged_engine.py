@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 
 from jaxfed.core import tree
@@ -78,7 +79,7 @@ class StagedEngine:
     def sample(self, ids: np.ndarray) -> ClientRow:
         """See `Engine`."""
         rows = self._worker.submit(self._fetch, ids).result()
-        return tree.cast_like(self._put(rows), self._start.row)
+        return optax.tree.cast_like(self._put(rows), self._start.row)
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
         """See `Engine`; every row written so far is safe on its way."""

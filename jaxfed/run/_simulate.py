@@ -17,7 +17,7 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from jaxfed.core.checks import check_choice, check_range, plain
+from jaxfed.core.checks import check_choice, check_range, python_number
 from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.core.samplers import FixedSize, Sampler, cohorts, first_cohort, recorded
 from jaxfed.core.types import Params
@@ -200,7 +200,7 @@ def simulate(
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
-    rounds, seed = plain(rounds), plain(seed)
+    rounds, seed = python_number(rounds), python_number(seed)
     batching, sampler = batching_of(batch_size, local_steps, local_epochs), sampler_of(cohort_size, sampler)
     num_clients = _num_clients(server, data)
     draw = cohorts(sampler, seed, num_clients)

@@ -48,7 +48,7 @@ def examine(recipe: Recipe, server: Server, data: ClientData, rounds: int) -> No
       UserWarning: a loss that depends on masked samples, where batches can be short; convolutions that would be slow.
     """
     check_learning_rates(recipe.algorithm, int(server.round), rounds)
-    loss_fn = recipe.algorithm.insides and recipe.algorithm.insides.loss_fn
+    loss_fn = recipe.algorithm.parts and recipe.algorithm.parts.loss_fn
     batching = recipe.batching
     if loss_fn is None or jax.process_count() > 1 or not isinstance(batching, Steps | Epochs):
         return
@@ -65,10 +65,10 @@ def examine(recipe: Recipe, server: Server, data: ClientData, rounds: int) -> No
 
 def check_learning_rates(algorithm: FederatedAlgorithm, first: int, rounds: int) -> None:
     """Raise ValueError, with the round, if ηₜ of one of the rounds `first` … `rounds`−1 is not finite and ≥ 0."""
-    if algorithm.insides is None or first >= rounds:
+    if algorithm.parts is None or first >= rounds:
         return
     numbers = jnp.arange(first, rounds, dtype=jnp.int32)
-    rates = np.asarray(jax.vmap(algorithm.insides.learning_rate)(numbers))
+    rates = np.asarray(jax.vmap(algorithm.parts.learning_rate)(numbers))
     wrong = ~(np.isfinite(rates) & (rates >= 0.0))
     if wrong.any():
         at = int(wrong.argmax())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxfed
-from jaxfed.algorithms.parts.local import LocalOptions
+from jaxfed.algorithms.parts import LocalOptions
 from tests.support import reference
 from tests.support.jaxfed import problems
 
