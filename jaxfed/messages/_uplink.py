@@ -211,11 +211,11 @@ def message_like(algorithm: FederatedAlgorithm, params: Params, model_state: PyT
 
     try:
         return jax.eval_shape(update, params, model_state)
-    except KeyError as missing:
+    except (KeyError, IndexError) as error:
         raise ValueError(
-            f"expected a message that can be computed without samples, got a client function that reads {missing}; use "
-            "transforms without state, such as privacy.clip and compression.quantise"
-        ) from missing
+            "expected a message whose shapes are known without samples, got a client function that reads samples "
+            f"({error}); use transforms without state, such as privacy.clip and compression.quantise"
+        ) from error
 
 
 def size(message: ClientMessage, parts: Parts) -> int:

@@ -15,7 +15,7 @@ from jaxfed.core import tree
 from jaxfed.core.protocol import ClientInfo, ClientMessage, ClientUpdate, Cohort, CohortResult
 from jaxfed.layout import plans
 from jaxfed.messages import compression, privacy, robust
-from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, plain
+from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, in_memory
 from tests.support.jaxfed import problems
 
 CENTRAL = privacy.Central(0.5, 1.0, jaxfed.CoinFlips(0.1), 100, 1e-3)
@@ -213,7 +213,7 @@ def test_a_leaf_without_entries_passes_every_transform(name):
     (sent,), _ = sent_by(EVERYWHERE[name], message)
     chex.assert_trees_all_equal_shapes_and_dtypes(sent, message)
     assert tree.all_finite(sent)
-    assert chain(*EVERYWHERE[name]).coding(plain(message.delta["none"])).num_bytes == 0
+    assert chain(*EVERYWHERE[name]).coding(in_memory(message.delta["none"])).num_bytes == 0
 
 
 LEAST = {

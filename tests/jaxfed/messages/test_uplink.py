@@ -6,14 +6,16 @@ import math
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import jaxfed
+from jaxfed.algorithms import parts
 from jaxfed.core import tree
-from jaxfed.core.protocol import ClientMessage, Cohort, CohortResult
+from jaxfed.core.protocol import ClientMessage, Cohort, CohortResult, ServerUpdate
 from jaxfed.messages import compression, privacy, robust
 from jaxfed.messages._uplink import Coding, chain, error_feedback, in_memory
 from tests.jaxfed.algorithms.test_conformance import COHORTS, ROWS, mesh_of
@@ -83,6 +85,59 @@ def test_every_other_algorithm_learns_with_compressed_messages(name):
     _, _, infos = played(jaxfed.uplink(ROWS[name].build(problems.loss_fn, client_learning_rate=0.2), *transforms))
     losses = [float(info.client.loss) for info in infos]
     assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:2]), losses
+
+
+def fed_histogram(loss_fn, reads_samples: bool) -> jaxfed.FederatedAlgorithm:
+    """FedAvg whose clients send U as one vector, its norm and, if `reads_samples`, a histogram of labels."""
+    solver = parts.Solver(loss_fn, parts.gradients.plain, parts.LocalRule(client_learning_rate=0.2))
+
+    def client(context):
+        local = solver(context)
+        vector, _ = jax.flatten_util.ravel_pytree(local.delta)
+        average = {"drift": tree.norm(local.delta)}
+        if reads_samples:
+            labels = context.fetch(jax.tree.map(lambda leaf: leaf[0], context.batches))["y"]
+            average["histogram"] = jnp.mean(jax.nn.one_hot(labels, problems.CLASSES), axis=0)
+        return parts.ClientResult(local, ClientMessage({"vector": vector}, average=average))
+
+    def apply(params, extra, received):
+        vector, unravel = jax.flatten_util.ravel_pytree(params)
+        return unravel(vector + received.message.delta["vector"]), received.message.average
+
+    def init(params):
+        extra = {"drift": jnp.zeros(())}
+        return extra | {"histogram": jnp.zeros(problems.CLASSES)} if reads_samples else extra
+
+    return parts.compose(client, ServerUpdate(init, apply), solver)
+
+
+def simulated(algorithm):
+    data = jaxfed.data.client_data(problem().clients)
+    server = algorithm.init(problem().params, problems.CLIENTS)
+    return jaxfed.simulate(
+        algorithm, server, data, rounds=8, cohort_size=4, local_steps=3, batch_size=4, progress=False
+    )
+
+
+@pytest.mark.parametrize("reads_samples", [False, True])
+def test_messages_unlike_the_parameters(reads_samples):
+    """Clip and quantisation take any structure; top_k too, unless the message needs samples to have a shape."""
+    algorithm = fed_histogram(problems.loss_fn, reads_samples)
+    whole, _ = simulated(algorithm)
+    bare, _ = simulated(jaxfed.fedavg(problems.loss_fn, client_learning_rate=0.2))
+    chex.assert_trees_all_close(whole.params, bare.params, atol=1e-6)
+    lossless = jaxfed.uplink(algorithm, privacy.clip(1e3), compression.quantise(16))
+    server, history = simulated(lossless)
+    chex.assert_trees_all_close((server.params, server.extra), (whole.params, whole.extra), atol=1e-2)
+    entries = [15, 1] + [problems.CLASSES] * reads_samples
+    assert history.rounds["sent_bytes"] == [sum(2 * size + 4 for size in entries)] * 8
+    sparse = jaxfed.uplink(algorithm, compression.top_k(1.0), compression.quantise(16), privacy.clip(1e3))
+    if reads_samples:
+        with pytest.raises(ValueError, match="expected a message whose shapes are known without samples"):
+            sparse.init_client(problem().params)
+    else:
+        server, _ = simulated(sparse)
+        chex.assert_trees_all_close((server.params, server.extra), (whole.params, whole.extra), atol=1e-2)
 
 
 def message_of(*shapes) -> ClientMessage:
