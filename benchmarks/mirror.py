@@ -1,6 +1,6 @@
 """The suite ``mirror`` of decode.py: every policy of Mirror-SD and its rivals on grown models, the draft cost swept.
 
-Models are *grown*: the embedded pair's function at the size and cost of a larger one (``jaxspec.zoo._grow``), so that
+Models are *grown*: the embedded pair's function at the size and cost of a larger one (``jaxspec.zoo.grow``), so that
 the acceptance rate is real and the system is measured at scale; they are no better than the small pair. Prompts are
 held-out roles. Of every method the law proposes two settings (windows 1 to 8, budgets, κ), from programs timed
 roughly; the better one on one prompt is taken, with or without Eigen threads, whichever is faster (all policies as
@@ -36,7 +36,7 @@ from jaxspec.cli._bench_methods import Measurement, Prompts, Setting, Worker, be
 from jaxspec.methods import candidates
 from jaxspec.models._decoder import init_params
 from jaxspec.text.tokenizer import encode
-from jaxspec.zoo._grow import grown_config
+from jaxspec.zoo import grown_config
 from jaxspec.zoo.recipe import held_out_roles
 
 PROMPT_TOKENS, WINDOW = 48, 7

@@ -38,7 +38,7 @@ from jaxspec.methods._mirror import mirror
 from jaxspec.methods._speculative import speculative
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
-from jaxspec.zoo._grow import grow
+from jaxspec.zoo import grow
 
 #: Factors of width and depth by the sizes that they come to.
 TARGETS = {"7B": (33, 1), "1B": (13, 1), "50M": (2, 2), "6M": (1, 1)}

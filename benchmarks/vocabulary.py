@@ -20,9 +20,9 @@ from jaxspec.cli._bench_methods import measure
 from jaxspec.models.config import DecoderConfig
 from jaxspec.text.tokenizer import encode
 from jaxspec.training.train import Schedule
-from jaxspec.zoo.recipe import Recipe, corpus, held_out_roles, train_draft, train_target
+from jaxspec.zoo.recipe import PairRecipe, corpus, held_out_roles, train_draft, train_target
 
-SMALL = Recipe(
+SMALL = PairRecipe(
     target=DecoderConfig(1, 192, 4, 4, 2, 48, 512), draft=DecoderConfig(1, 96, 1, 4, 2, 24, 256), exit_layer=2
 )
 
