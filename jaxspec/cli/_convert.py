@@ -10,14 +10,14 @@ from jaxspec.cli.shared import Flag, report
 
 
 def convert(
-    source: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
     """Convert a published checkpoint or llama2.c file to a checkpoint with digests, or such a checkpoint back.
 
     Args:
-        source: folder with config.json and safetensors, llama2.c .bin file, or folder written by this command.
+        source: folder with config.json and safetensors, .bin file of llama2.c, or folder written by this command.
         out: new folder.
         json: print one JSON object as the last line.
     """

@@ -24,18 +24,16 @@ def federate(
     settings: Annotated[FederatedSettings, tyro.conf.arg(name="")] = FederatedSettings(),  # noqa: B008  a frozen default
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Train a draft on the clients' private texts, supervised by the target; an interrupted run resumes from ``out``.
+    """Train a draft on the clients' private texts, supervised by the target; an interrupted run resumes from OUT.
 
     Args:
-        out: folder for the target's continuations, checkpoints, and the draft in OUT/draft; pass OUT/draft to --draft
-            of other commands, or to convert.
+        out: folder for checkpoints and the result OUT/draft, which --draft of other commands and convert read.
         target: name of an embedded pair, a folder written by train or convert, or a published checkpoint.
         draft: initial draft: a smaller model with the same vocabulary. An embedded pair has its own.
-        texts: file of JSON lines with "user" and "text" (one client per user), or folder of .txt files (one client per
-            file). Default: the Shakespeare roles on which the embedded pair was not trained.
+        texts: JSON lines with "user" and "text" (a client per user), or a folder of .txt files (a client per file).
+            Default: Shakespeare roles on which the embedded pair was not trained.
         clients: use only this many clients, the first ones.
-        method: name in jaxspec.federated.METHODS: fedspeed, fedavg, scaffold, feddyn, centralised, fedspeed-dp,
-            fedspeed-int8, fedspeed-topk.
+        method: fedspeed, fedavg, scaffold, feddyn, centralised, fedspeed-dp, fedspeed-int8 or fedspeed-topk.
         streams: number of lookahead streams of the draft, which are trained too. Default: none for an embedded pair.
         settings: all settings of the training.
         json: print one JSON object as the last line.

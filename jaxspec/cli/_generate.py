@@ -49,8 +49,7 @@ def generate(
 
     Args:
         prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
-        target: name of an embedded pair, a folder written by train or convert, a published checkpoint, or a llama2.c
-            file.
+        target: name of an embedded pair, or path: written by train or convert, published checkpoint, or llama2.c file.
         draft: a smaller model with the same vocabulary, in one of these formats. An embedded pair has its own.
         method: decoding method. Default: mirror for a pair, speculative with a draft, else autoregressive.
         max_new_tokens: maximum number of new tokens.

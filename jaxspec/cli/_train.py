@@ -16,7 +16,7 @@ def train(
     recipe: PairRecipe = PairRecipe(),  # noqa: B008  a frozen default
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Train a pair on the Shakespeare roles in the package; an interrupted run resumes from ``out``.
+    """Train a pair on the Shakespeare roles in the package; an interrupted run resumes from OUT.
 
     Args:
         what: shakespeare: the whole pair; streams: only lookahead streams for the draft of the embedded pair.

@@ -13,7 +13,14 @@ from jaxspec.training.train import LossFn
 
 @dataclass(frozen=True)
 class FedSpeedSettings:
-    """Hyperparameters of FedSpeed that FedAvg does not have: w = 1/λ, ρ, α, and the mean of duals. FedDyn shares w."""
+    """Hyperparameters of FedSpeed that FedAvg does not have; FedDyn uses the same ``prox_weight``.
+
+    Attributes:
+        prox_weight: w = 1/λ.
+        ascent_radius: ρ.
+        merge_weight: α.
+        dual_mean: clients over whose duals the server takes the mean.
+    """
 
     prox_weight: float = 0.1
     ascent_radius: float = 0.01
@@ -28,14 +35,14 @@ class Federation:
     Attributes:
         rounds: communication rounds T.
         cohort_size: clients per round.
-        local_steps: K.
+        local_steps: optimiser steps K of a client per round.
         batch_size: sequences per local step.
         learning_rates: grid of client learning rates.
         fedspeed: hyperparameters of FedSpeed alone.
         clip_norm: largest gradient norm of a local step.
         learning_rate_decay: factor of the learning rate per round.
-        evaluate_every: rounds between two evaluations on validation roles.
-        seed: of cohorts and batches.
+        evaluate_every: rounds between two evaluations on the validation clients.
+        seed: seed of cohorts and batches.
     """
 
     rounds: int = 10
