@@ -31,7 +31,7 @@ HEAD = """# Figures
 
 Tables of the last recorded runs, made from the JSON lines that the commands printed (`benchmarks/results/`). Quote
 ratios, not single times: both sides of a ratio run interleaved in one process. What the figures mean, aims that were
-missed, and tables of older runs, of which no lines were kept: [notes](notes.md).
+missed, and tables of older runs, of which no lines were kept: [notes](README.md).
 """
 
 
@@ -65,7 +65,7 @@ REPORTS: dict[str, Report] = {
     "drafts": Report(
         "Federated drafts",
         "What does federation give a draft, by which method, with privacy and compression? More: [federated drafts]"
-        "(../federated_drafts.md).",
+        "(../docs/federated_drafts.md).",
         "python benchmarks/drafts.py --json",
         tables.drafts,
         "federated_drafts.png",
@@ -156,7 +156,7 @@ def read(name: str, folder: Path = RESULTS) -> tuple[Line, list[Line]] | None:
 
 
 def page(folder: Path = RESULTS) -> str:
-    """The page, as Markdown; pictures as it sees them from docs/benchmarks/."""
+    """The page, as Markdown; links and pictures as seen from benchmarks/."""
     parts, missing = [HEAD], []
     for name, report in REPORTS.items():
         found = read(name, folder)
@@ -167,9 +167,9 @@ def page(folder: Path = RESULTS) -> str:
         about = f"`{run['command']}`, {run['date']}, {machine(run)}\n"
         parts += [f"## {report.title}\n", f"{report.question}\n", about]
         parts += [table.markdown() for table in report.tables(lines)]
-        parts += [f"![{report.title}](../images/{report.picture})\n"] if report.picture else []
+        parts += [f"![{report.title}](../docs/images/{report.picture})\n"] if report.picture else []
     if missing:
-        parts += ["## Not recorded yet\n", "No lines of these are kept; the [notes](notes.md) have older figures.\n"]
+        parts += ["## Not recorded yet\n", "No lines of these are kept; the [notes](README.md) have older figures.\n"]
         parts += [f"- {report.title}: `{report.command}`" for report in missing] + [""]
     return "\n".join(parts)
 
