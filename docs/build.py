@@ -53,7 +53,7 @@ def public_modules(package: griffe.Module) -> list[griffe.Module]:
 
 
 def public_names(module: griffe.Module) -> dict[str, griffe.Object]:
-    """What ``__all__`` lists, modules aside; without one functions, classes and documented values, underscores aside."""
+    """What ``__all__`` lists, modules aside; without one functions, classes, documented values, no underscore."""
     if module.exports is None:
         own = {name: each for name, each in module.members.items() if not each.is_alias and not name.startswith("_")}
         found = {name: each for name, each in own.items() if not each.is_attribute or each.has_docstring}
