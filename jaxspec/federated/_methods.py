@@ -184,8 +184,8 @@ _ROWS = (
     transformed("fedspeed-int8", quantise(8)),
     transformed("fedspeed-topk", top_k(0.1)),
 )
+#: By name.
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
-"""By name."""
 
 
 def method_of(method: str | Method) -> Method:

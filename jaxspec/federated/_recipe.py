@@ -22,8 +22,8 @@ from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.vocabulary import check_trainable
 from jaxspec.text import Text, token_rows, tokens_of
 
+#: The judge of what was gained: text of the training clients that nobody trained on.
 UNSEEN = "unseen"
-"""The judge of what was gained: text of the training clients that nobody trained on."""
 
 
 @dataclass(frozen=True)

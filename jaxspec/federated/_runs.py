@@ -20,8 +20,8 @@ from jaxspec.models.base import Array, Model, Params
 from jaxspec.training.streams import streaming_loss
 from jaxspec.training.train import LossFn, distillation_loss
 
+#: The judge by whom learning rates and the centralised step are chosen.
 VALIDATION = "validation"
-"""The judge by whom learning rates and the centralised step are chosen."""
 
 
 class Problem(NamedTuple):

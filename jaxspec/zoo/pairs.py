@@ -20,10 +20,10 @@ from jaxspec.models.config import DecoderConfig, build
 from jaxspec.text import Text
 from jaxspec.verify.exits import AffineLens, LogitLens
 
+#: Names that ``load`` knows.
 PAIRS = ("shakespeare",)
-"""Names that ``load`` knows."""
+#: File of a pair's folder that holds lookahead streams, if there are any.
 STREAMS = "streams.safetensors"
-"""File of a pair's folder that holds lookahead streams, if there are any."""
 
 
 class Pair(NamedTuple):
