@@ -30,7 +30,7 @@ RESULTS = HERE / "results"
 HEAD = """# Figures
 
 Tables of the last recorded runs, made from the JSON lines that the commands printed (`benchmarks/results/`). Quote
-ratios, not single times: both sides of a ratio run interleaved in one process. The [notes](notes.md) explain the
+ratios, not single times: both sides of a ratio run interleaved in one process. The [notes](README.md) explain the
 figures, list aims that were missed, and have tables of older runs without recorded lines.
 """
 
@@ -65,7 +65,7 @@ SECTIONS: dict[str, Section] = {
     "drafts": Section(
         "Federated drafts",
         "How much does a draft gain by federated training, by method, with privacy and compression? More: "
-        "[federated drafts](../federated_drafts.md).",
+        "[federated drafts](../docs/federated_drafts.md).",
         "python benchmarks/drafts.py --json",
         tables.drafts,
         "federated_drafts.png",
@@ -156,7 +156,7 @@ def read(name: str, folder: Path = RESULTS) -> tuple[Line, list[Line]] | None:
 
 
 def page(folder: Path = RESULTS) -> str:
-    """Return the page as Markdown; links to pictures are relative to docs/benchmarks/."""
+    """Return the page as Markdown; links are relative to benchmarks/."""
     parts, missing = [HEAD], []
     for name, section in SECTIONS.items():
         record = read(name, folder)
@@ -167,11 +167,11 @@ def page(folder: Path = RESULTS) -> str:
         about = f"`{run['command']}`, {run['date']}, {machine(run)}\n"
         parts += [f"## {section.title}\n", f"{section.question}\n", about]
         parts += [table.markdown() for table in section.tables(lines)]
-        parts += [f"![{section.title}](../images/{section.picture})\n"] if section.picture else []
+        parts += [f"![{section.title}](../docs/images/{section.picture})\n"] if section.picture else []
     if missing:
         parts += [
             "## Not recorded yet\n",
-            "No lines are recorded of these; older figures: [notes](notes.md).\n",
+            "No lines are recorded of these; older figures: [notes](README.md).\n",
         ]
         parts += [f"- {section.title}: `{section.command}`" for section in missing] + [""]
     return "\n".join(parts)
