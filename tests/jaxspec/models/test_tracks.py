@@ -21,8 +21,7 @@ from jaxspec.models.config import build
 from jaxspec.models.quantize import quantized
 from jaxspec.text.tokenizer import train_tokenizer
 from jaxspec.training.train import Schedule, distillation_loss, fit
-from jaxspec.zoo import recipe
-from jaxspec.zoo import grow
+from jaxspec.zoo import grow, recipe
 from tests.support.jaxspec import models, pairs
 
 #: Four key-value heads, so that four tracks can share the layers.
