@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,7 +30,6 @@ from jaxspec.training.streams import streaming_loss
 from jaxspec.training.train import distillation_loss
 from tests.support.jaxspec import models
 
-STORIES = Path(__file__).parents[2] / "data" / "stories260K"
 PROMPT = 4
 FEDERATION = Federation(
     rounds=1, cohort_size=2, local_steps=1, batch_size=2, learning_rates=(0.1,), evaluate_every=1, seed=3
