@@ -33,7 +33,7 @@ from jaxspec.analysis.foresight import Foresight, Steps, foresee, foreseen, step
 from jaxspec.analysis.timing import Drafting, Pass, Primitives
 from jaxspec.cli._bench_methods import Measurement, Prompts, Setting, Worker, best_of, grown
 from jaxspec.methods import candidates
-from jaxspec.models._decoder import init_params
+from jaxspec.models import init_params
 from jaxspec.text.tokenizer import encode
 from jaxspec.zoo import grown_config
 from jaxspec.zoo.recipe import held_out_roles

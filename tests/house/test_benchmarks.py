@@ -56,9 +56,9 @@ def test_reproduce_compares_with_the_published_orderings(toy_images, monkeypatch
     assert [(row["algorithm"], row["partition"], row["epochs"]) for row in rows] == grid + at_equal_samples
     assert all(row["rounds"] * row["local_steps"] == 4 for row in rows)
     assert all(row["rounds_to_target"] is not None for row in rows if row["algorithm"] == "fedavg")
-    found = last["orderings"]
-    assert list(found["fedspeed_above_fedavg"]) == ["iid", "0.1"]
-    assert found["margin_with_local_epochs"]["margins"].keys() == {"1", "5"}
+    result = last["orderings"]
+    assert list(result["fedspeed_above_fedavg"]) == ["iid", "0.1"]
+    assert result["margin_with_local_epochs"]["margins"].keys() == {"1", "5"}
     assert picture.stat().st_size > 0
 
     import tables
@@ -206,9 +206,9 @@ def test_tables_of_a_gpu(monkeypatch):
     pair = {"target": "7B", "draft": "0.4M"}
     way = {"window": 7, "budget": 8, "draft_on": "processor"}
     figures = {"ratio_to_autoregressive": 3.37, "tokens_per_second": 950.8, "step_ms": 5.361, "accepted_length": 4.783}
-    found = {"kind": "method", **pair, **figures, "reuse_rate": 0.762, "agreeing": 1.0, "rounds": 3}
-    plain = {**found, "method": "autoregressive", "window": 0, "budget": 0, "draft_on": None, "floor_ms": 3.817}
-    mirrored = {**found, "method": "mirror", **way}
+    result = {"kind": "method", **pair, **figures, "reuse_rate": 0.762, "agreeing": 1.0, "rounds": 3}
+    plain = {**result, "method": "autoregressive", "window": 0, "budget": 0, "draft_on": None, "floor_ms": 3.817}
+    mirrored = {**result, "method": "mirror", **way}
     parts = "prefix", "suffix", "ahead", "rollout", "select", "fallback", "rendezvous", "law", "step"
     predicted = {
         "kind": "law",
