@@ -17,7 +17,7 @@ from jaxfed.core.checks import check_range
 from jaxfed.core.protocol import Plan
 from jaxfed.core.types import Params
 from jaxfed.data import Steps, channel_statistics, dirichlet, iid, mnist, normalised, partitioned
-from jaxfed.layout.sharding import Places
+from jaxfed.layout.sharding import Shardings
 from jaxfed.rows.rounds import Recipe, World, block
 
 CLIENTS, COHORT, BATCH, EPOCHS = 100, 10, 50, 5
@@ -161,7 +161,7 @@ def program(task: Problem, name: str, epochs: int, most: int, plan: Plan) -> Pro
     @functools.partial(jax.jit, donate_argnums=1)
     def play(server: Any, population: Any, world: World, ids: Any, count: Any, seed: Any) -> tuple:
         recipe = Recipe(algorithm, batching, plan, longest, seed)
-        return block(recipe, jaxfed.DeviceStore(), Places.of(None))(server, population, world, ids, count)
+        return block(recipe, jaxfed.DeviceStore(), Shardings.of(None))(server, population, world, ids, count)
 
     return Program(algorithm, play, most)
 

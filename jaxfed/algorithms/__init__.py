@@ -1,4 +1,4 @@
-"""The algorithms, each a composition of the same parts, and the registry that resolves their names."""
+"""Federated algorithms, each a composition of `jaxfed.algorithms.parts`, and a registry of their names."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are held near the server's parameters."""
+"""FedProx: FedAvg with a proximal term that pulls clients to the server's parameters."""
 
 from typing import Unpack
 

@@ -1,4 +1,4 @@
-"""FedSAM: FedAvg whose clients descend along the gradient a step uphill."""
+"""FedSAM: FedAvg with the gradient after an ascent step."""
 
 from typing import Unpack
 

@@ -23,7 +23,7 @@ from jaxfed.core.types import Params
 
 
 class Duals(NamedTuple):
-    """What a client keeps: hᵢ of the parameters and μᵢ of the ascent step."""
+    """State of a client: the duals hᵢ of the parameters and μᵢ of the ascent step."""
 
     params: Params
     ascent: Params

@@ -1,4 +1,4 @@
-"""Samplers: who takes part in a round. They draw on the host, from (seed, round) alone."""
+"""Samplers: which clients participate in a round, drawn on the host from (seed, round)."""
 
 import dataclasses
 import functools
@@ -12,14 +12,14 @@ from jaxfed.core import keys
 from jaxfed.core.checks import check_choice, check_range, python_fields
 
 DRAWS_KEPT = 64
-"""Cohorts that are remembered: a round is drawn once, however often it is looked at."""
+"""Number of cached cohorts, so that each round is drawn once."""
 
 
 class Sampler(Protocol):
     """Draws cohorts: a static value with a fixed number of slots."""
 
     def num_slots(self, num_clients: int) -> int:
-        """Slots C of a cohort out of `num_clients`; raises ValueError where that cannot be."""
+        """Slots C of a cohort out of `num_clients`; raises ValueError if that is impossible."""
         ...
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
@@ -54,16 +54,16 @@ class FixedSize:
 
 @dataclasses.dataclass(frozen=True)
 class CoinFlips:
-    """Every client flips a coin of its own and takes part with probability P, in every round anew (Poisson sampling).
+    """Every client participates with probability P, independently in every round (Poisson sampling).
 
-    A round may be empty: it is counted, and the parameters stay as they are.
+    A round may be empty: it is counted, and the parameters do not change.
 
     Attributes:
         participation: P in (0, 1].
         capacity: slots of a cohort; by default P·N and six standard deviations, at most N.
-        rule: "independent" draws every (seed, round) from a stream of its own. "reference" is the rule of the FedSpeed
+        rule: "independent" uses one generator per (seed, round). "reference" is the rule of the FedSpeed
             authors' code, to replay its runs and those of jaxfed 0.1.0: u = RandomState(seed + t).uniform(size=N),
-            client i takes part iff u[i] ≤ P, and while nobody does the seed is raised by one. Its rounds are no Poisson
+            client i participates iff u[i] ≤ P, and the seed is increased by one until somebody does. It is not Poisson
             sampling: where nobody was drawn a round repeats the next one's cohort, and seed s + 1 is seed s one round
             later.
     """
@@ -99,12 +99,12 @@ class CoinFlips:
 
 
 def independent_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
-    """Ids with u < P, u in [0, 1) from the stream of (seed, round); there may be none."""
+    """Ids with u < P, u in [0, 1) from the generator of (seed, round); possibly none."""
     return np.flatnonzero(keys.round_generator(seed, round_number).random(num_clients) < participation)
 
 
 def reference_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
-    """Ids with u ≤ P of the first seed from seed + round on that has any."""
+    """Ids with u ≤ P of the first seed ≥ seed + round that has any."""
     ids, raised = np.zeros(0, np.int64), seed + round_number
     while not len(ids):
         ids = np.flatnonzero(np.random.RandomState(raised % 2**32).uniform(size=num_clients) <= participation)
@@ -120,14 +120,14 @@ ACTIVE: dict[str, Callable[[int, int, int, float], np.ndarray]] = {
 
 
 def recorded(sampler: Sampler) -> str:
-    """How checkpoints name a sampler: its repr; coin flips by the authors' rule as in 0.1.0, which had no other."""
+    """Name of a sampler in checkpoints: its repr; coin flips by the authors' rule are named without it, as in 0.1.0."""
     if isinstance(sampler, CoinFlips) and sampler.rule == "reference":
         return f"CoinFlips(participation={sampler.participation!r}, capacity={sampler.capacity!r})"
     return repr(sampler)
 
 
 def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np.ndarray]:
-    """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, whoever wrote the sampler.
+    """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, also of a user's sampler.
 
     Raises:
         ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
@@ -145,7 +145,7 @@ def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np
 
 
 def first_cohort(draw: Callable[[int], np.ndarray], rounds: int = 100) -> np.ndarray:
-    """Ids of the first round that has a client, of the first few; if none has, of round 0."""
+    """Ids of the first non-empty round of the first `rounds`; of round 0 if all are empty."""
     drawn = (draw(number) for number in range(rounds))
     return next((ids for ids in drawn if (ids >= 0).any()), draw(0))
 
@@ -158,13 +158,13 @@ def _checked(sampler: Sampler, round_number: int, drawn: object, slots: int, num
     elif (outside := ids[(ids < -1) | (ids >= num_clients)]).size:
         wrong = f"{sorted(set(outside.tolist()))} among {ids.tolist()}"
     elif len(np.unique(present)) < len(present):
-        found, counts = np.unique(present, return_counts=True)
-        wrong = f"{found[counts > 1].tolist()} more than once in {ids.tolist()}"
+        repeated, counts = np.unique(present, return_counts=True)
+        wrong = f"{repeated[counts > 1].tolist()} more than once in {ids.tolist()}"
     else:
         kept = ids.astype(np.int32)
         kept.flags.writeable = False
         return kept
     raise ValueError(
         f"round {round_number}: expected {slots} integers from 0 to {num_clients - 1}, each at most once, with -1 in "
-        f"empty slots, got {wrong}; mend draw of {sampler}"
+        f"empty slots, got {wrong}; correct draw of {sampler}"
     )

@@ -1,4 +1,4 @@
-"""What may become an array of labels or of samples: a number that would be lost or changed is refused by name."""
+"""Conversion of labels and samples to arrays; raises ValueError where a value would be lost or changed."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def integer_labels(labels: Any, what: str = "labels") -> np.ndarray:
 
 
 def resident(array: Any, what: str) -> Any:
-    """Numbers as jax keeps them, on the host; an array of jax as it is.
+    """Convert numbers to the dtype that jax has for them, on the host; an array of jax is returned unchanged.
 
     Without jax_enable_x64 that is 32 bits at most: fractions are rounded, integers and large numbers must fit.
 
@@ -96,9 +96,9 @@ def _missing(value: Any) -> bool:
 
 def _whole(array: np.ndarray, what: str) -> np.ndarray:
     """Whole floating-point numbers as integers."""
-    strange = ~np.isfinite(array) | (array != np.round(array)) | (np.abs(array) > 2.0**53)
-    if strange.any():
-        at = int(strange.ravel().argmax())
+    invalid = ~np.isfinite(array) | (array != np.round(array)) | (np.abs(array) > 2.0**53)
+    if invalid.any():
+        at = int(invalid.ravel().argmax())
         raise ValueError(
             f"{what}: expected whole numbers, got {array.ravel()[at].item()!r} for sample {at}; labels are classes: "
             + (REMEDY if not np.isfinite(array.ravel()[at]) else "number them, or keep fractions as another array")

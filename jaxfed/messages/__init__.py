@@ -1,4 +1,4 @@
-"""What clients send: clipped, noised, compressed, and taken together robustly."""
+"""Messages of clients: clipping, noise, compression, and robust aggregation."""
 
 from jaxfed.messages import compression, privacy, robust
 from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, uplink

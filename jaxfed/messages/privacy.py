@@ -1,7 +1,7 @@
 """Differential privacy of clients: clipped messages, Gaussian noise at the server or the client, and an accountant.
 
-`Central` and `Local` are values that hold all that noise and ε must agree in: one of them goes into the noise, into
-`epsilon` and into `noise_for`.
+`Central` and `Local` hold the values that noise and ε have in common: pass the same one to the noise, to `epsilon`
+and to `noise_for`.
 """
 
 import dataclasses
@@ -53,10 +53,10 @@ class Central:
         check_range("num_clients", self.num_clients, least=1, whole=True)
         check_range("delta", self.delta, above=0.0, most=1.0 / self.num_clients)
         if not isinstance(self.sampler, CoinFlips | FixedSize):
-            raise ValueError(f"expected CoinFlips or FixedSize, got {self.sampler}, whose privacy is not known here")
+            raise ValueError(f"expected CoinFlips or FixedSize, got {self.sampler}, for which there is no accounting")
         if isinstance(self.sampler, CoinFlips) and self.sampler.rule != "independent":
             raise ValueError(
-                f"expected coins that are independent, got {self.sampler}, which draws again where nobody takes part; "
+                f"expected independent coin flips, got {self.sampler}, which draws again if the cohort is empty; "
                 'leave out rule="reference"'
             )
         self.sampler.num_slots(self.num_clients)
@@ -73,7 +73,7 @@ class Central:
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Noise that a client adds to its own clipped message: a server that nobody trusts sees no more than this.
+    """Noise that a client adds to its own clipped message, for a server that is not trusted.
 
     Attributes:
         max_norm: C > 0, the clip of every message.
@@ -161,7 +161,7 @@ def central_noise(mechanism: Central) -> Aggregate:
     the run's seed, in a deployment noise and cohorts are made of entropy of the server's own.
 
     Args:
-        mechanism: C, z and how clients are drawn; `epsilon` says what it guarantees. `clip(C)` comes last in the
+        mechanism: C, z and how clients are drawn; see `epsilon` for its guarantee. `clip(C)` comes last in the
             uplink.
 
     Noise in a population's running sum never leaves it. Take algorithms whose servers keep none: FedAvg, FedProx,
@@ -193,7 +193,7 @@ class Guarantee:
     Attributes:
         epsilon: ε.
         delta: δ.
-        neighbours: which two populations are told apart no better than this.
+        neighbours: the relation of the two populations that are hard to distinguish.
         sampling: how clients were drawn.
     """
 
@@ -209,7 +209,7 @@ class Guarantee:
 def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
     """What `clip` and noise guarantee of every client after so many rounds, against those who do not know the noise.
 
-    Of `Central`, against whoever sees the server's models:
+    Of `Central`, against an observer of the server's models:
 
     - `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions. A round without
       anybody is sent with its noise like any other.
@@ -221,7 +221,7 @@ def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
 
     Args:
         mechanism: what adds the noise.
-        rounds: T. A round that is played again after a stop, with noise of its own, counts again.
+        rounds: T. A round that is repeated after a stop, with new noise, counts again.
 
     Raises:
         ImportError: dp-accounting, the extra "privacy", is not installed.
@@ -234,19 +234,19 @@ def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
     if isinstance(mechanism, Local):
         each = accounting.GaussianDpEvent(z / 2.0)
         accountant = accounting.pld.PLDAccountant(relation.REPLACE_ONE, INTERVAL)
-        words = "any message replaced by any other", f"{rounds} messages, each seen"
+        labels = "any message replaced by any other", f"{rounds} messages, each seen"
     elif isinstance(mechanism.sampler, CoinFlips):
         participation = mechanism.sampler.participation
         each = accounting.PoissonSampledDpEvent(participation, accounting.GaussianDpEvent(z))
         accountant = accounting.pld.PLDAccountant(relation.ADD_OR_REMOVE_ONE, INTERVAL)
-        words = "one client added or removed", f"Poisson sampling with probability {participation:g}"
+        labels = "one client added or removed", f"Poisson sampling with probability {participation:g}"
     else:
         size, number = int(mechanism.expected_clients), mechanism.num_clients
         each = accounting.SampledWithoutReplacementDpEvent(number, size, accounting.GaussianDpEvent(z / 2.0))
         accountant = accounting.rdp.RdpAccountant(neighboring_relation=relation.REPLACE_ONE)
-        words = "one client replaced", f"{size} of {number} without replacement"
+        labels = "one client replaced", f"{size} of {number} without replacement"
     spent = accountant.compose(each, rounds).get_epsilon(mechanism.delta) if rounds else 0.0
-    return Guarantee(float(spent), mechanism.delta, *words)
+    return Guarantee(float(spent), mechanism.delta, *labels)
 
 
 def noise_for(target_epsilon: float, mechanism: Mechanism, rounds: int, tolerance: float = 1e-2) -> Mechanism:

@@ -1,6 +1,6 @@
-"""Aggregates that a few clients cannot move at will.
+"""Robust aggregates, which a few poisoned clients can change only by a bounded amount.
 
-Clients count alike, whatever their weights: a weight would be a lever. What the server sums up (changes of rows)
+All clients have equal weights, because a weight could be misused. What the server sums up (changes of rows)
 becomes the number of clients times the same robust value: a running sum is a robust estimate of the sum of the rows.
 An aggregate counts the clients whose results arrived and are finite, not the slots of the cohort. A round with fewer
 than it needs (`Aggregate.least`) uses none: it leaves the server as it was, with 0 as its "num_used".
@@ -19,7 +19,7 @@ from jaxfed.core.protocol import Aggregate, ClientMessage, Cohort, CohortResult
 from jaxfed.core.types import Key
 
 Location = Callable[[ClientMessage, Array], ClientMessage]
-"""From all messages [C, ...] and the clients used, bool [C], to one in their middle, with `total` as a mean.
+"""`location(messages, used) -> message`: from messages [C, ...] and the clients used, bool [C], to a robust mean.
 
 Messages are in float32 or wider.
 """
@@ -61,8 +61,8 @@ def trimmed_mean(fraction: float) -> Aggregate:
         count = jnp.sum(used, dtype=jnp.int32)
         share = jnp.floor(fraction * count.astype(jnp.float32) + 1e-6).astype(jnp.int32)
         cut = jnp.maximum(share, 1) if fraction else share
-        place = jnp.arange(len(used))
-        inside = (place >= cut) & (place < count - cut)
+        rank = jnp.arange(len(used))
+        inside = (rank >= cut) & (rank < count - cut)
         return jax.tree.map(lambda leaf: tree.masked_mean(_ranked(leaf, used), inside), messages)
 
     return _located(location, f"trimmed_mean({fraction})", least=3 if fraction else 1)
@@ -112,7 +112,7 @@ def krum(poisoned: int, selected: int = 1) -> Aggregate:
     selected count as not having taken part: their rows stay as they were, and a running sum that of all rows.
 
     A round needs n ≥ 2f + 3 clients with finite results, and n ≥ f + m, or poisoned ones would have to be selected.
-    With fewer it uses nobody. Where `CoinFlips` draws, let P·N be well above that.
+    With fewer it uses none. With `CoinFlips`, choose P·N well above that.
 
     Args:
         poisoned: f ≥ 0, clients of a cohort that may be poisoned.

@@ -1,4 +1,9 @@
-"""Winograd's short convolutions along one axis: m + k − 1 products give m outputs of a kernel of k taps."""
+"""Winograd's short convolutions along one axis: m + k − 1 products give m outputs of a kernel of k taps.
+
+LeNet's second convolution needs 16 products where plain sums need 40. A local step of LeNet on two cores took 28 ms
+in a prototype by patches alone, and takes 19.0 ms with this (`benchmarks/results/rounds.jsonl`); on both days the plain
+products of the gradient, at the rate of a matrix product, would take 15 to 16 ms.
+"""
 
 from functools import cache
 from typing import NamedTuple

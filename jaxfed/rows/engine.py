@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
-from jaxfed.layout.sharding import Places
+from jaxfed.layout.sharding import Shardings
 from jaxfed.rows.rounds import Recipe, World
 
 Draw = Callable[[int], np.ndarray]
@@ -21,7 +21,7 @@ class Start(NamedTuple):
     row: ClientRow
     world: World
     draw: Draw
-    places: Places
+    places: Shardings
 
     @property
     def num_clients(self) -> int:

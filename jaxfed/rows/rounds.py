@@ -23,7 +23,7 @@ from jaxfed.core.protocol import (
 )
 from jaxfed.core.types import Batch, Key
 from jaxfed.data.batches import Batching, ClientData, draw_indices
-from jaxfed.layout.sharding import Places, constrain
+from jaxfed.layout.sharding import Shardings, constrain
 from jaxfed.rows import DeviceStore
 
 INDEX = "index of the sample"
@@ -126,7 +126,7 @@ def row_like(recipe: Recipe, server: Server) -> ClientRow:
     return jax.eval_shape(recipe.algorithm.init_client, server.params, server.model_state)
 
 
-def block(recipe: Recipe, store: DeviceStore, places: Places) -> BlockFn:
+def block(recipe: Recipe, store: DeviceStore, places: Shardings) -> BlockFn:
     """Compile R rounds into one program; rows are gathered, in the algorithm's dtypes, and written back inside it.
 
     The number of rounds done is an argument, so one program serves every block of at most R. The population is donated:

@@ -24,7 +24,7 @@ from jaxfed.core.types import Params
 from jaxfed.data.batches import ClientData, Epochs, Steps
 from jaxfed.layout import plans
 from jaxfed.layout.plans import Sharded, check_divides, vmap
-from jaxfed.layout.sharding import Places
+from jaxfed.layout.sharding import Shardings
 from jaxfed.messages import check_cohorts
 from jaxfed.rows import DeviceStore
 from jaxfed.rows.choose import AnyStore, Draw, Engine, Start, engine
@@ -211,7 +211,7 @@ def simulate(
     on_one_device = mesh is None and not isinstance(plan, Sharded)
     recipe = Recipe(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = algorithm.init_client(server.params, server.model_state)
-    start = Start(server, row, world, draw, Places.of(mesh))
+    start = Start(server, row, world, draw, Shardings.of(mesh))
     report = Report(evaluate, evaluate_every, tuple(callbacks))
     store = store or (begun.store if begun else DeviceStore())
     with (

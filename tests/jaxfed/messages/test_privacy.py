@@ -94,7 +94,7 @@ REFUSED = {
     "shorter clip": (lambda: jaxfed.uplink(fedavg(), privacy.clip(0.1), aggregate=NOISE), "got a clip to 0.1"),
     "top-k after": (
         lambda: jaxfed.uplink(fedavg(), CLIP, compression.top_k(0.1), aggregate=NOISE),
-        "bounds after clip",
+        "bound of their norm after clip",
     ),
     "sparse after": (
         lambda: jaxfed.uplink(fedavg(), CLIP, compression.top_k(0.1, feedback=False), aggregate=NOISE),
@@ -136,8 +136,8 @@ def test_orders_that_noise_does_not_cover_are_refused_at_construction(name):
     [
         (jaxfed.CoinFlips(0.2), 100, "uniform", r"CoinFlips\(participation=0.1, .* of 100 clients, got CoinFlips"),
         (jaxfed.FixedSize(10), 100, "uniform", "got FixedSize"),
-        (jaxfed.CoinFlips(0.1), 50, "uniform", "of 50; give both the same"),
-        (jaxfed.CoinFlips(0.1), 100, "samples", "count alike"),
+        (jaxfed.CoinFlips(0.1), 50, "uniform", "of 50; use the same in both"),
+        (jaxfed.CoinFlips(0.1), 100, "samples", "equal weights"),
     ],
 )
 def test_a_run_with_other_cohorts_than_the_noise_is_refused(sampler, clients, weights, words):
