@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from jaxfed.algorithms import parts
 from jaxfed.algorithms._fedadam import fedadam
 from jaxfed.algorithms._fedavg import averaging, fedavg
 from jaxfed.algorithms._fedcm import fedcm
@@ -51,6 +52,7 @@ __all__ = [
     "fedspeed",
     "get",
     "mofedsam",
+    "parts",
     "registry",
     "scaffold",
 ]

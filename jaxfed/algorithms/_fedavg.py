@@ -16,9 +16,7 @@ from jaxfed.algorithms.parts import (
 )
 from jaxfed.algorithms.parts import server_updates as server
 from jaxfed.algorithms.parts.optimisers import check_optimiser
-from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm, ServerUpdate
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, ServerUpdate, check_range
 
 
 def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm:

@@ -18,9 +18,7 @@ from jaxfed.algorithms.parts import (
 )
 from jaxfed.algorithms.parts import server_updates as server
 from jaxfed.algorithms.parts.gradients import Estimator
-from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, check_range
 
 
 def client_momentum(

@@ -17,10 +17,7 @@ from jaxfed.algorithms.parts import (
     gradients,
 )
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.checks import check_choice
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm, ServerUpdate
-from jaxfed.core.stateful import AnyLossFn
-from jaxfed.core.types import Params
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, Params, ServerUpdate, check_choice
 
 
 class DualMean(NamedTuple):

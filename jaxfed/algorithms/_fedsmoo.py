@@ -17,9 +17,7 @@ from jaxfed.algorithms.parts import (
     gradients,
 )
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
-from jaxfed.core.types import Params
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, Params
 
 
 class Duals(NamedTuple):

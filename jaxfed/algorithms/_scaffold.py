@@ -17,9 +17,7 @@ from jaxfed.algorithms.parts import (
     mean_direction,
 )
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, check_range
 
 
 def control_variates(solver: Solver, server_learning_rate: float, nominal_steps: float | None) -> FederatedAlgorithm:

@@ -89,7 +89,7 @@ def test_a_longer_client_changes_no_other_ones_result(batching):
     clients = [{"x": rng.normal(size=(n, 3)).astype(np.float32)} for n in (5, 8, 40)]
 
     def loss_fn(params, batch, key):
-        # the key is used, so that noise must not hang on the padding either
+        # the key is used, so that noise must not depend on the padding either
         wanted = batch["x"].mean(axis=-1) + jax.random.normal(key, ())
         return jaxfed.masked_mean((batch["x"] @ params - wanted) ** 2, batch["mask"]), {}
 
