@@ -32,7 +32,7 @@ def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm
 def averaging_server(
     server_learning_rate: float, server_optimiser: optax.GradientTransformation | None
 ) -> ServerUpdate:
-    """The mean scaled by η_g, or an optax optimiser, which has its own learning rate."""
+    """Return the mean scaled by η_g, or an optax optimiser, which has its own learning rate."""
     check_range("server_learning_rate", server_learning_rate, above=0.0)
     check_optimiser("server_optimiser", server_optimiser)
     if server_optimiser is None:

@@ -36,7 +36,7 @@ def fedsmoo(
     ascent_radius: float = 0.1,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedSMOO.
+    """Build FedSMOO.
 
     Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's direction s of the last round::
 

@@ -25,7 +25,7 @@ def fedspeed(
     perturbation: Literal["raw", "normalised"] = "normalised",
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedSpeed.
+    """Build FedSpeed.
 
     Every client of the cohort Sₜ, from x⁰ = xᵗ, does K local steps, carrying h = −λ·ĝ and w = 1/λ::
 

@@ -45,7 +45,7 @@ def scaffold(
     nominal_steps: float | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """SCAFFOLD.
+    """Build SCAFFOLD.
 
     Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's control variate c of the round's start::
 

@@ -19,11 +19,11 @@ class Sampler(Protocol):
     """Draws cohorts: a static value with a fixed number of slots."""
 
     def num_slots(self, num_clients: int) -> int:
-        """Slots C of a cohort out of `num_clients`; raises ValueError if that is impossible."""
+        """Return the slots C of a cohort out of `num_clients`; raises ValueError if that is impossible."""
         ...
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
-        """Client ids of a round, integers [C], no id twice, −1 in empty slots; depends on its arguments only."""
+        """Return the client ids of a round, integers [C], each at most once, −1 in empty slots; a pure function."""
         ...
 
 
@@ -38,7 +38,7 @@ class FixedSize:
         python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
-        """The cohort's size; raises ValueError if there are fewer clients."""
+        """Return the cohort's size; raises ValueError if there are fewer clients."""
         if self.cohort_size > num_clients:
             raise ValueError(
                 f"cohort_size {self.cohort_size} is larger than the population of {num_clients} clients; "
@@ -47,7 +47,7 @@ class FixedSize:
         return self.cohort_size
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
-        """Sorted ids without replacement, int32 [C]."""
+        """Return sorted ids without replacement, int32 [C]."""
         generator = keys.round_generator(seed, round_number)
         return np.sort(generator.choice(num_clients, self.num_slots(num_clients), replace=False)).astype(np.int32)
 
@@ -80,13 +80,13 @@ class CoinFlips:
         python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
-        """Slots that all rounds of any run share, so that a round is compiled once."""
+        """Return the slots of every round of any run, so that a round is compiled once."""
         expected = self.participation * num_clients
         spread = math.sqrt(expected * (1.0 - self.participation))
         return min(num_clients, self.capacity or math.ceil(expected + 6.0 * spread + 1.0))
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
-        """Ids of the active clients in rising order, then −1: int32 [C]. Raises ValueError if they exceed the slots."""
+        """Return the sorted active ids, then −1: int32 [C]; raises ValueError if they exceed the slots."""
         ids = ACTIVE[self.rule](seed, round_number, num_clients, self.participation)
         slots = self.num_slots(num_clients)
         if len(ids) > slots:
@@ -99,12 +99,12 @@ class CoinFlips:
 
 
 def independent_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
-    """Ids with u < P, u in [0, 1) from the generator of (seed, round); possibly none."""
+    """Return the ids with u < P, u in [0, 1) from the generator of (seed, round); possibly none."""
     return np.flatnonzero(keys.round_generator(seed, round_number).random(num_clients) < participation)
 
 
 def reference_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
-    """Ids with u ≤ P of the first seed ≥ seed + round that has any."""
+    """Return the ids with u ≤ P of the first seed ≥ seed + round that has any."""
     ids, raised = np.zeros(0, np.int64), seed + round_number
     while not len(ids):
         ids = np.flatnonzero(np.random.RandomState(raised % 2**32).uniform(size=num_clients) <= participation)
@@ -120,7 +120,7 @@ ACTIVE: dict[str, Callable[[int, int, int, float], np.ndarray]] = {
 
 
 def recorded(sampler: Sampler) -> str:
-    """Name of a sampler in checkpoints: its repr; coin flips by the authors' rule are named without it, as in 0.1.0."""
+    """Return a sampler's name in checkpoints: its repr, but coin flips by the authors' rule without the rule."""
     if isinstance(sampler, CoinFlips) and sampler.rule == "reference":
         return f"CoinFlips(participation={sampler.participation!r}, capacity={sampler.capacity!r})"
     return repr(sampler)
@@ -145,7 +145,7 @@ def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np
 
 
 def first_cohort(draw: Callable[[int], np.ndarray], rounds: int = 100) -> np.ndarray:
-    """Ids of the first non-empty round of the first `rounds`; of round 0 if all are empty."""
+    """Return the ids of the first non-empty round of the first `rounds`; of round 0 if all are empty."""
     drawn = (draw(number) for number in range(rounds))
     return next((ids for ids in drawn if (ids >= 0).any()), draw(0))
 

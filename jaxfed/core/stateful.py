@@ -56,7 +56,7 @@ AnyLossFn: TypeAlias = LossFn | Stateful
 def evaluate(
     loss_fn: AnyLossFn, params: Params, model_state: PyTree, batch: Batch, key: Key
 ) -> tuple[Scalar, tuple[PyTree, Any]]:
-    """Loss, and (model state after the batch, aux), of either kind of loss function.
+    """Return loss and (model state after the batch, aux), of either kind of loss function.
 
     Raises TypeError if the loss function returns another form.
     """
@@ -80,5 +80,5 @@ def check_form(loss_fn: AnyLossFn) -> None:
 
 
 def policy_of(loss_fn: AnyLossFn) -> Policy | None:
-    """The policy of a loss function with model state; None for a plain one."""
+    """Return the policy of a loss function with model state; None for a plain one."""
     return loss_fn.policy if isinstance(loss_fn, Stateful) else None

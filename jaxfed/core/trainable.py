@@ -53,7 +53,7 @@ def join(trainable: Params, frozen: Params) -> Params:
 
 
 def only(loss_fn: AnyLossFn) -> Stateful:
-    """The loss of the trainable part, F(join(x, frozen); ξ), with the frozen part as model state.
+    """Return the loss of the trainable part, F(join(x, frozen); ξ), with the frozen part as model state.
 
     Args:
         loss_fn: loss of the whole parameters; if it has its own model state, that must be frozen, and then

@@ -46,7 +46,7 @@ def pad_crop(key: Key, images: Array, padding: int = 4, probability: float = 0.5
 
 
 def in_turn(*augments: Augment) -> Augment:
-    """One augmentation after the other, each with its own key: `in_turn(flip, pad_crop)`."""
+    """Apply one augmentation after the other, each with its own key: `in_turn(flip, pad_crop)`."""
 
     def augment(key: Key, images: Array) -> Array:
         for number, each in enumerate(augments):

@@ -32,7 +32,7 @@ class Skew(NamedTuple):
 
 
 def label_counts(labels: ArrayLike, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Samples of every class that every client has, int64 [N, C], classes in rising order."""
+    """Count every client's samples of every class, int64 [N, C], classes in sorted order."""
     classes, numbers = np.unique(class_labels(labels), return_inverse=True)
     owner, samples = np.repeat(np.arange(len(parts)), [len(part) for part in parts]), np.concatenate(parts)
     if samples.dtype.kind not in "iu" or ((samples < 0) | (samples >= len(numbers))).any():

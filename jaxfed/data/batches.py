@@ -155,11 +155,11 @@ class Batching(Protocol):
     """How a client's samples become K batches: a static value."""
 
     def num_steps(self, longest: int) -> int:
-        """K, from the number of samples of the largest client."""
+        """Return K, from the number of samples of the largest client."""
         ...
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Samples of one client by position: index int32 [K, B] below `length`, mask bool [K, B]."""
+        """Draw the samples of one client by position: index int32 [K, B] below `length`, mask bool [K, B]."""
         ...
 
 
@@ -179,12 +179,12 @@ class Steps:
         python_fields(self)
 
     def num_steps(self, longest: int) -> int:
-        """K, independent of the clients."""
+        """Return K, independent of the clients."""
         del longest
         return self.local_steps
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Position k·B + j of the walk, modulo the client's length."""
+        """Return position k·B + j of the shuffled samples, modulo the client's length."""
         step, slot = jnp.indices((self.local_steps, self.batch_size), dtype=jnp.int32)
         stride = jnp.minimum(length, self.batch_size)
         position = (step * stride + slot) % length
@@ -207,11 +207,11 @@ class Epochs:
         python_fields(self)
 
     def num_steps(self, longest: int) -> int:
-        """K = epochs · ⌈longest / B⌉."""
+        """Return K = epochs · ⌈longest / B⌉."""
         return self.local_epochs * math.ceil(longest / self.batch_size)
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Every sample once a pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
+        """Return every sample once a pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
         order = jax.vmap(lambda each: _shuffled(each, length, longest))(keys.numbered_keys(key, self.local_epochs))
         step, slot = jnp.indices((self.num_steps(longest), self.batch_size), dtype=jnp.int32)
         per_epoch = (length + self.batch_size - 1) // self.batch_size
@@ -231,7 +231,7 @@ def _shuffled(key: Key, length: Array, longest: int) -> Array:
 
 
 def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> tuple[Array, Array]:
-    """Which samples the batches of one round's cohort consist of.
+    """Draw the sample indices of the batches of one round's cohort.
 
     Args:
         data: samples of all clients.
@@ -253,7 +253,7 @@ def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, lon
 
 
 def draw_batches(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> Batch:
-    """Batches of one round's cohort, gathered on the device; arguments as of `draw_indices`.
+    """Draw the batches of one round's cohort, gathered on the device; arguments as of `draw_indices`.
 
     Returns:
         Named arrays [C, K, B, ...] and "mask" bool [C, K, B], all False in an empty slot.

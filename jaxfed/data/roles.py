@@ -50,7 +50,7 @@ def read_roles(path: str | Path | None = None, min_chars: int = 0) -> tuple[Role
 
 
 def lines_of(raw: bytes) -> list[bytes]:
-    """Lines of a JSON Lines file, with or without a byte order mark.
+    """Split the lines of a JSON Lines file, with or without a byte order mark.
 
     Only a line feed ends a line: ``splitlines`` would also cut at characters that JSON allows inside a string (U+2028).
     """

@@ -63,7 +63,7 @@ def _names(dataset: Any) -> list[str]:
 
 
 def is_table(dataset: Any) -> bool:
-    """Whether it is a table: one with `column_names`, or a data frame, whose names are its `columns`."""
+    """Return whether it is a table: one with `column_names`, or a data frame, whose names are its `columns`."""
     return hasattr(dataset, "column_names") or (hasattr(dataset, "columns") and not callable(dataset.columns))
 
 

@@ -84,22 +84,22 @@ class Sharded:
 
 
 def vmap() -> Plan:
-    """Plan that trains all clients of a cohort at once: memory grows with the cohort, there is no loop."""
+    """Train all clients of a cohort at once: memory grows with the cohort, there is no loop."""
     return Vmap()
 
 
 def chunked(chunk_size: int) -> Plan:
-    """Plan that trains `chunk_size` clients at once, chunk after chunk: memory grows with the chunk."""
+    """Train `chunk_size` clients at once, chunk after chunk: memory grows with the chunk."""
     return Chunked(chunk_size)
 
 
 def map() -> Plan:  # noqa: A001  the plan's usual name
-    """Plan that trains one client after the other, unbatched: least memory, and empty slots cost nothing."""
+    """Train one client after the other, unbatched: least memory, and empty slots cost nothing."""
     return Chunked(1)
 
 
 def sharded(mesh: Mesh, inner: Plan | None = None) -> Plan:
-    """Plan that spreads the slots over a mesh, each device following `inner` (default `vmap()`).
+    """Shard the slots over a mesh, each device following `inner` (default `vmap()`).
 
     Arrays that are on a mesh already, such as the server, need a mesh with axes of type Auto, which
     `jaxfed.layout.sharding.automatic(mesh)` returns; `simulate` does this itself.
@@ -108,7 +108,7 @@ def sharded(mesh: Mesh, inner: Plan | None = None) -> Plan:
 
 
 def name_of(plan: Plan) -> str:
-    """Name of a plan for `named`, without the mesh of a sharded one; the repr of a user's plan."""
+    """Return the name of a plan for `named`, without the mesh of a sharded one; the repr of a user's plan."""
     match plan:
         case Vmap():
             return "vmap"
@@ -122,7 +122,7 @@ def name_of(plan: Plan) -> str:
 
 
 def named(name: str) -> Plan:
-    """The plan called "vmap", "map" or "chunked(4)". Raises ValueError for other names."""
+    """Return the plan called "vmap", "map" or "chunked(4)". Raises ValueError for other names."""
     if size := re.fullmatch(r"chunked\((\d+)\)", name):
         return Chunked(int(size[1]))
     check_choice("plan", name, ("vmap", "map", "chunked(4)"))
@@ -130,7 +130,7 @@ def named(name: str) -> Plan:
 
 
 def candidates(slots: int, mesh: Mesh | None = None) -> list[Plan]:
-    """Plans that `auto` tries: one by one, chunks that divide a device's share, and all at once."""
+    """Return the plans that `auto` tries: one by one, chunks that divide a device's share, and all at once."""
     share = slots // mesh.size if mesh is not None else slots
     sizes = [size for size in (2, 4, 5, 8, 10, 16, 20, 25, 32, 50) if size < share and share % size == 0]
     return [Chunked(1), *(Chunked(size) for size in sizes), *([Vmap()] if share > 1 else [])]
@@ -143,7 +143,7 @@ def check_divides(mesh: Mesh, slots: int) -> None:
 
 
 def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
-    """Sums of the messages [C, ...] over the clients present and finite, in float32 or wider; others keep their row."""
+    """Sum the messages [C, ...] of present and finite clients, in float32 or wider; others keep their row."""
     present = cohort.ids >= 0
     finite = jax.vmap(tree.all_finite)((updates.message, updates.row))
     used = present & finite
@@ -168,7 +168,7 @@ def weighted_sum(values: Tree, cohort: Cohort, used: Array) -> Tree:
 
 
 def gathered(plan: Plan, client: ClientFn, cohort: Cohort, key: Key) -> CohortResult:
-    """Result of `plan` with every client's message, leaves [C, ...], instead of their sums.
+    """Return the result of `plan` with every client's message, leaves [C, ...], instead of their sums.
 
     Messages are returned with the rows, so any plan works; unused clients have zeros.
     """
@@ -186,7 +186,7 @@ def gathered(plan: Plan, client: ClientFn, cohort: Cohort, key: Key) -> CohortRe
 
 
 def means(result: CohortResult) -> ClientMessage:
-    """The cohort's message: sums divided by the sum of weights; `total` stays a sum."""
+    """Return the cohort's message: sums divided by the sum of weights; `total` stays a sum."""
     share = 1.0 / jnp.where(result.weight > 0, result.weight, 1)
     delta, average, total, model_state = result.message
     delta, average, model_state = tree.scale(share, (delta, average, model_state))

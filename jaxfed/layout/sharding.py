@@ -25,7 +25,7 @@ class Shardings(NamedTuple):
 
     @classmethod
     def of(cls, mesh: Mesh | None) -> "Shardings":
-        """Shardings over all axes of a mesh together; the compiler divides the work."""
+        """Return the shardings over all axes of a mesh together; the compiler divides the work."""
         if mesh is None:
             return cls()
         mesh = automatic(mesh)
@@ -39,7 +39,7 @@ class Shardings(NamedTuple):
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same devices and axes, with axes of type Auto, over which the compiler divides work."""
+    """Return the same devices and axes, with axes of type Auto, over which the compiler divides work."""
     return Mesh(mesh.devices, mesh.axis_names)
 
 
@@ -61,24 +61,24 @@ def put(tree: Tree, sharding: Sharding | None) -> Tree:
 
 
 def on_device(sharding: Sharding | None) -> Sharding:
-    """`sharding`, or that of the default device."""
+    """Return `sharding`, or that of the default device."""
     return sharding or SingleDeviceSharding(jax.local_devices()[0])
 
 
 def pinned(tree: Tree, sharding: Sharding | None) -> Tree:
-    """`tree` in page-locked host memory of `sharding`'s devices, if they have it, for transfers during computation."""
+    """Put `tree` in page-locked host memory, if the devices have it, for transfers during computation."""
     sharding = on_device(sharding)
     kinds = {memory.kind for memory in next(iter(sharding.device_set)).addressable_memories()}  # type: ignore[attr-defined]
     return jax.device_put(tree, sharding.with_memory_kind("pinned_host")) if "pinned_host" in kinds else tree
 
 
 def constrain(tree: Tree, sharding: Sharding | None) -> Tree:
-    """`tree` with `sharding`, inside a compiled program."""
+    """Constrain `tree` to `sharding`, inside a compiled program."""
     return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
 
 
 def local(tree: Tree, sharding: NamedSharding | None) -> Tree:
-    """A replicated `tree` on this process's devices only, for programs of this process."""
+    """Return a replicated `tree` on this process's devices only, for programs of this process."""
     if jax.process_count() == 1 or sharding is None:
         return tree
     mine = Mesh(sharding.mesh.local_mesh.devices, sharding.mesh.axis_names)

@@ -12,7 +12,7 @@ from jaxfed.messages._uplink import Coding, Transform, error_feedback, index_bit
 
 
 def quantise(bits: int = 8) -> Transform:
-    """Stochastic rounding to whole multiples of a scale, one scale an array: unbiased, E[m̂] = m.
+    """Round stochastically to whole multiples of a scale, one scale per array: unbiased, E[m̂] = m.
 
     s = max|m| / (2^(bits−1) − 1), m̂ = s·⌊m/s + u⌋ with u uniform in [0, 1) for every entry.
 
@@ -43,7 +43,7 @@ def quantise(bits: int = 8) -> Transform:
 
 
 def top_k(fraction: float, *, feedback: bool = True) -> Transform:
-    """Only the k = ⌈fraction · entries⌉ largest entries of every array, by magnitude; the others are sent as zeros.
+    """Send only the k = ⌈fraction · entries⌉ largest entries of every array, by magnitude, and zeros for the others.
 
     Args:
         fraction: of the entries, in (0, 1]. An entry costs its own bits and ⌈log₂ entries⌉ for its index.

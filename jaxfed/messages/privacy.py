@@ -64,7 +64,7 @@ class Central:
 
     @property
     def expected_clients(self) -> float:
-        """Clients that are expected in a round, n: P·N of `CoinFlips(P)`, the size of `FixedSize`."""
+        """Expected number of clients in a round, n: P·N of `CoinFlips(P)`, the size of `FixedSize`."""
         if isinstance(self.sampler, FixedSize):
             return float(self.sampler.cohort_size)
         assert isinstance(self.sampler, CoinFlips)
@@ -132,8 +132,8 @@ def clip(max_norm: float) -> Transform:
 def local_noise(mechanism: Local) -> Transform:
     """m̂ = m + N(0, (z·C)²) in every entry, drawn by the client; the `clip` to C comes directly before it.
 
-    What comes after it, such as `jaxfed.compression.quantise`, sees noise only, and costs no privacy. In a simulation
-    the noise is made of the run's seed, in a deployment of entropy of the client's own.
+    Transforms after it, such as `jaxfed.compression.quantise`, cost no privacy. In a simulation the noise depends on
+    the run's seed, in a deployment on entropy of the client.
 
     Args:
         mechanism: C and z. One message is (ε, δ)-private against its replacement by any other.
@@ -149,7 +149,7 @@ def local_noise(mechanism: Local) -> Transform:
     def bound(before: float | None) -> float:
         if before != mechanism.max_norm:
             raise_unclipped(name, mechanism.max_norm, before)
-        return mechanism.max_norm  # of what depends on the client's data; the noise beside it is not bounded
+        return mechanism.max_norm  # of the part that depends on the client's data, not of the noise
 
     return Transform(None, apply, name=name, max_norm=bound, secret=True)
 
@@ -157,14 +157,14 @@ def local_noise(mechanism: Local) -> Transform:
 def central_noise(mechanism: Central) -> Aggregate:
     """(Σ over Sₜ of mᵢ + N(0, (z·C)²)) / n for what is averaged, and Σ over Sₜ of mᵢ + N(0, (z·C)²) for sums.
 
-    The divisor n is a constant, so that the mean does not tell how many took part. In a simulation the noise is made of
-    the run's seed, in a deployment noise and cohorts are made of entropy of the server's own.
+    The divisor n is a constant, so that the mean does not reveal the number of participants. In a simulation the noise
+    depends on the run's seed, in a deployment noise and cohorts depend on entropy of the server.
 
     Args:
         mechanism: C, z and how clients are drawn; see `epsilon` for its guarantee. `clip(C)` comes last in the
             uplink.
 
-    Noise in a population's running sum never leaves it. Take algorithms whose servers keep none: FedAvg, FedProx,
+    Noise in a running sum accumulates. Use algorithms whose server has none: FedAvg, FedProx,
     FedSAM, or FedSpeed and FedDyn with `dual_mean="cohort"`.
 
     Raises:
@@ -188,7 +188,7 @@ def central_noise(mechanism: Central) -> Aggregate:
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
-    """(ε, δ)-differential privacy, of whom, and under which sampling.
+    """An (ε, δ)-differential privacy guarantee.
 
     Attributes:
         epsilon: ε.
@@ -207,17 +207,17 @@ class Guarantee:
 
 
 def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
-    """What `clip` and noise guarantee of every client after so many rounds, against those who do not know the noise.
+    """Compute the (ε, δ) guarantee of `clip` and noise for each client, against observers who do not know the noise.
 
     Of `Central`, against an observer of the server's models:
 
-    - `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions. A round without
-      anybody is sent with its noise like any other.
+    - `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions. An empty
+      round has noise like any other.
     - `FixedSize`: sampling without replacement, one client replaced by another (twice the sensitivity), by Rényi
       divergences.
 
-    Of `Local`, against the server itself: of a client that took part in so many rounds; a message may be replaced by
-    any other, so its sensitivity is 2C.
+    Of `Local`, against the server itself: of a client that participated in `rounds` rounds; a message may be replaced
+    by any other, so its sensitivity is 2C.
 
     Args:
         mechanism: what adds the noise.
@@ -250,11 +250,11 @@ def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
 
 
 def noise_for(target_epsilon: float, mechanism: Mechanism, rounds: int, tolerance: float = 1e-2) -> Mechanism:
-    """The same mechanism with the smallest z, to `tolerance`, by which `epsilon` is at most `target_epsilon`.
+    """Return the same mechanism with the smallest z, to `tolerance`, by which `epsilon` is at most `target_epsilon`.
 
     Args:
         target_epsilon: ε > 0.
-        mechanism: all but z, which plays no part.
+        mechanism: all but z, which is ignored.
         rounds: T.
         tolerance: of z, > 0.
 

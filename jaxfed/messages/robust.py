@@ -26,7 +26,7 @@ Messages are in float32 or wider.
 
 
 def median() -> Aggregate:
-    """The median of every entry: bounded while fewer than half of the clients are poisoned.
+    """Take the median of every entry: bounded while fewer than half of the clients are poisoned.
 
     Source: Yin et al., Byzantine-Robust Distributed Learning, ICML 2018 (arXiv 1803.01498), Option I.
     """
@@ -45,7 +45,7 @@ def median() -> Aggregate:
 
 
 def trimmed_mean(fraction: float) -> Aggregate:
-    """The mean of every entry without the k largest and the k smallest of n clients, k = ⌊β·n⌋ but at least 1 if β > 0.
+    """Average every entry without the k largest and k smallest of n clients, k = ⌊β·n⌋, at least 1 if β > 0.
 
     Args:
         fraction: β in [0, 0.5): of the clients that may be poisoned. With β > 0 a round needs three clients.
@@ -69,7 +69,7 @@ def trimmed_mean(fraction: float) -> Aggregate:
 
 
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
-    """The point with the least sum of distances to all messages, by smoothed Weiszfeld steps.
+    """Find the point with the least sum of distances to all messages, by smoothed Weiszfeld steps.
 
     From the mean::
 
@@ -106,7 +106,7 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
 
 
 def krum(poisoned: int, selected: int = 1) -> Aggregate:
-    """The mean of the `selected` messages that lie closest to their neighbours (multi-Krum; Krum for one).
+    """Average the `selected` messages that lie closest to their neighbours (multi-Krum; Krum for one).
 
     The score of a message is the sum of its n − f − 2 smallest squared distances to others. Clients that are not
     selected count as not having taken part: their rows stay as they were, and a running sum that of all rows.

@@ -58,7 +58,7 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     **options: Any,
 ) -> Array:
-    """`jax.lax.conv_general_dilated` by matrix products, as the argument of that name of Flax's `Conv` (NNX and Linen).
+    """Compute `jax.lax.conv_general_dilated` by matrix products; for the argument of that name of Flax's `Conv`.
 
     y[b, i, j, o] = Σ x[b, i·s + h, j·s + w, c]·k[h, w, c, o], x [B, H, W, C] or [B, W, C], k [h, w, C, O] or [w, C, O].
     On a CPU in float32 and with stride 1 along the width, Winograd's F(m, k) of at most eight points saves products
@@ -89,7 +89,7 @@ def _axes(shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], p
 
 
 def convolve(x: Array, kernel: Array, axes: Sequence[Axis], **as_product: Any) -> Array:
-    """The convolution [B, H', W', O] of x [B, H, W, C] and kernel [h, w, C, O], with the cheapest lowering."""
+    """Compute the convolution [B, H', W', O] of x [B, H, W, C] and kernel [h, w, C, O], with the cheapest lowering."""
     (height, width), kernel = _trimmed(kernel, axes)
     if _winograd_pays(x, width) and as_product["preferred_element_type"] in (None, x.dtype):
         return by_winograd(x, kernel, height, width, **as_product)

@@ -36,7 +36,7 @@ def functional(module: nnx.Module) -> tuple[Params, ApplyFn]:
 
 
 def cross_entropy(apply: ApplyFn) -> LossFn:
-    """Loss function of a classifier: softmax cross-entropy of batch["y"] (int [B]) given batch["x"], masked mean.
+    """Return a classifier's loss function: softmax cross-entropy of batch["y"] (int [B]) given batch["x"], masked mean.
 
     A language model has y int [B, T] and logits [B, T, vocabulary]; a sample's loss is the mean over its positions.
     Its aux is {"accuracy": fraction of correct samples, or positions}.

@@ -30,7 +30,7 @@ class Transforms(NamedTuple):
 
 @cache
 def transforms(size: int, taps: int) -> Transforms:
-    """Float64 matrices of F(m, k), yₒ = Σⱼ wⱼ·dₒ₊ⱼ, m = `size`, k = `taps`, m + k ≤ 9.
+    """Return the float64 matrices of F(m, k), yₒ = Σⱼ wⱼ·dₒ₊ⱼ, m = `size`, k = `taps`, m + k ≤ 9.
 
     Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, 2016; A, G and B are the transposed
     Toom–Cook interpolation at `POINTS` and infinity.
@@ -47,7 +47,7 @@ def transforms(size: int, taps: int) -> Transforms:
 
 
 def tile_size(outputs: int, taps: int) -> int:
-    """The m for which ⌈outputs/m⌉·(m + k − 1), the products along the axis, is least; 1 if none beats plain sums."""
+    """Return the m with the fewest products along the axis, ⌈outputs/m⌉·(m + k − 1); 1 if plain sums need fewer."""
     sizes = range(1, len(POINTS) + 3 - taps)
     return min(sizes, key=lambda size: (-(-outputs // size) * (size + taps - 1) if size > 1 else outputs * taps, size))
 
