@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed.data import _cifar as cifar
-from jaxfed.data import channel_statistics, mnist, normalised, read_idx, read_npz, read_roles
+from jaxfed.data import channel_statistics, cifar, mnist, normalised, read_idx, read_npz, read_roles
 from jaxfed.data._pickles import read_pickle
 
 RNG = np.random.default_rng(0)
