@@ -346,7 +346,7 @@ def check_frames(frame):
     assert (shared.arrays["y"].tolist(), shared.order.tolist()) == ([0, 1, 0], [2, 0, 1])
     with pytest.raises(ValueError, match="column 'y': expected numbers, got object"):
         client_data([frame({"x": [1.0], "y": [None]})])
-    with pytest.raises(ValueError, match="one dataset for every client, got a single one; share it out"):
+    with pytest.raises(ValueError, match="one dataset for every client, got a single one; split it"):
         client_data(frame(columns))
     with pytest.raises(ValueError, match=r"columns with a name of their own each, got \[0\]; rename them"):
         from_dataset(frame({0: [1.0], "y": [1]}))
