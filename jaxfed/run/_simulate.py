@@ -20,7 +20,7 @@ from jaxfed.core.samplers import Sampler, checked_weights, cohorts, first_cohort
 from jaxfed.data.batches import Batching, ClientData
 from jaxfed.layout import plans
 from jaxfed.layout.plans import Sharded, check_divides, vmap
-from jaxfed.layout.sharding import Places
+from jaxfed.layout.sharding import Shardings
 from jaxfed.messages import check_cohorts
 from jaxfed.rows import DeviceStore
 from jaxfed.rows.engine import LONGEST_BLOCK, Draw, Engine, Start
@@ -149,7 +149,7 @@ def simulate(
     on_one_device = mesh is None and not isinstance(layout.plan, Sharded)
     config = RoundConfig(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = algorithm.init_client(server.params, server.model_state)
-    start = Start(server, row, world, draw, Places.of(mesh))
+    start = Start(server, row, world, draw, Shardings.of(mesh))
     store = layout.store or (begun.store if begun else DeviceStore())
     with (
         closing(store.engine(start)) as engine,

@@ -90,7 +90,7 @@ def test_a_longer_client_changes_no_other_ones_result(batching):
     clients = [{"x": rng.normal(size=(n, 3)).astype(np.float32)} for n in (5, 8, 40)]
 
     def loss_fn(params, batch, key):
-        # the key is used, so that noise must not hang on the padding either
+        # the key is used, so that noise must not depend on the padding either
         wanted = batch["x"].mean(axis=-1) + jax.random.normal(key, ())
         return jaxfed.masked_mean((batch["x"] @ params - wanted) ** 2, batch["mask"]), {}
 
@@ -347,7 +347,7 @@ def check_frames(frame):
     assert (shared.arrays["y"].tolist(), shared.order.tolist()) == ([0, 1, 0], [2, 0, 1])
     with pytest.raises(ValueError, match="column 'y': expected numbers, got object"):
         client_data([frame({"x": [1.0], "y": [None]})])
-    with pytest.raises(ValueError, match="one dataset for every client, got a single one; share it out"):
+    with pytest.raises(ValueError, match="one dataset for every client, got a single one; split it"):
         client_data(frame(columns))
     with pytest.raises(ValueError, match=r"columns with a name of their own each, got \[0\]; rename them"):
         from_dataset(frame({0: [1.0], "y": [1]}))
