@@ -161,9 +161,7 @@ def weights_of(sampler: Sampler, lengths: ArrayLike) -> np.ndarray | None:
         return None if weights == "uniform" else np.asarray(lengths, np.float32)
     numbers = np.asarray(weights, np.float32)
     if numbers.shape != np.shape(lengths):
-        raise ValueError(
-            f"expected weights for {np.size(lengths)} clients, got {len(numbers)}; give every client one"
-        )
+        raise ValueError(f"expected weights for {np.size(lengths)} clients, got {len(numbers)}; give every client one")
     return numbers
 
 
