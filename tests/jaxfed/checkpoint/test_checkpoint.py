@@ -156,7 +156,7 @@ def test_the_manifest_says_what_was_saved(saved: Path) -> None:
     assert str(saved) not in (folder(saved, 2) / "manifest.json").read_text()
 
 
-def test_nothing_is_said_on_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
     checkpoint.save(tmp_path, 0, params())
     checkpoint.load(tmp_path)
     assert capfd.readouterr() == ("", "")

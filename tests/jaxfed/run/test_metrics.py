@@ -58,7 +58,7 @@ def test_every_client_is_measured_on_its_own_samples(batch_size):
     data = data._replace(offsets=data.offsets[::-1], lengths=data.lengths[::-1])
     found = metrics.per_client(metrics.classification(apply), data, batch_size)(problem.params)
     np.testing.assert_allclose(found.means["accuracy"], [each.mean() for each in right[::-1]], rtol=1e-6)
-    told = metrics.client_evaluator(metrics.classification(apply), data, batch_size)(problem.params)
+    summary = metrics.client_evaluator(metrics.classification(apply), data, batch_size)(problem.params)
     clients = np.array([each.mean() for each in right])
     expected = {
         "accuracy": np.concatenate(right).mean(),
@@ -70,18 +70,18 @@ def test_every_client_is_measured_on_its_own_samples(batch_size):
         "accuracy/worst_10%": clients.min(),
         "loss/worst_10%": float(np.max(found.means["loss"])),
     }
-    assert {name: told[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert told["loss/worst_10%"] > told["loss"]
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert summary["loss/worst_10%"] > summary["loss"]
 
 
 def test_a_client_without_samples_counts_nowhere():
     problem, apply, right = classifier()
     data = jaxfed.data.client_data(problem.clients)
     data = data._replace(lengths=data.lengths.at[0].set(0))
-    told = metrics.client_evaluator(metrics.classification(apply), data)(problem.params)
+    summary = metrics.client_evaluator(metrics.classification(apply), data)(problem.params)
     clients = np.array([each.mean() for each in right[1:]])
-    assert told["accuracy/client_mean"] == pytest.approx(clients.mean())
-    assert told["accuracy/worst_10%"] == pytest.approx(clients.min())
+    assert summary["accuracy/client_mean"] == pytest.approx(clients.mean())
+    assert summary["accuracy/worst_10%"] == pytest.approx(clients.min())
 
 
 def test_clients_may_share_samples():
@@ -101,14 +101,14 @@ def test_all_batches_are_one_program():
     metrics.per_client(measure, jaxfed.data.client_data(problem.clients), batch_size=3)(problem.params)
 
 
-def test_nobody_has_no_numbers():
+def test_without_samples_there_are_no_numbers():
     """NaN, where a mean of nothing would read 0."""
     problem, apply, _ = classifier()
     data = jaxfed.data.client_data(problem.clients)
     found = metrics.per_client(metrics.classification(apply), data._replace(lengths=data.lengths.at[0].set(0)))
     assert np.isnan(found(problem.params).means["accuracy"]).tolist() == [True, False, False, False, False]
-    nobody = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32))
-    assert all(np.isnan(each) for each in metrics.summary(nobody).values())
+    empty = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32))
+    assert all(np.isnan(each) for each in metrics.summary(empty).values())
 
 
 def test_an_empty_test_set_is_refused_before_anything_runs():
@@ -122,12 +122,12 @@ def test_an_empty_test_set_is_refused_before_anything_runs():
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: metrics.worst_mean(jnp.ones(3), fraction=0.0), "fraction must be .* > 0 and ≤ 1, got 0.0"),
         (lambda: metrics.per_client(lambda *_: {}, None, batch_size=0), "batch_size must be .* ≥ 1, got 0"),
     ],
 )
-def test_refusals(call, told):
-    with pytest.raises(ValueError, match=told):
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
