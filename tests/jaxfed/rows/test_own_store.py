@@ -48,7 +48,7 @@ def stack(rows):
 @dataclasses.dataclass(frozen=True)
 class DictStore:
     def engine(self, start):
-        return StagedEngine(DictRows(start.row), start)
+        return StagedEngine(lambda: DictRows(start.row), start)
 
 
 def simulate(rounds, store, checkpoint=None):
