@@ -246,9 +246,9 @@ def _identity(config: RoundConfig, sampler: Sampler, start: Start) -> Callable[[
     @cache
     def made() -> identity.Identity:
         slots, data = sampler.num_slots(start.num_clients), start.world.data
-        found = identity.of_run(config.algorithm, start.server, data, config.batching, slots)
-        found["starting parameters"] = identity.of_start(start.server)
-        return {**found, "cohorts": identity.of_cohorts(sampler, config.seed, start.num_clients)}
+        digests = identity.of_run(config.algorithm, start.server, data, config.batching, slots)
+        digests["starting parameters"] = identity.of_start(start.server)
+        return {**digests, "cohorts": identity.of_cohorts(sampler, config.seed, start.num_clients)}
 
     return lambda saved: made()
 

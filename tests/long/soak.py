@@ -1,8 +1,8 @@
-"""Long runs: ``make soak``. Kills work at random times, then runs rounds and decodes until memory would show a leak.
+"""Long runs: ``make soak``. Kills work at random times; runs rounds and decodes until memory would show a leak.
 
-Killed are a federated run, the training of a draft, and saves one after the other. The last line says how often each
-was killed, whether all ended bit-identical to work that was not, and by how much memory grew over the second half of
-the rounds and of the decoding.
+A federated run, the training of a draft, and consecutive saves are killed. The last line says how often each was
+killed, whether all results are bit-identical to those of uninterrupted work, and by how much memory grew over the
+second half of the rounds and of the decoding.
 """
 
 import random
@@ -21,28 +21,28 @@ from tests.support.jaxspec import models
 from tests.support.killing import start
 from tests.support.work import KINDS, same
 
-#: Kills of each kind of work; its steps, which take half a minute or so.
+#: Kills of each kind of work, and its number of steps, about half a minute.
 KILLS, COUNTS = 12, {"simulation": 800, "training": 600, "saving": 1000}
 ROUNDS, TOKENS = 10_000, 100_000
 
 
 def killed_until_done(kind: str, directory: str, chance: random.Random, most: int) -> int:
-    """Starts the work again and again, killing it at random times, ``most`` times at most; how often it was killed."""
+    """Restarts the work, killing it at random times, at most ``most`` times; returns how often it was killed."""
     for killed in range(most):
         with start(kind, directory, COUNTS[kind]) as process:
             try:
-                told = process.communicate(timeout=chance.uniform(2.0, 9.0))[1]
+                errors = process.communicate(timeout=chance.uniform(2.0, 9.0))[1]
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 continue
         if process.returncode:
-            raise RuntimeError(told)
+            raise RuntimeError(errors)
         return killed
     return most
 
 
 def survives_kills(kind: str) -> bool:
-    """Whether work killed ``KILLS`` times ends as work that was not does, bit for bit; begun anew where it is done."""
+    """Whether work killed ``KILLS`` times ends bit-identical to uninterrupted work; restarted whenever it is done."""
     expected, chance, identical, killed = KINDS[kind](None, COUNTS[kind]), random.Random(kind), True, 0
     with tqdm(total=KILLS, desc=f"kills of {kind}") as bar:
         while killed < KILLS:
@@ -54,17 +54,17 @@ def survives_kills(kind: str) -> bool:
 
 
 def peak() -> float:
-    """MiB of memory that this process had at most so far."""
+    """Peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def growth(sizes: list[float]) -> float:
-    """MiB by which peak memory grew over the second half."""
+    """Growth of peak memory over the second half, in MiB."""
     return sizes[-1] - sizes[len(sizes) // 2]
 
 
 def growth_of_rounds(rounds: int) -> float:
-    """MiB by which peak memory grew over the second half of a federated run with checkpoints."""
+    """Growth of peak memory over the second half of a federated run with checkpoints, in MiB."""
     sizes: list[float] = []
 
     def evaluate(params: object) -> dict[str, float]:
@@ -78,7 +78,7 @@ def growth_of_rounds(rounds: int) -> float:
 
 
 def growth_of_decoding(tokens: int) -> float:
-    """MiB by which peak memory grew over the second half of decoding ``tokens`` tokens."""
+    """Growth of peak memory over the second half of decoding ``tokens`` tokens, in MiB."""
     method, sizes, decoded = models.mirror(3, 2, 2), [], 0
     with tqdm(total=tokens, desc="tokens") as bar:
         while decoded < tokens:

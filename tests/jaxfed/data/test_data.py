@@ -25,7 +25,7 @@ def drawn(batching, ids, seed=0):
 
 
 def test_an_epoch_sees_every_sample_once_and_only_ones_own():
-    x, mask = drawn(Epochs(batching=jaxfed.Epochs(2, 4)), [3, 0, -1, 2])
+    x, mask = drawn(Epochs(2, 4), [3, 0, -1, 2])
     assert x.shape == mask.shape == (4, 6, 4)
     for slot, client in [(0, 3), (1, 0), (3, 2)]:
         steps = -(-LENGTHS[client] // 4)
@@ -39,12 +39,12 @@ def test_an_epoch_sees_every_sample_once_and_only_ones_own():
 
 
 def test_short_batches_come_last_in_an_epoch():
-    _, mask = drawn(Epochs(batching=jaxfed.Epochs(2, 4)), [0])
+    _, mask = drawn(Epochs(2, 4), [0])
     assert mask[0].sum(axis=1).tolist() == [4, 1, 4, 1, 0, 0]
 
 
 def test_steps_walk_through_one_shuffle():
-    x, mask = drawn(Steps(batching=jaxfed.Steps(6, 4)), [1, 2])
+    x, mask = drawn(Steps(6, 4), [1, 2])
     assert mask[0].all()
     assert sorted(x[0, :2].ravel()) == [100 + j for j in range(8)]
     np.testing.assert_array_equal(x[0, :2], x[0, 2:4])
@@ -53,7 +53,7 @@ def test_steps_walk_through_one_shuffle():
 
 
 def test_steps_repeat_no_sample_within_a_batch():
-    x, mask = drawn(Steps(batching=jaxfed.Steps(9, 4)), [0, 3])
+    x, mask = drawn(Steps(9, 4), [0, 3])
     assert mask.all()
     assert all(len(set(batch)) == 4 for client in x for batch in client)
 
@@ -264,9 +264,9 @@ def test_no_clients_and_reserved_names_are_refused():
     with pytest.raises(ValueError, match="rename this array"):
         client_data([{"mask": np.ones(3)}])
     with pytest.raises(ValueError, match="batch_size"):
-        Epochs(batching=jaxfed.Epochs(1, 0))
+        Epochs(1, 0)
     with pytest.raises(ValueError, match="local_steps"):
-        Steps(batching=jaxfed.Steps(0, 1))
+        Steps(0, 1)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_an_older_checkpoint_still_has_its_rows(tmp_path, tier):
     chex.assert_trees_all_close(resumed, whole, atol=1e-7)
 
 
-def test_a_run_may_go_on_with_more_devices(tmp_path):
+def test_a_run_may_continue_on_more_devices(tmp_path):
     whole, _ = simulate(rounds=6, sampler=jaxfed.FixedSize(4))
     simulate(rounds=3, sampler=jaxfed.FixedSize(4), checkpoint=tmp_path)
     resumed, _ = simulate(
