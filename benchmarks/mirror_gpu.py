@@ -31,7 +31,7 @@ from jaxspec import zoo
 from jaxspec.analysis import cost as latency
 from jaxspec.cli._bench_methods import Measurement, measure
 from jaxspec.devices.sharding import Placement, mesh_of
-from jaxspec.loading.huggingface import leaf_dtype
+from jaxspec.loading.parameters import leaf_dtype
 from jaxspec.methods import candidates
 from jaxspec.methods._autoregressive import autoregressive
 from jaxspec.methods._mirror import mirror

@@ -1,1 +1,1 @@
-"""Checks of arguments, and files that others wrote."""
+"""Checks of arguments, and reading files of other programs."""

@@ -8,7 +8,7 @@ import pytest
 import jaxspec
 from jaxspec import Sampling
 from jaxspec.generation.requests import bucket, encoded, request_of, text_of
-from jaxspec.text._text import Text
+from jaxspec.text import Text
 from jaxspec.text.tokenizer import train_tokenizer
 from tests.support.jaxspec import models
 

@@ -247,7 +247,7 @@ def test_tokens_that_the_configuration_calls_special_are_so(tmp_path):
 @pytest.mark.parametrize("name", ["</s>", "<|im_end|>"])
 def test_an_added_token_under_another_id_is_refused(tmp_path, number, name):
     more = {number: {"content": name, "special": True}}
-    with pytest.raises(ValueError, match=rf"expected the token .* at id {number}, as added tokens say, got id"):
+    with pytest.raises(ValueError, match=rf"expected the token .* at id {number}, as in the added tokens, got id"):
         Text.read(folder_with(tmp_path, tokenizer_config__json=about(added_tokens_decoder=more)))
 
 
