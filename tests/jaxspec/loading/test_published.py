@@ -320,7 +320,7 @@ OTHERS = {
     "exaone4": "Exaone4ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
 }
-WHY = {"gemma3": "reads images as well.*Gemma3ForCausalLM", "llava": "more than text", "qwen2_vl": "more than text"}
+WHY = {"gemma3": "also reads images.*Gemma3ForCausalLM", "llava": "more than text", "qwen2_vl": "more than text"}
 
 
 @pytest.mark.peers

@@ -167,7 +167,7 @@ def test_streams_learn_nothing_behind_a_stop_token(ended):
 def test_accepted_length_of_texts_that_end(ended, window):
     """Step by step by hand: a step that would go beyond the stop token ends there."""
     network, params, _ = models.draft()
-    agrees = np.asarray(federated.examples._agreement(network, params, np.maximum(ended.tokens, 0)))[:, PROMPT - 1 :]
+    agrees = np.asarray(federated._examples._agreement(network, params, np.maximum(ended.tokens, 0)))[:, PROMPT - 1 :]
     found = []
     for line, row in zip(agrees.tolist(), ended.tokens[:, PROMPT:].tolist(), strict=True):
         size, place = sum(token >= 0 for token in row), 0
@@ -186,8 +186,8 @@ def test_accepted_length_of_texts_that_end(ended, window):
 def test_a_real_decode_of_texts_that_end_takes_as_many_steps(ended):
     finished = ended.tokens[ended.tokens[:, -1] < 0]
     real = jaxspec.generate(jaxspec.speculative(ending(), models.draft(), 3), finished[:, :PROMPT].tolist(), 16)
-    lines = federated.examples._lines(*models.draft()[:2], Continued(finished, PROMPT), 3)
-    assert len(federated.examples.step_ends(lines, 3)) == real.stats.steps
+    lines = federated._examples._lines(*models.draft()[:2], Continued(finished, PROMPT), 3)
+    assert len(federated._examples.step_ends(lines, 3)) == real.stats.steps
 
 
 def test_texts_too_short_to_judge():
