@@ -103,7 +103,7 @@ def assert_same(found, expected):
 
 
 def about(folder, **changes):
-    """What ``config.json`` says, after changes to it."""
+    """``config.json`` after changes to it."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     return json.loads(file.read_text())

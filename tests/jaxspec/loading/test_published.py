@@ -214,14 +214,14 @@ ROPES = {
 def test_rotary_positions_in_two_places_are_those_of_transformers(name):
     import transformers
 
-    kind, said = ROPES[name]
+    kind, rope = ROPES[name]
     family = next(row for row in FAMILIES if row.model_type == kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(SIZES | said)))
+        expected = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(SIZES | rope)))
     resaved = json.loads(expected.to_json_string())
     assert "rope_scaling" not in resaved
-    assert family.config_of(SIZES | said) == family.config_of(SIZES | resaved)
+    assert family.config_of(SIZES | rope) == family.config_of(SIZES | resaved)
 
 
 @pytest.mark.peers
@@ -330,8 +330,8 @@ def test_another_architecture_is_named_before_its_weights_are_opened(tmp_path, k
 
     if kind not in transformers.CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {kind}")
-    said = json.loads(transformers.AutoConfig.for_model(kind).to_json_string(use_diff=False))
-    (tmp_path / "config.json").write_text(json.dumps(said | {"architectures": [OTHERS[kind]]}))
+    config = json.loads(transformers.AutoConfig.for_model(kind).to_json_string(use_diff=False))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [OTHERS[kind]]}))
     with pytest.raises(
         ValueError, match=rf"supported architectures \(LlamaFor.*got {OTHERS[kind]}.*{WHY.get(kind, '')}"
     ):
@@ -351,7 +351,7 @@ GENERATION = {"eos_token_id": [4, 6], "do_sample": True, "temperature": 0.7}
 
 @pytest.fixture
 def published(tmp_path):
-    """A published folder that says more than the network."""
+    """A published folder with more settings than a network has."""
     folder = tmp_path / "published"
     save_huggingface(tied(), folder, dtype="bfloat16")
     about(folder, **SAID)
