@@ -13,8 +13,8 @@ from jaxspec.models.base import Model
 from jaxspec.text import Text
 from jaxspec.verify.target import StepInfo
 
-#: Called with (lane, name, outputs) for every program that a step enqueues.
 Watch = Callable[[str, str, Any], None]
+"""Called with (lane, name, outputs) for every program that a step enqueues."""
 
 
 def unwatched(lane: str, name: str, outputs: Any) -> None:

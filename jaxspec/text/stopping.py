@@ -9,8 +9,8 @@ BROKEN = "\ufffd"
 #: Tokens of a prompt, at least, that are decoded together with the first new ones.
 CONTEXT = 16
 
-#: Why a sequence ended: a stop token or string, its length, or logits that are NaN or infinite.
 Finish = Literal["stop", "length", "error"]
+"""Why a sequence ended: a stop token or string, its length, or logits that are NaN or infinite."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxspec import decoder
+from jaxspec import autoregressive, decoder, generate
 from jaxspec.loading import families, load_huggingface, save_huggingface
 from jaxspec.loading._llama import LAYER, LLAMA_WEIGHTS, read_llama, write_llama
 from jaxspec.loading.families import Family
@@ -61,11 +61,13 @@ def test_without_the_row_the_family_is_rejected_by_name(published):
         load_huggingface(published)
 
 
-def test_one_row_reads_and_writes_a_new_family(model, published, tmp_path, monkeypatch):
+def test_one_row_reads_decodes_and_writes_a_new_family(model, published, tmp_path, monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", (ROW, *families.FAMILIES))
     loaded = load_huggingface(published)
     assert loaded.network is model.network
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+    texts = [generate(autoregressive(each), [[1, 2, 3]], 5).tokens for each in (model, loaded)]
+    assert texts[0] == texts[1]
     save_huggingface(loaded, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == "fused"
     first, again = (load_file(folder / "model.safetensors") for folder in (published, tmp_path / "again"))

@@ -182,7 +182,7 @@ def test_what_is_foretold_without_decoding_says_the_same():
     (known,) = jaxspec.probe(table(), nothing, texts, 1, window=3, num_candidates=(1, 10), exit=silent)
     assert set(known.contained.values()) == set(known.foreseen.values()) == {0.0}
     with pytest.raises(FloatingPointError, match=r"NaN or infinity along texts \[0\]"):
-        federated.laws(nothing, texts, 2)
+        federated.top_tokens(nothing, texts, 2)
 
 
 def test_filters_leave_a_token_whatever_they_ask():

@@ -21,8 +21,7 @@ from jaxspec.models.config import build
 from jaxspec.models.quantize import quantized
 from jaxspec.text.tokenizer import train_tokenizer
 from jaxspec.training.train import Schedule, distillation_loss, fit
-from jaxspec.zoo import recipe
-from jaxspec.zoo._grow import grow
+from jaxspec.zoo import grow, recipe
 from tests.support.jaxspec import models, pairs
 
 #: Four key-value heads, so that four tracks can share the layers.
@@ -290,7 +289,7 @@ def test_training_lowers_the_loss_of_a_draft_in_tracks():
 def test_the_recipe_trains_a_draft_in_tracks(tmp_path):
     """As ``jaxspec train shakespeare … recipe.draft.tracks:tracks --recipe.draft.tracks.count 2`` does."""
     plan = replace(
-        recipe.Recipe(target_schedule=replace(SCHEDULE, steps=2), draft_schedule=replace(SCHEDULE, steps=2)),
+        recipe.PairRecipe(target_schedule=replace(SCHEDULE, steps=2), draft_schedule=replace(SCHEDULE, steps=2)),
         target=replace(WIDE, num_layers=1),
         draft=DecoderConfig(1, 16, 2, 4, 2, 4, 16, tracks=Tracks(2)),
     )
