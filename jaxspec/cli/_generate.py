@@ -17,7 +17,7 @@ from jaxspec.zoo import PAIRS
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplingFlags:
     """How tokens are drawn; see ``jaxspec.Sampling``."""
 
     temperature: float = 0.0
@@ -39,7 +39,7 @@ def generate(
     chat: Flag = False,
     stop: tuple[str, ...] = (),
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
-    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = Sampler(),
+    sampler: Annotated[SamplingFlags, tyro.conf.arg(name="")] = SamplingFlags(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
     """Continue a prompt; every method generates the target's text.

@@ -1,3 +1,6 @@
 """Checks of arguments, and reading files of other programs."""
 
-__all__: list[str] = []
+from jaxspec.core.arguments import whole, whole_numbers
+from jaxspec.core.files import read_json, reading
+
+__all__ = ["read_json", "reading", "whole", "whole_numbers"]

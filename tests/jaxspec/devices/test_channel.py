@@ -10,7 +10,7 @@ import pytest
 import jaxspec
 from jaxspec import Sampling
 from jaxspec.devices import channel
-from jaxspec.devices.channel import Local, Remote, pack, send, unpack
+from jaxspec.devices.channel import LocalChannel, RemoteChannel, pack, send, unpack
 from jaxspec.devices.sharding import batch_sharding, mesh_of, replicated
 from jaxspec.generation.requests import request_of
 from jaxspec.verify._message import Message, message, message_like
@@ -105,7 +105,7 @@ def test_both_channels_carry_the_same(sizes, data):
     """Between two meshes of one process both work, and the value arrives in the sharding of the receiving mesh."""
     cuts = sizes[0], sum(sizes)
     meshes = mesh_of(jax.devices()[: cuts[0]]), mesh_of(jax.devices()[cuts[0] : cuts[1]], data)
-    remote, local = Remote(*meshes), Local(*map(batch_sharding, meshes))
+    remote, local = RemoteChannel(*meshes), LocalChannel(*map(batch_sharding, meshes))
     shared = jnp.asarray([True, False])
     for ways in ((remote.to_draft, local.to_draft), (remote.to_target, local.to_target)):
         found, expected = (way(a_message(), shared) for way in ways)
@@ -128,7 +128,7 @@ SETTINGS = {
 def test_decoding_is_the_same_over_both_channels(monkeypatch, building, sampling, sizes):
     """Token for token, with the same steps; at most three transfers for each step, and one for the first window."""
     found, steps, made = [], [], []
-    for between in (channel.channel_between, lambda *meshes: made.append(Remote(*meshes)) or made[-1]):
+    for between in (channel.channel_between, lambda *meshes: made.append(RemoteChannel(*meshes)) or made[-1]):
         monkeypatch.setattr(sys.modules["jaxspec.methods._mirror"], "channel_between", between)
         method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
         steps.clear()
