@@ -18,7 +18,7 @@ from jaxspec.devices.sharding import DATA_AXIS, DeviceOrSharding, axis_size, bat
 from jaxspec.models.base import Array
 
 Tree = TypeVar("Tree")
-#: Axis of the two devices that a ``RemoteChannel`` channel connects, and their indices on it.
+#: Axis of the two devices that a ``RemoteChannel`` connects, and their indices on it.
 SIDE_AXIS, TARGET, DRAFT = "side", 0, 1
 #: Shape and dtype of every leaf of a tree.
 Specs = tuple[tuple[tuple[int, ...], Any], ...]
