@@ -31,7 +31,7 @@ from jaxspec import zoo
 from jaxspec.analysis import cost as latency
 from jaxspec.cli._bench_methods import Measurement, measure
 from jaxspec.devices.sharding import Placement, mesh_of
-from jaxspec.loading.huggingface import leaf_dtype
+from jaxspec.loading.parameters import leaf_dtype
 from jaxspec.methods import autoregressive, candidates, mirror, speculative
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model

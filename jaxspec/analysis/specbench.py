@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.core.files import lines_of
 from jaxspec.generation import generate
 from jaxspec.methods.protocol import DecodingMethod
 
@@ -80,11 +79,11 @@ def read_questions(path: str | Path, per_task: int | None = None) -> list[Questi
         ValueError: a line that is no question, or of an unknown category; names the line.
     """
     found: list[Question] = []
-    for number, line in enumerate(lines_of(Path(path)), start=1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            read = json.loads(line.decode())
+            read = json.loads(line)
             question = Question(
                 int(read["question_id"]), TASKS[read["category"]], [str(turn) for turn in read["turns"]]
             )

@@ -34,7 +34,7 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplingFlags:
     """How tokens are drawn; see ``jaxspec.Sampling``."""
 
     temperature: float = 0.0
@@ -53,7 +53,7 @@ def generate(
     chat: Flag = False,
     stop: tuple[str, ...] = (),
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
-    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = Sampler(),
+    sampler: Annotated[SamplingFlags, tyro.conf.arg(name="")] = SamplingFlags(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
     """Continue a prompt; every method generates the target's text.

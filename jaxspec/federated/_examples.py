@@ -13,7 +13,7 @@ from jaxspec.analysis import step_ends
 from jaxspec.generation import generate
 from jaxspec.methods import autoregressive
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.text import filled, lengths
+from jaxspec.text.prompts import filled, lengths
 from jaxspec.training.train import log_probabilities
 from jaxspec.verify.sampling import guess
 

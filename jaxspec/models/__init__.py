@@ -13,7 +13,6 @@ from jaxspec.models.config import (
     Rotary,
     Scores,
     Tracks,
-    build,
 )
 from jaxspec.models.quantize import quantized
 from jaxspec.models.vocabulary import fit_vocabulary
@@ -36,7 +35,6 @@ __all__ = [
     "Scores",
     "Streams",
     "Tracks",
-    "build",
     "decoder",
     "fit_vocabulary",
     "init_params",

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from jaxfed import checkpoint
 from jaxspec.models.attention import causal
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.text import opened, opening
+from jaxspec.text.prompts import prompt_prefix, with_prefix
 from jaxspec.verify.exits import AffineLens, init_affine_lens
 
 LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
@@ -165,12 +165,12 @@ class Schedule:
     ) -> dict[str, np.ndarray]:
         """Random windows of a flat token array, a function of (seed, step) alone: ``tokens`` [B, T + 1].
 
-        Each begins with the tokens ``first``, ``windows.opening`` of the tokenizer.
+        Each begins with the tokens ``first``, ``prompt_prefix`` of the tokenizer.
         """
         generator = np.random.default_rng((seed, step))
         starts = generator.integers(0, len(corpus) - self.sequence_length, self.batch_size)
         rows = corpus[starts[:, None] + np.arange(self.sequence_length + 1)[None]]
-        return {"tokens": opened(rows, np.asarray(first, np.int32))}
+        return {"tokens": with_prefix(rows, np.asarray(first, np.int32))}
 
 
 class TrainState(NamedTuple):
@@ -264,7 +264,7 @@ def fit_lens(
         raise ValueError(f"expected 1 <= exit_layer <= {config.num_layers} and rank >= 1, got {exit_layer} and {rank}")
     if len(corpus) <= schedule.sequence_length + 1:
         raise ValueError(f"expected more than {schedule.sequence_length + 1} tokens to fit a lens, got {len(corpus)}")
-    first = opening(target.text)
+    first = prompt_prefix(target.text)
     return fit(
         lens_loss(target, exit_layer),
         init_affine_lens(config.width, rank, jax.random.key(seed)),
@@ -306,7 +306,7 @@ def bits_per_character(model: Model, corpus: np.ndarray, characters: int, length
     """
     count = (len(corpus) - 1) // length
     windows = corpus[: count * length + 1][np.arange(count)[:, None] * length + np.arange(length + 1)[None]]
-    windows = opened(windows, opening(model.text))
+    windows = with_prefix(windows, prompt_prefix(model.text))
     loss = jax.jit(
         lambda params, tokens: language_model_loss(model.network)(params, {"tokens": tokens}, jax.random.key(0))[0]
     )

@@ -12,7 +12,7 @@ from jaxspec import __main__ as command_line
 from jaxspec.analysis._probe import probe, proposals, step_ends
 from jaxspec.analysis.cost import Parts
 from jaxspec.federated import continued
-from jaxspec.text._windows import token_rows
+from jaxspec.text import token_rows
 from jaxspec.training.train import Schedule, fit_lens
 from tests.support.jaxspec import models, pairs
 

@@ -97,7 +97,7 @@ def test_sizes_that_make_no_model_are_refused(tmp_path):
 
 
 def test_a_head_of_its_own(tmp_path):
-    """A negative vocabulary says that a head follows the tables of rotary positions."""
+    """A negative vocabulary size means that a head follows the tables of rotary positions."""
     header, values = np.fromfile(BIN, np.int32, 7), np.fromfile(BIN, np.float32, offset=28)
     header[5] *= -1
     head = values[: 512 * 64] * np.float32(2)

@@ -24,7 +24,7 @@ import jaxspec
 from jaxfed import checkpoint
 from jaxfed.checkpoint import record
 from jaxspec import Text, zoo
-from jaxspec.loading.huggingface import load_huggingface, save_huggingface
+from jaxspec.loading import load_huggingface, save_huggingface
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.store import load_model, save_model
 from jaxspec.text.tokenizer import train_tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 import jaxspec
 from jaxspec import Model, Sampling
 from jaxspec.generation.requests import request_of
-from jaxspec.loading._families import family_of
+from jaxspec.loading.families import family_of
 from jaxspec.models._decoder import network
 from jaxspec.training.train import hidden_states
 from jaxspec.verify.sampling import perturbed
