@@ -23,12 +23,12 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-#: tqdm's bars want a package which nothing here needs, and are off.
+#: tqdm's progress bars want a package that nothing here needs; they are off.
 QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel of this interpreter, whatever others are registered under the same name; it listens to no network."""
+    """A kernel of this interpreter, even if another is registered under its name; it listens to no network."""
 
     transport = "ipc"
 
@@ -68,10 +68,10 @@ def executed(path: Path, constants: Mapping[str, Any]) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(path, as_version=4)
     cell = parameters(notebook)
-    if strange := constants.keys() - names(cell.source):
-        raise ValueError(f"{path.name}: expected parameters out of {sorted(names(cell.source))}, got {sorted(strange)}")
-    written = cell.source
-    cell.source = "\n".join([written, *(f"{name} = {value!r}" for name, value in constants.items())])
+    if unknown := constants.keys() - names(cell.source):
+        raise ValueError(f"{path.name}: expected parameters out of {sorted(names(cell.source))}, got {sorted(unknown)}")
+    original = cell.source
+    cell.source = "\n".join([original, *(f"{name} = {value!r}" for name, value in constants.items())])
     outside = {name: value for name, value in one_device().items() if name != "MPLBACKEND"}
     with tempfile.TemporaryDirectory() as folder:
         config = Config({"Kernel": {"connection_file": f"{folder}/kernel.json"}})
@@ -80,23 +80,23 @@ def executed(path: Path, constants: Mapping[str, Any]) -> nbformat.NotebookNode:
             notebook, resources=resources, kernel_manager_class=Kernel, config=config, record_timing=False, timeout=1800
         )
         client.execute(env={**outside, **QUIET, "PYTHONPATH": str(ROOT)})
-    cell.source = written
+    cell.source = original
     return notebook
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drops what would differ from run to run beside the outputs, and stores pictures with 256 colours."""
+    """Removes metadata that differs from run to run, and stores pictures with 256 colours."""
     notebook.metadata["language_info"] = {"name": "python"}
     for output in pictures(notebook):
-        written = io.BytesIO()
+        small = io.BytesIO()
         Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB").quantize(256).save(
-            written, "PNG", optimize=True
+            small, "PNG", optimize=True
         )
-        output.data["image/png"] = base64.b64encode(written.getvalue()).decode()
+        output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
 
 
 def main() -> None:
-    """Runs the notebooks whose names begin as asked for, or all."""
+    """Runs the notebooks whose names begin with one of the arguments, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("begin", nargs="*", help="how names begin, such as 01")
     begin = tuple(parser.parse_args().begin) or ("",)
