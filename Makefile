@@ -47,7 +47,7 @@ test: setup  ## every test, in two processes (PEERS=1 also compares with torch a
 	$(if $(TESTS),,QUICK_COMPILE=1 $(PYTEST) -m "not fast and not optimised")
 
 fast: setup  ## one test for each promise (tests/promises.py): about a minute on two cores
-	$(PYTEST) -m fast $(TESTS)
+	$(PYTEST) -m fast $(or $(TESTS),$$($(RUN) -m tests.promises))
 
 matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical" (WORKERS=n)
 	QUICK_COMPILE=1 WORKERS=$(WORKERS) $(RUN) -m tests.long.matrix

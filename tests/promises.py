@@ -1,7 +1,8 @@
 """What both packages promise, and for each promise the tests that show it in seconds: `make fast` runs these.
 
-An entry is a file, a test, or one of its cases. All other tests are more of the same: other cases, sizes, refusals and
-combinations. Together the entries take about a minute of one core: a new one replaces another, or is cheap.
+An entry is a file, a test, or one case of a test. All other tests are more of the same: other cases, sizes, refusals,
+combinations. `python -m tests.promises` prints the files. All entries together take about a minute of one core: a new
+one is cheap, or replaces another.
 """
 
 PROMISES: dict[str, tuple[str, ...]] = {
@@ -99,3 +100,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "the cost model is the paper's": ("jaxspec/analysis/test_latency.py::test_law",),
     "the embedded pair decodes": ("jaxspec/zoo/test_zoo.py::test_a_loaded_pair_decodes",),
 }
+
+if __name__ == "__main__":
+    print(*sorted({f"tests/{name.partition('::')[0]}" for names in PROMISES.values() for name in names}))
