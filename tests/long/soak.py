@@ -1,8 +1,8 @@
-"""Long runs: ``make soak``. Kills work at random times, then runs rounds and decodes to see whether memory grows.
+"""Long runs: ``make soak``. Kills work at random times; runs rounds and decodes until memory would show a leak.
 
-Three kinds of work are killed: a federated run, the training of a draft, and saves one after the other. The last line
-reports how often each was killed, whether every result is bit-identical to work that was not killed, and how much
-memory grew over the second half of the rounds and of the decoding.
+A federated run, the training of a draft, and consecutive saves are killed. The last line says how often each was
+killed, whether all results are bit-identical to those of uninterrupted work, and by how much memory grew over the
+second half of the rounds and of the decoding.
 """
 
 import argparse
@@ -27,7 +27,7 @@ COUNTS = {"simulation": 800, "training": 600, "saving": 1000}
 
 
 def killed_until_done(kind: str, directory: str, chance: random.Random, most: int) -> int:
-    """Starts work until it ends, killing it at random times, at most ``most`` times; returns the number of kills."""
+    """Restarts the work, killing it at random times, at most ``most`` times; returns how often it was killed."""
     for killed in range(most):
         with start(kind, directory, COUNTS[kind]) as process:
             try:
@@ -42,7 +42,7 @@ def killed_until_done(kind: str, directory: str, chance: random.Random, most: in
 
 
 def survives_kills(kind: str, kills: int) -> bool:
-    """Whether work killed ``kills`` times gives bit for bit what work that was not killed gives; repeated once done."""
+    """Whether work killed ``kills`` times ends bit-identical to uninterrupted work; restarted whenever it is done."""
     expected, chance, identical, killed = KINDS[kind](None, COUNTS[kind]), random.Random(kind), True, 0
     with tqdm(total=kills, desc=f"kills of {kind}") as bar:
         while killed < kills:
@@ -54,17 +54,17 @@ def survives_kills(kind: str, kills: int) -> bool:
 
 
 def peak() -> float:
-    """The most memory that this process has used so far, in MiB."""
+    """Peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def growth(sizes: list[float]) -> float:
-    """MiB by which peak memory grew over the second half."""
+    """Growth of peak memory over the second half, in MiB."""
     return sizes[-1] - sizes[len(sizes) // 2]
 
 
 def growth_of_rounds(rounds: int) -> float:
-    """MiB by which peak memory grew over the second half of a federated run with checkpoints."""
+    """Growth of peak memory over the second half of a federated run with checkpoints, in MiB."""
     sizes: list[float] = []
 
     def evaluate(params: object) -> dict[str, float]:
@@ -78,7 +78,7 @@ def growth_of_rounds(rounds: int) -> float:
 
 
 def growth_of_decoding(tokens: int) -> float:
-    """MiB by which peak memory grew over the second half of decoding ``tokens`` tokens."""
+    """Growth of peak memory over the second half of decoding ``tokens`` tokens, in MiB."""
     method, sizes, decoded = models.mirror(3, 2, 2), [], 0
     with tqdm(total=tokens, desc="tokens") as bar:
         while decoded < tokens:
