@@ -103,14 +103,13 @@ def begins(item: pytest.Item, name: str) -> bool:
 
 
 def mark_fast(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the tests that `PROMISES` names; refuses a name that no test has, if its whole file was collected."""
-    paths = {item.path for item in items}
+    """Marks the tests that `PROMISES` names; refuses a name without a file, or without a test in a collected file."""
+    paths, some = {item.path for item in items}, any("::" in each for each in config.args)
     for name in (name for names in PROMISES.values() for name in names):
-        named = [item for item in items if begins(item, name)]
+        named, file = [item for item in items if begins(item, name)], TESTS / name.partition("::")[0]
         for item in named:
             item.add_marker(pytest.mark.fast)
-        whole = TESTS / name.partition("::")[0] in paths and not any("::" in each for each in config.args)
-        if whole and not named:
+        if not named and (not file.exists() or (file in paths and not some)):
             raise pytest.UsageError(f"tests/promises.py names {name}, but there is no such test: rename it there too")
 
 
