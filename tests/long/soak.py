@@ -5,6 +5,7 @@ killed, whether all results are bit-identical to those of uninterrupted work, an
 second half of the rounds and of the decoding.
 """
 
+import argparse
 import random
 import resource
 import signal
@@ -21,9 +22,8 @@ from tests.support.jaxspec import models
 from tests.support.killing import start
 from tests.support.work import KINDS, same
 
-#: Kills of each kind of work, and its number of steps, about half a minute.
-KILLS, COUNTS = 12, {"simulation": 800, "training": 600, "saving": 1000}
-ROUNDS, TOKENS = 10_000, 100_000
+#: Steps of each kind of work, which take about half a minute.
+COUNTS = {"simulation": 800, "training": 600, "saving": 1000}
 
 
 def killed_until_done(kind: str, directory: str, chance: random.Random, most: int) -> int:
@@ -41,13 +41,13 @@ def killed_until_done(kind: str, directory: str, chance: random.Random, most: in
     return most
 
 
-def survives_kills(kind: str) -> bool:
-    """Whether work killed ``KILLS`` times ends bit-identical to uninterrupted work; restarted whenever it is done."""
+def survives_kills(kind: str, kills: int) -> bool:
+    """Whether work killed ``kills`` times ends bit-identical to uninterrupted work; restarted whenever it is done."""
     expected, chance, identical, killed = KINDS[kind](None, COUNTS[kind]), random.Random(kind), True, 0
-    with tqdm(total=KILLS, desc=f"kills of {kind}") as bar:
-        while killed < KILLS:
+    with tqdm(total=kills, desc=f"kills of {kind}") as bar:
+        while killed < kills:
             with tempfile.TemporaryDirectory() as directory:
-                killed += killed_until_done(kind, directory, chance, KILLS - killed)
+                killed += killed_until_done(kind, directory, chance, kills - killed)
                 identical &= same(KINDS[kind](directory, COUNTS[kind]), expected)
             bar.update(killed - bar.n)
     return identical
@@ -91,12 +91,16 @@ def growth_of_decoding(tokens: int) -> float:
 
 def main() -> None:
     """Runs all."""
-    began = time.perf_counter()
-    grown = growth_of_rounds(ROUNDS), growth_of_decoding(TOKENS)
-    identical = [survives_kills(kind) for kind in KINDS]
+    parser = argparse.ArgumentParser(description="Kills, rounds and decoding at length.")
+    parser.add_argument("--kills", type=int, default=12, help="of each kind of work")
+    parser.add_argument("--rounds", type=int, default=10_000, help="of the federated run; a multiple of 100")
+    parser.add_argument("--tokens", type=int, default=100_000, help="to decode")
+    options, began = parser.parse_args(), time.perf_counter()
+    grown = growth_of_rounds(options.rounds), growth_of_decoding(options.tokens)
+    identical = [survives_kills(kind, options.kills) for kind in KINDS]
     seconds = time.perf_counter() - began
-    kills = f"{len(KINDS)} kinds of work killed {KILLS} times each, bit-identical {all(identical)}"
-    memory = f"{ROUNDS} rounds, memory +{grown[0]:.1f} MiB; {TOKENS} tokens, memory +{grown[1]:.1f} MiB"
+    kills = f"{len(KINDS)} kinds of work killed {options.kills} times each, bit-identical {all(identical)}"
+    memory = f"{options.rounds} rounds, memory +{grown[0]:.1f} MiB; {options.tokens} tokens, memory +{grown[1]:.1f} MiB"
     print(f"{kills}; {memory}; {seconds:.0f} s")
     sys.exit(not all(identical))
 
