@@ -1,1 +1,3 @@
-"""Checks of arguments, and files that others wrote."""
+"""Checks of arguments, and reading files of other programs."""
+
+__all__: list[str] = []
