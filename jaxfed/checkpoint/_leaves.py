@@ -20,11 +20,13 @@ Entries = tuple[str | int, ...]
 class Leaf:
     """One leaf of a saved tree; `str(leaf)` is what is compared, such as "float32[2,3]", "int" or "None".
 
-    path: names and positions from the root.
-    form: "jax", "numpy", "scalar" (of NumPy), "key" (typed PRNG key), "value" (of Python) or "empty" (None, (), {}, …).
-    dtype, shape: as NumPy and JAX write them; shape is None for values and empties.
-    array: its folder below `arrays/`; None where the manifest holds everything.
-    value: the Python value, or the name of a typed key's implementation.
+    Attributes:
+        path: names and positions from the root.
+        form: "jax", "numpy", "scalar" (of NumPy), "key" (typed PRNG key), "value" (of Python) or "empty" (None, (), …).
+        dtype: as NumPy and JAX write it.
+        shape: as NumPy and JAX write it; None for values and empties.
+        array: its folder below `arrays/`; None where the manifest holds everything.
+        value: the Python value, or the name of a typed key's implementation.
     """
 
     path: Entries

@@ -18,7 +18,7 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     """Split parameters into (trainable, frozen): each like `params`, with None, no leaf at all, for the other's leaves.
 
     The trainable part is what an algorithm is given as its parameters, the frozen part is its model state, which
-    stands in the server and its checkpoints once and in no row and no message::
+    stands in the server and its checkpoints once and in no row and no message:
 
         trainable, frozen = jaxfed.trainable.split(params, lambda path: "lora" in path)
         algorithm = jaxfed.fedspeed(jaxfed.trainable.only(loss_fn))

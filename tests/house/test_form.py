@@ -114,6 +114,18 @@ def test_every_room_lists_its_public_names():
     assert not [path for path, names in assignments.items() if "__all__" not in names]
 
 
+def test_docstrings_are_read_by_the_reference():
+    """Markdown has no ``::``, and each item of "Attributes:" or "Args:" names one thing."""
+    wrong = []
+    for path, tree in MODULES.items():
+        for node in ast.walk(tree):
+            text = ast.get_docstring(node) if isinstance(node, Function | ast.ClassDef | ast.Module) else None
+            wrong += [
+                f"{path}: {line}" for line in re.findall(r"^.*(?<=\S)::$|^ +\w+(?:, \w+)+: .*$", text or "", re.M)
+            ]
+    assert not wrong
+
+
 def test_no_file_is_called_utils():
     assert not [
         path for path in MODULES if Path(path).stem.strip("_") in ("utils", "util", "helpers", "misc", "common")
