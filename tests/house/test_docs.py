@@ -74,6 +74,15 @@ def test_the_readme_shows_both_packages():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 150
 
 
+def test_the_map_lists_every_room():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Map of the rooms")[2]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    for column, package in ((1, "jaxfed"), (3, "jaxspec")):
+        listed = re.findall(r"`(\w+)`", " ".join(row[column] for row in rows))
+        rooms = [path.parent.name for path in (ROOT / package).glob("*/__init__.py")]
+        assert sorted(set(listed) - {"plot"}) == sorted(rooms)
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ids=lambda page: page.stem
 )
