@@ -38,7 +38,7 @@ def fedsmoo(
 ) -> FederatedAlgorithm:
     """Build FedSMOO.
 
-    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's direction s of the last round::
+    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's direction s of the last round:
 
         e    = ρ·g/(‖g‖₂ + 1e-7)                g = ∇Fᵢ(xₖ; ξ) − μᵢ − s
         μᵢ   ← μᵢ + e − s                       every step

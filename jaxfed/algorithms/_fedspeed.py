@@ -27,7 +27,7 @@ def fedspeed(
 ) -> FederatedAlgorithm:
     """Build FedSpeed.
 
-    Every client of the cohort Sₜ, from x⁰ = xᵗ, does K local steps, carrying h = −λ·ĝ and w = 1/λ::
+    Every client of the cohort Sₜ, from x⁰ = xᵗ, does K local steps, carrying h = −λ·ĝ and w = 1/λ:
 
         g₁   = ∇Fᵢ(xₖ; ξ)                       g₂ = ∇Fᵢ(xₖ + e; ξ)
         g̃    = (1−α)·g₁ + α·g₂

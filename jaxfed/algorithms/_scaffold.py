@@ -47,7 +47,7 @@ def scaffold(
 ) -> FederatedAlgorithm:
     """Build SCAFFOLD.
 
-    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's control variate c of the round's start::
+    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's control variate c of the round's start:
 
         xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + c − cᵢ)
         cᵢ'  = cᵢ − c − U/(K·ηₜ)                U = x_K − x⁰, after the K steps

@@ -1,6 +1,6 @@
 """Checkpoints of pytrees: atomic, asynchronous, verified before they are read; orbax writes the arrays.
 
-One step is one folder::
+One step is one folder:
 
     <directory>/00000012/arrays/…         orbax, one folder per array
     <directory>/00000012/manifest.json    written last: every leaf, size and SHA-256 of every other file

@@ -18,7 +18,7 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     """Split parameters into (trainable, frozen): each like `params`, with None, no leaf at all, for the other's leaves.
 
     Pass the trainable part to an algorithm as parameters and the frozen part as model state. Then the frozen part is
-    kept once, in the server and its checkpoints, and in no row and no message::
+    kept once, in the server and its checkpoints, and in no row and no message:
 
         trainable, frozen = jaxfed.trainable.split(params, lambda path: "lora" in path)
         algorithm = jaxfed.fedspeed(jaxfed.trainable.only(loss_fn))

@@ -16,8 +16,12 @@ class Skew(NamedTuple):
 
     Attributes:
         clients: N.
-        samples_min, samples_median, samples_max: samples of a client.
-        classes_min, classes_mean, classes_max: classes that a client has samples of.
+        samples_min: fewest samples of a client.
+        samples_median: median samples of a client.
+        samples_max: most samples of a client.
+        classes_min: fewest classes that a client has samples of.
+        classes_mean: mean over clients of the number of classes that a client has samples of.
+        classes_max: most classes that a client has samples of.
         total_variation: mean over clients of ½·Σ_k |p_ik − p_k|, 0 if all have the dataset's distribution p, below 1.
     """
 

@@ -140,7 +140,7 @@ def uplink(
 
     Transforms act in the order of the arguments on the whole message without model state: U, and a dual or a control
     variate. Where the server keeps a running sum of changes of rows, the client's row moves by the change that the
-    server received::
+    server received:
 
         m̂ᵢ = T(mᵢ),    hᵢ' = hᵢ + ĉᵢ  with ĉᵢ the change in m̂ᵢ,    server: aggregate over Sₜ of m̂ᵢ
 

@@ -71,7 +71,7 @@ def trimmed_mean(fraction: float) -> Aggregate:
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
     """Find the point with the least sum of distances to all messages, by smoothed Weiszfeld steps.
 
-    From the mean::
+    From the mean:
 
         z ← Σ wᵢ·mᵢ / Σ wᵢ,    wᵢ = 1 / max(ν, ‖mᵢ − z‖₂)
 

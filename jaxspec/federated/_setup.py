@@ -11,8 +11,8 @@ from jaxspec.models.base import Model, Params
 from jaxspec.training.streams import streaming_loss
 from jaxspec.training.train import LossFn, distillation_loss
 
-#: Name of the evaluation set that chooses learning rates and the best step of pooled training.
 VALIDATION = "validation"
+"""Name of the evaluation set that chooses learning rates and the best step of pooled training."""
 
 
 class TextProblem(NamedTuple):

@@ -79,7 +79,8 @@ class Attention:
         scores: attention weights in layers without a window.
         window: sliding window of the windowed layers.
         windowed: which layers have it; empty: all, if there is a window.
-        qkv_bias, out_bias: whether projections have biases.
+        qkv_bias: whether the projections of queries, keys and values have biases.
+        out_bias: whether the output projection has a bias.
         norm_heads: RMS norms of every query and key head, before rotation.
     """
 
@@ -186,7 +187,9 @@ class DecoderConfig:
         num_kv_heads: key-value heads G; H / G queries share one.
         head_size: features of one head.
         hidden: features inside the feed-forward block F.
-        attention, block, ends: settings in which families differ.
+        attention: options of attention that differ between families.
+        block: options of a layer that differ between families.
+        ends: options of embedding and head that differ between families.
         tracks: parallel tracks of the layers; default: none.
 
     Raises:
