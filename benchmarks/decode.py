@@ -236,7 +236,7 @@ def engine(options: Sampling) -> Iterator[dict[str, Any]]:
 def quality() -> dict[str, Any]:
     """Eight-bit weights of the embedded target on held-out text: what they change."""
     from jaxspec.text.tokenizer import encode
-    from jaxspec.training.train import bits_per_character, hidden_states
+    from jaxspec.training import bits_per_character, hidden_states
     from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()
@@ -261,7 +261,7 @@ def quality() -> dict[str, Any]:
 def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
     """Plain and speculative greedy decoding in bfloat16: how often they part, and how near the choice was there."""
     from jaxspec.text.tokenizer import encode
-    from jaxspec.training.train import hidden_states
+    from jaxspec.training import hidden_states
     from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()

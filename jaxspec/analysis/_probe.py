@@ -18,7 +18,7 @@ from jaxspec.analysis.cost import Parts, step_time
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.models.vocabulary import fitted
 from jaxspec.text import filled
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from jaxspec.verify.exits import LogitLens
 from jaxspec.verify.sampling import guess
 

@@ -20,7 +20,7 @@ from jaxspec.analysis._probe import step_ends
 from jaxspec.generation.requests import bucket
 from jaxspec.methods.candidates import Policy
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from jaxspec.verify import Message, join, likely
 from jaxspec.verify.exits import LogitLens
 from jaxspec.verify.sampling import guess

@@ -94,7 +94,7 @@ def _found(
     models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...], corpus: np.ndarray | None, progress: bool
 ) -> list[Any]:
     from jaxspec.analysis import probe as probed
-    from jaxspec.training.train import fit_lens
+    from jaxspec.training import fit_lens
 
     options: dict[str, Any] = {"window": window, "num_candidates": kappas}
     if corpus is None:

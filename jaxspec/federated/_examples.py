@@ -14,7 +14,7 @@ from jaxspec.generation import generate
 from jaxspec.methods import autoregressive
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.text import filled, lengths
-from jaxspec.training.train import log_probabilities
+from jaxspec.training import log_probabilities
 from jaxspec.verify.sampling import guess
 
 #: Named arrays [n, ...] of one client.
@@ -101,7 +101,7 @@ def _laws(network: Network, k: int, params: Params, tokens: Array) -> tuple[Arra
 
 
 def client_examples(data: Continued, owners: Sequence[int], target_laws: Laws | None = None) -> list[Examples]:
-    """Training examples per client, for ``train.distillation_loss`` and ``stream_training.streaming_loss``.
+    """Training examples per client, for ``training.distillation_loss`` and ``training.streaming_loss``.
 
     ``tokens``, and ``labels``: the target's own next token (−1, not counted, inside the prompt and behind a stop
     token). With laws the target speaks after every token, in the prompt as well: ``labels`` are what follows there,

@@ -17,8 +17,7 @@ from jaxfed.core.samplers import cohorts
 from jaxspec.federated._examples import Continued, Examples, accepted_length, mean_accepted
 from jaxspec.federated._methods import Federation, Method, method_of
 from jaxspec.models.base import Array, Model, Params
-from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import LossFn, distillation_loss
+from jaxspec.training import LossFn, distillation_loss, streaming_loss
 
 #: The judge by whom learning rates and the centralised step are chosen.
 VALIDATION = "validation"

@@ -66,7 +66,7 @@ def test_what_users_are_told_of_is_public(hooks):
     assert {
         "jaxfed.algorithms.parts._compose",
         "jaxfed.algorithms.parts.local",
-        "jaxspec.training.train",
+        "jaxspec.training",
         "jaxspec.tune",
         "jaxspec.federated",
     } <= set(found)

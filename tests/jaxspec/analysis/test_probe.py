@@ -13,7 +13,7 @@ from jaxspec.analysis._probe import probe, proposals, step_ends
 from jaxspec.analysis.cost import Parts
 from jaxspec.federated import continued
 from jaxspec.text._windows import token_rows
-from jaxspec.training.train import Schedule, fit_lens
+from jaxspec.training import Schedule, fit_lens
 from tests.support.jaxspec import models, pairs
 
 KAPPAS = (1, 2, 4, 8)

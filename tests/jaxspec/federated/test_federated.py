@@ -17,8 +17,7 @@ from jaxspec.federated._examples import accepted_length
 from jaxspec.federated._runs import _trained_on
 from jaxspec.loading.store import load_model
 from jaxspec.text.tokenizer import train_tokenizer
-from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import distillation_loss
+from jaxspec.training import distillation_loss, streaming_loss
 from tests.support.jaxspec import models
 
 STORIES = Path(__file__).parents[2] / "data" / "stories260K"
