@@ -36,7 +36,7 @@ from machine import read_bandwidth
 
 import jaxspec
 from jaxspec import zoo
-from jaxspec.cli._bench_methods import batch_scheduling
+from jaxspec.cli._methods import batch_scheduling
 from jaxspec.generation.requests import Sampling as Requested
 from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step

@@ -2,14 +2,14 @@
 
 Models are *grown*: the embedded pair's function at the size and cost of a larger one (``jaxspec.zoo._grow``), so that
 the acceptance rate is real and the system is measured at scale; they are no better than the small pair. Prompts are
-held-out roles. Of every method the law proposes two settings (windows 1 to 8, budgets, κ), from programs timed
+held-out roles. Of every method the cost model proposes two settings (windows 1 to 8, budgets, κ), from programs timed
 roughly; the better one on one prompt is taken, with or without Eigen threads, whichever is faster (all policies as
 mirror). Then all methods are measured in turns (A B C A B C …); medians.
 
-``draft_over_target`` = T_draft(γ = 7, one branch) / T_target(8 tokens), each alone on its device. ``law_ms``: what the
-law makes of the programs measured one at a time; for speculative decoding T_target + T_draft. ``step_ms`` was measured
-in turns with them, since a machine's speed wanders. ``overlap``: the share of what may be hidden that is. Lines with
-``peer`` are transformers' assisted generation with the same exported weights.
+``draft_over_target`` = T_draft(γ = 7, one branch) / T_target(8 tokens), each alone on its device. ``law_ms``: the cost
+model's prediction from the programs measured one at a time; for speculative decoding T_target + T_draft. ``step_ms``
+was measured in turns with them, because a machine's speed varies. ``overlap``: the share of ``hidden`` time that really
+overlaps. Lines with ``peer`` are transformers' assisted generation with the same exported weights.
 """
 
 import sys
@@ -28,12 +28,23 @@ from tqdm import tqdm
 
 import jaxspec
 from jaxspec import federated, zoo
-from jaxspec.analysis._tune import Setting as Tried
+from jaxspec.analysis import replay
 from jaxspec.analysis._tune import predict
-from jaxspec.analysis.foresight import Foresight, Steps, foresee, foreseen, steps
-from jaxspec.analysis.timing import Drafting, Pass, Primitives
-from jaxspec.cli._bench_methods import Measurement, Prompts, Setting, Worker, best_of, grown
-from jaxspec.methods import candidates
+from jaxspec.analysis.cost import StepTiming
+from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
+from jaxspec.cli._bench_methods import (
+    BenchSetting,
+    Measurement,
+    Prompts,
+    Worker,
+    best_of,
+    grown,
+    measure,
+    step_timing,
+    warm,
+)
+from jaxspec.cli._methods import policy_named
+from jaxspec.methods import DecodeSpec
 from jaxspec.models._decoder import init_params
 from jaxspec.text.tokenizer import encode
 from jaxspec.zoo._grow import grown_config
@@ -60,7 +71,7 @@ PEER_PARAMETERS = 30_000_000
 
 
 class Case(NamedTuple):
-    """A target and a draft; growth as in ``Setting``."""
+    """A target and a draft; growth as in ``BenchSetting``."""
 
     growth: tuple[int, int, int, int]
     target_parameters: int
@@ -90,32 +101,33 @@ def prompts_of(pair: zoo.Pair, count: int) -> list[list[int]]:
 
 
 class Read(NamedTuple):
-    """What the pair foresees on the prompts' own continuations, the same whatever it is grown to."""
+    """The pair along the prompts' own continuations, the same for any growth."""
 
-    foresight: Foresight
-    steps: dict[int, Steps]
+    recording: replay.Recording
+    steps: dict[int, replay.RecordedSteps]
 
     @classmethod
     def of(cls, pair: zoo.Pair, prompts: list[list[int]], new: int = 128) -> "Read":
-        """Continues the prompts and reads them once."""
+        """Continue the prompts and read them once."""
         texts = federated.continued(pair.target, np.asarray(prompts, np.int32), new).tokens.tolist()
         lengths = [len(prompt) for prompt in prompts]
-        found = foresee(pair.target, pair.draft, texts, lengths, (pair.exit_layer,), 2 * KAPPA, pair.exit)
-        return cls(found, {window: steps(found, window) for window in WINDOWS})
+        recording = replay.record(pair.target, pair.draft, texts, lengths, (pair.exit_layer,), 2 * KAPPA, pair.exit)
+        return cls(recording, {window: replay.steps(recording, window) for window in WINDOWS})
 
-    def fallback_rate(self, setting: Setting, exit_layer: int) -> float:
-        """FF of a policy."""
-        policy = candidates.named(setting.method, setting.budget)
-        hits = foreseen(self.foresight, self.steps[setting.window], policy, setting.num_candidates, exit_layer)
+    def fallback_rate(self, spec: DecodeSpec, exit_layer: int) -> float:
+        """Return the FF of a policy; 1 without one."""
+        if spec.policy is None:
+            return 1.0
+        hits = replay.hits(self.recording, self.steps[spec.window], spec.policy, spec.num_candidates, exit_layer)
         return 1 - float(hits.mean())
 
 
 def shortlist(
     read: Read, rough: Primitives, growth: tuple[int, int, int, int], streams: int
-) -> dict[str, list[Setting]]:
-    """Of every method the settings that the law holds for the fastest, from times that are only roughly known."""
+) -> dict[str, list[BenchSetting]]:
+    """Return the two fastest settings of every method by the cost model, from roughly measured times."""
     layer = rough.exit_layer // growth[1]
-    every = {"sd": [Setting("speculative", window=window, growth=growth) for window in WINDOWS]}
+    every = {"sd": [DecodeSpec(window) for window in WINDOWS]}
     for name, budgets in (
         ("mirror", (2, 4, 8, 16)),
         ("pearl", (1,)),
@@ -123,48 +135,57 @@ def shortlist(
         ("ahead", (2, 4, 8)),
         ("hybrid", (1, 2, 4, 8)),
     ):
-        asked = [(window, budget) for window in WINDOWS[1:] for budget in budgets]
-        every[name] = [Setting(name, 1, True, *each, KAPPA, growth=growth) for each in asked]
+        every[name] = [
+            DecodeSpec(window, policy_named(name, budget), KAPPA) for window in WINDOWS[1:] for budget in budgets
+        ]
 
-    def speed(setting: Setting) -> float:
-        length, vanilla = read.steps[setting.window].accepted_length, setting.method == "speculative"
-        policy = None if vanilla else candidates.named(setting.method, setting.budget)
-        rate = 1.0 if vanilla else read.fallback_rate(setting, layer)
-        told = Tried(setting.method, setting.window, policy, setting.num_candidates, rough.exit_layer)
-        return predict(rough, told, length, rate).tokens_per_second
+    def speed(spec: DecodeSpec) -> float:
+        length, rate = read.steps[spec.window].accepted_length, read.fallback_rate(spec, layer)
+        return predict(rough, spec, length, rate).tokens_per_second
 
-    best = {name: sorted(found, key=speed, reverse=True)[:2] for name, found in every.items()}
+    best = {
+        name: [BenchSetting(spec, growth=growth) for spec in sorted(specs, key=speed, reverse=True)[:2]]
+        for name, specs in every.items()
+    }
     if streams:
         best["mirror+streaming"] = [replace(best["mirror"][0], streams=count) for count in range(1, streams + 1)]
-    return {"autoregressive": [Setting("autoregressive", growth=growth)], **best}
+    return {"autoregressive": [BenchSetting(growth=growth)], **best}
 
 
 def roughly(worker: Worker, case: Case, pair: zoo.Pair, prompts: Prompts, new: int) -> tuple[Primitives, float]:
-    """Times of two steps, with and without branches, drawn out to all windows; and T_draft / T_target."""
-    without = law(worker, Setting("none", window=WINDOW, growth=case.growth), prompts, new)
-    with_8 = law(worker, Setting("mirror", window=WINDOW, budget=8, num_candidates=4, growth=case.growth), prompts, new)
-    plainly = Setting("autoregressive", growth=case.growth)
-    worker.measure(plainly, prompts[:1], new)  # compiles
-    plain = worker.measure(plainly, prompts[:1], new).step_seconds
-    longer = (without["suffix"] - plain) / WINDOW
+    """Return times of two steps, with and without branches, extrapolated to all windows; and T_draft / T_target."""
+    no_branches, branches = (
+        DecodeSpec(WINDOW, policy_named("none", 0)),
+        DecodeSpec(WINDOW, policy_named("mirror", 8), 4),
+    )
+    without, with_8 = (
+        timing(worker, BenchSetting(spec, growth=case.growth), prompts, new) for spec in (no_branches, branches)
+    )
+    plainly, times, more = BenchSetting(growth=case.growth), without.times, with_8.times
+    worker.run(measure, plainly, prompts[:1], new)  # compiles
+    plain = worker.run(measure, plainly, prompts[:1], new).step_seconds
+    longer = (times.suffix - plain) / WINDOW
     passes = {}
     for window in WINDOWS:
         whole = plain + window * longer
-        share = whole / without["suffix"]
-        passes[window] = Pass(whole, share * with_8["prefix"], share * with_8["suffix"], 0.0)
-    one, eight = without["fallback"] / WINDOW, with_8["rollout"] / WINDOW
-    drafting, layers = Drafting(0.0, {1: one, 8: max(one, eight), 64: max(one, eight) * 6}), pair.target.network.config
+        share = whole / times.suffix
+        passes[window] = TargetPass(whole, share * more.prefix, share * more.suffix, 0.0)
+    one, eight = times.fallback / WINDOW, more.rollout / WINDOW
+    drafting, layers = (
+        DraftTimes(0.0, {1: one, 8: max(one, eight), 64: max(one, eight) * 6}),
+        pair.target.network.config,
+    )
     rough = Primitives(
         plain,
         passes,
         pair.exit_layer * case.growth[1],
         layers.num_layers * case.growth[1],
-        drafting._replace(selects={1: with_8["select"], 8: with_8["select"]}),
+        drafting._replace(selects={1: more.select, 8: more.select}),
         drafting,
-        without["rendezvous"],
-        min(1.0, max(0.0, with_8["overlap"] or 0.0)),
+        times.rendezvous,
+        min(1.0, max(0.0, with_8.overlap or 0.0)),
     )
-    return rough, without["fallback"] / without["suffix"]
+    return rough, times.fallback / times.suffix
 
 
 def rows(pair: zoo.Pair, read: Read, case: Case, options: Any, note: Any) -> Iterator[dict[str, Any]]:
@@ -174,7 +195,7 @@ def rows(pair: zoo.Pair, read: Read, case: Case, options: Any, note: Any) -> Ite
         workers = {True: threaded, False: single}
         note("programs one by one")
         rough, ratio = roughly(threaded, case, pair, prompts, new)
-        best: dict[str, Setting] = {}
+        best: dict[str, BenchSetting] = {}
         for name, tried in shortlist(read, rough, case.growth, _streams(pair)).items():
             note(name)
             best[name] = _best(workers, tried, prompts[:1], new, best.get("mirror"))
@@ -182,8 +203,8 @@ def rows(pair: zoo.Pair, read: Read, case: Case, options: Any, note: Any) -> Ite
         runs = _interleaved(workers, best, prompts[1:], new, options.rounds)
         for name, many in runs.items():
             about = {"method": name, **_sizes(case), "draft_over_target": round(ratio, 3)}
-            found = about | _told(many, runs["autoregressive"]) | {"settings": str(best[name])}
-            yield found | _by_law(best[name], workers, prompts[1:], new)
+            found = about | _results(many, runs["autoregressive"]) | {"settings": str(best[name])}
+            yield found | _predicted(best[name], workers, prompts[1:], new)
         if options.transformers and case.target_parameters <= PEER_PARAMETERS:
             note("transformers")
             yield from peer(pair, case, ratio, workers, best["mirror"], prompts[1:], new)
@@ -193,8 +214,8 @@ def _streams(pair: zoo.Pair) -> int:
     return 0 if pair.streaming is None else pair.streaming.network.streams.count  # type: ignore[union-attr]
 
 
-def _told(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
-    """What the runs of a method say, beside those of plain decoding."""
+def _results(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
+    """Return the median run of a method, and its ratio to plain decoding."""
     own = sorted(many, key=lambda run: run.seconds)[len(many) // 2]
     usual = float(np.median([run.seconds for run in plain]))
     return {
@@ -209,33 +230,36 @@ def _told(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
     }
 
 
-def _by_law(setting: Setting, workers: dict[bool, Worker], prompts: Prompts, new: int) -> dict[str, Any]:
-    """A step and the law's, from programs that were timed one at a time."""
-    if setting.method == "autoregressive":
+def _predicted(setting: BenchSetting, workers: dict[bool, Worker], prompts: Prompts, new: int) -> dict[str, Any]:
+    """Return the time of a step, measured and by the cost model from programs that were timed one at a time."""
+    if not setting.spec.window:
         return {}
     worker = workers[setting.eigen_threads]
-    if setting.method == "speculative":
+    if setting.spec.policy is None:
         # The same two programs on two meshes, between two runs of the method itself.
-        step = worker.measure(setting, prompts[:1], new).step_seconds
-        found = law(worker, replace(setting, method="none"), prompts, new)
-        step = (step + worker.measure(setting, prompts[:1], new).step_seconds) / 2
-        return {"step_ms": round(1e3 * step, 3), "law_ms": round(1e3 * (found["suffix"] + found["fallback"]), 3)}
-    found = law(worker, setting, prompts, new)
-    hidden = found["overlap"]
-    times = {f"{name}_ms": round(1e3 * found[name], 3) for name in ("step", "law")}
-    return times | {"overlap": None if hidden is None else round(hidden, 3)}
+        step = worker.run(measure, setting, prompts[:1], new).step_seconds
+        two_meshes = replace(setting, spec=replace(setting.spec, policy=policy_named("none", 0)))
+        times = timing(worker, two_meshes, prompts, new).times
+        step = (step + worker.run(measure, setting, prompts[:1], new).step_seconds) / 2
+        return {"step_ms": round(1e3 * step, 3), "law_ms": round(1e3 * (times.suffix + times.fallback), 3)}
+    timed = timing(worker, setting, prompts, new)
+    overlap = None if timed.overlap is None else round(timed.overlap, 3)
+    return {"step_ms": round(1e3 * timed.step, 3), "law_ms": round(1e3 * timed.predicted, 3), "overlap": overlap}
 
 
-def law(worker: Worker, setting: Setting, prompts: Prompts, new: int) -> dict[str, float]:
-    """Programs of a step one at a time, the step as it is and by the law; seconds."""
-    worker.send("law", [setting], prompts[:1], new)
-    return worker.receive()
+def timing(worker: Worker, setting: BenchSetting, prompts: Prompts, new: int) -> StepTiming:
+    """Time the programs of a step one at a time, and the step in normal operation."""
+    return worker.run(step_timing, setting, prompts[:1], new)
 
 
 def _best(
-    workers: dict[bool, Worker], tried: list[Setting], prompts: Prompts, new: int, like: Setting | None = None
-) -> Setting:
-    """The fastest setting with Eigen threads, then with or without them; as `like` has them, where it is given."""
+    workers: dict[bool, Worker],
+    tried: list[BenchSetting],
+    prompts: Prompts,
+    new: int,
+    like: BenchSetting | None = None,
+) -> BenchSetting:
+    """Return the fastest setting with Eigen threads, then with or without; with `like`, as that setting."""
     if like is not None:
         tried = [replace(setting, eigen_threads=like.eigen_threads) for setting in tried]
     best = tried[0]
@@ -249,22 +273,22 @@ def _best(
     return best_of(workers, both, prompts, new)
 
 
-def _warm(workers: dict[bool, Worker], tried: Sequence[Setting], prompts: Prompts, new: int) -> None:
+def _warm(workers: dict[bool, Worker], tried: Sequence[BenchSetting], prompts: Prompts, new: int) -> None:
     """Compiles, in both processes side by side."""
     for threads, worker in workers.items():
         if own := [setting for setting in tried if setting.eigen_threads == threads]:
-            worker.send("warm", own, prompts[:1], new)
+            worker.send(warm, own, prompts[:1], new)
     for setting in tried:
         workers[setting.eigen_threads].receive()
 
 
 def _interleaved(
-    workers: dict[bool, Worker], best: dict[str, Setting], prompts: Prompts, new: int, rounds: int
+    workers: dict[bool, Worker], best: dict[str, BenchSetting], prompts: Prompts, new: int, rounds: int
 ) -> dict[str, list[Measurement]]:
     runs: dict[str, list[Measurement]] = {name: [] for name in best}
     for _ in range(rounds):
         for name, setting in best.items():
-            runs[name].append(workers[setting.eigen_threads].measure(setting, prompts, new))
+            runs[name].append(workers[setting.eigen_threads].run(measure, setting, prompts, new))
     return runs
 
 
@@ -273,7 +297,7 @@ def peer(
     case: Case,
     ratio: float,
     workers: dict[bool, Worker],
-    setting: Setting,
+    setting: BenchSetting,
     prompts: Prompts,
     new: int,
 ) -> Iterator[dict[str, Any]]:
@@ -283,7 +307,7 @@ def peer(
     trial = {count: _seconds(lambda count=count: assisted(count, prompts[0])) for count in (3, 5, 7, 10)}
     count, theirs, ours = min(trial, key=lambda count: trial[count]), [], []
     for _ in range(3):
-        ours.append(workers[setting.eigen_threads].measure(setting, prompts, new).seconds)
+        ours.append(workers[setting.eigen_threads].run(measure, setting, prompts, new).seconds)
         theirs.append(sum(_seconds(lambda prompt=prompt: assisted(count, prompt)) for prompt in prompts))
     yield {
         "peer": "transformers assisted generation",
@@ -330,7 +354,7 @@ def _sizes(case: Case) -> dict[str, int]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Over the draft's cost beside one target: times as fast as plain decoding, and a step against its law."""
+    """Over the draft's cost beside one target: speed over plain decoding, and a step against the cost model."""
     sizes = [line["target_parameters"] for line in lines]
     swept = [line for line in lines if "method" in line and line["target_parameters"] == max(sizes, key=sizes.count)]
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
@@ -345,7 +369,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
             right.plot(costs, [line["step_ms"] for line in own], "o-", ms=4, color=colour)
             right.plot(costs, [line["law_ms"] for line in own], "--", lw=1, color=colour)
     left.set(ylabel="× plain decoding", title=f"target of {max(sizes, key=sizes.count) / 1e6:.0f} M parameters, grown")
-    right.set(ylabel="milliseconds", title="a step: measured, and by the law (dashed)", ylim=(0, None))
+    right.set(ylabel="milliseconds", title="a step: measured, and by the cost model (dashed)", ylim=(0, None))
     for axes in (left, right):
         axes.set(xscale="log", xlabel="T_draft(7) / T_target")
         axes.set_xticks(ticks := [t for t in (0.05, 0.1, 0.2, 0.5, 1, 2)], [f"{t:g}" for t in ticks])

@@ -28,14 +28,12 @@ from mirror import DRAFTS as ALL_DRAFTS
 from mirror import prompts_of
 
 from jaxspec import zoo
-from jaxspec.analysis import cost as latency
+from jaxspec.analysis import cost
 from jaxspec.cli._bench_methods import Measurement, measure
+from jaxspec.cli._methods import policy_named
 from jaxspec.devices.sharding import Placement, mesh_of
 from jaxspec.loading.huggingface import leaf_dtype
-from jaxspec.methods import candidates
-from jaxspec.methods._autoregressive import autoregressive
-from jaxspec.methods._mirror import mirror
-from jaxspec.methods._speculative import speculative
+from jaxspec.methods import DecodeSpec
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
 from jaxspec.zoo._grow import grow
@@ -76,22 +74,12 @@ def ways() -> list[Way]:
 
 
 def build(way: Way, case: Case) -> DecodingMethod:
-    """The method of a way."""
+    """Build the method of a way."""
     if way.draft_on is None:
-        return autoregressive(case.target, case.placements["accelerator"].target)
-    draft, placement = case.drafts[way.draft_on], case.placements[way.draft_on]
-    if way.method == "speculative":
-        return speculative(case.target, draft, way.window, placement.target)
-    policy = candidates.named(way.method, way.budget)
-    return mirror(
-        case.target,
-        draft,
-        window=way.window,
-        num_candidates=KAPPA,
-        exit_layer=case.exit_layer,
-        policy=policy,
-        placement=placement,
-    )
+        return DecodeSpec().build(case.target, placement=case.placements["accelerator"])
+    policy = None if way.method == "speculative" else policy_named(way.method, way.budget)
+    spec = DecodeSpec(way.window, policy, KAPPA, case.exit_layer)
+    return spec.build(case.target, case.drafts[way.draft_on], placement=case.placements[way.draft_on])
 
 
 def short(model: Model) -> Model:
@@ -184,11 +172,11 @@ def told(way: Way, runs: list[Measurement], plain: list[Measurement]) -> dict[st
 
 
 def law(method: DecodingMethod, placement: Placement, prompt: list[int], new: int) -> dict[str, Any]:
-    """Programs of a step one at a time, the step by the law and as it is; milliseconds."""
-    found = latency.measure(method, placement, [prompt], new, repeats=2)
-    times = {**vars(found.parts), "law": found.law, "step": found.step}
-    hidden = None if found.overlap is None else round(found.overlap, 3)
-    return {**{f"{name}_ms": round(1e3 * value, 3) for name, value in times.items()}, "overlap": hidden}
+    """Time the programs of a step one at a time, the step by the cost model and in normal operation; milliseconds."""
+    timing = cost.measure(method, placement, [prompt], new, repeats=2)
+    times = {**vars(timing.times), "law": timing.predicted, "step": timing.step}
+    overlap = None if timing.overlap is None else round(timing.overlap, 3)
+    return {**{f"{name}_ms": round(1e3 * value, 3) for name, value in times.items()}, "overlap": overlap}
 
 
 def rows(
@@ -233,7 +221,7 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
         "accelerator": Placement(mesh_of([accelerator]), mesh_of([accelerator])),
         "processor": Placement(mesh_of([accelerator]), mesh_of([processor])),
     }
-    speed, message = bandwidth(accelerator), latency.rendezvous(placements["processor"])
+    speed, message = bandwidth(accelerator), cost.rendezvous(placements["processor"])
     yield {"kind": "machine", **card(), "copy_gb_s": round(speed / 1e9, 1), "rendezvous_ms": round(1e3 * message, 4)}
     for name, way in (("to the processor", (accelerator, processor)), ("back", (processor, accelerator))):
         yield {"kind": "crossing", **card(), "way": name, **crossing(*way)}
