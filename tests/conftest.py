@@ -36,7 +36,7 @@ gc.set_threshold(50_000, 20, 100)  # tracing makes many short-lived objects, whi
 #: Files that take a minute or more, begun first, so that no worker is left alone with one in the end.
 LONG = (
     "test_identity", "test_policies", "test_docs", "test_flower", "test_conformance", "test_story", "test_processes",
-    "test_streams", "test_foresight", "test_federated", "test_tune", "test_notebooks", "test_benchmarks",
+    "test_streams", "test_replay", "test_federated", "test_tune", "test_notebooks", "test_benchmarks",
 )  # fmt: skip
 
 # Properties: the same few examples each time; `HYPOTHESIS_PROFILE=long` draws others, and many.
