@@ -113,8 +113,8 @@ def ranked(
         length = by_window[spec.window].accepted_length if spec.window else 0.0
         rate = 1.0 if spec.window else 0.0
         if spec.policy is not None and (spec.policy.ahead or spec.policy.exit):
-            found = hits(recording, by_window[spec.window], spec.policy, spec.num_candidates, spec.exit_layer)
-            rate = 1.0 - float(found.mean())
+            hit = hits(recording, by_window[spec.window], spec.policy, spec.num_candidates, spec.exit_layer)
+            rate = 1.0 - float(hit.mean())
         rows.append(predict(primitives, spec, length, rate))
     return sorted(rows, key=lambda row: -row.tokens_per_second)
 

@@ -197,22 +197,23 @@ def measure(
     """
     longest = max(*windows, 2)
     verifier = _Verifier(pair, windows)
-    here, there = (
+    on_draft, on_target = (
         [_Roller(pair, side, 1, 1), *(_Roller(pair, side, count, longest) for count in counts)]
         for side, counts in (("draft", branches), ("target", (1,)))
     )
-    chosen = here[1], here[-1]
-    sides: list[Any] = [_Plain(pair), verifier, *here, *there, _Both(verifier, here[len(here) // 2], max(windows))]
+    selecting = on_draft[1], on_draft[-1]
+    middle = on_draft[len(on_draft) // 2]
+    programs: list[Any] = [_Plain(pair), verifier, *on_draft, *on_target, _Both(verifier, middle, max(windows))]
     clock, start = Laps(), 0.0
-    with tqdm(total=(1 + laps) * len(sides), desc="time", unit="program", disable=not progress) as bar:
+    with tqdm(total=(1 + laps) * len(programs), desc="time", unit="program", disable=not progress) as bar:
         for lap in range(1 + laps):
             start = time.perf_counter() if lap == 1 else start
             if lap > 3 and time.perf_counter() - start > most:
                 break
-            for side in sides:
-                side.lap(clock)
+            for program in programs:
+                program.lap(clock)
                 bar.update()
-            for roller in chosen:
+            for roller in selecting:
                 roller.lap_select(clock)
     passes = {size: TargetPass(*(clock.median(part, size) for part in TargetPass._fields)) for size in windows}
     return Primitives(
@@ -220,10 +221,12 @@ def measure(
         passes,
         pair.exit_layer,
         pair.target.network.config.num_layers,
-        _drafting(clock, here)._replace(selects={one.name[1]: clock.median("select", *one.name) for one in chosen}),
-        _drafting(clock, there),
+        _drafting(clock, on_draft)._replace(
+            selects={one.name[1]: clock.median("select", *one.name) for one in selecting}
+        ),
+        _drafting(clock, on_target),
         rendezvous(pair.placement),
-        _overlap(clock, here[len(here) // 2], max(windows)),
+        _overlap(clock, middle, max(windows)),
         len(pair.request.lengths),
     )
 
