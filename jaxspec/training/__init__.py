@@ -1,11 +1,10 @@
 """Training and distilling drafts, exit heads and lookahead streams."""
 
-from jaxspec.training._fit import Schedule, TrainState, fit
+from jaxspec.training._fit import Schedule, fit
 from jaxspec.training.lens import fit_lens, lens_loss
 from jaxspec.training.losses import (
     LossFn,
     bits_per_character,
-    cross_entropy,
     distillation_loss,
     hidden_states,
     language_model_loss,
@@ -16,9 +15,7 @@ from jaxspec.training.streams import fit_streams, streaming_loss
 __all__ = [
     "LossFn",
     "Schedule",
-    "TrainState",
     "bits_per_character",
-    "cross_entropy",
     "distillation_loss",
     "fit",
     "fit_lens",
