@@ -28,11 +28,12 @@ from mirror import DRAFTS as ALL_DRAFTS
 from mirror import prompts_of
 
 from jaxspec import zoo
-from jaxspec.analysis import cost as latency
+from jaxspec.analysis import cost
 from jaxspec.cli._bench_methods import Measurement, measure
+from jaxspec.cli._methods import policy_named
 from jaxspec.devices.sharding import Placement, mesh_of
-from jaxspec.loading.parameters import leaf_dtype
-from jaxspec.methods import autoregressive, candidates, mirror, speculative
+from jaxspec.loading.huggingface import leaf_dtype
+from jaxspec.methods import DecodeSpec
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
 from jaxspec.zoo import grow
@@ -75,20 +76,10 @@ def specs() -> list[MethodSpec]:
 def build(spec: MethodSpec, case: Case) -> DecodingMethod:
     """Build the decoding method."""
     if spec.draft_on is None:
-        return autoregressive(case.target, case.placements["accelerator"].target)
-    draft, placement = case.drafts[spec.draft_on], case.placements[spec.draft_on]
-    if spec.method == "speculative":
-        return speculative(case.target, draft, spec.window, placement.target)
-    policy = candidates.named(spec.method, spec.budget)
-    return mirror(
-        case.target,
-        draft,
-        window=spec.window,
-        num_candidates=KAPPA,
-        exit_layer=case.exit_layer,
-        policy=policy,
-        placement=placement,
-    )
+        return DecodeSpec().build(case.target, placement=case.placements["accelerator"])
+    policy = None if spec.method == "speculative" else policy_named(spec.method, spec.budget)
+    decoding = DecodeSpec(spec.window, policy, KAPPA, case.exit_layer)
+    return decoding.build(case.target, case.drafts[spec.draft_on], placement=case.placements[spec.draft_on])
 
 
 def in_bfloat16(model: Model) -> Model:
@@ -177,11 +168,11 @@ def summary(spec: MethodSpec, runs: list[Measurement], plain: list[Measurement])
 
 
 def program_times(method: DecodingMethod, placement: Placement, prompt: list[int], new: int) -> dict[str, Any]:
-    """Return milliseconds of a step's programs one at a time, of the step by the cost model, and of the step."""
-    cost = latency.measure(method, placement, [prompt], new, repeats=2)
-    times = {**vars(cost.parts), "law": cost.law, "step": cost.step}
-    hidden = None if cost.overlap is None else round(cost.overlap, 3)
-    return {**{f"{name}_ms": round(1e3 * value, 3) for name, value in times.items()}, "overlap": hidden}
+    """Time the programs of a step one at a time, the step by the cost model and in normal operation; milliseconds."""
+    timing = cost.measure(method, placement, [prompt], new, repeats=2)
+    times = {**vars(timing.times), "law": timing.predicted, "step": timing.step}
+    overlap = None if timing.overlap is None else round(timing.overlap, 3)
+    return {**{f"{name}_ms": round(1e3 * value, 3) for name, value in times.items()}, "overlap": overlap}
 
 
 def rows(
@@ -230,7 +221,7 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
         "accelerator": Placement(mesh_of([accelerator]), mesh_of([accelerator])),
         "processor": Placement(mesh_of([accelerator]), mesh_of([processor])),
     }
-    speed, message = bandwidth(accelerator), latency.rendezvous(placements["processor"])
+    speed, message = bandwidth(accelerator), cost.rendezvous(placements["processor"])
     yield {"kind": "machine", **card(), "copy_gb_s": round(speed / 1e9, 1), "rendezvous_ms": round(1e3 * message, 4)}
     for name, devices in (("to the processor", (accelerator, processor)), ("back", (processor, accelerator))):
         yield {"kind": "crossing", **card(), "way": name, **crossing(*devices)}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jaxfed
 from jaxfed.messages.compression import quantise, top_k
 from jaxfed.messages.privacy import Central, Guarantee, central_noise, clip, epsilon
-from jaxspec.training.train import LossFn
+from jaxspec.training import LossFn
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import checkpoint
-from jaxspec.training.train import Schedule, distillation_loss, fit
+from jaxspec.training import Schedule, distillation_loss, fit
 from tests.support.jaxfed import killed_run
 from tests.support.jaxspec import models
 

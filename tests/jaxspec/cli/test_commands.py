@@ -141,7 +141,7 @@ NO_DRAFT = "expected --draft for {}, got none; pass a smaller model with the sam
 EARLY = {
     "generate": ("generate --prompt x --method mirror", NO_DRAFT.format("--method mirror")),
     "doctor": ("doctor", NO_DRAFT.format("jaxspec doctor")),
-    "probe": ("probe --law", NO_DRAFT.format("--law")),
+    "probe": ("probe --propose", NO_DRAFT.format("--propose")),
     "bench": ("bench QUESTIONS", NO_DRAFT.format("--methods speculative mirror")),
     "federate": ("federate", NO_DRAFT.format("jaxspec federate")),
     "temperature": ("generate --prompt x --temperature -1", "expected temperature >= 0"),

@@ -26,8 +26,7 @@ from jaxspec.federated._alone import _local_training
 from jaxspec.loading.store import load_model
 from jaxspec.text import windows
 from jaxspec.text.tokenizer import train_tokenizer
-from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import distillation_loss
+from jaxspec.training import distillation_loss, streaming_loss
 from tests.support.jaxspec import models
 
 PROMPT = 4

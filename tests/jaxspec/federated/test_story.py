@@ -15,7 +15,7 @@ from jaxspec import zoo
 from jaxspec.cli import demo
 from jaxspec.federated import Federation
 from jaxspec.models.config import DecoderConfig
-from jaxspec.training.train import Schedule
+from jaxspec.training import Schedule
 from jaxspec.zoo import recipe as recipes
 
 pytestmark = pytest.mark.slow

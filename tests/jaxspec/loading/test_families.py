@@ -11,7 +11,7 @@ import pytest
 
 import jaxspec
 from jaxspec.models.attention import cached, init_cache
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 
 pytestmark = pytest.mark.peers
 

@@ -19,7 +19,7 @@ from jaxspec.loading.families import FAMILIES, family_for
 from jaxspec.loading.store import convert, open_model
 from jaxspec.models._decoder import init_params, network
 from jaxspec.models.quantize import Int8
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from tests.support.jaxspec import models
 
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 9))

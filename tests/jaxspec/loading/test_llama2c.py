@@ -9,7 +9,7 @@ import pytest
 import jaxspec
 from jaxspec import __main__ as command_line
 from jaxspec.loading.store import load_model, open_model, save_model
-from jaxspec.training.train import hidden_states, log_probabilities
+from jaxspec.training import hidden_states, log_probabilities
 
 DATA = Path(__file__).parents[2] / "data" / "stories260K"
 BIN, TOKENIZER = DATA / "stories260K.bin", DATA / "tok512.model"

@@ -14,7 +14,7 @@ import jaxspec
 from jaxspec.loading import load_huggingface, save_huggingface
 from jaxspec.loading.families import FAMILIES, family_of
 from jaxspec.loading.store import convert, load_model, open_model, save_model
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 20))
 SIZES = {

@@ -161,11 +161,3 @@ def test_a_fan_out_that_cannot_be(settings):
 def test_sharpness_that_is_not_positive(sharpness):
     with pytest.raises(ValueError, match=rf"expected a finite sharpness > 0, got {sharpness}"):
         candidates.mirror(3, sharpness)
-
-
-def test_sizes_by_batch():
-    """The paper's table, and what lies between."""
-    found = [tuple(candidates.sizes_for(batch)) for batch in (1, 8, 9, 16, 32, 33, 64, 500)]
-    assert found == [(8, 2), (8, 2), (4, 1), (4, 1), (2, 1), (1, 1), (1, 1), (1, 1)]
-    with pytest.raises(ValueError, match="batch >= 1"):
-        candidates.sizes_for(0)

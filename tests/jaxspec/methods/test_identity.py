@@ -15,7 +15,7 @@ import jaxspec
 from jaxspec import Sampling
 from jaxspec.generation.requests import request_of
 from jaxspec.methods import candidates
-from jaxspec.training.train import log_probabilities
+from jaxspec.training import log_probabilities
 from jaxspec.verify import acceptance
 from jaxspec.verify.exits import init_affine_lens
 from tests.jaxspec.verify.test_acceptance import fits

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec.training.train import log_probabilities
+from jaxspec.training import log_probabilities
 from tests.support.jaxspec import models, own_models
 
 BUILDERS = {

@@ -18,8 +18,7 @@ from jaxspec.__main__ import main
 from jaxspec.federated import Continued, _examples
 from jaxspec.loading.store import load_model, save_model
 from jaxspec.text._text import sentencepiece
-from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import (
+from jaxspec.training import (
     Schedule,
     bits_per_character,
     distillation_loss,
@@ -27,6 +26,7 @@ from jaxspec.training.train import (
     fit_lens,
     lens_loss,
     log_probabilities,
+    streaming_loss,
 )
 from jaxspec.verify.exits import init_affine_lens
 from tests.support.jaxspec import models

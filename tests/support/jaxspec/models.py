@@ -10,7 +10,7 @@ import numpy as np
 import jaxspec
 from jaxspec import DecoderConfig, Model
 from jaxspec.models._decoder import network
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from jaxspec.verify.target import Request
 
 VOCAB = 11

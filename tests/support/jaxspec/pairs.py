@@ -12,7 +12,7 @@ from jaxspec import Model, Sampling
 from jaxspec.generation.requests import request_of
 from jaxspec.loading.families import family_of
 from jaxspec.models._decoder import network
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from jaxspec.verify.sampling import perturbed
 from tests.support.jaxspec import models
 
