@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from jaxfed import plot
-from jaxfed.cli._partition import Rule, arguments, partition
+from jaxfed.cli._partition import PartitionRule, arguments, partition
 from jaxfed.data import (
     dirichlet,
     iid,
@@ -257,9 +257,9 @@ def test_the_command_names_a_missing_folder(tmp_path):
 
 
 def test_defaults_of_a_rule_give_way_to_options():
-    keywords = arguments("dirichlet", Rule(concentration=2.0, clients=7), LABELS)
+    keywords = arguments("dirichlet", PartitionRule(concentration=2.0, clients=7), LABELS)
     assert (keywords["concentration"], keywords["num_clients"]) == (2.0, 7)
-    assert arguments("dirichlet", Rule(), LABELS)["concentration"] == 0.3
+    assert arguments("dirichlet", PartitionRule(), LABELS)["concentration"] == 0.3
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (3, 20), (500, 12), (40, 100)])

@@ -11,7 +11,7 @@ from jaxspec.analysis import cost
 from jaxspec.analysis.cost import ProgramTimes, StepTiming, accepted_length, step_time
 from jaxspec.analysis.whatif import Assumptions, compare
 from jaxspec.cli._doctor import verdict
-from jaxspec.generation._generate import Stats
+from jaxspec.generation import Stats
 from jaxspec.methods import candidates
 from tests.support.jaxspec import models
 

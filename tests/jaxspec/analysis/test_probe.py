@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jaxspec.text._windows import token_rows
+from jaxspec.text.prompts import token_rows
 
 import jaxspec
 from jaxspec import __main__ as command_line
