@@ -75,11 +75,11 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "bad input is refused by name": ("jaxspec/methods/test_errors.py::test_bad_input",),
     "the decoder follows its equations, and its cache changes nothing": (
-        "jaxspec/models/test_decoder.py::test_decoder_follows_its_equations",
-        "jaxspec/models/test_cache.py",
+        "jaxspec/models/test_decoder.py::test_decoder_follows_its_equations[grouped]",
+        "jaxspec/models/test_cache.py::test_rows_are_written_where_each_sequence_stands[2]",
     ),
-    "lookahead streams draft what the plain draft drafts": (
-        "jaxspec/drafts/test_streams.py::test_windows_are_those_of_the_plain_draft[speculative-greedy]",
+    "a lookahead stream sees the text before it": (
+        "jaxspec/drafts/test_streams.py::test_a_stream_sees_its_own_place_and_what_lies_before",
     ),
     "the token channel loses no bit": ("jaxspec/devices/test_channel.py::test_a_message_comes_back",),
     "a second call compiles nothing": (

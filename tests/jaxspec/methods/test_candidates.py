@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxspec.methods import candidates
+from jaxspec.verify._message import message
 
 VOCAB, WINDOW, BATCH = 5, 3, 4
 
@@ -23,7 +24,7 @@ def exit_law(seed=0):
 
 def received(num_candidates, seed=0):
     logits, law, drafted = exit_law(seed)
-    return candidates.message(jnp.asarray(logits), jnp.asarray(drafted), num_candidates), law, drafted
+    return message(jnp.asarray(logits), jnp.asarray(drafted), num_candidates), law, drafted
 
 
 def known_law(law, drafted, num_candidates, sharpness):
