@@ -44,7 +44,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "jaxfed/rows/test_stores.py::test_every_tier_gives_the_same_run[fedspeed-disk]",
     ),
     "a run continues bit for bit": (
-        "jaxfed/run/test_going_on.py::test_a_state_goes_on_bit_for_bit_and_a_server_alone_is_refused[fedspeed]",
+        "jaxfed/run/test_continuing.py::test_a_state_continues_bit_for_bit_and_a_server_alone_is_refused[fedspeed]",
     ),
     "a checkpoint gives back every leaf, and damage is named": (
         "jaxfed/checkpoint/test_checkpoint.py::test_every_kind_of_leaf_and_container_comes_back",
@@ -93,11 +93,11 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "jaxspec/loading/test_huggingface.py::test_what_is_written_reads_back_to_the_bit[llama]",
         "jaxspec/loading/test_huggingface.py::test_a_spoilt_folder_is_named[truncated]",
     ),
-    "training resumes bit for bit": ("jaxspec/training/test_train.py::test_fit_resumes_bit_for_bit[5]",),
+    "training resumes bit for bit": ("jaxspec/training/test_fit.py::test_fit_resumes_bit_for_bit[5]",),
     "federation measures the acceptance that decoding has": (
         "jaxspec/federated/test_federated.py::test_accepted_length_is_that_of_a_real_decode[draft-3]",
     ),
-    "the cost model is the paper's": ("jaxspec/analysis/test_latency.py::test_law",),
+    "the cost model is the paper's": ("jaxspec/analysis/test_cost.py::test_step_time",),
     "the embedded pair decodes": ("jaxspec/zoo/test_zoo.py::test_a_loaded_pair_decodes",),
 }
 
