@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxfed.core import keys
 from jaxfed.core.checks import check_choice, check_range, python_fields
@@ -15,8 +16,15 @@ DRAWS_KEPT = 64
 """Number of cached cohorts, so that each round is drawn once."""
 
 
+Weights = Literal["uniform", "samples"] | ArrayLike
+"""How much each client counts in the means of a cohort: all the same, by number of samples, or N numbers > 0."""
+
+
 class Sampler(Protocol):
-    """Draws cohorts: a static value with a fixed number of slots."""
+    """Draws cohorts: a static value with a fixed number of slots.
+
+    A sampler may have an attribute `weights` (`Weights`); without one all clients count the same.
+    """
 
     def num_slots(self, num_clients: int) -> int:
         """Return the slots C of a cohort out of `num_clients`; raises ValueError if that is impossible."""
@@ -29,12 +37,20 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize:
-    """A cohort of `cohort_size` different clients, every set of that size equally likely."""
+    """A cohort of `cohort_size` different clients, every set of that size equally likely.
+
+    Attributes:
+        cohort_size: C.
+        weights: how much each client counts in the means: "uniform", "samples" (its number of samples), or N numbers >
+            0.
+    """
 
     cohort_size: int
+    weights: Weights = dataclasses.field(default="uniform", repr=False)  # checkpoints record it under its own name
 
     def __post_init__(self) -> None:
         check_range("cohort_size", self.cohort_size, least=1, whole=True)
+        object.__setattr__(self, "weights", checked_weights(self.weights))
         python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
@@ -66,17 +82,20 @@ class CoinFlips:
             client i participates iff u[i] ≤ P, and the seed is increased by one until somebody does. It is not Poisson
             sampling: where nobody was drawn a round repeats the next one's cohort, and seed s + 1 is seed s one round
             later.
+        weights: as in `FixedSize`.
     """
 
     participation: float
     capacity: int | None = None
     rule: Literal["independent", "reference"] = "independent"
+    weights: Weights = dataclasses.field(default="uniform", repr=False)
 
     def __post_init__(self) -> None:
         check_range("participation", self.participation, above=0.0, most=1.0)
         if self.capacity is not None:
             check_range("capacity", self.capacity, least=1, whole=True)
         check_choice("rule", self.rule, ACTIVE)
+        object.__setattr__(self, "weights", checked_weights(self.weights))
         python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
@@ -117,6 +136,36 @@ ACTIVE: dict[str, Callable[[int, int, int, float], np.ndarray]] = {
     "reference": reference_coins,
 }
 """The rules of `CoinFlips`: active clients of (seed, round, N, P)."""
+
+
+def checked_weights(weights: Weights) -> Weights:
+    """Return weights that can be compared and hashed: "uniform", "samples", or a tuple of numbers.
+
+    Raises:
+        ValueError: another word (nearest one suggested), or anything but finite numbers [N] > 0.
+    """
+    if isinstance(weights, str):
+        check_choice("weights", weights, ("uniform", "samples"))
+        return weights
+    numbers = np.asarray(weights, np.float32)
+    if numbers.ndim != 1 or not np.all(np.isfinite(numbers) & (numbers > 0)):
+        raise ValueError(f"weights must be 'uniform', 'samples' or N finite numbers > 0, got {weights!r:.200}")
+    return tuple(numbers.tolist())
+
+
+def weights_of(sampler: Sampler, lengths: ArrayLike) -> np.ndarray | None:
+    """Weights of all clients, float32 [N], from their numbers of samples [N]; None where all count the same.
+
+    Raises:
+        ValueError: weights of another number of clients.
+    """
+    weights = checked_weights(getattr(sampler, "weights", "uniform"))
+    if isinstance(weights, str):
+        return None if weights == "uniform" else np.asarray(lengths, np.float32)
+    numbers = np.asarray(weights, np.float32)
+    if numbers.shape != np.shape(lengths):
+        raise ValueError(f"expected weights for {np.size(lengths)} clients, got {len(numbers)}; give every client one")
+    return numbers
 
 
 def recorded(sampler: Sampler) -> str:

@@ -270,14 +270,14 @@ def check_cohorts(algorithm: FederatedAlgorithm, sampler: Sampler, num_clients: 
         )
     if (noise := aggregate.noise) is None:
         return
+    if weighted:
+        raise ValueError(UNWEIGHTED)
     if (sampler, num_clients) != (noise.sampler, noise.num_clients):
         built = f"{noise.sampler} of {noise.num_clients} clients"
         raise ValueError(
             f"expected the sampling that {aggregate.name} was built for, {built}, got {sampler} of {num_clients}; "
             "use the same in both, because noise and ε depend on it"
         )
-    if weighted:
-        raise ValueError(UNWEIGHTED)
 
 
 def _check_noise(parts: Parts, transforms: str) -> None:

@@ -40,10 +40,10 @@ def of_client(algorithm: FederatedAlgorithm, server: Server, sample: Sample, bat
     """What a client computes: its learning rates, and what the loss function and the client's update are traced to.
 
     Args:
-      algorithm: of the run.
-      server: arrays, or their shapes and dtypes.
-      sample: shape and dtype of one sample by name.
-      batch_size: B.
+        algorithm: of the run.
+        server: arrays, or their shapes and dtypes.
+        sample: shape and dtype of one sample by name.
+        batch_size: B.
     """
     member = _member(algorithm, server, sample, batch_size)
     found: dict[str, Any] = {MADE_WITH: made_with()}

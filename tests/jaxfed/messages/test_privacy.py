@@ -1,4 +1,4 @@
-"""Assumptions of noise: order of transforms, one clip, one sampling, secret noise, wide sums."""
+"""What noise presumes holds: order of transforms, one clip, one sampling, noise that nobody can subtract, wide sums."""
 
 import dataclasses
 
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import jaxfed
-from jaxfed.cli._options import Schedule
-from jaxfed.cli._sending import Sending, mechanism, sampling, with_sending
+from jaxfed.cli._options import Rounds
+from jaxfed.cli._sending import Sending, mechanism, sampler_of, with_sending
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientInfo, ClientMessage, ClientUpdate, Cohort, CohortResult
 from jaxfed.layout import plans
 from jaxfed.messages import compression, privacy, robust
 from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, in_memory
 from tests.support.jaxfed import problems
+from tests.support.jaxfed.runs import arguments
 
 CENTRAL = privacy.Central(0.5, 1.0, jaxfed.CoinFlips(0.1), 100, 1e-3)
 LOCAL = privacy.Local(0.5, 1.0, 1e-3)
@@ -132,21 +133,21 @@ def test_orders_that_noise_does_not_cover_are_refused_at_construction(name):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "clients", "weights", "message"),
+    ("sampler", "clients", "message"),
     [
-        (jaxfed.CoinFlips(0.2), 100, "uniform", r"CoinFlips\(participation=0.1, .* of 100 clients, got CoinFlips"),
-        (jaxfed.FixedSize(10), 100, "uniform", "got FixedSize"),
-        (jaxfed.CoinFlips(0.1), 50, "uniform", "of 50; use the same in both"),
-        (jaxfed.CoinFlips(0.1), 100, "samples", "equal weights"),
+        (jaxfed.CoinFlips(0.2), 100, r"CoinFlips\(participation=0.1, .* of 100 clients, got CoinFlips"),
+        (jaxfed.FixedSize(10), 100, "got FixedSize"),
+        (jaxfed.CoinFlips(0.1), 50, "of 50; use the same in both"),
+        (jaxfed.CoinFlips(0.1, weights="samples"), 100, "equal weights"),
     ],
 )
-def test_a_run_with_other_cohorts_than_the_noise_is_refused(sampler, clients, weights, message):
+def test_a_run_with_other_cohorts_than_the_noise_is_refused(sampler, clients, message):
     algorithm = jaxfed.uplink(fedavg(), CLIP, aggregate=NOISE)
     data = jaxfed.data.client_data([problems.make_problem(1, np.float32).clients[0]] * clients)
     server = algorithm.init(problems.make_problem(1, np.float32).params, clients)
-    options = {"rounds": 1, "batch_size": 2, "local_steps": 1, "progress": False}
+    options = {"rounds": 1, "batching": jaxfed.Steps(1, 2)}
     with pytest.raises(ValueError, match=message):
-        jaxfed.simulate(algorithm, server, data, sampler=sampler, client_weights=weights, **options)
+        jaxfed.simulate(algorithm, server, data, sampler=sampler, **arguments(**options))
     check_cohorts(algorithm, CENTRAL.sampler, 100, weighted=False)
 
 
@@ -158,11 +159,11 @@ def test_one_value_holds_what_noise_and_epsilon_agree_in():
 
 
 def test_the_command_line_clips_last_and_draws_as_the_noise_presumes():
-    schedule, sending = Schedule(clients=32, cohort_size=8), Sending(0.5, 1.0, bits=2, top_k=0.1)
+    schedule, sending = Rounds(clients=32, cohort_size=8), Sending(0.5, 1.0, bits=2, top_k=0.1)
     algorithm = with_sending(fedavg(), sending, schedule)
     assert algorithm.hyperparameters["uplink"].endswith("quantise(bits=2), clip(0.5)")
     assert algorithm.parts.aggregate.noise == mechanism(sending, schedule)
-    check_cohorts(algorithm, sampling(sending, schedule)["sampler"], schedule.clients, weighted=False)
+    check_cohorts(algorithm, sampler_of(sending, schedule), schedule.clients, weighted=False)
 
 
 def test_noise_for_ends():
@@ -235,15 +236,15 @@ def test_robust_aggregates_count_clients_not_slots(name):
     for used in ([], [0], [6], [3, 8], [2, 4, 8], [1, 4, 5, 7], [2, 3, 5, 7, 8]):
         mask = np.isin(np.arange(9), used)
         there = ClientMessage({"x": np.where(mask[:, None], values, np.nan), "none": np.zeros((9, 0), np.float32)})
-        combined, kept = combine(
+        found, kept = combine(
             CohortResult(there, jnp.float32(len(used)), (), (), jnp.asarray(mask), jnp.asarray(~mask))
         )
-        assert tree.all_finite(combined)
+        assert tree.all_finite(found)
         assert not kept[~mask].any()
         assert bool(kept.any()) == (len(used) >= least)
         if len(used) >= least:
-            assert np.all(combined.delta["x"] <= values[mask].max(axis=0) + 1e-6)
-            assert np.all(combined.delta["x"] >= values[mask].min(axis=0) - 1e-6)
+            assert np.all(found.delta["x"] <= values[mask].max(axis=0) + 1e-6)
+            assert np.all(found.delta["x"] >= values[mask].min(axis=0) - 1e-6)
 
 
 LIES = {"krum": robust.krum(3), "trimmed_mean": robust.trimmed_mean(0.2)}
@@ -260,20 +261,20 @@ def test_liars_move_no_cohort_of_coin_flips(name):
         if name == "trimmed_mean" and (used & liars).sum() > max(1, int(0.2 * used.sum())):
             continue
         values[liars] = 200.0
-        combined, kept = combine(
+        found, kept = combine(
             CohortResult(ClientMessage(values), jnp.float32(1), (), (), jnp.asarray(used), ~jnp.asarray(used))
         )
         believed += bool(kept.any())
-        assert not kept.any() or np.abs(combined.delta).max() < 10.0
+        assert not kept.any() or np.abs(found.delta).max() < 10.0
     assert believed > 15
 
 
 def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
-    """Krum of five under coin flips; one finite client in a late slot counts."""
+    """Krum of five under coin flips; before, one finite client in a late slot was taken for nobody at all."""
     problem = problems.make_problem(11, np.float32)
     algorithm = jaxfed.uplink(fedavg(), aggregate=robust.krum(1))
     server, seen = algorithm.init(problem.params, 5), []
-    options = {"rounds": 6, "batch_size": 4, "local_steps": 1, "progress": False}
+    options = {"rounds": 6, "batching": jaxfed.Steps(1, 4)}
     data = jaxfed.data.client_data(problem.clients)
 
     def look(server, info):
@@ -281,7 +282,7 @@ def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
 
     with pytest.warns(UserWarning, match="fewer clients with finite results than its aggregate needs"):
         _, history = jaxfed.simulate(
-            algorithm, server, data, sampler=jaxfed.CoinFlips(0.8), seed=2, callbacks=[look], **options
+            algorithm, server, data, sampler=jaxfed.CoinFlips(0.8), seed=2, **arguments(callbacks=[look], **options)
         )
     sizes = [int((jaxfed.CoinFlips(0.8).draw(2, number, 5) >= 0).sum()) for number in range(6)]
     assert history.rounds["num_used"] == [int(size == 5) for size in sizes]
@@ -292,7 +293,7 @@ def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
         assert used == 1 or all(jax.tree.leaves(jax.tree.map(np.array_equal, params, before)))
         before = params
     with pytest.raises(ValueError, match=r"expected cohorts of 5 clients or more for krum\(1, 1\), got 4 slots"):
-        jaxfed.simulate(algorithm, server, data, cohort_size=4, **options)
+        jaxfed.simulate(algorithm, server, data, sampler=jaxfed.FixedSize(4), **arguments(**options))
 
 
 PLANS = {"vmap": jaxfed.vmap(), "map": jaxfed.map(), "chunked": jaxfed.chunked(8)}
@@ -312,10 +313,10 @@ def test_sums_of_narrow_messages_do_not_stand_still(name, dtype):
     for weights in (None, jnp.full(2000, 257.0)):
         cohort = Cohort(jnp.arange(2000, dtype=jnp.int32), jaxfed.ClientRow((), ()), {}, weights)
         result = jax.jit(lambda cohort: PLANS[name](client, cohort, jax.random.key(0)))(cohort)
-        combined = plans.means(result)
+        found = plans.means(result)
         expected = [np.float32(small), np.float32(large)]
-        np.testing.assert_allclose(np.float32(combined.delta), expected, rtol=1e-4)
-        np.testing.assert_allclose(np.float32(combined.total[0]), 2000 * np.float32(small), rtol=1e-4)
+        np.testing.assert_allclose(np.float32(found.delta), expected, rtol=1e-4)
+        np.testing.assert_allclose(np.float32(found.total[0]), 2000 * np.float32(small), rtol=1e-4)
 
 
 @pytest.mark.parametrize("aggregate", [None, robust.median(), robust.krum(0, selected=3)])
@@ -338,9 +339,9 @@ def test_a_step_of_narrow_parameters_keeps_their_dtype(aggregate):
 def test_means_of_narrow_numbers(dtype):
     """Of facts and losses: 257 numbers, whose count bfloat16 does not hold, and a sum that float16 does not."""
     values = jnp.full(257, 300.0, dtype)
-    combined = jaxfed.masked_mean(values, jnp.ones(257, bool))
-    assert combined.dtype == dtype
-    assert float(combined) == 300.0
+    found = jaxfed.masked_mean(values, jnp.ones(257, bool))
+    assert found.dtype == dtype
+    assert float(found) == 300.0
     located = {"median": robust.median(), "trimmed": robust.trimmed_mean(0.1), "geometric": robust.geometric_median()}
     messages = ClientMessage(jnp.full((257, 2), 40_000.0 if dtype == "float16" else 300.0, dtype))
     result = CohortResult(messages, jnp.float32(257), (), (), jnp.ones(257, bool), jnp.zeros(257, bool))

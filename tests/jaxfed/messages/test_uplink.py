@@ -480,10 +480,9 @@ def test_a_run_resumes_with_its_residuals_and_refuses_other_transforms(tmp_path)
             server,
             data,
             rounds=rounds,
-            cohort_size=2,
-            local_steps=2,
-            batch_size=4,
-            progress=False,
+            sampler=jaxfed.FixedSize(2),
+            batching=jaxfed.Steps(2, 4),
+            report=jaxfed.Report(progress=False),
             checkpoint=directory,
         )
 
