@@ -33,6 +33,7 @@ from jaxspec.analysis._tune import predict
 from jaxspec.analysis.foresight import Foresight, Steps, foresee, foreseen, steps
 from jaxspec.analysis.timing import Drafting, Pass, Primitives
 from jaxspec.cli._bench_methods import Measurement, Prompts, Setting, Worker, best_of, grown
+from jaxspec.drafts import num_streams
 from jaxspec.methods import candidates
 from jaxspec.models._decoder import init_params
 from jaxspec.text.tokenizer import encode
@@ -190,7 +191,7 @@ def rows(pair: zoo.Pair, read: Read, case: Case, options: Any, note: Any) -> Ite
 
 
 def _streams(pair: zoo.Pair) -> int:
-    return 0 if pair.streaming is None else pair.streaming.network.streams.count  # type: ignore[union-attr]
+    return 0 if pair.streaming is None else num_streams(pair.streaming.network)
 
 
 def _told(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:

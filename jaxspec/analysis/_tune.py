@@ -18,6 +18,7 @@ from jaxspec.analysis.foresight import Foresight, foresee, foreseen, steps
 from jaxspec.analysis.timing import Primitives, Setup, measure
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, default_placement, place, shared_home
+from jaxspec.drafts.streams import check_plain
 from jaxspec.generation import generate
 from jaxspec.generation.requests import Prompt, Sampling, encoded, request_of
 from jaxspec.methods import autoregressive, candidates, mirror, speculative
@@ -268,11 +269,7 @@ def tune(
     own = max(1, config.num_layers // 2) if exit_layer is None else exit_layer
     layers = grid.layers(own, config)
     check_local(where)
-    if draft.network.streams is not None:
-        raise ValueError(
-            "expected a plain draft to tune with, got one with streams, whose passes hang on the text; "
-            "pass models.streams.limited(draft, 0)"
-        )
+    check_plain(draft, " to tune with")
     for layer in {own, *layers}:
         check_exit(target, layer, kappa, head)
     if new_tokens <= max(grid.windows):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import jaxfed
 from jaxfed import checkpoint
 from jaxfed.core.samplers import cohorts
+from jaxspec.drafts import num_streams
 from jaxspec.federated._examples import Continued, Examples, accepted_length, mean_accepted
 from jaxspec.federated._methods import Federation, Method, method_of
 from jaxspec.models.base import Array, Model, Params
@@ -93,7 +94,7 @@ class Setup:
     def loss(self) -> LossFn:
         """Of a plain draft, or of one with streams."""
         network = self.draft.network
-        return distillation_loss(network) if network.streams is None else streaming_loss(network)
+        return streaming_loss(network) if num_streams(network) else distillation_loss(network)
 
     def judge(self, params: Params) -> dict[str, float]:
         """Accepted length by judge."""

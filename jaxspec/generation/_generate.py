@@ -17,7 +17,7 @@ from jaxspec.generation.requests import Each, Prompt, Sampling, check, encoded, 
 from jaxspec.methods.protocol import DecodingMethod, Watch, unwatched
 from jaxspec.text import Text
 from jaxspec.text.stopping import Finish, Written, context_of
-from jaxspec.verify.target import StepInfo
+from jaxspec.verify.info import StepInfo
 
 #: Steps enqueued before the oldest one's tokens are read; steps without acceptance that are no accident.
 IN_FLIGHT, MANY = 3, 64

@@ -13,6 +13,7 @@ from jaxspec.core.arguments import whole_numbers
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.text import Text
 from jaxspec.verify.sampling import SamplingArrays
+from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
 
 Number = TypeVar("Number")
@@ -224,7 +225,7 @@ def request_of(ids: list[np.ndarray], options: dict[str, np.ndarray], method: De
         seen = np.zeros((len(rows), method.vocab_size), bool)
         for index, row in enumerate(rows):
             seen[index, row] = True
-    return Request(tokens.astype(np.int32), lengths, new, sampling, seen), capacity
+    return Request(tokens.astype(np.int32), lengths, new, sampling, Seen(seen)), capacity
 
 
 def _sampling(options: dict[str, np.ndarray]) -> SamplingArrays | None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from jaxspec.core.files import read_json, reading
 from jaxspec.devices.sharding import MODEL_AXIS, axis_size, check_divides, leaf_homes, shared_heads, spread_heads
+from jaxspec.drafts import num_streams
 from jaxspec.loading._families import FAMILIES, Family, family_for, family_of
 from jaxspec.loading._unsupported import check_plain
 from jaxspec.loading._weights import SHARD_BYTES, Weights, write
@@ -327,9 +328,9 @@ def save_huggingface(
         ValueError: no family can say the configuration, or a dtype that holds no weights.
     """
     model = unfitted(model)
-    if model.network.streams is not None:
+    if num_streams(model.network):
         raise ValueError(
-            "expected a plain model, got one with streams, which no family has; pass models.streams.limited(model, 0)"
+            "expected a plain model, got one with streams, which no family has; pass jaxspec.drafts.limited(model, 0)"
         )
     dtype = None if dtype is None else float_dtype(dtype)
     config, params = _sayable(model.network.config, model.params)

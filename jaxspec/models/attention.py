@@ -4,11 +4,15 @@ The cache has a fixed capacity S, the last row of which stays free; what is visi
 rolling back after a rejected window is arithmetic on lengths and copies nothing.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows
 from jaxspec.models.config import DecoderConfig, Scores
+from jaxspec.models.taps import run_layers
 
 #: Tokens of a prompt that are run at a time.
 CHUNK = 256
@@ -30,23 +34,44 @@ def write(rows: Array, new: Array, positions: Array) -> Array:
     return jax.vmap(update)(rows, new, positions)
 
 
-def fill(network: Network, params: Params, tokens: Array, capacity: int) -> Cache:
-    """A cache with the rows of prompts [B, P]; longer ones are run ``CHUNK`` tokens at a time, in flat memory."""
+def fill(
+    network: Network,
+    params: Params,
+    tokens: Array,
+    capacity: int,
+    taps: tuple[int, ...] = (),
+    finish: Callable[[dict[int, Array], Array], Any] = lambda streams, x: None,
+) -> tuple[Cache, Any]:
+    """A cache with the rows of prompts [B, P]; longer ones are run ``CHUNK`` tokens at a time, in constant memory.
+
+    Args:
+        network: the model.
+        params: its parameters.
+        tokens: prompts.
+        capacity: rows of the cache.
+        taps: layers i before which the residual stream is kept (``run_layers``).
+        finish: (streams by tap, stream after the last layer) of a chunk → leaves [B, T, …] to keep of it.
+
+    Returns:
+        The cache, and what ``finish`` returned, for the whole prompts.
+    """
     batch, length = tokens.shape
     embedded = jax.eval_shape(network.embed, params, tokens)
     cache = init_cache(network.config, batch, capacity, embedded.dtype)
     layers = range(network.config.num_layers)
 
-    def run(cache: Cache, part: tuple[Array, Array]) -> tuple[Cache, None]:
+    def run(cache: Cache, part: tuple[Array, Array]) -> tuple[Cache, Any]:
         tokens, start = part
         positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        x = network.embed(params, tokens)
-        return network.blocks(params, x, positions, cache, cached(positions, start), layers)[1], None
+        x, attend = network.embed(params, tokens), cached(positions, start)
+        x, cache, streams = run_layers(network, params, x, positions, cache, attend, layers, taps)
+        return cache, finish(streams, x)
 
     if length <= CHUNK:
-        return run(cache, (tokens, jnp.int32(0)))[0]
+        return run(cache, (tokens, jnp.int32(0)))
     parts = jnp.moveaxis(tokens.reshape(batch, -1, CHUNK), 1, 0)
-    return jax.lax.scan(run, cache, (parts, CHUNK * jnp.arange(len(parts))))[0]
+    cache, kept = jax.lax.scan(run, cache, (parts, CHUNK * jnp.arange(len(parts))))
+    return cache, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, length, *leaf.shape[3:]), kept)
 
 
 def causal() -> Attend:

@@ -12,8 +12,8 @@ from jaxspec.devices import channel
 from jaxspec.devices.channel import Local, Remote, pack, send, unpack
 from jaxspec.devices.sharding import home_of, mesh_of, replicated
 from jaxspec.generation.requests import Sampling, request_of
-from jaxspec.verify._message import Message, message, message_like
 from jaxspec.verify.acceptance import ratio
+from jaxspec.verify.message import Message, exit_message, message_like
 from jaxspec.verify.verdict import longest_match, verdict_like
 from tests.support.jaxspec import models
 
@@ -23,7 +23,7 @@ BATCH, WINDOW, KAPPA = 2, 3, 4
 def a_message():
     random = np.random.default_rng(0)
     logits = jnp.asarray(random.normal(size=(models.VOCAB, BATCH, WINDOW + 1)), jnp.float32)
-    return message(logits, jnp.asarray(random.integers(models.VOCAB, size=(BATCH, WINDOW)), jnp.int32), KAPPA)
+    return exit_message(logits, jnp.asarray(random.integers(models.VOCAB, size=(BATCH, WINDOW)), jnp.int32), KAPPA)
 
 
 def check(sent, like):

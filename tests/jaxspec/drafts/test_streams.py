@@ -11,10 +11,11 @@ import pytest
 
 import jaxspec
 from jaxspec import zoo
+from jaxspec.drafts import Pending, Proposer
+from jaxspec.drafts._branches import Scratch
 from jaxspec.drafts._lookahead import Task, _pass
-from jaxspec.drafts.branches import Pending, Proposer, Scratch
-from jaxspec.drafts.plain import first_window, rollout
-from jaxspec.drafts.streams import causal_streams, forward, limited
+from jaxspec.drafts.base import first_window
+from jaxspec.drafts.streams import causal_streams, forward, limited, num_streams
 from jaxspec.generation.trace import Passes
 from jaxspec.loading.store import load_model, open_model, save_model
 from jaxspec.methods import candidates, fallbacks
@@ -80,13 +81,12 @@ def test_the_main_stream_is_the_plain_draft():
 def rolled(draft, roots=tuple(range(models.VOCAB))):
     """Passes [B, R] of branches from the end of the prompts."""
     request = models.request()
-    _, _, cache = first_window(draft.network, acceptance.match(), draft.params, request, WINDOW, 64)
+    drafter = models.drafter(draft)
+    _, _, state = first_window(drafter, acceptance.match(), draft.params, request, None, WINDOW, 64 - WINDOW)
     at = jnp.broadcast_to(jnp.asarray(request.lengths)[:, None], (2, len(roots)))
     tokens = jnp.broadcast_to(jnp.asarray(roots, jnp.int32)[None], at.shape)
-    run = jax.jit(
-        lambda p, c: rollout(draft.network, p, c, Pending(tokens, at), WINDOW, Proposer(acceptance.match(), None))
-    )
-    return run(draft.params, cache)[0]
+    run = jax.jit(lambda p, c: drafter.roll(p, c, Pending(tokens, at), WINDOW, Proposer(acceptance.match(), None)))
+    return run(draft.params, state.cache)[0]
 
 
 def test_passes_are_counted():
@@ -124,7 +124,8 @@ def test_guesses_are_those_of_one_pass_over_the_text(with_pending):
     """Of branches at different places, of which one has rows of its own before, with a sliding window."""
     draft = models.streaming(2, lambda: models.random_model(WINDOWED, 3))
     request, rule = models.request(), acceptance.match()
-    first, _, cache = first_window(draft.network, rule, draft.params, request, WINDOW, 64)
+    first, _, state = first_window(models.drafter(draft), rule, draft.params, request, None, WINDOW, 64 - WINDOW)
+    cache = state.cache
     start = jnp.asarray(request.lengths)[:, None] + (0 if not with_pending else WINDOW)
     roots = Pending(jnp.asarray([[3, 5], [9, 1]], jnp.int32), jnp.broadcast_to(start, (2, 2)))
     pending = Pending(first.tokens[:, -1], start[:, 0] - 1) if with_pending else None
@@ -227,7 +228,7 @@ def test_a_stream_sees_its_own_place_and_what_lies_before():
 
 def test_fewer_streams_and_none():
     draft = models.streaming()
-    assert limited(draft, 1).network.streams.count == 1
+    assert num_streams(limited(draft, 1).network) == 1
     assert limited(draft, 0).network is models.draft().network
     one = decode("mirror", limited(draft, 1), {})
     assert one.tokens == models.expected(models.NEW_TOKENS)

@@ -91,15 +91,15 @@ def test_the_cache_has_room_for_two_windows(window):
 
 def test_tokens_seen_are_noted_only_where_repetition_is_penalised(method):
     prompts = [[1, 5, 1], [10]]
-    assert asked(method, prompts)[0].seen is None
+    assert asked(method, prompts)[0].seen.marks is None
     request, _ = asked(method, prompts, repetition_penalty=[1.0, 1.3])
-    assert [np.flatnonzero(row).tolist() for row in request.seen] == [[1, 5], [10]]
+    assert [np.flatnonzero(row).tolist() for row in request.seen.marks] == [[1, 5], [10]]
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 8)])
 def test_a_batch_is_filled_up_to_whole_groups(method, count, size):
     request, _ = asked(method._replace(groups=4), [[3, index] for index in range(count)], repetition_penalty=1.5)
-    for leaf in (*request[:3], *request.sampling, request.seen):
+    for leaf in (*request[:3], *request.sampling, request.seen.marks):
         assert len(leaf) == size
     assert request.tokens[:count, :2].tolist() == [[3, index] for index in range(count)]
     np.testing.assert_array_equal(
