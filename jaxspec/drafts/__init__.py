@@ -1,5 +1,6 @@
 """Drafts: the protocol of whatever proposes windows, and plain, streaming and n-gram drafts."""
 
+from jaxspec.drafts import trees
 from jaxspec.drafts._making import draft_for
 from jaxspec.drafts.base import Branches, Draft, Drafted, Drafter, Notes, Pending, Place, Proposer, Verification, Window
 from jaxspec.drafts.ngram import ngram
@@ -21,4 +22,5 @@ __all__ = [
     "ngram",
     "num_streams",
     "streaming",
+    "trees",
 ]

@@ -25,9 +25,10 @@ from jaxspec.text import Text
 from jaxspec.verify.acceptance import Acceptance, DraftProbabilities
 from jaxspec.verify.features import Features, Reads
 from jaxspec.verify.message import Message, Roots, likely
-from jaxspec.verify.sampling import NOTHING, SamplingArrays, perturbed
+from jaxspec.verify.sampling import INVALID, NOTHING, SamplingArrays, are_numbers, perturbed
 from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
+from jaxspec.verify.tree import TreeShape
 
 
 class Pending(NamedTuple):
@@ -48,6 +49,7 @@ class Verification(NamedTuple):
         next_token: the correction or bonus token: [B].
         features: the target's hidden states at the last committed token and the window's, [B, γ+1, D], as far as they
             have arrived. Those behind the first A + 1 belong to rejected tokens.
+        path: of a tree, the nodes [B, D+1] that the verdict confirms; then the window is the tokens along it.
     """
 
     window: Array
@@ -56,6 +58,7 @@ class Verification(NamedTuple):
     num_accepted: Array | None = None
     next_token: Array | None = None
     features: Features | None = None
+    path: Array | None = None
 
     @property
     def last(self) -> Pending:
@@ -172,6 +175,17 @@ class Proposer(NamedTuple):
         """The proposer once each branch holds one token more, tokens [B, R]."""
         return self._replace(seen=self.seen.with_token(tokens))
 
+    def children(self, logits: Array, position: Array, count: int) -> Array:
+        """The ``count`` best tokens after each of R nodes of one depth: [B, R, count] from logits [V, B, R].
+
+        ``position`` [B] is that of the children. They compete for one and the same draw of the target, whose noise the
+        rule may add; ``INVALID`` where the logits are not numbers.
+        """
+        assert self.acceptance.rank is not None  # checked by the factory
+        scores = self.acceptance.rank(logits, self.sampling, position[:, None], self.seen)
+        best = jax.lax.top_k(jnp.moveaxis(scores, 0, -1), count)[1].astype(jnp.int32)
+        return jnp.where(are_numbers(scores)[..., None], best, INVALID)
+
     def certain(self, logits: Array, tokens: Array, positions: Array) -> Notes:
         """Notes of tokens that were not drawn, such as looked-up ones: each has probability 1.
 
@@ -268,6 +282,15 @@ class Drafter:
         """State in which a drafted window follows the root at ``position`` [B]; default: the same."""
         return state
 
+    def grow(
+        self, params: Params, state: Any, root: Pending, shape: TreeShape, proposer: Proposer
+    ) -> tuple[Array, Any]:
+        """Drafts a tree after ``root`` [B]: tokens [B, N], the root's first. The next ``absorb`` gets the path.
+
+        Only ``speculative(tree=...)`` needs it.
+        """
+        raise ValueError(f"expected a draft that can grow a tree, got {type(self).__name__}; leave tree=None")
+
     def follow(
         self, params: Params, state: Any, root: Pending, tokens: Array, proposer: Proposer
     ) -> tuple[Drafted, Any]:
@@ -334,6 +357,25 @@ def first_window(
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
     proposer = Proposer(acceptance, request.sampling, request.seen, num_candidates)
     return next_window(drafter, params, state, Pending(last, request.lengths - 1), window, proposer)
+
+
+@partial(jax.jit, static_argnames=("drafter", "acceptance", "window", "capacity", "shape"))
+def first_tree(
+    drafter: Drafter,
+    acceptance: Acceptance,
+    params: Params,
+    request: Request,
+    features: Features | None,
+    window: int,
+    capacity: int,
+    shape: TreeShape,
+) -> tuple[Window, None, Any]:
+    """Runs the prompts through the draft and drafts the first tree; ``window`` is its depth."""
+    state = drafter.begin(params, request, features, capacity, shape.size)
+    last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
+    proposer = Proposer(acceptance, request.sampling, request.seen)
+    tokens, state = drafter.grow(params, state, Pending(last, request.lengths - 1), shape, proposer)
+    return Window(tokens, None), None, state
 
 
 def next_window(

@@ -13,13 +13,15 @@ from jax.sharding import Mesh
 
 from jaxspec.devices import sharding
 from jaxspec.drafts._branches import Scratch, branching, take
+from jaxspec.drafts._grow import grow
 from jaxspec.drafts.base import Branches, Drafted, Drafter, Notes, Pending, Place, Proposer, Verification
-from jaxspec.models.attention import cached, fill, write
+from jaxspec.models.attention import cached, fill, keep_path, write
 from jaxspec.models.base import Array, Cache, Model, Network, Params
 from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
+from jaxspec.verify.tree import TreeShape
 
 
 @jax.tree_util.register_dataclass
@@ -56,8 +58,10 @@ class Plain(Drafter):
         return PlainState(fill(self.network, params, request.tokens, capacity + scratch)[0])
 
     def absorb(self, params: Params, state: PlainState, verified: Verification) -> PlainState:
-        """All rows but the last one are there; that one is run along with the next window."""
-        return PlainState(state.cache, self._pending(state, verified))
+        """All rows but the last one are there; that one is run along with the next window or tree."""
+        if verified.path is None:
+            return PlainState(state.cache, self._pending(state, verified))
+        return PlainState(keep_path(state.cache, verified.position, verified.path), verified.last)
 
     def propose(
         self, params: Params, state: PlainState, root: Pending, window: int, proposer: Proposer
@@ -98,6 +102,13 @@ class Plain(Drafter):
         """Writes the window's rows from ``position`` on."""
         rows = jax.tree.map(lambda old, new: write(old, new, position), state.cache, drafted.rows)
         return PlainState(rows, lacks_last=True)
+
+    def grow(
+        self, params: Params, state: PlainState, root: Pending, shape: TreeShape, proposer: Proposer
+    ) -> tuple[Array, PlainState]:
+        """One pass for each depth; nodes of the last one are not run."""
+        tokens, cache = grow(self.network, params, state.cache, root, shape, proposer, state.pending)
+        return tokens, PlainState(cache)
 
     def follow(
         self, params: Params, state: PlainState, root: Pending, tokens: Array, proposer: Proposer

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.core.arguments import whole
-from jaxspec.drafts import Draft, draft_for
+from jaxspec.drafts import Draft, Drafter, draft_for
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import check_dtype, hidden_like
+from jaxspec.verify.acceptance import Acceptance
+from jaxspec.verify.tree import TreeShape
 
 
 def not_numbers(params: Params) -> list[str]:
@@ -26,6 +28,22 @@ def check_pair(target: Model, draft: Model | Draft, window: int) -> tuple[Draft,
     check_dtype(target, "target")
     made = draft_for(target, draft)
     return made, whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
+
+
+def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeShape | None) -> None:
+    """Raises ValueError for a tree that the rule, the draft or the vocabulary does not allow."""
+    if shape is None:
+        return
+    if rule.rank is None:
+        raise ValueError(
+            "expected acceptance.match() with a tree, got a rule that verifies chains alone, as acceptance.ratio() "
+            "does; pass acceptance=jaxspec.acceptance.match(), or leave tree=None"
+        )
+    if type(drafter).grow is Drafter.grow:
+        raise ValueError(f"expected a draft that can grow a tree, got {type(drafter).__name__}; leave tree=None")
+    vocabulary, most = target.network.config.vocab_size, 1 + int(shape.ranks.max())
+    if most > vocabulary:
+        raise ValueError(f"expected at most {vocabulary} children of a node (the vocabulary), got {most}")
 
 
 def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> tuple[int, int]:

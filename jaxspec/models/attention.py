@@ -99,6 +99,58 @@ def cached(positions: Array, start: Array | None = None) -> Attend:
     return attend
 
 
+def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: Array | None = None) -> Attend:
+    """Attention of a tree's ``nodes`` to the cache below ``position`` and to their ancestors in the tree.
+
+    The row of node n is ``position`` + n until ``keep_path`` moves it; its place in the sequence, by which sliding
+    windows count, is ``position`` + depth.
+
+    Args:
+        position: of the root: [B].
+        depth: of all nodes: [b, N], b = B or 1.
+        ancestors: which nodes each sees, itself included: [b, N, N].
+        nodes: that are run; nodes before them have their rows.
+        pending: position [B] of a token before the nodes that is run along and leaves its row there.
+    """
+
+    def seen(capacity: int, reach: int | None) -> Array:
+        steps = jnp.asarray(depth)[:, nodes.start : nodes.stop]
+        own = jnp.asarray(ancestors)[:, nodes.start : nodes.stop]
+        before = jnp.arange(capacity)[None, None, :] < position[:, None, None]
+        if reach is not None:
+            before &= _within(jnp.arange(capacity)[None, None, :], position[:, None, None] + steps[..., None], reach)
+            own &= steps[..., None] - jnp.asarray(depth)[:, None] < reach
+        before = jnp.broadcast_to(before, (len(position), len(nodes), capacity))
+        own = jnp.broadcast_to(own, (len(position), *own.shape[1:]))
+        mask = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start)))(
+            before, own, position
+        )
+        if pending is None:
+            return mask
+        return jnp.concatenate([visible(capacity, pending[:, None], reach), mask], axis=1)
+
+    def extended(rows: Array, new: Array) -> Array:
+        if pending is not None:
+            rows, new = write(rows, new[:, :, :1], pending), new[:, :, 1:]
+        return write(rows, new, position + nodes.start)
+
+    def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
+        rows = extended(rows[0], keys), extended(rows[1], values)
+        return attend_cache(queries, rows, seen(rows[0].shape[2], scores.window), scores), rows
+
+    return attend
+
+
+def keep_path(cache: Cache, position: Array, path: Array) -> Cache:
+    """Moves the rows of a tree's nodes ``path`` [B, D+1] to ``position`` [B] and behind; keys keep their rotation."""
+    index = (position[:, None] + path)[:, None, :, None]
+
+    def moved(rows: Array) -> Array:
+        return write(rows, jnp.take_along_axis(rows, index, axis=2), position)
+
+    return jax.tree.map(moved, cache)
+
+
 def visible(capacity: int, positions: Array, window: int | None = None) -> Array:
     """Rows that queries at ``positions`` [B, T] see, up to their own: a mask [B, T, S]."""
     return _within(jnp.arange(capacity)[None, None, :], positions[:, :, None], window)

@@ -48,12 +48,13 @@ class Acceptance(NamedTuple):
             logits are not numbers, and its probabilities are zero.
         choose: (target's logits [V, B, γ+1], window [B, γ], probabilities, sampling, positions, seen) → choices
             [B, γ+1].
-        trees: whether ``choose`` needs neither window nor probabilities, so that a tree can be verified.
+        rank: (draft's logits [V, B, T], sampling, positions, seen) → scores [V, B, T] that order a node's children in a
+            tree; None for a rule that cannot verify a tree.
     """
 
     propose: Callable[..., tuple[Array, Any]]
     choose: Callable[..., Array]
-    trees: bool = False
+    rank: Callable[..., Array] | None = None
 
 
 @lru_cache
@@ -69,6 +70,11 @@ def match(shared_noise: bool = True) -> Acceptance:
     Source: Mirror-SD (arXiv 2510.13161), §3; shared noise: arXiv 2408.07978.
     """
 
+    def rank(logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen()) -> Array:
+        if shared_noise:
+            return perturbed(logits, sampling, positions, seen)
+        return logits if sampling is None else penalised(logits, sampling.repetition_penalty, seen)
+
     def propose(
         logits: Array,
         sampling: SamplingArrays | None,
@@ -76,9 +82,9 @@ def match(shared_noise: bool = True) -> Acceptance:
         seen: Seen = Seen(),
         scores: Callable[[], Array] | None = None,
     ) -> tuple[Array, None]:
-        if shared_noise:
-            return guess(perturbed(logits, sampling, positions, seen) if scores is None else scores()), None
-        return guess(logits if sampling is None else penalised(logits, sampling.repetition_penalty, seen)), None
+        if shared_noise and scores is not None:
+            return guess(scores()), None
+        return guess(rank(logits, sampling, positions, seen)), None
 
     def choose(
         logits: Array,
@@ -90,7 +96,7 @@ def match(shared_noise: bool = True) -> Acceptance:
     ) -> Array:
         return draw(logits, sampling, positions, seen)
 
-    return Acceptance(propose, choose, trees=True)
+    return Acceptance(propose, choose, rank)
 
 
 @lru_cache

@@ -6,7 +6,7 @@ that adds the same noise to its own logits mostly draws the same token (coupling
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,9 @@ def _keep(values: Array, enough: Callable[[Array], Array]) -> Array:
     return jnp.where(order >= least[None], values, -jnp.inf)
 
 
-def perturbed(logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen()) -> Array:
+def perturbed(
+    logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen(), depth: Any = None
+) -> Array:
     """Filtered logits plus noise, [V, B, T], whose argmax is the token; at temperature 0 the (penalised) logits.
 
     Args:
@@ -111,6 +113,7 @@ def perturbed(logits: Array, sampling: SamplingArrays | None, positions: Array, 
         sampling: of each sequence; None: greedy without a penalty, and no code for the rest is compiled.
         positions: of the tokens to be drawn: [B, T].
         seen: tokens that the penalty applies to: marks [B, T or 1, V].
+        depth: which of ``positions`` [B, D+1] each column has, [b, T], if several share one; default: its own.
     """
     if sampling is None:
         return logits
@@ -118,7 +121,10 @@ def perturbed(logits: Array, sampling: SamplingArrays | None, positions: Array, 
     warm = sampling.temperature > 0
 
     def noisy(values: Array) -> Array:
-        drawn = filtered(values, sampling) + gumbel(sampling.seed, positions, values.shape[0])
+        noise = gumbel(sampling.seed, positions, values.shape[0])
+        if depth is not None:
+            noise = jnp.take_along_axis(noise, jnp.broadcast_to(depth, (len(positions), depth.shape[1]))[None], axis=2)
+        drawn = filtered(values, sampling) + noise
         return jnp.where(warm[None, :, None], drawn, values)
 
     return jax.lax.cond(jnp.any(warm), noisy, lambda values: values, logits)

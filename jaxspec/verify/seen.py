@@ -43,6 +43,10 @@ class Seen(NamedTuple):
         """Marks [B, V] as those of one branch: [B, 1, V]."""
         return self if self.marks is None else Seen(self.marks[:, None])
 
+    def columns(self, columns: range) -> "Seen":
+        """Some of the marks [B, T, V]."""
+        return self if self.marks is None else Seen(self.marks[:, columns.start : columns.stop])
+
     def last(self) -> "Seen":
         """The marks at the last position: [B, T, V] → [B, 1, V]."""
         return self if self.marks is None else Seen(self.marks[:, -1:])

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec.models.attention import cached, fill
+from jaxspec.models.attention import cached, fill, in_tree, keep_path
 from jaxspec.models.base import Array, Cache, Network, Params
 from jaxspec.models.taps import run_layers
 from jaxspec.verify.acceptance import Acceptance, match
 from jaxspec.verify.features import Features, Reads, gathered
 from jaxspec.verify.info import Choices
-from jaxspec.verify.sampling import SamplingArrays, log_probability
+from jaxspec.verify.sampling import SamplingArrays, greedy, log_probability, perturbed
 from jaxspec.verify.seen import Seen
+from jaxspec.verify.tree import Tree, longest_path, seen_along_paths
 from jaxspec.verify.verdict import Verdict, longest_match
 
 
@@ -122,6 +123,31 @@ def _run(
     x, rows, streams = run_layers(network, params, x, positions, rows, cached(positions), layers, target.reads.taps)
     features = gathered(network, params, target.reads, streams, x if layers.stop == count else None)
     return x, rows[layers.start : layers.stop], features
+
+
+def tree_pass(
+    target: Target, params: Params, cache: Cache, progress: Progress, tree: Tree
+) -> tuple[Choices, Verdict, Array, Cache, Features | None]:
+    """All layers over the nodes of a tree [B, N], the target's choice after each, and the path that they confirm.
+
+    Returns:
+        Choices along the path [B, D+1], the verdict, the path's nodes [B, D+1], the cache with the path's rows, and the
+        features along it.
+    """
+    network, at, depth = target.network, progress.position, jnp.asarray(tree.depth)
+    attend = in_tree(at, tree.depth, tree.ancestors, range(tree.tokens.shape[1]))
+    x, positions = network.embed(params, jnp.maximum(tree.tokens, 0)), at[:, None] + depth
+    layers = range(target.num_layers)
+    x, cache, streams = run_layers(network, params, x, positions, cache, attend, layers, target.reads.taps)
+    logits = network.logits(params, x)
+    levels = at[:, None] + 1 + jnp.arange(tree.paths.shape[2])[None]
+    seen = seen_along_paths(progress.seen, tree)
+    tokens = greedy(perturbed(logits, progress.sampling, levels, seen, depth))
+    verdict, path = longest_path(tree, tokens, at)
+    along = lambda values: jnp.take_along_axis(values, path, axis=1)  # noqa: E731
+    choices = Choices(along(tokens), along(log_probability(logits, tokens)))
+    features = gathered(network, params, target.reads, streams, x)
+    return choices, verdict, path, keep_path(cache, at, path), None if features is None else features.at(path)
 
 
 def choose(

@@ -24,7 +24,7 @@ from jaxspec.models.config import Attention
 from jaxspec.text.tokenizer import encode
 from jaxspec.training.streams import fit_streams, streaming_loss
 from jaxspec.training.train import Schedule
-from jaxspec.verify import acceptance
+from jaxspec.verify import Seen, acceptance
 from jaxspec.zoo.recipe import held_out_roles
 from tests.support.jaxspec import models
 from tests.support.jaxspec.fallback_rows import SAMPLED
@@ -134,8 +134,8 @@ def test_guesses_are_those_of_one_pass_over_the_text(with_pending):
     more, tail = jnp.asarray([[[2], [7]], [[0], [4]]], jnp.int32), jnp.asarray([[[6, 1, 8]] * 2] * 2, jnp.int32)
     none = jnp.zeros((2, 2), jnp.int32)
     run = jax.jit(lambda *args: _pass(task, *args))
-    begun = run(cache, none, jnp.concatenate([roots.token[..., None], more], axis=2), None, pending)
-    found = run(begun.cache, none + jnp.asarray([[1, 2]]), tail, None, None)
+    begun = run(cache, none, jnp.concatenate([roots.token[..., None], more], axis=2), Seen(), pending)
+    found = run(begun.cache, none + jnp.asarray([[1, 2]]), tail, Seen(), None)
     for row, branch in product(range(2), range(2)):
         own = [int(roots.token[row, branch]), int(more[row, branch, 0])][: 1 + branch]
         before = [*models.PROMPTS[row], *(first.tokens[row].tolist() if with_pending else [])]
