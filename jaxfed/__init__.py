@@ -18,12 +18,22 @@ from jaxfed.algorithms import (
     scaffold,
 )
 from jaxfed.core import CoinFlips, FixedSize, Stateful, masked_mean, mixed_precision, trainable
-from jaxfed.core.protocol import ClientRow, Cohort, FederatedAlgorithm, Message, RoundInfo, Server
+from jaxfed.core.protocol import ClientMessage, ClientRow, Cohort, FederatedAlgorithm, RoundInfo, Server
+from jaxfed.data import Epochs, Steps
 from jaxfed.layout import chunked, map, plans, sharded, vmap  # noqa: A004  plans by their names
 from jaxfed.messages import compression, privacy, robust, uplink
 from jaxfed.rows import DeviceStore, DiskStore, HostStore
-from jaxfed.run import Checkpointing, Interrupted, NothingTrainedWarning, metrics, simulate
-from jaxfed.run.history import History, RunState
+from jaxfed.run import (
+    Checkpointing,
+    History,
+    Interrupted,
+    Layout,
+    NothingTrainedWarning,
+    Report,
+    RunState,
+    metrics,
+    simulate,
+)
 
 __all__ = [
     "Checkpointing",
@@ -32,17 +42,21 @@ __all__ = [
     "CoinFlips",
     "DeviceStore",
     "DiskStore",
+    "Epochs",
     "FederatedAlgorithm",
     "FixedSize",
     "History",
     "HostStore",
     "Interrupted",
-    "Message",
+    "Layout",
+    "ClientMessage",
     "NothingTrainedWarning",
+    "Report",
     "RoundInfo",
     "RunState",
     "Server",
     "Stateful",
+    "Steps",
     "algorithms",
     "checkpoint",
     "chunked",

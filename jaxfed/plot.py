@@ -37,8 +37,8 @@ class Line(NamedTuple):
     """What one algorithm came to.
 
     Attributes:
-      along: label of a horizontal axis -> places of the measurements [n]; without one, it is in no such panel.
-      values: what was measured with every seed, [seeds, n].
+        along: label of a horizontal axis -> places of the measurements [n]; without one, it is in no such panel.
+        values: what was measured with every seed, [seeds, n].
     """
 
     along: Mapping[str, Sequence[float]]
@@ -51,8 +51,8 @@ def curves(
     """Draw curves against rounds, one panel beside the other; return the figure, which a notebook shows.
 
     Args:
-      panels: label of the vertical axis -> name of the curve -> (rounds, values).
-      path: picture file to write as well, its ending says the format.
+        panels: label of the vertical axis -> name of the curve -> (rounds, values).
+        path: picture file to write as well, its ending says the format.
     """
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, (label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -80,10 +80,10 @@ def comparison(
     the lines end, with their last values.
 
     Args:
-      lines: name of the algorithm -> its line.
-      label: of the vertical axis, which is a fraction.
-      path: picture file to write as well, its ending says the format.
-      target: a value to mark.
+        lines: name of the algorithm -> its line.
+        label: of the vertical axis, which is a fraction.
+        path: picture file to write as well, its ending says the format.
+        target: a value to mark.
     """
     axes_of = list(dict.fromkeys(axis for line in lines.values() for axis in line.along))
     ranked = sorted(lines, key=lambda name: -np.nan_to_num(np.mean(lines[name].values[:, -1]), nan=-1.0))
@@ -149,9 +149,9 @@ def label_distribution(
     Up to 20 classes are stacked bars, more are a heat map, commonest class on top. At most 400 clients are shown.
 
     Args:
-      counts: samples of every class that every client has, at least one a client, [N, C].
-      path: picture file to write as well, its ending says the format.
-      classes: names of the classes [C]; by default their numbers.
+        counts: samples of every class that every client has, at least one a client, [N, C].
+        path: picture file to write as well, its ending says the format.
+        classes: names of the classes [C]; by default their numbers.
     """
     names = [str(name) for name in (range(counts.shape[1]) if classes is None else classes)]
     shown = np.linspace(0, len(counts) - 1, min(len(counts), MOST_CLIENTS)).astype(int)

@@ -3,7 +3,8 @@
 import dataclasses
 import json as jsons
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,10 +16,19 @@ from tqdm.auto import tqdm
 
 import jaxfed
 from jaxfed import plot as pictures
-from jaxfed.cli._options import Execution, Flag, Method, Schedule, build, check_execution, federate, has, versions
-from jaxfed.cli._problems import Source, problems
-from jaxfed.cli._sending import Sending, sampling, with_sending
-from jaxfed.cli._shakespeare import Problem
+from jaxfed.cli._options import (
+    Execution,
+    Flag,
+    Hyperparameters,
+    Rounds,
+    build,
+    check_execution,
+    federate,
+    has,
+    versions,
+)
+from jaxfed.cli._problems import Source, tasks
+from jaxfed.cli._sending import Sending, sampler_of, with_sending
 from jaxfed.core.checks import check_choice, check_range
 
 ACCURACY, WORST = "unseen_accuracy", "unseen_accuracy/worst_10%"
@@ -26,12 +36,12 @@ ACCURACY, WORST = "unseen_accuracy", "unseen_accuracy/worst_10%"
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """Who is compared, and where the results go.
+    """The algorithms to compare, and where the results go.
 
     Attributes:
-        algorithms: names in the registry with commas between them, or all.
-        client_learning_rate: step size of the clients, the same for all; by default 0.5 on text, 0.1 on images.
-        prox_weight: pull of the clients towards the server, for the algorithms that have one.
+        algorithms: names in the registry, separated by commas, or all.
+        client_learning_rate: step size of all clients; by default 0.5 on text, 0.1 on images.
+        prox_weight: strength of the proximal term, for the algorithms that have one.
         ascent_radius: length of the ascent step, for the algorithms that have one.
         seeds: runs of every algorithm, with seeds 0, 1, …
         target: accuracy to count the rounds to, from 0 to 1; by default what all algorithms reach.
@@ -50,21 +60,21 @@ class Contest:
 
 
 class Run(NamedTuple):
-    """One run: its history, the accuracy before the first round, and, if it diverged, how."""
+    """One run: its history, the accuracy before the first round, and the error message if it diverged."""
 
     history: jaxfed.History
     before: float
     diverged: str | None = None
 
     def curve(self) -> dict[int, float]:
-        """Accuracy after so many rounds."""
+        """Return rounds done → accuracy."""
         measured = self.history.evaluations
         return {0: self.before, **dict(zip(measured.get("round", []), measured.get(ACCURACY, []), strict=True))}
 
 
 def compare(
     contest: Annotated[Contest, tyro.conf.arg(name="")] = Contest(),
-    schedule: Annotated[Schedule, tyro.conf.arg(name="")] = Schedule(),
+    schedule: Annotated[Rounds, tyro.conf.arg(name="")] = Rounds(),
     source: Annotated[Source, tyro.conf.arg(name="")] = Source(),
     execution: Annotated[Execution, tyro.conf.arg(name="")] = Execution(),
     sending: Annotated[Sending, tyro.conf.arg(name="")] = Sending(),
@@ -75,27 +85,28 @@ def compare(
     Draws accuracy against rounds, samples and seconds: means over the seeds, with bands of a standard deviation.
 
     Args:
-        contest: who is compared, and where the results go.
-        schedule: who trains, and how much.
-        source: what is learnt.
-        execution: how it is computed.
+        contest: the algorithms, and where the results go.
+        schedule: clients, rounds and local steps.
+        source: the data.
+        execution: plan and store.
         sending: what clients send.
         json: end with one JSON object on one line.
     """
-    began, methods = time.perf_counter(), methods_of(contest, "text" if source.data is None else "images")
+    began, methods = time.perf_counter(), hyperparameters_of(contest, "text" if source.data is None else "images")
     check_range("seeds", contest.seeds, least=1)
     check_execution(execution)
-    problem_of = problems(source, schedule.clients)
+    task_of = tasks(source, schedule.clients)
     runs: dict[str, list[Run]] = {name: [] for name in methods}
     with tqdm(total=len(methods) * contest.seeds, desc="algorithms") as bar:
         for seed in range(contest.seeds):
-            problem = problem_of(seed)
-            before = problem.evaluate(problem.params)[ACCURACY]
+            task = task_of(seed)
+            before = task.evaluate(task.params)[ACCURACY]
             for name, method in methods.items():
                 bar.set_postfix_str(f"{name}, seed {seed}")
-                algorithm = with_sending(build(method, problem.loss_fn), sending, schedule)
-                out, drawn = contest.out / name / f"seed-{seed}", {"seed": seed, **sampling(sending, schedule)}
-                history, diverged = _run(problem, algorithm, schedule, execution, out, drawn)
+                algorithm = with_sending(build(method, task.loss_fn), sending, schedule)
+                out, every = contest.out / name / f"seed-{seed}", max(1, schedule.rounds // 30)
+                sampled = partial(federate, sampler=sampler_of(sending, schedule), every=every, seed=seed)
+                history, diverged = _run(partial(sampled, task, algorithm, schedule, execution, out), out)
                 runs[name].append(Run(history, before, diverged))
                 bar.update()
     found = _results(runs, contest.target)
@@ -107,16 +118,16 @@ def compare(
     Console().print(_table(found, schedule, contest.seeds))
     print(f"written: {picture if lines else 'no picture, all diverged'}; histories in {contest.out}")
     if json:
-        told: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         for part in (contest, schedule, source, execution, sending):
-            told |= dataclasses.asdict(part)
-        told |= {**found, "picture": picture, "versions": versions()}
-        told["wall_seconds"] = round(time.perf_counter() - began, 1)
-        print(jsons.dumps(told, default=str))
+            facts |= dataclasses.asdict(part)
+        facts |= {**found, "picture": picture, "versions": versions()}
+        facts["wall_seconds"] = round(time.perf_counter() - began, 1)
+        print(jsons.dumps(facts, default=str))
 
 
-def methods_of(contest: Contest, kind: str) -> dict[str, Method]:
-    """Name and hyperparameters of every algorithm, each with those of the given ones that it has.
+def hyperparameters_of(contest: Contest, kind: str) -> dict[str, Hyperparameters]:
+    """Return the hyperparameters of every algorithm by name; each gets only those that it has.
 
     Raises:
         ValueError: no algorithm or an unknown one (nearest name suggested), or a hyperparameter that none of them has.
@@ -127,29 +138,21 @@ def methods_of(contest: Contest, kind: str) -> dict[str, Method]:
     names = list(jaxfed.algorithms.registry) if "all" in names else list(dict.fromkeys(names))
     if not names:
         raise ValueError("expected names of algorithms with commas between them, or all, got none")
-    given = {name: getattr(contest, name) for name in ("prox_weight", "ascent_radius")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if strange := [option for option in given if not any(option in has(name) for name in names)]:
+    chosen = {name: getattr(contest, name) for name in ("prox_weight", "ascent_radius")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if strange := [option for option in chosen if not any(option in has(name) for name in names)]:
         raise ValueError(f"expected hyperparameters that some algorithm has, got {', '.join(strange)}; leave it out")
     rate = contest.client_learning_rate or {"text": 0.5, "images": 0.1}[kind]
     return {
-        name: Method(name, rate, **{option: value for option, value in given.items() if option in has(name)})
+        name: Hyperparameters(name, rate, **{option: value for option, value in chosen.items() if option in has(name)})
         for name in names
     }
 
 
-def _run(
-    problem: Problem,
-    algorithm: jaxfed.FederatedAlgorithm,
-    schedule: Schedule,
-    execution: Execution,
-    out: Path,
-    drawn: Mapping[str, Any],
-) -> tuple[jaxfed.History, str | None]:
-    """History of one run, written into ``out`` as well, and what was wrong if it diverged."""
+def _run(federated: Callable[[], tuple[Any, jaxfed.History]], out: Path) -> tuple[jaxfed.History, str | None]:
+    """Return the history of one run, which is written into ``out``, and the error message if it diverged."""
     try:
-        every = max(1, schedule.rounds // 30)
-        _, history = federate(problem, algorithm, schedule, execution, out, evaluate_every=every, **drawn)
+        _, history = federated()
     except FloatingPointError as error:
         return jaxfed.History(), str(error).split(":")[0]
     out.mkdir(parents=True, exist_ok=True)
@@ -159,7 +162,7 @@ def _run(
 
 
 def line_of(runs: Sequence[Run]) -> pictures.Line | None:
-    """What is drawn of one algorithm, at the rounds that all its seeds were evaluated at; None if none went well."""
+    """Return the line of one algorithm, at the rounds where all its seeds were evaluated; None if all diverged."""
     well = [run for run in runs if run.diverged is None]
     if not well:
         return None
@@ -173,11 +176,11 @@ def line_of(runs: Sequence[Run]) -> pictures.Line | None:
 
 
 def _results(runs: Mapping[str, Sequence[Run]], target: float | None) -> dict[str, Any]:
-    """Numbers of every algorithm, means over the seeds that did not diverge, and the target accuracy."""
+    """Return numbers of every algorithm, means over the seeds that did not diverge, and the target accuracy."""
     best = {name: [max(run.curve().values()) for run in each if run.diverged is None] for name, each in runs.items()}
     reached = [min(each) for each in best.values() if each]
     target = target if target is not None else min(reached, default=None)
-    told = {}
+    numbers = {}
     for name, each in runs.items():
         well = [run for run in each if run.diverged is None]
         last = [list(run.curve().values())[-1] for run in well]
@@ -185,7 +188,7 @@ def _results(runs: Mapping[str, Sequence[Run]], target: float | None) -> dict[st
         rounds = [next((at for at, number in run.curve().items() if number >= (target or 0)), None) for run in well]
         seconds = [run.history.cumulative("seconds")[-1:] for run in well]
         sizes = [run.history.last_known("sent_bytes") for run in well]
-        told[name] = {
+        numbers[name] = {
             "best": _mean(best[name]),
             "best_std": float(np.std(best[name])) if best[name] else None,
             "last": _mean(last),
@@ -195,14 +198,14 @@ def _results(runs: Mapping[str, Sequence[Run]], target: float | None) -> dict[st
             "bytes_per_client_per_round": _mean([sent for sent in sizes if sent is not None]),
             "diverged": [run.diverged for run in each if run.diverged is not None],
         }
-    return {"target": target, "results": told}
+    return {"target": target, "results": numbers}
 
 
 def _mean(numbers: Sequence[Any]) -> float | None:
     return float(np.mean(numbers)) if len(numbers) else None
 
 
-def _table(found: Mapping[str, Any], schedule: Schedule, seeds: int) -> Table:
+def _table(found: Mapping[str, Any], schedule: Rounds, seeds: int) -> Table:
     clients = f"{schedule.cohort_size} of {schedule.clients} clients"
     title = f"{schedule.rounds} rounds, {clients}, {seeds} seed{'s' if seeds > 1 else ''}"
     table = Table(title=title, title_justify="left")
@@ -211,15 +214,15 @@ def _table(found: Mapping[str, Any], schedule: Schedule, seeds: int) -> Table:
         table.add_column(column, justify="left" if column == "algorithm" else "right")
     ranked = sorted(found["results"].items(), key=lambda each: -(each[1]["best"] or 0.0))
     for name, numbers in ranked:
-        best = _told(numbers["best"], 100, 2)
+        best = _formatted(numbers["best"], 100, 2)
         best += f" ± {100 * numbers['best_std']:.2f}" if seeds > 1 and numbers["best"] is not None else ""
-        told = [best, _told(numbers["last"], 100, 2), _told(numbers["worst_10%"], 100, 2)]
-        told += [_told(numbers["rounds_to_target"], 1, 0), _told(numbers["seconds"], 1, 1)]
-        told += [_told(numbers["bytes_per_client_per_round"], 1e-3, 0)]
+        cells = [best, _formatted(numbers["last"], 100, 2), _formatted(numbers["worst_10%"], 100, 2)]
+        cells += [_formatted(numbers["rounds_to_target"], 1, 0), _formatted(numbers["seconds"], 1, 1)]
+        cells += [_formatted(numbers["bytes_per_client_per_round"], 1e-3, 0)]
         diverged = f" (diverged: {'; '.join(numbers['diverged'])})" if numbers["diverged"] else ""
-        table.add_row(f"{name}{diverged}", *told)
+        table.add_row(f"{name}{diverged}", *cells)
     return table
 
 
-def _told(number: float | None, scale: float, digits: int) -> str:
+def _formatted(number: float | None, scale: float, digits: int) -> str:
     return "–" if number is None else f"{scale * number:.{digits}f}"

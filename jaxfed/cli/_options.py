@@ -1,4 +1,4 @@
-"""What several commands are told: the algorithm, who trains and how much, and how it is computed."""
+"""Options of several commands: algorithm, rounds, execution."""
 
 import dataclasses
 import inspect
@@ -6,16 +6,18 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 import jaxfed
-from jaxfed.cli._shakespeare import Problem
+from jaxfed.cli._shakespeare import Task
 from jaxfed.core.checks import check_choice
-from jaxfed.core.types import LossFn
+from jaxfed.core.protocol import Plan
+from jaxfed.core.samplers import Sampler
+from jaxfed.core.types import LossFn, Params
 from jaxfed.layout.plans import named
-from jaxfed.rows.choose import AnyStore
+from jaxfed.rows import Store
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -23,8 +25,8 @@ STORES = ("device", "host", "disk")
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """Which algorithm, and its hyperparameters; None leaves one at the algorithm's own default.
+class Hyperparameters:
+    """An algorithm and its hyperparameters; None leaves the algorithm's default.
 
     Attributes:
         algorithm: name in the registry: fedspeed, fedavg, fedprox, ...
@@ -40,11 +42,11 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Who trains, and how much.
+class Rounds:
+    """Clients, rounds and local steps.
 
     Attributes:
-        clients: how many there are; without --data each is a Shakespeare role.
+        clients: number of clients; without --data each is a Shakespeare role.
         rounds: communication rounds in total; more than before continues a run.
         cohort_size: clients a round.
         local_steps: steps of a client a round.
@@ -60,11 +62,11 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How it is computed; the numbers that come out agree.
+    """How rounds are computed; results agree to rounding.
 
     Attributes:
         plan: vmap (all clients of a round at once), map (one by one), chunked(4) (four at once), or auto: the fastest.
-        store: where clients that are not in the round keep what they remember: device, host or disk.
+        store: where the rows of all clients are kept between rounds: device, host or disk.
     """
 
     plan: str = "vmap"
@@ -78,55 +80,57 @@ def check_execution(execution: Execution) -> None:
         named(execution.plan)
 
 
-def build(method: Method, loss_fn: LossFn) -> jaxfed.FederatedAlgorithm:
-    """Build the algorithm with the hyperparameters that were given.
+def build(method: Hyperparameters, loss_fn: LossFn) -> jaxfed.FederatedAlgorithm:
+    """Build the algorithm with its hyperparameters.
 
     Raises:
         ValueError: an unknown algorithm, with the nearest name, or a hyperparameter that it does not have.
     """
-    given = {name: value for name, value in dataclasses.asdict(method).items() if value is not None}
-    del given["algorithm"]
-    if strange := sorted(given.keys() - has(method.algorithm)):
+    chosen = {name: value for name, value in dataclasses.asdict(method).items() if value is not None}
+    del chosen["algorithm"]
+    if strange := sorted(chosen.keys() - has(method.algorithm)):
         raise ValueError(f"expected hyperparameters of {method.algorithm}, got {', '.join(strange)}; leave it out")
-    return jaxfed.algorithms.get(method.algorithm)(loss_fn, **given)
+    return jaxfed.algorithms.get(method.algorithm)(loss_fn, **chosen)
 
 
 def has(algorithm: str) -> set[str]:
-    """Names of what an algorithm takes. Raises ValueError, with the nearest name, if there is no such algorithm."""
+    """Return the argument names of an algorithm. Raises ValueError, with the nearest name, for an unknown algorithm."""
     return set(inspect.signature(jaxfed.algorithms.get(algorithm)).parameters)
 
 
 def federate(
-    problem: Problem,
+    task: Task,
     algorithm: jaxfed.FederatedAlgorithm,
-    schedule: Schedule,
+    schedule: Rounds,
     execution: Execution,
     out: Path,
-    **options: Any,
-) -> tuple[Any, jaxfed.History]:
+    *,
+    sampler: Sampler,
+    every: int,
+    seed: int,
+) -> tuple[Params, jaxfed.History]:
     """Run all rounds, or those that are left, with checkpoints in ``out``; return parameters and history.
 
-    `options` are those of `jaxfed.simulate`, such as the seed and who is drawn.
+    `every` is the number of rounds between two evaluations.
     """
-    plan: Any = "auto" if execution.plan == "auto" else named(execution.plan)
+    plan: Plan | Literal["auto"] = "auto" if execution.plan == "auto" else named(execution.plan)
     server, history = jaxfed.simulate(
         algorithm,
-        algorithm.init(problem.params, len(problem.data.lengths)),
-        problem.data,
+        algorithm.init(task.params, len(task.data.lengths)),
+        task.data,
         rounds=schedule.rounds,
-        local_steps=schedule.local_steps,
-        batch_size=schedule.batch_size,
-        plan=plan,
-        store=store(execution.store, out),
-        evaluate=problem.evaluate,
+        batching=jaxfed.Steps(schedule.local_steps, schedule.batch_size),
+        sampler=sampler,
+        layout=jaxfed.Layout(plan, store=store(execution.store, out)),
+        seed=seed,
+        report=jaxfed.Report(task.evaluate, every),
         checkpoint=jaxfed.Checkpointing(out / "checkpoints", every=max(1, schedule.rounds // 5)),
-        **options,
     )
     return server.params, history
 
 
-def store(name: str, out: Path) -> AnyStore:
-    """The store called "device", "host" or "disk"; on disk the rows lie in ``out``/rows."""
+def store(name: str, out: Path) -> Store:
+    """Return the store named "device", "host" or "disk"; on disk the rows are in ``out``/rows."""
     check_choice("store", name, STORES)
     if name == "disk":
         return jaxfed.DiskStore(out / "rows")
@@ -134,11 +138,11 @@ def store(name: str, out: Path) -> AnyStore:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of what numbers depend on."""
+    """Return versions of Python and of the packages that results depend on."""
     return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
 
 
 def numbers(measured: Mapping[str, Any]) -> dict[str, float]:
     """Return "loss", "accuracy" and "accuracy/worst_10%" as plain numbers."""
-    told = {name.removeprefix("unseen_"): float(value) for name, value in measured.items()}
-    return {name: told[name] for name in ("loss", "accuracy", "accuracy/worst_10%") if name in told}
+    plain = {name.removeprefix("unseen_"): float(value) for name, value in measured.items()}
+    return {name: plain[name] for name in ("loss", "accuracy", "accuracy/worst_10%") if name in plain}

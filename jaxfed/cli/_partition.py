@@ -1,4 +1,4 @@
-"""``jaxfed partition``: share out a dataset among clients, and look at what came out."""
+"""``jaxfed partition``: partition a dataset among clients, and show how unequal they are."""
 
 import dataclasses
 import inspect
@@ -26,13 +26,13 @@ RULES: Mapping[str, Callable[..., list[np.ndarray]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
-    """How samples are shared out; None leaves an option at the rule's own default.
+class PartitionRule:
+    """How samples are partitioned; None leaves an option at the rule's default.
 
     Attributes:
         rule: iid, dirichlet, pathological, quantity, or natural (the roles are the clients); by default natural
             without --data, else dirichlet.
-        clients: how many; by default 100, or all that there are by nature.
+        clients: number of clients; by default 100, or all natural ones.
         concentration: of dirichlet (0.3 by default) and quantity (1.0): the smaller, the more unequal.
         classes_per_client: of pathological; 2 by default.
         min_samples: fewest samples of a client, of dirichlet and quantity.
@@ -57,7 +57,7 @@ DEFAULTS: Mapping[str, dict[str, float]] = {
 
 
 class Labels(NamedTuple):
-    """What is shared out: the class of every sample [n], the classes' names, and, if there is one, a natural split."""
+    """The class of every sample [n], the names of the classes, and a natural partition if there is one."""
 
     labels: np.ndarray
     classes: list[str]
@@ -66,19 +66,19 @@ class Labels(NamedTuple):
 
 def partition(
     data: Path | None = None,
-    rule: Annotated[Rule, tyro.conf.arg(name="")] = Rule(),
+    rule: Annotated[PartitionRule, tyro.conf.arg(name="")] = PartitionRule(),
     plot: Path | None = None,
     out: Path | None = None,
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Share out a dataset among clients, and show how unequal they are.
+    """Partition a dataset among clients, and show how unequal they are.
 
     Args:
         data: folder of MNIST or Fashion-MNIST (idx files) or of CIFAR (python or binary files), or an npz file with
             x_train and y_train; by default the embedded Shakespeare roles, each character a sample.
-        rule: how.
+        rule: the rule and its options.
         plot: picture to draw of the clients' classes.
-        out: npz file for the split, read by jaxfed.data.load_parts.
+        out: npz file for the partition, read by jaxfed.data.load_parts.
         json: end with one JSON object on one line.
     """
     name = rule.rule or ("natural" if data is None else "dirichlet")
@@ -86,8 +86,8 @@ def partition(
     source = _roles() if data is None else _images(data)
     parts = _natural(source, rule) if name == "natural" else RULES[name](**arguments(name, rule, source.labels))
     counts = datasets.label_counts(source.labels, parts)
-    found = datasets.skew_of(source.labels, counts)
-    Console().print(_table(f"{name}, {len(source.labels):,} samples of {len(source.classes)} classes", found))
+    skew = datasets.skew_of(source.labels, counts)
+    Console().print(_table(f"{name}, {len(source.labels):,} samples of {len(source.classes)} classes", skew))
     if plot:
         pictures.label_distribution(counts, plot, source.classes)
     if out:
@@ -95,42 +95,44 @@ def partition(
     for path in filter(None, (plot, out)):
         print(f"written: {path}")
     if json:
-        told = {"rule": name, "samples": len(source.labels), "classes": len(source.classes), "seed": rule.seed}
-        print(jsons.dumps(told | found._asdict()))
+        facts = {"rule": name, "samples": len(source.labels), "classes": len(source.classes), "seed": rule.seed}
+        print(jsons.dumps(facts | skew._asdict()))
 
 
-def arguments(name: str, rule: Rule, labels: np.ndarray) -> dict[str, Any]:
-    """Return the partitioner's arguments: options that were given, and defaults.
+def arguments(name: str, rule: PartitionRule, labels: np.ndarray) -> dict[str, Any]:
+    """Return the partitioner's arguments: the options that are set, and defaults.
 
     Raises:
         ValueError: an option which the rule does not have.
     """
-    given, known = options(rule), inspect.signature(RULES[name]).parameters
-    if strange := sorted(given.keys() - known.keys()):
+    chosen, parameters = options(rule), inspect.signature(RULES[name]).parameters
+    if strange := sorted(chosen.keys() - parameters.keys()):
         raise ValueError(f"expected options of the rule {name}, got {', '.join(strange)}; leave it out")
-    first = next(iter(known))
+    first = next(iter(parameters))
     clients = 100 if rule.clients is None else rule.clients
-    return {first: labels, "num_clients": clients, "seed": rule.seed, **DEFAULTS.get(name, {}), **given}
+    return {first: labels, "num_clients": clients, "seed": rule.seed, **DEFAULTS.get(name, {}), **chosen}
 
 
-def options(rule: Rule) -> dict[str, Any]:
-    """Return the options that were given beside those of every rule."""
-    told = {name: value for name, value in dataclasses.asdict(rule).items() if value is not None and value is not False}
-    return {name: told[name] for name in sorted(told.keys() - {"rule", "clients", "seed"})}
+def options(rule: PartitionRule) -> dict[str, Any]:
+    """Return the options that are set, without those that every rule has."""
+    chosen = {
+        name: value for name, value in dataclasses.asdict(rule).items() if value is not None and value is not False
+    }
+    return {name: chosen[name] for name in sorted(chosen.keys() - {"rule", "clients", "seed"})}
 
 
-def _natural(source: Labels, rule: Rule) -> list[np.ndarray]:
+def _natural(source: Labels, rule: PartitionRule) -> list[np.ndarray]:
     if source.clients is None:
         raise ValueError(f"expected one of {', '.join(RULES)}: images have no clients by nature; choose another --rule")
-    if given := options(rule):
-        raise ValueError(f"expected no options of the rule natural but --clients, got {', '.join(given)}; leave it out")
+    if chosen := options(rule):
+        raise ValueError(f"expected no option of the rule natural but --clients, got {', '.join(chosen)}; leave it out")
     count = len(source.clients) if rule.clients is None else rule.clients
     check_range("clients", count, least=1, most=len(source.clients))
     return source.clients[:count]
 
 
 def _roles() -> Labels:
-    """Every character of every role, in the order of roles."""
+    """Return every character of every role, in the order of roles."""
     roles = datasets.read_roles(min_chars=1)
     points = np.frombuffer("".join(role.text for role in roles).encode("utf-32-le"), np.uint32)
     owners = np.repeat(np.arange(len(roles)), [len(role.text) for role in roles])
@@ -142,7 +144,7 @@ def read_splits(path: Path) -> dict[str, dict[str, np.ndarray]]:
     """Read {"train": {"x", "y"}, "test": ...} of any dataset that the command line takes.
 
     Raises:
-        ValueError: nothing there, or files that are missing or damaged.
+        ValueError: no such path, or files that are missing or damaged.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such folder or file; expected idx files, CIFAR's files or an npz file")
@@ -159,14 +161,14 @@ def _images(path: Path) -> Labels:
     return Labels(labels, [str(number) for number in np.unique(labels)], None)
 
 
-def _table(title: str, found: datasets.Skew) -> Table:
+def _table(title: str, skew: datasets.Skew) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("clients", "samples (median)", "classes (mean)", "total variation"):
         table.add_column(column, justify="right")
     table.add_row(
-        f"{found.clients:,}",
-        f"{found.samples_min:,} to {found.samples_max:,} ({found.samples_median:,g})",
-        f"{found.classes_min} to {found.classes_max} ({found.classes_mean:.1f})",
-        f"{found.total_variation:.3f}",
+        f"{skew.clients:,}",
+        f"{skew.samples_min:,} to {skew.samples_max:,} ({skew.samples_median:,g})",
+        f"{skew.classes_min} to {skew.classes_max} ({skew.classes_mean:.1f})",
+        f"{skew.total_variation:.3f}",
     )
     return table

@@ -1,4 +1,4 @@
-"""What algorithms are compared on: the embedded text, or images from files, shared out among clients."""
+"""The tasks that algorithms are compared on: the embedded text, or images from files, partitioned among clients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxfed import data as datasets
-from jaxfed.cli._partition import RULES, Rule, arguments, read_splits
-from jaxfed.cli._shakespeare import Problem, next_character
+from jaxfed.cli._partition import RULES, PartitionRule, arguments, read_splits
+from jaxfed.cli._shakespeare import Task, next_character
 from jaxfed.core.checks import check_choice
 from jaxfed.core.types import Params
 from jaxfed.models import MLP, cross_entropy, functional
@@ -23,12 +23,12 @@ HIDDEN = (200, 200)
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is learnt.
+    """The data that clients train on.
 
     Attributes:
         data: folder of MNIST or Fashion-MNIST (idx files) or of CIFAR, or an npz file with x_train, y_train, x_test
             and y_test, for an MLP with two hidden layers of 200; by default the next character of Shakespeare's roles.
-        partition: how images are shared out: dirichlet (default), iid, pathological or quantity.
+        partition: how images are partitioned: dirichlet (default), iid, pathological or quantity.
         concentration: of dirichlet (0.3 by default) and quantity (1.0): the smaller, the more unequal.
         classes_per_client: of pathological; 2 by default.
     """
@@ -39,25 +39,25 @@ class Source:
     classes_per_client: int | None = None
 
 
-def problems(source: Source, clients: int) -> Callable[[int], Problem]:
-    """Return `problem(seed)`: the same samples, shared out among clients and begun from parameters by the seed.
+def tasks(source: Source, clients: int) -> Callable[[int], Task]:
+    """Return `task(seed)`: the same samples; the partition and the first parameters depend on the seed.
 
     Raises:
         ValueError: no such data, an unknown rule (nearest name suggested), or options that the rule does not have.
     """
     if source.data is None:
-        if given := [name for name, each in dataclasses.asdict(source).items() if each is not None]:
-            raise ValueError(f"the roles are the clients by nature, got {', '.join(given)}; name images with --data")
+        if options := [name for name, each in dataclasses.asdict(source).items() if each is not None]:
+            raise ValueError(f"the roles are the clients by nature, got {', '.join(options)}; name images with --data")
         return lambda seed: next_character(clients, seed)
     name = source.partition or "dirichlet"
     check_choice("partition", name, RULES)
     splits = read_splits(source.data)
-    rule = Rule(name, clients, source.concentration, source.classes_per_client)
+    rule = PartitionRule(name, clients, source.concentration, source.classes_per_client)
     arguments(name, rule, splits["train"]["y"])
     return lambda seed: images(splits, dataclasses.replace(rule, seed=seed))
 
 
-def images(splits: dict[str, dict[str, np.ndarray]], rule: Rule) -> Problem:
+def images(splits: dict[str, dict[str, np.ndarray]], rule: PartitionRule) -> Task:
     """An MLP on images; "unseen" is the test set, and of a client the test set in the client's own shares of classes.
 
     The accuracy of client i is Σ_c pᵢ(c)·(accuracy on class c), pᵢ(c) the share of class c of its training samples.
@@ -77,17 +77,17 @@ def images(splits: dict[str, dict[str, np.ndarray]], rule: Rule) -> Problem:
         return logits(params, datasets.normalised(x, *statistics) if levels else x)
 
     counts = np.stack([(train["y"][part][:, None] == classes).sum(axis=0) for part in parts])
-    law = jnp.asarray(counts / counts.sum(axis=1, keepdims=True), jnp.float32)
+    shares = jnp.asarray(counts / counts.sum(axis=1, keepdims=True), jnp.float32)
     measure = per_client(classification(apply), datasets.partitioned(test, by_class), batch_size=2000)
 
     @jax.jit
     def summarise(found: PerClient) -> dict[str, Array]:
-        own = {name: law @ each for name, each in found.means.items()}
+        own = {name: shares @ each for name, each in found.means.items()}
         pooled = summary(found)
-        told = summary(PerClient(own, jnp.ones(len(law), jnp.int32)))
-        return told | {name: pooled[name] for name in own}
+        averaged = summary(PerClient(own, jnp.ones(len(shares), jnp.int32)))
+        return averaged | {name: pooled[name] for name in own}
 
     def evaluate(params: Params) -> dict[str, float]:
         return {f"unseen_{name}": float(number) for name, number in summarise(measure(params)).items()}
 
-    return Problem(datasets.partitioned(train, parts), params, cross_entropy(apply), evaluate)
+    return Task(datasets.partitioned(train, parts), params, cross_entropy(apply), evaluate)

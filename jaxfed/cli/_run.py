@@ -11,16 +11,26 @@ import tyro
 
 import jaxfed
 from jaxfed import plot
-from jaxfed.cli._options import Execution, Flag, Method, Schedule, build, check_execution, federate, numbers, versions
-from jaxfed.cli._sending import Sending, guarantee, sampling, with_sending
+from jaxfed.cli._options import (
+    Execution,
+    Flag,
+    Hyperparameters,
+    Rounds,
+    build,
+    check_execution,
+    federate,
+    numbers,
+    versions,
+)
+from jaxfed.cli._sending import Sending, guarantee, sampler_of, with_sending
 from jaxfed.cli._shakespeare import next_character
 
 Numbers = Mapping[str, float]
 
 
 def run(
-    method: Annotated[Method, tyro.conf.arg(name="")] = Method(),
-    schedule: Annotated[Schedule, tyro.conf.arg(name="")] = Schedule(),
+    method: Annotated[Hyperparameters, tyro.conf.arg(name="")] = Hyperparameters(),
+    schedule: Annotated[Rounds, tyro.conf.arg(name="")] = Rounds(),
     execution: Annotated[Execution, tyro.conf.arg(name="")] = Execution(),
     sending: Annotated[Sending, tyro.conf.arg(name="")] = Sending(),
     seed: int = 0,
@@ -30,9 +40,9 @@ def run(
     """Federate a small next-character model over Shakespeare's roles; the same command resumes an interrupted run.
 
     Args:
-        method: the algorithm.
-        schedule: who trains, and how much.
-        execution: how it is computed.
+        method: the algorithm and its hyperparameters.
+        schedule: clients, rounds and local steps.
+        execution: plan and store.
         sending: what clients send.
         seed: of the initial parameters, cohorts and batches.
         out: folder for checkpoints, history.json, history.csv and run.png; default out/<algorithm>.
@@ -41,28 +51,28 @@ def run(
     began, out = time.perf_counter(), out or Path("out") / method.algorithm
     jaxfed.algorithms.get(method.algorithm)
     check_execution(execution)
-    problem = next_character(schedule.clients, seed)
-    algorithm = with_sending(build(method, problem.loss_fn), sending, schedule)
+    task = next_character(schedule.clients, seed)
+    algorithm = with_sending(build(method, task.loss_fn), sending, schedule)
     private = guarantee(sending, schedule)
-    options = {"seed": seed, "evaluate_every": max(1, schedule.rounds // 15), **sampling(sending, schedule)}
-    params, history = federate(problem, algorithm, schedule, execution, out, **options)
-    before, after = (numbers(problem.evaluate(each)) for each in (problem.params, params))
+    sampler, every = sampler_of(sending, schedule), max(1, schedule.rounds // 15)
+    params, history = federate(task, algorithm, schedule, execution, out, sampler=sampler, every=every, seed=seed)
+    before, after = (numbers(task.evaluate(each)) for each in (task.params, params))
     (out / "history.json").write_text(jsons.dumps(history.to_dict()))
     history.to_csv(out / "history.csv")
     plot.curves(panels(history, before), out / "run.png")
-    told: dict[str, Any] = {"seed": seed, "privacy": private and dataclasses.asdict(private)}
+    settings: dict[str, Any] = {"seed": seed, "privacy": private and dataclasses.asdict(private)}
     for part in (method, schedule, execution, sending):
-        told |= dataclasses.asdict(part)
-    found = report(told, history, before, after) | {"seconds": round(time.perf_counter() - began, 1)}
-    print(f"{method.algorithm}, {found['rounds']} rounds: {sentence(before, after)}; history.json and run.png in {out}")
+        settings |= dataclasses.asdict(part)
+    facts = report(settings, history, before, after) | {"seconds": round(time.perf_counter() - began, 1)}
+    print(f"{method.algorithm}, {facts['rounds']} rounds: {sentence(before, after)}; history.json and run.png in {out}")
     if private:
         print(f"what was sent is {private}")
     if json:
-        print(jsons.dumps(found))
+        print(jsons.dumps(facts))
 
 
 def panels(history: jaxfed.History, before: Numbers) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
-    """Return what the picture shows: accuracy and loss on unseen text from round 0, and while training."""
+    """Return the curves of the picture: accuracy and loss on unseen text from round 0, and while training."""
     trained, evaluated = history.rounds, history.evaluations
     rounds = [0, *evaluated.get("round", [])]
     drawn = {
@@ -84,12 +94,12 @@ def panels(history: jaxfed.History, before: Numbers) -> dict[str, dict[str, tupl
     return drawn
 
 
-def report(told: Mapping[str, Any], history: jaxfed.History, before: Numbers, after: Numbers) -> dict[str, Any]:
+def report(settings: Mapping[str, Any], history: jaxfed.History, before: Numbers, after: Numbers) -> dict[str, Any]:
     """Return what ``--json`` prints but the time: final numbers on unseen text, those before, settings, versions."""
     done = history.rounds.get("round", [0])[-1]
     sent = history.last_known("sent_bytes")
     known = {"plan": history.plan, "rounds": done, "sent_bytes": sent, "versions": versions()}
-    return {**after, "before": dict(before), **told, **known}
+    return {**after, "before": dict(before), **settings, **known}
 
 
 def sentence(before: Numbers, after: Numbers) -> str:

@@ -1,11 +1,11 @@
-"""What the commands are told about messages: clipped, noised, compressed, and how the server takes them together."""
+"""Options of messages: clipping, noise, compression, aggregate."""
 
 import dataclasses
-from typing import Any
 
 import jaxfed
-from jaxfed.cli._options import Schedule
+from jaxfed.cli._options import Rounds
 from jaxfed.core.checks import check_choice
+from jaxfed.core.samplers import Sampler
 from jaxfed.messages import compression, privacy, robust
 
 AGGREGATES = {
@@ -18,16 +18,16 @@ AGGREGATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Sending:
-    """What clients send; without any of these, all of it in full.
+    """What clients send; by default whole messages, averaged.
 
     Attributes:
-        clip: largest norm of a message, after what makes it smaller.
-        noise_multiplier: z of the noise N(0, (z·clip)²) that the server adds to a round's sum; every client then flips
-            a coin of its own, and (ε, δ) is told at the end. Noise and coins are made of the seed: keep it to yourself.
-        bits: an entry is rounded to so many, stochastically.
+        clip: largest norm of a message, after compression.
+        noise_multiplier: z of the noise N(0, (z·clip)²) that the server adds to a round's sum; clients are then drawn
+            by coin flips, and (ε, δ) is printed at the end. Noise and coins depend on the seed: keep it secret.
+        bits: bits of an entry, rounded stochastically.
         top_k: fraction of the entries that is sent, the largest; the rest is added to the next message.
-        aggregate: mean, median, trimmed_mean (a fifth cut off on both sides), krum (three of those that agree, one
-            client a liar) or geometric_median.
+        aggregate: mean, median, trimmed_mean (cuts a fifth on both sides), krum (keeps three, tolerates one faulty
+            client) or geometric_median.
     """
 
     clip: float | None = None
@@ -37,10 +37,8 @@ class Sending:
     aggregate: str = "mean"
 
 
-def with_sending(
-    algorithm: jaxfed.FederatedAlgorithm, sending: Sending, schedule: Schedule
-) -> jaxfed.FederatedAlgorithm:
-    """The algorithm whose clients send so.
+def with_sending(algorithm: jaxfed.FederatedAlgorithm, sending: Sending, schedule: Rounds) -> jaxfed.FederatedAlgorithm:
+    """Return the algorithm with these messages.
 
     Raises:
         ValueError: an unknown aggregate (nearest name suggested), noise without a clip or with another aggregate, or a
@@ -58,21 +56,21 @@ def with_sending(
     return jaxfed.uplink(algorithm, *transforms, aggregate=aggregate) if transforms or aggregate else algorithm
 
 
-def sampling(sending: Sending, schedule: Schedule) -> dict[str, Any]:
-    """Who is drawn, as `jaxfed.simulate` takes it: a fixed number, or under noise whoever's coin says so."""
+def sampler_of(sending: Sending, schedule: Rounds) -> Sampler:
+    """Return the sampler of cohorts: of fixed size, or under noise by coin flips."""
     noise = mechanism(sending, schedule)
-    return {"cohort_size": schedule.cohort_size} if noise is None else {"sampler": noise.sampler}
+    return jaxfed.FixedSize(schedule.cohort_size) if noise is None else noise.sampler
 
 
-def mechanism(sending: Sending, schedule: Schedule) -> privacy.Central | None:
-    """The noise, at δ = 0.1/N, for a cohort drawn by coin flips; None without noise."""
+def mechanism(sending: Sending, schedule: Rounds) -> privacy.Central | None:
+    """Return the noise, at δ = 0.1/N, for a cohort drawn by coin flips; None without noise."""
     if sending.noise_multiplier is None or sending.clip is None:
         return None
     sampler, delta = jaxfed.CoinFlips(schedule.cohort_size / schedule.clients), 0.1 / schedule.clients
     return privacy.Central(sending.clip, sending.noise_multiplier, sampler, schedule.clients, delta)
 
 
-def guarantee(sending: Sending, schedule: Schedule) -> privacy.Guarantee | None:
-    """What the noise buys; None without noise."""
+def guarantee(sending: Sending, schedule: Rounds) -> privacy.Guarantee | None:
+    """Return the (ε, δ) of the run; None without noise."""
     noise = mechanism(sending, schedule)
     return privacy.epsilon(noise, schedule.rounds) if noise is not None and noise.noise_multiplier else None

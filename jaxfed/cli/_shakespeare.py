@@ -1,4 +1,4 @@
-"""A small federated problem from the embedded text: next-character prediction, every Shakespeare role a client."""
+"""A small federated task from the embedded text: next-character prediction, every Shakespeare role a client."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,15 +17,15 @@ CONTEXT = 16
 MIN_CHARS = 2000
 
 
-class Problem(NamedTuple):
-    """What `simulate` needs but the algorithm.
+class Task(NamedTuple):
+    """What `simulate` needs beside the algorithm.
 
     Attributes:
-      data: the clients' samples, from the first four fifths of each role.
-      params: initial parameters.
-      loss_fn: cross-entropy of the next character.
-      evaluate: "unseen_loss" (nats per sample) and "unseen_accuracy" on samples that no client trains on, pooled, and
-        what `jaxfed.metrics.summary` adds of the clients, such as "unseen_accuracy/worst_10%".
+        data: the clients' samples, from the first four fifths of each role.
+        params: initial parameters.
+        loss_fn: cross-entropy of the next character.
+        evaluate: "unseen_loss" (nats per sample) and "unseen_accuracy" on samples that no client trains on, pooled, and
+            what `jaxfed.metrics.summary` adds over clients, such as "unseen_accuracy/worst_10%".
     """
 
     data: ClientData
@@ -34,11 +34,11 @@ class Problem(NamedTuple):
     evaluate: Callable[[Params], dict[str, float]]
 
 
-def next_character(num_clients: int, seed: int = 0) -> Problem:
-    """Return the problem of the first `num_clients` roles, by id, of at least 2,000 characters; 65,437 parameters.
+def next_character(num_clients: int, seed: int = 0) -> Task:
+    """Return the task of the first `num_clients` roles, by id, of at least 2,000 characters; 65,437 parameters.
 
     Raises:
-      ValueError: there are fewer such roles.
+        ValueError: there are fewer such roles.
     """
     roles = read_roles()
     clients = [role for role in roles if len(role.text) >= MIN_CHARS]
@@ -54,10 +54,10 @@ def next_character(num_clients: int, seed: int = 0) -> Problem:
     def evaluate(params: Params) -> dict[str, float]:
         return {f"unseen_{name}": number for name, number in measure(params).items()}
 
-    return Problem(client_data(seen), params, cross_entropy(apply), evaluate)
+    return Task(client_data(seen), params, cross_entropy(apply), evaluate)
 
 
 def _samples(role: Role, alphabet: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Samples to train on, and unseen ones."""
+    """Return samples to train on, and unseen ones."""
     seen, unseen = split_text(role.text)
     return next_characters(seen, alphabet, CONTEXT), next_characters(unseen, alphabet, CONTEXT)

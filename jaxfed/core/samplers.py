@@ -7,15 +7,24 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jaxfed.core.checks import check_choice, check_range, plain_fields
+from jaxfed.core import keys
+from jaxfed.core.checks import check_choice, check_range, python_fields
 
 DRAWS_KEPT = 64
 """Cohorts that are remembered: a round is drawn once, however often it is looked at."""
 
 
+Weights = Literal["uniform", "samples"] | ArrayLike
+"""How much each client counts in the means of a cohort: all the same, by number of samples, or N numbers > 0."""
+
+
 class Sampler(Protocol):
-    """Draws cohorts: a static value with a fixed number of slots."""
+    """Draws cohorts: a static value with a fixed number of slots.
+
+    A sampler may have an attribute `weights` (`Weights`); without one all clients count the same.
+    """
 
     def num_slots(self, num_clients: int) -> int:
         """Slots C of a cohort out of `num_clients`; raises ValueError where that cannot be."""
@@ -28,13 +37,20 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FixedSize:
-    """A cohort of `cohort_size` different clients, every set of that size equally likely."""
+    """A cohort of `cohort_size` different clients, every set of that size equally likely.
+
+    Attributes:
+      cohort_size: C.
+      weights: how much each client counts in the means: "uniform", "samples" (its number of samples), or N numbers > 0.
+    """
 
     cohort_size: int
+    weights: Weights = dataclasses.field(default="uniform", repr=False)  # checkpoints record it under its own name
 
     def __post_init__(self) -> None:
         check_range("cohort_size", self.cohort_size, least=1, whole=True)
-        plain_fields(self)
+        object.__setattr__(self, "weights", checked_weights(self.weights))
+        python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
         """The cohort's size; raises ValueError if there are fewer clients."""
@@ -47,7 +63,7 @@ class FixedSize:
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
         """Sorted ids without replacement, int32 [C]."""
-        generator = np.random.default_rng([seed, round_number])
+        generator = keys.round_generator(seed, round_number)
         return np.sort(generator.choice(num_clients, self.num_slots(num_clients), replace=False)).astype(np.int32)
 
 
@@ -64,18 +80,21 @@ class CoinFlips:
         authors' code, to replay its runs and those of jaxfed 0.1.0: u = RandomState(seed + t).uniform(size=N), client i
         takes part iff u[i] ≤ P, and while nobody does the seed is raised by one. Its rounds are no Poisson sampling:
         where nobody was drawn a round repeats the next one's cohort, and seed s + 1 is seed s one round later.
+      weights: as of `FixedSize`.
     """
 
     participation: float
     capacity: int | None = None
     rule: Literal["independent", "reference"] = "independent"
+    weights: Weights = dataclasses.field(default="uniform", repr=False)
 
     def __post_init__(self) -> None:
         check_range("participation", self.participation, above=0.0, most=1.0)
         if self.capacity is not None:
             check_range("capacity", self.capacity, least=1, whole=True)
         check_choice("rule", self.rule, ACTIVE)
-        plain_fields(self)
+        object.__setattr__(self, "weights", checked_weights(self.weights))
+        python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
         """Slots that all rounds of any run share, so that a round is compiled once."""
@@ -98,7 +117,7 @@ class CoinFlips:
 
 def independent_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
     """Ids with u < P, u in [0, 1) from the stream of (seed, round); there may be none."""
-    return np.flatnonzero(np.random.default_rng([seed, round_number]).random(num_clients) < participation)
+    return np.flatnonzero(keys.round_generator(seed, round_number).random(num_clients) < participation)
 
 
 def reference_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
@@ -117,6 +136,36 @@ ACTIVE: dict[str, Callable[[int, int, int, float], np.ndarray]] = {
 """The rules of `CoinFlips`: active clients of (seed, round, N, P)."""
 
 
+def checked_weights(weights: Weights) -> Weights:
+    """Return weights that can be compared and hashed: "uniform", "samples", or a tuple of numbers.
+
+    Raises:
+      ValueError: another word (nearest one suggested), or anything but finite numbers [N] > 0.
+    """
+    if isinstance(weights, str):
+        check_choice("weights", weights, ("uniform", "samples"))
+        return weights
+    numbers = np.asarray(weights, np.float32)
+    if numbers.ndim != 1 or not np.all(np.isfinite(numbers) & (numbers > 0)):
+        raise ValueError(f"weights must be 'uniform', 'samples' or N finite numbers > 0, got {weights!r:.200}")
+    return tuple(numbers.tolist())
+
+
+def weights_of(sampler: Sampler, lengths: ArrayLike) -> np.ndarray | None:
+    """Weights of all clients, float32 [N], from their numbers of samples [N]; None where all count the same.
+
+    Raises:
+      ValueError: weights of another number of clients.
+    """
+    weights = checked_weights(getattr(sampler, "weights", "uniform"))
+    if isinstance(weights, str):
+        return None if weights == "uniform" else np.asarray(lengths, np.float32)
+    numbers = np.asarray(weights, np.float32)
+    if numbers.shape != np.shape(lengths):
+        raise ValueError(f"expected weights for {np.size(lengths)} clients, got {len(numbers)}; give every client one")
+    return numbers
+
+
 def recorded(sampler: Sampler) -> str:
     """How checkpoints name a sampler: its repr; coin flips by the authors' rule as in 0.1.0, which had no other."""
     if isinstance(sampler, CoinFlips) and sampler.rule == "reference":
@@ -128,8 +177,8 @@ def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np
     """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, whoever wrote the sampler.
 
     Raises:
-      ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
-        [C], lie outside −1 to N − 1, or come twice.
+        ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
+            [C], lie outside −1 to N − 1, or come twice.
     """
     check_range("seed", seed, least=0, most=2**32 - 1, whole=True)
     slots = sampler.num_slots(num_clients)

@@ -11,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from jaxtyping import PyTree
 
+from jaxfed.core import keys
 from jaxfed.core.protocol import ClientRow, FederatedAlgorithm, Server
 from jaxfed.core.types import Params
 from jaxfed.data.batches import client_data
@@ -18,9 +19,9 @@ from jaxfed.data.tables import from_dataset
 from jaxfed.flower._instruction import Instruction, Member, Sample, check_same, described, same_algorithm
 from jaxfed.flower._records import pack, unpack
 from jaxfed.flower._rows import Rows
-from jaxfed.flower._training import ClientRound, client_round, own_key, server_like
+from jaxfed.flower._training import ClientRound, client_round, server_like
 from jaxfed.layout.plans import vmap
-from jaxfed.rows.rounds import Recipe
+from jaxfed.rows.rounds import RoundConfig
 from jaxfed.run.identity import batch_size_of, of_client
 
 PARTITION = "partition-id"
@@ -51,14 +52,15 @@ def client_app(
     the client goes back to the server, which logs it and counts the client as missing in that round.
 
     Args:
-      algorithm: from a factory such as `jaxfed.fedspeed`, as the server runs it; or `algorithm(context)`.
-      params: arrays, or `jax.ShapeDtypeStruct`, that say what the parameters look like; their values are the server's.
-      data_for: `data_for(context)` -> this client's named arrays [n, ...], or what else `jaxfed.data.from_dataset`
-        reads.
-      directory: where rows lie on the client's own disk; or `directory(context)`.
-      model_state: like `params`, for a loss function that is `Stateful`.
-      compilation_cache: directory of compiled programs: the process of the next round finds its own there.
-      mods: Flower's own modifiers of messages.
+        algorithm: from a factory such as `jaxfed.fedspeed`, as the server runs it; or `algorithm(context)`.
+        params: arrays, or `jax.ShapeDtypeStruct`, that say what the parameters look like; their values are the
+            server's.
+        data_for: `data_for(context)` -> this client's named arrays [n, ...], or what else `jaxfed.data.from_dataset`
+            reads.
+        directory: where rows lie on the client's own disk; or `directory(context)`.
+        model_state: like `params`, for a loss function that is `Stateful`.
+        compilation_cache: directory of compiled programs: the process of the next round finds its own there.
+        mods: Flower's own modifiers of messages.
     """
     client = _Client(algorithm, params, data_for, directory, model_state)
     app = ClientApp(mods=list(mods))
@@ -115,7 +117,7 @@ class _Client:
         first = unpack(content.array_records["row"], made.row, what="a new client's row", zeros=False)
         work = made.work(told.batching, told.seed, int(data.lengths[0]))
         with Rows(self._place(context) / told.run / f"client-{client:06d}", first) as rows:
-            update = work(server, rows.after(told.counted), data, jnp.int32(client), own_key())
+            update = work(server, rows.after(told.counted), data, jnp.int32(client), keys.entropy_key())
             rows.keep(int(server.round), update.row, told.since)
         return RecordDict({"message": pack(update.message, deflate=True), "info": pack(update.info)})
 
@@ -148,7 +150,7 @@ class _Made:
         return self._identities[key]
 
     def _work(self, batching: Any, seed: int, samples: int) -> ClientRound:
-        return client_round(Recipe(self.algorithm, batching, vmap(), samples, seed))
+        return client_round(RoundConfig(self.algorithm, batching, vmap(), samples, seed))
 
 
 def _id(context: Context) -> int:

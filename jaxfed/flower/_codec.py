@@ -44,7 +44,7 @@ def decode(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """The array that `encode` was given. Never makes more than an array of this dtype and shape.
 
     Raises:
-      ValueError: bytes that are no such array.
+        ValueError: bytes that are no such array.
     """
     size, plain = int(np.prod(shape, dtype=np.int64)), unsigned(dtype)
     count = int.from_bytes(data[:_COUNT], "little")

@@ -24,13 +24,13 @@ class Instruction:
     """How a client is to play its part of a round.
 
     Attributes:
-      run: name of the run, the same after every resumption; a client keeps its rows by it.
-      counted: last round (from 0) in which the server counted this client's reply, −1 for none: the client goes on from
-        its row after that round.
-      since: the client may forget rows of rounds before this one; no checkpoint of the server goes back further.
-      seed: of batches and the loss function's keys.
-      batching: how samples become batches.
-      algorithm: its name and hyperparameters, which both sides must share, as JSON.
+        run: name of the run, the same after every resumption; a client keeps its rows by it.
+        counted: last round (from 0) in which the server counted this client's reply, −1 for none: the client goes on
+            from its row after that round.
+        since: the client may forget rows of rounds before this one; no checkpoint of the server goes back further.
+        seed: of batches and the loss function's keys.
+        batching: how samples become batches.
+        algorithm: its name and hyperparameters, which both sides must share, as JSON.
     """
 
     run: str

@@ -20,7 +20,7 @@ def names_of(tree: PyTree) -> list[str]:
     """The path of every leaf, such as "params/layers/0/kernel", in the order of the leaves.
 
     Raises:
-      ValueError: two leaves of one name.
+        ValueError: two leaves of one name.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
@@ -33,9 +33,9 @@ def pack(tree: PyTree, *, zeros: bool = True, deflate: bool = False) -> ArrayRec
     """Arrays by path.
 
     Args:
-      tree: of arrays.
-      zeros: False leaves out arrays that hold nothing but zeros.
-      deflate: write arrays whose entries repeat themselves, such as quantised ones, in fewer bytes (`codec`).
+        tree: of arrays.
+        zeros: False leaves out arrays that hold nothing but zeros.
+        deflate: write arrays whose entries repeat themselves, such as quantised ones, in fewer bytes (`codec`).
     """
     named = zip(names_of(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True)
     return ArrayRecord({name: _wire(leaf, deflate) for name, leaf in named if zeros or leaf.any()})
@@ -45,13 +45,13 @@ def unpack(record: ArrayRecord, like: Tree, *, what: str = "tree", zeros: bool =
     """The tree that `pack` wrote, with NumPy leaves.
 
     Args:
-      record: what came.
-      like: a tree of arrays or `jax.ShapeDtypeStruct`: names, shapes and dtypes must be its own.
-      what: the tree's name, for messages.
-      zeros: as given to `pack`; with False, zeros stand for the arrays that are not there.
+        record: what came.
+        like: a tree of arrays or `jax.ShapeDtypeStruct`: names, shapes and dtypes must be its own.
+        what: the tree's name, for messages.
+        zeros: as given to `pack`; with False, zeros stand for the arrays that are not there.
 
     Raises:
-      RefusedError: names, shapes or dtypes that differ, or bytes that are no array; every difference is named.
+        RefusedError: names, shapes or dtypes that differ, or bytes that are no array; every difference is named.
     """
     wanted = dict(zip(names_of(like), jax.tree.leaves(like), strict=True))
     wrong = [f"  {name}: expected nothing, got an array" for name in record if name not in wanted]

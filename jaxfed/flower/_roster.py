@@ -21,7 +21,7 @@ class Roster:
     """Asks every node once which client it is; the newest node that says so stands for a client.
 
     Attributes:
-      members: what every client that was ever connected said of itself, by id.
+        members: what every client that was ever connected said of itself, by id.
     """
 
     def __init__(self, grid: Grid, num_clients: int) -> None:

@@ -21,8 +21,8 @@ class Rows:
     The row after round t (from 0) is checkpoint t + 1. An algorithm whose clients keep nothing leaves no file.
 
     Args:
-      directory: of this client and this run.
-      first: the row of a client that was never drawn.
+        directory: of this client and this run.
+        first: the row of a client that was never drawn.
     """
 
     def __init__(self, directory: str | Path, first: ClientRow) -> None:
@@ -42,7 +42,7 @@ class Rows:
         Later ones belong to replies that the server never counted: going on from them would break its running sums.
 
         Raises:
-          CheckpointError: this row is not there, or damaged.
+            CheckpointError: this row is not there, or damaged.
         """
         if self._writer is None:
             return self._first

@@ -3,7 +3,7 @@
 import functools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,21 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from jaxfed.core.checks import check_range, plain
+from jaxfed.core.checks import check_range, python_number
 from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
-from jaxfed.core.samplers import Sampler, cohorts
-from jaxfed.flower._deployment import Deployment, Seconds
+from jaxfed.core.samplers import Sampler, cohorts, weights_of
+from jaxfed.data import Epochs, Steps
+from jaxfed.flower._deployment import Deployment, Waiting
 from jaxfed.flower._roster import Roster, log
 from jaxfed.flower._training import adds_noise
 from jaxfed.layout.plans import name_of, vmap
 from jaxfed.messages import check_cohorts
-from jaxfed.rows.choose import Draw
-from jaxfed.rows.rounds import Recipe
-from jaxfed.run import Callback, Evaluate, Weights, batching_of, config_of, diverged, sampler_of, weights_of
-from jaxfed.run.history import History, RunState
+from jaxfed.rows.engine import Draw
+from jaxfed.rows.rounds import RoundConfig
+from jaxfed.run import Checkpointing, History, Report, RunState, config_of, diverged
 from jaxfed.run.probing import check_learning_rates
-from jaxfed.run.resume import Checkpointing, Saver
-from jaxfed.run.state import carrying, nothing_trained
+from jaxfed.run.resume import Saver
+from jaxfed.run.state import carrying, nothing_trained, take
 
 KIND = "jaxfed.flower"
 
@@ -42,7 +42,7 @@ def server_app(
 ) -> ServerApp:
     """A ServerApp that runs `serve(grid, algorithm, server, **options)` and calls `finished(server, history)`.
 
-    Where options hang on Flower's run configuration, call `serve` in the main function of a ServerApp of your own.
+    Where options depend on Flower's run configuration, call `serve` in the main function of a ServerApp of your own.
     """
     app = ServerApp()
 
@@ -59,19 +59,12 @@ def serve(
     server: Server | RunState,
     *,
     rounds: int,
-    batch_size: int,
-    local_steps: int | None = None,
-    local_epochs: int | None = None,
-    cohort_size: int | None = None,
-    sampler: Sampler | None = None,
-    client_weights: Weights = "uniform",
+    batching: Steps | Epochs,
+    sampler: Sampler,
     plan: Plan | None = None,
     seed: int = 0,
-    patience: float = 60.0,
-    timeout: float | None = 3600.0,
-    evaluate: Evaluate | None = None,
-    evaluate_every: int = 1,
-    callbacks: Sequence[Callback] = (),
+    waiting: Waiting = Waiting(),
+    report: Report = Report(),
     checkpoint: str | Path | Checkpointing | None = None,
 ) -> tuple[Server, History]:
     """Run a federated algorithm on Flower's nodes, each of which runs `client_app`; for a ServerApp's main function.
@@ -81,59 +74,47 @@ def serve(
     goes back to what it was, and the running sums stay the sums of all clients' rows. All clients may be without one:
     then the round changes nothing.
 
-    Under `jaxfed.privacy.central_noise` the noise and the cohorts are made of entropy of the server's own, since every
-    client knows the seed: nobody can make them again, and the results differ from those of `simulate`.
+    Under `jaxfed.privacy.central_noise` noise and cohorts use entropy of the server's own, since every client knows the
+    seed: they cannot be reproduced, and the results differ from those of `simulate`.
 
     Args:
-      grid: Flower's.
-      algorithm: from a factory such as `jaxfed.fedspeed`.
-      server: `algorithm.init(params, num_clients)`; clients are 0 to N−1, by the "partition-id" of their nodes. Or the
-        `state` that an error of `serve` carries, to go on from it.
-      rounds: total number of rounds; a checkpoint that has done some already does the rest.
-      batch_size: B.
-      local_steps: K steps for every client; or else
-      local_epochs: passes over the client's samples. Exactly one of the two.
-      cohort_size: clients in a round, drawn without replacement; or else
-      sampler: another sampler. Exactly one of the two.
-      client_weights: how much each client counts in the means: "uniform", "samples" (as it says itself), or N numbers.
-      plan: how the replies are added up: `jaxfed.vmap()` (default) or another.
-      seed: seed of cohorts, batches and the loss function's keys.
-      patience: seconds that a round waits at its beginning for drawn clients that are not connected. The first round
-        waits until there is a client.
-      timeout: seconds that a round waits for replies; None waits for ever.
-      evaluate: `evaluate(params)` -> named numbers, into the history.
-      evaluate_every: rounds between two evaluations; the last round is always evaluated.
-      callbacks: each called as `callback(server, info)` after every round.
-      checkpoint: a directory, or `jaxfed.Checkpointing(directory, every, keep)`, on the server. If it holds checkpoints
-        of this run, the same call goes on from the last good one, and clients go back to where they were then.
+        grid: Flower's.
+        algorithm: from a factory such as `jaxfed.fedspeed`.
+        server: `algorithm.init(params, num_clients)`; clients are 0 to N−1, by the "partition-id" of their nodes. Or
+            the `state` of an exception of `serve`, to continue that run.
+        rounds: total number of rounds; a checkpoint that has done some does the rest.
+        batching: `jaxfed.Steps(local_steps, batch_size)` or `jaxfed.Epochs(local_epochs, batch_size)`.
+        sampler: as of `simulate`; with `weights="samples"` clients count by the numbers of samples that they report.
+        plan: how the replies are added up: `jaxfed.vmap()` (default) or another.
+        seed: seed of cohorts, batches and the loss function's keys.
+        waiting: seconds that a round waits for clients and for their replies.
+        report: as of `simulate`; `progress` logs every round.
+        checkpoint: a directory, or `jaxfed.Checkpointing(directory, every, keep)`, on the server. If it holds
+            checkpoints of this run, the same call continues from the last good one, and clients go back to it too.
 
     Returns:
-      The server after the last round, and the `History`; beside the numbers of `simulate` its rounds have "num_missing"
-      (drawn clients that were not connected, failed, or did not reply in time) and "num_refused" (replies of another
-      structure, shape or dtype); "num_excluded" counts replies that were not finite.
+        The server after the last round, and the `History`; beside the numbers of `simulate` its rounds have
+        "num_missing" (drawn clients that were not connected, failed, or did not reply in time) and "num_refused"
+        (replies of another structure, shape or dtype); "num_excluded" counts replies that were not finite.
 
     Raises:
-      ValueError: arguments that contradict each other, a checkpoint of another run, a server alone that has done rounds
-        in which clients kept something, or a sampler that draws no cohort.
-      FloatingPointError: every drawn client returned NaN or infinity, or every client that replied did for
-        MOST_NOT_FINITE such rounds without a finite reply between them; names round and clients.
+        ValueError: arguments that contradict each other, a checkpoint of another run, a server alone that has done
+            rounds in which clients kept something, or a sampler that draws no cohort.
+        FloatingPointError: every drawn client returned NaN or infinity, or every client that replied did for
+            MOST_NOT_FINITE such rounds without a finite reply between them; names round and clients.
 
-    Whatever ends a run has an attribute `state`: the `RunState` after the last round, or None where it broke off inside
-    one.
+    Every exception that ends a run has an attribute `state`: the `RunState` after the last round, or None where it was
+    raised inside one.
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
-    check_range("evaluate_every", evaluate_every, least=1, whole=True)
-    rounds, seed = plain(rounds), plain(seed)
-    plan, sampler, num_clients = plan or vmap(), sampler_of(cohort_size, sampler), int(server.num_clients)
-    slots, draw, finite = sampler.num_slots(num_clients), _draws(algorithm, sampler, seed, num_clients), _Finite()
-    weighted = weights_of(client_weights, np.ones(num_clients)) is not None
+    rounds, plan, num_clients = python_number(rounds), plan or vmap(), int(server.num_clients)
+    config = RoundConfig(algorithm, batching, plan, longest=0, seed=python_number(seed))
+    draw, finite = _draws(config, sampler, num_clients), _Finite()
+    weighted = weights_of(sampler, np.ones(num_clients)) is not None
     check_cohorts(algorithm, sampler, num_clients, weighted)
-    batching = batching_of(batch_size, local_steps, local_epochs)
-    recipe = Recipe(algorithm, batching, plan, longest=0, seed=seed)
-    deployment = Deployment(recipe, batching, server, Roster(grid, num_clients), Seconds(patience, timeout), slots)
-    config = config_of(recipe, sampler, client_weights, num_clients)
-    with Saver(checkpoint, config, deployment.identity, KIND) as saver:
+    deployment = Deployment(config, sampler, server, Roster(grid, num_clients), waiting)
+    with Saver(checkpoint, config_of(config, sampler, num_clients), deployment.identity, KIND) as saver:
         history = saver.resume(deployment) or deployment.begin(begun)
         check_learning_rates(algorithm, int(deployment.server.round), rounds)
         history.plan = name_of(plan)
@@ -141,25 +122,23 @@ def serve(
             log.warning(nothing_trained(done, rounds, "the run"))
         with carrying(deployment, None, history):
             while (done := int(deployment.server.round)) < rounds:
-                began = time.perf_counter()
-                info, more = deployment.play(draw(done), client_weights)
-                history.add_round(done + 1, info, time.perf_counter() - began, more)
-                finite.check(info, done, draw, no_reply=sum(more.values()))
-                last = done + 1 >= rounds
-                if evaluate is not None and (last or (done + 1) % evaluate_every == 0):
-                    history.add_evaluation(done + 1, evaluate(deployment.server.params))
-                for callback in callbacks:
-                    callback(deployment.server, info)
+                began, last = time.perf_counter(), done + 1 >= rounds
+                info, missing = deployment.play(draw(done))
+                history.add_round(done + 1, info, time.perf_counter() - began, missing)
+                finite.check(info, done, draw, no_reply=sum(missing.values()))
+                report.after_round(history, deployment.server, info, last)
                 saver.save(deployment, history, now=last)
-                log.info("round %d of %d: %s", done + 1, rounds, {"num_used": int(info.num_used), **more})
+                if report.progress:
+                    log.info("round %d of %d: %s", done + 1, rounds, {"num_used": int(info.num_used), **missing})
             saver.wait()
+        history.state = take(deployment, None, history) if report.keep_state else None
     return deployment.server, history
 
 
-def _draws(algorithm: FederatedAlgorithm, sampler: Sampler, seed: int, num_clients: int) -> Draw:
-    """The cohort of every round: of the seed, or under noise of entropy of the server's own, which no client knows."""
-    if not adds_noise(algorithm):
-        return cohorts(sampler, seed, num_clients)
+def _draws(config: RoundConfig, sampler: Sampler, num_clients: int) -> Draw:
+    """Return the cohorts: from the seed, or under noise from entropy of the server's own, which no client knows."""
+    if not adds_noise(config.algorithm):
+        return cohorts(sampler, config.seed, num_clients)
     return functools.cache(lambda number: cohorts(sampler, secrets.randbits(32), num_clients)(number))
 
 

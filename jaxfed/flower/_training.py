@@ -1,6 +1,5 @@
 """Both halves of a round as compiled functions: a client's work, and what the server makes of the replies."""
 
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxfed.algorithms.parts import stepping
-from jaxfed.core import tree
+from jaxfed.algorithms.parts import make_step
+from jaxfed.core import keys, tree
 from jaxfed.core.protocol import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Fetch, RoundInfo, Server
 from jaxfed.core.types import Key, Params
 from jaxfed.data.batches import ClientData
-from jaxfed.rows.rounds import Recipe, play_alone, training_key
+from jaxfed.rows.rounds import RoundConfig, play_alone
 
 ClientRound = Callable[[Server, ClientRow, ClientData, Array, Key], ClientUpdate]
 """`work(server, row, data, client, noise_key) -> update`, for the round that the server is in."""
@@ -36,9 +35,9 @@ def update_like(
     """Shapes and dtypes of what a client sends, the row left out.
 
     Args:
-      algorithm: the server's own.
-      server: its state.
-      sample: shape and dtype of one sample by name.
+        algorithm: the server's own.
+        server: its state.
+        sample: shape and dtype of one sample by name.
     """
     batches = {name: jax.ShapeDtypeStruct((1, 1, *each.shape), each.dtype) for name, each in sample.items()}
     batches["mask"] = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
@@ -50,41 +49,34 @@ def update_like(
     return jax.eval_shape(update, batches)._replace(row=NO_ROW)
 
 
-def own_key() -> Key:
-    """A key that nobody else can know or make again, from the operating system's entropy: for noise that hides."""
-    like = np.asarray(jax.random.key_data(jax.random.key(0)))
-    words = np.frombuffer(secrets.token_bytes(like.nbytes), like.dtype).reshape(like.shape)
-    return jax.random.wrap_key_data(jnp.asarray(words))
-
-
 def adds_noise(algorithm: FederatedAlgorithm) -> bool:
     """Whether the server adds noise that nobody else may know; then nobody else may know who is drawn either."""
-    return algorithm.insides is not None and algorithm.insides.aggregate.noise is not None
+    return algorithm.parts is not None and algorithm.parts.aggregate.noise is not None
 
 
-def client_round(recipe: Recipe) -> ClientRound:
+def client_round(config: RoundConfig) -> ClientRound:
     """Compile a client's round. If its row is not finite, neither is the message: the server then counts neither."""
 
     def work(server: Server, row: ClientRow, data: ClientData, client: Array, noise_key: Key) -> ClientUpdate:
-        update = play_alone(recipe, server, row, data, client, noise_key)
+        update = play_alone(config, server, row, data, client, noise_key)
         finite = tree.all_finite((update.message, update.row))
         return update._replace(message=jax.tree.map(lambda leaf: jnp.where(finite, leaf, _void(leaf)), update.message))
 
     return jax.jit(work)
 
 
-def server_round(recipe: Recipe) -> ServerRound:
+def server_round(config: RoundConfig) -> ServerRound:
     """Compile the server's round: the algorithm's step, with the replies in the place of the clients' work.
 
     The replies stand in the cohort's batches, one batch of one each, so that any plan and any aggregate will do.
 
     Raises:
-      ValueError: an algorithm that was not composed.
+        ValueError: an algorithm that was not composed.
     """
-    halves, insides = recipe.algorithm, recipe.algorithm.insides
-    if insides is None:
+    halves, parts = config.algorithm, config.algorithm.parts
+    if parts is None:
         raise ValueError(
-            "expected an algorithm with `insides`, got one without; build it with jaxfed.algorithms.parts.compose"
+            "expected an algorithm with `parts`, got one without; build it with jaxfed.algorithms.parts.compose"
         )
 
     def finish(
@@ -96,10 +88,10 @@ def server_round(recipe: Recipe) -> ServerRound:
         def reply(server: Server, member: Cohort, key: Key, fetch: Fetch) -> ClientUpdate:
             return jax.tree.unflatten(structure, [member.batches[str(at)][0, 0] for at in range(len(leaves))])
 
-        step = stepping(reply, halves.server_update, insides)
+        step = make_step(reply, halves.server_update, parts)
         cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool), **replies}, weights)
-        key = noise_key if adds_noise(halves) else training_key(recipe.seed)
-        server, _, info = step(server, cohort, key, plan=recipe.plan)
+        key = noise_key if adds_noise(halves) else keys.training_key(config.seed)
+        server, _, info = step(server, cohort, key, plan=config.plan)
         return server, info
 
     return jax.jit(finish)

@@ -1,4 +1,4 @@
-"""Client rows outside the mesh: in host memory or on disk; a client that was never drawn takes no space."""
+"""Client rows outside the mesh: in host memory or on disk; a client that never took part takes no space."""
 
 import dataclasses
 import zlib
@@ -13,17 +13,19 @@ from jaxtyping import DTypeLike
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow
 from jaxfed.rows._slots import Slots
-from jaxfed.rows._tables import FileTable, MemoryTable, Table
+from jaxfed.rows._staged import StagedEngine
+from jaxfed.rows._tables import FileTable, MemoryTable, RowTable
+from jaxfed.rows.engine import Start
 
 ROWS = "rows.bin"
 
 
-class Population:
-    """All clients' rows, by id. Not thread-safe; the simulation's one worker thread calls it.
+class TablePopulation:
+    """Rows as bytes in a table of slots, each with a CRC-32. A `Population`.
 
     Attributes:
-      stored: row of a client that was never drawn, NumPy leaves [...] in the dtypes that are stored.
-      slots: which slot holds whose row.
+        stored: row of a client that never took part, NumPy leaves [...] in the stored dtypes.
+        slots: which slot holds which client's row.
     """
 
     def __init__(self, row: ClientRow, num_clients: int, dtype: DTypeLike | None) -> None:
@@ -34,12 +36,12 @@ class Population:
         self._digests = np.zeros(num_clients, np.uint32)
 
     @property
-    def table(self) -> Table:
-        """Where the bytes lie."""
+    def table(self) -> RowTable:
+        """The table of all rows."""
         raise NotImplementedError
 
     def read(self, ids: np.ndarray) -> ClientRow:
-        """Rows [C, ...] of clients `ids`; an empty slot (−1) and a client never drawn get the first row."""
+        """See `Population`; a client that never took part, and an empty slot, get the first row."""
         known = (ids >= 0) & (self.slots.of_client[np.maximum(ids, 0)] >= 0)
         rows = np.broadcast_to(self._first, (len(ids), self.row_bytes)).copy()
         rows[known] = self.table.read(self.slots.of_client[ids[known]])
@@ -47,7 +49,7 @@ class Population:
         return self._rows(rows)
 
     def write(self, ids: np.ndarray, rows: ClientRow) -> None:
-        """Take rows [C, ...] of clients `ids` over; empty slots (−1) are left out."""
+        """See `Population`."""
         here = ids >= 0
         if not self.row_bytes or not here.any():
             return
@@ -76,32 +78,36 @@ class Population:
         return jax.tree.unflatten(treedef, shaped)
 
     def snapshot(self, step: int, oldest: int) -> dict[str, np.ndarray]:
-        """What a checkpoint of `step` holds; its slots stay until `release`d by a later `oldest` step that is kept."""
+        """See `Population`: where each row is, and its digest; these slots are kept until `oldest` passes `step`."""
         self.slots.release(oldest)
         self.slots.keep(step)
         self.table.sync()
         return {"slots": self.slots.of_client.copy(), "digests": self._digests.copy()}
 
-    def like(self, told: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Shapes and dtypes of a snapshot, from what `describe` told."""
-        del told
+    def like(self, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """See `Population`."""
+        del facts
         return {"slots": self.slots.of_client, "digests": self._digests}
 
     def describe(self) -> dict[str, Any]:
-        """What `like` needs, as JSON."""
+        """See `Population`."""
         return {}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
-        """Go on from a snapshot."""
+        """See `Population`."""
         self.slots.restore(snapshot["slots"])
         self._digests = np.array(snapshot["digests"])
 
     def lock(self, step: int, snapshot: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Do not overwrite what the `snapshot` of checkpoint `step` refers to."""
+        """See `Population`."""
         self.slots.keep(step, np.asarray(snapshot()["slots"]))
 
+    def close(self) -> None:
+        """See `Population`."""
+        self.table.close()
 
-class HostPopulation(Population):
+
+class HostPopulation(TablePopulation):
     """Rows in host memory; a snapshot holds them."""
 
     def __init__(self, row: ClientRow, num_clients: int, dtype: DTypeLike | None) -> None:
@@ -112,19 +118,19 @@ class HostPopulation(Population):
         return "host memory"
 
     @property
-    def table(self) -> Table:
+    def table(self) -> RowTable:
         """See `Population`."""
         return self._table
 
     def snapshot(self, step: int, oldest: int) -> dict[str, np.ndarray]:
-        """The map and all rows that were ever written; no slot is locked, since the bytes are in the checkpoint."""
+        """See `Population`; no slot is locked, since the snapshot holds the rows themselves."""
         del step, oldest
         rows = self._table.read(np.arange(self.slots.size))
         return {"slots": self.slots.of_client.copy(), "digests": self._digests.copy(), "rows": rows}
 
-    def like(self, told: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def like(self, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """See `Population`."""
-        return {**super().like(told), "rows": np.broadcast_to(np.uint8(0), (told["size"], self.row_bytes))}
+        return {**super().like(facts), "rows": np.broadcast_to(np.uint8(0), (facts["size"], self.row_bytes))}
 
     def describe(self) -> dict[str, Any]:
         """See `Population`."""
@@ -136,19 +142,19 @@ class HostPopulation(Population):
         self._table.write(np.arange(len(snapshot["rows"])), np.asarray(snapshot["rows"]))
 
     def lock(self, step: int, snapshot: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Nothing is shared with checkpoints."""
+        """No-op: a snapshot holds the rows themselves."""
 
 
-class DiskPopulation(Population):
-    """Rows in a file; a snapshot holds where they lie, and their slots are not written to while it is kept."""
+class DiskPopulation(TablePopulation):
+    """Rows in a file; a snapshot holds their slots, which are not written to while it is kept."""
 
     def __init__(self, directory: Path, row: ClientRow, num_clients: int, dtype: DTypeLike | None) -> None:
         super().__init__(row, num_clients, dtype)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            told = f"expected a directory for client rows ({error.strerror}); choose another"
-            raise OSError(error.errno, told, str(directory)) from error
+            message = f"expected a directory for client rows ({error.strerror}); choose another"
+            raise OSError(error.errno, message, str(directory)) from error
         self._path = directory / ROWS
         self._table = FileTable(self._path, self.row_bytes)
 
@@ -156,40 +162,40 @@ class DiskPopulation(Population):
         return str(self._path)
 
     @property
-    def table(self) -> Table:
+    def table(self) -> RowTable:
         """See `Population`."""
         return self._table
 
 
 @dataclasses.dataclass(frozen=True)
 class HostStore:
-    """Rows in host memory: as many clients as it holds of those ever drawn; the next cohort's are page-locked.
+    """Rows in host memory, of the clients that ever took part; the next cohort's rows are page-locked.
 
     Attributes:
-      dtype: floating-point type in which rows are kept, for instance bfloat16; None keeps the algorithm's own.
+        dtype: floating-point dtype of the stored rows, such as bfloat16; None keeps the algorithm's.
     """
 
     dtype: DTypeLike | None = None
 
-    def open(self, row: ClientRow, num_clients: int) -> Population:
-        """An empty population: every client holds `row`."""
-        return HostPopulation(row, num_clients, self.dtype)
+    def engine(self, start: Start) -> StagedEngine:
+        """See `Store`."""
+        return StagedEngine(HostPopulation(start.row, start.num_clients, self.dtype), start)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiskStore:
-    """Rows in `directory`/rows.bin: for populations beyond memory, moved to the mesh a round ahead.
+    """Rows in `directory`/rows.bin, for populations beyond memory; they move to the mesh one round ahead.
 
-    A run that resumes from a checkpoint needs the same directory: the checkpoint holds only where each row lies.
+    A run that resumes from a checkpoint needs the same directory: the checkpoint holds only the slot of each row.
 
     Attributes:
-      directory: belongs to one run; the file in it is overwritten by a run that starts anew.
-      dtype: floating-point type in which rows are kept, for instance bfloat16; None keeps the algorithm's own.
+        directory: directory of one run; a new run overwrites the file in it.
+        dtype: floating-point dtype of the stored rows, such as bfloat16; None keeps the algorithm's.
     """
 
     directory: str | Path
     dtype: DTypeLike | None = None
 
-    def open(self, row: ClientRow, num_clients: int) -> Population:
-        """An empty population: every client holds `row`. Raises OSError, with the path, where that cannot be."""
-        return DiskPopulation(Path(self.directory), row, num_clients, self.dtype)
+    def engine(self, start: Start) -> StagedEngine:
+        """See `Store`. Raises OSError, with the path, where the file cannot be opened."""
+        return StagedEngine(DiskPopulation(Path(self.directory), start.row, start.num_clients, self.dtype), start)

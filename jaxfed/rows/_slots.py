@@ -6,12 +6,12 @@ import numpy as np
 class Slots:
     """A map id → slot that hands out slots on first use and never overwrites what a checkpoint refers to.
 
-    A slot that a kept checkpoint knows is locked: the client's next row goes to another slot, and the old one is free
-    again once no kept checkpoint refers to it. So a resumed run sees the rows of its checkpoint.
+    A slot that a kept checkpoint refers to is locked: the client's next row goes to another slot, and the old one is
+    free again once no kept checkpoint refers to it. So a resumed run reads the rows of its checkpoint.
 
     Attributes:
-      of_client: slot of every client, int32 [N]; −1 for a client that was never written.
-      size: slots that exist, used or free.
+        of_client: slot of every client, int32 [N]; −1 for a client that was never written.
+        size: slots that exist, used or free.
     """
 
     def __init__(self, num_clients: int) -> None:
@@ -22,10 +22,10 @@ class Slots:
         self._locked: set[int] = set()
 
     def assign(self, ids: np.ndarray) -> np.ndarray:
-        """Slots [n] that the new rows of clients `ids` [n], all different, are to be written to."""
+        """Return slots [n] for new rows of clients `ids` [n], all different."""
         slots = self.of_client[ids]
-        for place in np.flatnonzero([slot < 0 or slot in self._locked for slot in slots.tolist()]):
-            slots[place] = self._take()
+        for at in np.flatnonzero([slot < 0 or slot in self._locked for slot in slots.tolist()]):
+            slots[at] = self._take()
         self.of_client[ids] = slots
         return slots
 
@@ -36,19 +36,19 @@ class Slots:
         return self.size - 1
 
     def keep(self, step: int, of_client: np.ndarray | None = None) -> None:
-        """Lock the slots of checkpoint `step`: those in use now, or those of its own map."""
+        """Lock the slots of checkpoint `step`: those in use now, or those of its map `of_client`."""
         held = self.of_client if of_client is None else of_client
         self._kept[step] = held[held >= 0]
         self.size = max(self.size, int(self._kept[step].max(initial=-1)) + 1)
         self._refresh()
 
     def release(self, oldest: int) -> None:
-        """Forget all checkpoints before step `oldest`; slots that nothing else refers to are free."""
+        """Unlock the slots of checkpoints before step `oldest`."""
         self._kept = {step: slots for step, slots in self._kept.items() if step >= oldest}
         self._refresh()
 
     def restore(self, of_client: np.ndarray) -> None:
-        """Take over a checkpoint's map."""
+        """Continue with a checkpoint's map."""
         self.of_client = np.array(of_client, np.int32)
         self.size = max(self.size, int(self.of_client.max(initial=-1)) + 1)
         self._refresh()

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 
 BLOCK = 64 * 2**20
-"""Bytes that a table in memory grows by."""
+"""Bytes by which a table in memory grows."""
 
 
-class Table(Protocol):
+class RowTable(Protocol):
     """Rows of bytes, uint8 [row_bytes] each, at slots 0, 1, 2, …; it grows as slots are written."""
 
     def read(self, slots: np.ndarray) -> np.ndarray:
@@ -24,11 +24,11 @@ class Table(Protocol):
         ...
 
     def sync(self) -> None:
-        """Return once everything written survives a crash of the machine."""
+        """Return once everything written is durable."""
         ...
 
     def close(self) -> None:
-        """Give back what the table holds."""
+        """Release memory or file."""
         ...
 
 
@@ -40,24 +40,24 @@ class MemoryTable:
         self._row_bytes, self._blocks = row_bytes, list[np.ndarray]()
 
     def read(self, slots: np.ndarray) -> np.ndarray:
-        """See `Table`."""
+        """See `RowTable`."""
         rows = np.empty((len(slots), self._row_bytes), np.uint8)
-        for place, slot in enumerate(slots.tolist()):
-            rows[place] = self._blocks[slot // self._per_block][slot % self._per_block]
+        for at, slot in enumerate(slots.tolist()):
+            rows[at] = self._blocks[slot // self._per_block][slot % self._per_block]
         return rows
 
     def write(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        """See `Table`."""
+        """See `RowTable`."""
         for slot, row in zip(slots.tolist(), rows, strict=True):
             while slot // self._per_block >= len(self._blocks):
                 self._blocks.append(np.empty((self._per_block, self._row_bytes), np.uint8))
             self._blocks[slot // self._per_block][slot % self._per_block] = row
 
     def sync(self) -> None:
-        """Memory survives nothing."""
+        """No-op: memory is not durable."""
 
     def close(self) -> None:
-        """Let the blocks go."""
+        """Free the blocks."""
         self._blocks.clear()
 
 
@@ -65,7 +65,7 @@ class FileTable:
     """A table in one file, by positioned reads and writes: what fails raises OSError with the path, never a signal.
 
     Raises:
-      OSError: the file cannot be opened, is in use by another run, is full, or ends early; the message names it.
+        OSError: the file cannot be opened, is in use by another run, is full, or ends early; the message names it.
     """
 
     def __init__(self, path: Path, row_bytes: int) -> None:
@@ -78,14 +78,14 @@ class FileTable:
             raise
 
     def read(self, slots: np.ndarray) -> np.ndarray:
-        """See `Table`."""
+        """See `RowTable`."""
         rows = np.empty((len(slots), self._row_bytes), np.uint8)
         for row, slot in zip(rows, slots.tolist(), strict=True):
             self._each(memoryview(row.data), slot, "read", lambda view, at: os.preadv(self._descriptor, [view], at))
         return rows
 
     def write(self, slots: np.ndarray, rows: np.ndarray) -> None:
-        """See `Table`."""
+        """See `RowTable`."""
         for slot, row in zip(slots.tolist(), np.ascontiguousarray(rows), strict=True):
             self._each(memoryview(row.data), slot, "write", lambda view, at: os.pwrite(self._descriptor, view, at))
 
@@ -104,11 +104,11 @@ class FileTable:
         except BlockingIOError as error:
             raise OSError(f"expected to {verb} {self._path}, another run holds it; choose another directory") from error
         except OSError as error:
-            told = f"expected to {verb} client rows ({error.strerror}); free space, set permissions, or move it"
-            raise OSError(error.errno, told, str(self._path)) from error
+            message = f"expected to {verb} client rows ({error.strerror}); free space, set permissions, or move it"
+            raise OSError(error.errno, message, str(self._path)) from error
 
     def sync(self) -> None:
-        """See `Table`."""
+        """See `RowTable`."""
         self._naming("sync", lambda: os.fdatasync(self._descriptor))
 
     def close(self) -> None:

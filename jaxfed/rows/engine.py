@@ -1,4 +1,4 @@
-"""What every engine offers, and what it begins with."""
+"""The protocols of a store: the store itself, the engine that plays its rounds, and rows outside the mesh."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -8,14 +8,25 @@ from jaxtyping import PyTree
 
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
 from jaxfed.layout.sharding import Places
-from jaxfed.rows.rounds import Recipe, World
+from jaxfed.rows.rounds import RoundConfig, World
+
+LONGEST_BLOCK = 32
+"""Most rounds that `Engine.advance` plays at once."""
 
 Draw = Callable[[int], np.ndarray]
 """`draw(round) -> ids` int32 [C], −1 in empty slots."""
 
 
 class Start(NamedTuple):
-    """What a run begins with: server, the row of a client never drawn, what is only read, who is drawn, and where."""
+    """What a run begins with.
+
+    Attributes:
+        server: before the first round of the run.
+        row: the row of a client that never took part.
+        world: what rounds only read.
+        draw: the cohort of a round.
+        places: shardings of arrays on the run's devices.
+    """
 
     server: Server
     row: ClientRow
@@ -30,48 +41,90 @@ class Start(NamedTuple):
 
 
 class Engine(Protocol):
-    """Plays rounds; holds the server and all clients' rows.
+    """Plays rounds; holds the server and the rows of all clients.
 
     Attributes:
-      server: after the rounds played so far, on all devices.
-      world: what rounds only read, where they read it.
+        server: after the rounds played so far, on all devices.
+        world: what rounds only read, on all devices.
     """
 
     server: Server
     world: World
 
-    def prepare(self, recipe: Recipe) -> None:
-        """Make the program that `advance` plays rounds with."""
+    def prepare(self, config: RoundConfig) -> None:
+        """Compile the program that `advance` plays rounds with."""
         ...
 
     def advance(self, count: int) -> RoundInfo:
-        """Play the next `count` rounds; return their facts [count, ...] on the host."""
+        """Play the next `count` ≤ `LONGEST_BLOCK` rounds; return their infos, leaves [count, ...], on the host."""
         ...
 
     def sample(self, ids: np.ndarray) -> ClientRow:
-        """Rows [C, ...] of clients `ids` on the mesh, for a trial that changes nothing."""
+        """Return the rows [C, ...] of clients `ids` on the mesh, for a trial that changes nothing."""
         ...
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
-        """What a checkpoint holds: {"server": ..., "rows": ...}; checkpoints before `oldest` are no longer kept."""
+        """Return what checkpoint `step` holds, {"server", "rows"}; checkpoints before `oldest` are no longer kept."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """JSON beside the snapshot, which `like` needs."""
+        """Return the facts, as JSON, that `like` needs to describe a snapshot."""
         ...
 
-    def like(self, told: Mapping[str, Any]) -> dict[str, PyTree]:
-        """Structure, shapes, dtypes and places of a snapshot."""
+    def like(self, facts: Mapping[str, Any]) -> dict[str, PyTree]:
+        """Return structure, shapes, dtypes and shardings of a snapshot."""
         ...
 
     def restore(self, snapshot: Mapping[str, PyTree]) -> None:
-        """Go on from a snapshot."""
+        """Continue from a snapshot."""
         ...
 
     def lock(self, step: int, rows: Callable[[], PyTree]) -> None:
-        """Never overwrite what checkpoint `step`, with these `rows`, refers to."""
+        """Never overwrite what checkpoint `step`, which holds `rows`, refers to."""
         ...
 
     def close(self) -> None:
-        """Give back threads and files."""
+        """Release threads and files."""
         ...
+
+
+class Store(Protocol):
+    """Where the rows of all clients are kept between rounds: a static value that can be compared."""
+
+    def engine(self, start: Start) -> Engine:
+        """Return the engine that plays a run from its start, where every client holds `start.row`."""
+        ...
+
+
+class Population(Protocol):
+    """The rows of all clients, by id, on the host. `StagedEngine` calls it from one thread."""
+
+    def read(self, ids: np.ndarray) -> ClientRow:
+        """Return rows, NumPy leaves [C, ...], of clients `ids`; an empty slot (−1) gets any row."""
+        ...
+
+    def write(self, ids: np.ndarray, rows: ClientRow) -> None:
+        """Store rows, NumPy leaves [C, ...], of clients `ids`; empty slots (−1) are left out."""
+        ...
+
+    def snapshot(self, step: int, oldest: int) -> PyTree:
+        """Return what checkpoint `step` holds of the rows; checkpoints before `oldest` are no longer kept."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return the facts, as JSON, that `like` needs to describe a snapshot."""
+        ...
+
+    def like(self, facts: Mapping[str, Any]) -> PyTree:
+        """Return structure, shapes and dtypes of a snapshot."""
+        ...
+
+    def restore(self, snapshot: Any) -> None:
+        """Continue from a snapshot."""
+        ...
+
+    def lock(self, step: int, snapshot: Callable[[], Any]) -> None:
+        """Never overwrite what checkpoint `step` refers to; nothing to do where a snapshot holds the rows itself."""
+
+    def close(self) -> None:
+        """Release files and memory."""

@@ -1,41 +1,47 @@
-"""Compiled rounds: one round as one program, and many rounds as one program without a word from the host."""
+"""One round as a pure function, and the round of one client on its own: what every engine compiles."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from jaxfed.core import tree
-from jaxfed.core.protocol import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server, as_given
+from jaxfed.core import keys
+from jaxfed.core.protocol import (
+    ClientRow,
+    ClientUpdate,
+    Cohort,
+    FederatedAlgorithm,
+    Plan,
+    RoundInfo,
+    Server,
+    identity_fetch,
+)
 from jaxfed.core.types import Batch, Key
 from jaxfed.data.batches import Batching, ClientData, draw_indices
-from jaxfed.layout.sharding import Places, constrain
-from jaxfed.rows import DeviceStore
 
 INDEX = "index of the sample"
 
-KEPT = 4
-"""Programs of past runs that are kept: another run of the same recipe is not compiled again."""
+PROGRAMS_KEPT = 4
+"""Compiled programs that an engine keeps: another run of the same `RoundConfig` is not compiled again."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Static configuration of a round: what it is made of.
+class RoundConfig:
+    """Static configuration of a round.
 
     Attributes:
-      algorithm: init and step.
-      batching: how samples become batches.
-      plan: how the cohort is laid out.
-      longest: samples of the longest client.
-      seed: of batches and of the loss function's keys.
-      lazy: samples are gathered step by step; else a round's at once, which a plan over a mesh needs.
+        algorithm: its `step` is the round.
+        batching: how a client's samples become batches.
+        plan: how the cohort is laid out over time and devices.
+        longest: number of samples of the longest client.
+        seed: seed of batches and of the loss function's keys.
+        lazy: gather samples step by step; otherwise all of a round at once, which a plan over a mesh needs.
     """
 
-    # Told apart by ==, since a mapping, or a plan of a user's own, need not have a hash.
+    # Compared by ==: an algorithm holds a mapping, and a user's plan need not have a hash.
     algorithm: FederatedAlgorithm = dataclasses.field(hash=False)
     batching: Batching
     plan: Plan = dataclasses.field(hash=False)
@@ -45,130 +51,67 @@ class Recipe:
 
 
 class World(NamedTuple):
-    """What a run only reads: the clients' samples, and how much each client counts, [N] or None."""
+    """What a run only reads: the samples of all clients, and their weights [N] (None: all count the same)."""
 
     data: ClientData
     weights: Array | None = None
 
 
-def cohort_of(recipe: Recipe, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
-    """The cohort of a round; its batches are drawn here, on the device, as indices where `play` fetches."""
-    key = jax.random.fold_in(batch_key(recipe.seed), round_number)
-    index, mask = draw_indices(world.data, ids, key, recipe.batching, recipe.longest)
+def cohort_of(config: RoundConfig, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
+    """Return the cohort of a round; its batches are drawn on the device, as indices where `play` gathers samples."""
+    key = keys.round_key(keys.batch_key(config.seed), round_number)
+    index, mask = draw_indices(world.data, ids, key, config.batching, config.longest)
     indices = {INDEX: index, "mask": mask}
-    batches = indices if recipe.lazy else fetched(world.data, indices)
+    batches = indices if config.lazy else fetched(world.data, indices)
     weights = None if world.weights is None else world.weights[jnp.maximum(ids, 0)]
     return Cohort(ids, rows, batches, weights)
 
 
 def one_round(
-    recipe: Recipe, server: Server, rows: ClientRow, world: World, ids: Array
+    config: RoundConfig, server: Server, rows: ClientRow, world: World, ids: Array
 ) -> tuple[Server, ClientRow, RoundInfo]:
-    """Batches drawn and one step: (server, rows [C, ...], info)."""
-    cohort = cohort_of(recipe, world, server.round, ids, rows)
-    return play(recipe, server, cohort, world)
+    """Draw the batches and do one step; return (server, rows [C, ...], info)."""
+    cohort = cohort_of(config, world, server.round, ids, rows)
+    return play(config, server, cohort, world)
 
 
-def play(recipe: Recipe, server: Server, cohort: Cohort, world: World) -> tuple[Server, ClientRow, RoundInfo]:
-    """One step on a cohort that is drawn."""
-    fetch = functools.partial(fetched, world.data) if recipe.lazy else as_given
-    return recipe.algorithm.step(server, cohort, training_key(recipe.seed), plan=recipe.plan, fetch=fetch)
+def play(config: RoundConfig, server: Server, cohort: Cohort, world: World) -> tuple[Server, ClientRow, RoundInfo]:
+    """Do one step on a cohort with its batches."""
+    fetch = functools.partial(fetched, world.data) if config.lazy else identity_fetch
+    return config.algorithm.step(server, cohort, keys.training_key(config.seed), plan=config.plan, fetch=fetch)
 
 
 def play_alone(
-    recipe: Recipe, server: Server, row: ClientRow, data: ClientData, client: Array, noise_key: Key
+    config: RoundConfig, server: Server, row: ClientRow, data: ClientData, client: Array, noise_key: Key
 ) -> ClientUpdate:
-    """What one client does in the server's round, where its own samples are all there is.
+    """Return the update of one client in the server's round, from its own samples alone.
 
-    Its batches, keys and steps are those that it has in a cohort; noise that nobody else may know is made of a key of
-    its own.
+    Batches, keys and steps are those that the client has in a cohort. Secret noise uses a key of the client's own.
 
     Args:
-      recipe: `recipe.longest` is the client's own number of samples; `recipe.plan` plays no part.
-      server: as broadcast.
-      row: the client's.
-      data: of this client alone.
-      client: its id, int32 [].
-      noise_key: of entropy that only the client has; used where `insides.secret`.
+        config: `config.longest` is the client's own number of samples; `config.plan` plays no part.
+        server: as broadcast.
+        row: the row of the client.
+        data: samples of this client alone.
+        client: id of the client, int32 [].
+        noise_key: key that only the client has; used where `parts.secret`.
     """
 
     def own(key: Key) -> Key:
-        return jax.random.fold_in(jax.random.fold_in(key, server.round), client)
+        return keys.client_key(keys.round_key(key, server.round), client)
 
-    index, mask = recipe.batching.slots(own(batch_key(recipe.seed)), data.lengths[0], recipe.longest)
+    index, mask = config.batching.slots(own(keys.batch_key(config.seed)), data.lengths[0], config.longest)
     member, fetch = Cohort(client, row, {INDEX: index, "mask": mask}), functools.partial(fetched, data)
-    insides = recipe.algorithm.insides
-    secret = {"noise_key": noise_key} if insides is not None and insides.secret else {}
-    return recipe.algorithm.client_update(server, member, own(training_key(recipe.seed)), fetch, **secret)
-
-
-def training_key(seed: int) -> Key:
-    """The run's key, of which the step folds those of rounds, clients and local steps."""
-    return jax.random.split(jax.random.key(seed))[0]
-
-
-def batch_key(seed: int) -> Key:
-    """The run's key of batches."""
-    return jax.random.split(jax.random.key(seed))[1]
+    parts = config.algorithm.parts
+    secret = {"noise_key": noise_key} if parts is not None and parts.secret else {}
+    return config.algorithm.client_update(server, member, own(keys.training_key(config.seed)), fetch, **secret)
 
 
 def fetched(data: ClientData, batch: Batch) -> Batch:
-    """Samples [..., B, ...] in the place of their indices."""
+    """Replace indices [..., B] by the samples [..., B, ...]."""
     return {**{name: array[batch[INDEX]] for name, array in data.arrays.items()}, "mask": batch["mask"]}
 
 
-BlockFn = Callable[[Server, PyTree, World, Array, Array], tuple[Server, PyTree, RoundInfo]]
-"""`block(server, population, world, ids [R, C], count) -> (server, population, infos [R, ...])`, the first `count`."""
-
-
-def row_like(recipe: Recipe, server: Server) -> ClientRow:
-    """Shapes and dtypes of a client's row as the algorithm has it, however it is stored."""
-    return jax.eval_shape(recipe.algorithm.init_client, server.params, server.model_state)
-
-
-def block(recipe: Recipe, store: DeviceStore, places: Places) -> BlockFn:
-    """Compile R rounds into one program; rows are gathered, in the algorithm's dtypes, and written back inside it.
-
-    The number of rounds done is an argument, so one program serves every block of at most R. The population is donated:
-    its rows are updated in place.
-    """
-    round_once = jax.jit(functools.partial(one_round, recipe))  # jitted here as well: its trace is used twice below
-
-    def rows_of(server: Server, population: PyTree, ids: Array) -> ClientRow:
-        return tree.cast_like(store.gather(population, ids), row_like(recipe, server))
-
-    def body(number: Array, carry: tuple, world: World, ids: Array) -> tuple:
-        server, population, infos = carry
-        here = ids[number]
-        server, rows, info = round_once(server, rows_of(server, population, here), world, here)
-        infos = jax.tree.map(lambda all_rounds, this: all_rounds.at[number].set(this), infos, info)
-        return server, constrain(store.scatter(population, here, rows), places.spread), infos
-
-    def run(server: Server, population: PyTree, world: World, ids: Array, count: Array) -> tuple:
-        rows = jax.eval_shape(rows_of, server, population, ids[0])
-        _, _, info = jax.eval_shape(round_once, server, rows, world, ids[0])
-        empty = jax.tree.map(lambda leaf: jnp.zeros((len(ids), *leaf.shape), leaf.dtype), info)
-        start = server, population, empty
-        server, population, infos = jax.lax.fori_loop(0, count, lambda n, c: body(n, c, world, ids), start)
-        return server, population, constrain(infos, places.everywhere)
-
-    return jax.jit(run, donate_argnums=1)
-
-
-RoundFn = Callable[[Server, ClientRow, World, Array], tuple[Server, ClientRow, RoundInfo]]
-"""`round(server, rows [C, ...] as stored, world, ids [C]) -> (server, new rows as stored, info)`."""
-
-
-def single(recipe: Recipe) -> RoundFn:
-    """Compile one round for rows that lie outside, and go back in the dtypes in which they came."""
-
-    def run(server: Server, rows: ClientRow, world: World, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
-        used = tree.cast_like(rows, row_like(recipe, server))
-        server, new, info = one_round(recipe, server, used, world, ids)
-        return server, tree.cast_like(new, rows), info
-
-    return jax.jit(run)
-
-
-kept_block = functools.lru_cache(KEPT)(block)
-kept_single = functools.lru_cache(KEPT)(single)
+def row_like(config: RoundConfig, server: Server) -> ClientRow:
+    """Return shapes and dtypes of a client's row as the algorithm uses it, whatever dtype it is stored in."""
+    return jax.eval_shape(config.algorithm.init_client, server.params, server.model_state)

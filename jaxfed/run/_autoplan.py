@@ -1,4 +1,4 @@
-"""`plan="auto"`: every plan is tried on a real cohort, once, and the fastest is taken."""
+"""`plan="auto"`: every plan is timed on a real cohort, once, and the fastest is taken."""
 
 import dataclasses
 import functools
@@ -12,18 +12,18 @@ from jax.sharding import Mesh
 
 from jaxfed.core.protocol import ClientRow, Cohort, Plan, Server
 from jaxfed.layout.plans import Sharded
-from jaxfed.rows.rounds import Recipe, World, cohort_of, play
+from jaxfed.rows.rounds import RoundConfig, World, cohort_of, play
 
 STEPS = 5
-"""Local steps of a trial: enough to leave first touches behind, few enough to be cheap."""
+"""Local steps of a trial: enough to time a plan, few enough to be cheap."""
 SECONDS, LEAST, MOST = 2.0, 3, 25
-"""How long all plans are timed, in turns, and how often at least and at most."""
+"""Seconds for which all plans are timed, in turns; least and most repetitions."""
 
 
 class Trial(NamedTuple):
-    """What plans are tried on: a run's recipe and server, what it reads, a cohort's ids [C] and how to get its rows."""
+    """What plans are timed on: configuration, server and data of a run, ids [C] of a cohort, and its rows."""
 
-    recipe: Recipe
+    config: RoundConfig
     server: Server
     world: World
     ids: np.ndarray
@@ -36,16 +36,16 @@ class Trial(NamedTuple):
 
 
 def fastest(trial: Trial, plans: Sequence[Plan], mesh: Mesh | None = None) -> Plan:
-    """Return the plan with the shortest median round of a few local steps; one that fits no memory is passed over.
+    """Return the plan with the shortest median round of a few local steps; one that does not fit memory is skipped.
 
-    The first plan that is within 2 % of the fastest is taken: earlier ones take less memory.
+    The first plan within 2 % of the fastest is taken: earlier ones need less memory.
 
     Raises:
-      ValueError: no plan runs at all.
+        ValueError: no plan fits memory.
     """
     if len(plans) == 1:
         return plans[0]
-    cohort = jax.jit(functools.partial(cohort_of, trial.recipe))(
+    cohort = jax.jit(functools.partial(cohort_of, trial.config))(
         trial.world, trial.server.round, trial.ids, trial.rows()
     )
     cohort = cohort._replace(batches={name: array[:, :STEPS] for name, array in cohort.batches.items()})
@@ -65,9 +65,9 @@ def fastest(trial: Trial, plans: Sequence[Plan], mesh: Mesh | None = None) -> Pl
 
 
 def _compiled(trial: Trial, plan: Plan, cohort: Cohort) -> Callable[[], float] | None:
-    """Compile and run once; return a function that gives the seconds of one more run, or None without memory."""
-    recipe = dataclasses.replace(trial.recipe, plan=plan)
-    step = jax.jit(functools.partial(play, recipe))
+    """Compile and run once; return a function that times one more run, or None where memory is too small."""
+    config = dataclasses.replace(trial.config, plan=plan)
+    step = jax.jit(functools.partial(play, config))
 
     def run() -> float:
         began = time.perf_counter()

@@ -28,18 +28,18 @@ class History:
     """Numbers of a run, of which a round takes eight bytes each; a column reads as a new list of plain numbers.
 
     Attributes:
-      rounds: one list per quantity, one entry per round: "round" (done so far, from 1); means over the clients used of
-        "loss", "gradient_norm", "delta_norm" (drift ‖x_K − x⁰‖), "memory_norm" (of the dual), "num_steps" and
-        "padding"; "loss_median", "loss_worst" and "delta_norm_max" over them; "inconsistency"; "samples" that all of
-        them trained on together; "num_used", "num_excluded" (clients whose results were not finite),
-        "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where there is
-        no number: for means of a round in which no client was used, and in rounds of an older version.
-      evaluations: "round", and one list for every number that `evaluate` returns.
-      plan: name of the plan that the cohorts were laid out by.
-      seconds: what every round took without evaluation, one entry per round; None where that is not known or where
-        compilation was part of it.
-      state: the whole state of the run after its last round, where `simulate` was asked to keep it; else None. It is
-        in no file that a history is written to.
+        rounds: one list per quantity, one entry per round: "round" (done so far, from 1); means over the clients used
+            of "loss", "gradient_norm", "delta_norm" (drift ‖x_K − x⁰‖), "memory_norm" (of the dual), "num_steps" and
+            "padding"; "loss_median", "loss_worst" and "delta_norm_max" over them; "inconsistency"; "samples" that all
+            of them trained on together; "num_used", "num_excluded" (clients whose results were not finite),
+            "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where there is
+            no number: for means of a round in which no client was used, and in rounds of an older version.
+        evaluations: "round", and one list for every number that `evaluate` returns.
+        plan: name of the plan that the cohorts were laid out by.
+        seconds: what every round took without evaluation, one entry per round; None where that is not known or where
+            compilation was part of it.
+        state: the whole state of the run after its last round, where `simulate` was asked to keep it; else None. It is
+            in no file that a history is written to.
     """
 
     rounds: Columns = dataclasses.field(default_factory=Columns)
@@ -145,7 +145,7 @@ class History:
         """Write an event file: scalars "round/…" and "evaluation/…", the round as their step.
 
         Raises:
-          ImportError: tensorboardX, the extra "tensorboard", is not installed.
+            ImportError: tensorboardX, the extra "tensorboard", is not installed.
         """
         try:
             from tensorboardX import SummaryWriter
@@ -177,11 +177,11 @@ class RunState(NamedTuple):
     It may be gone on from several times. `state._replace(server=...)` goes on from another server.
 
     Attributes:
-      server: after the rounds done.
-      rows: what all clients keep, in the form of the store; of a `DiskStore` only where each row lies in its file.
-      facts: what the store needs to read `rows`, as JSON.
-      store: the store of the run, and of the run that goes on.
-      history: the numbers of all rounds done.
+        server: after the rounds done.
+        rows: what all clients keep, in the form of the store; of a `DiskStore` only where each row lies in its file.
+        facts: what the store needs to read `rows`, as JSON.
+        store: the store of the run, and of the run that goes on.
+        history: the numbers of all rounds done.
     """
 
     server: Server

@@ -24,14 +24,14 @@ class Statistics(NamedTuple):
     """Count, mean, variance, range and a histogram of numbers; those of two sets merge into those of their union.
 
     Attributes:
-      size: n, int32 [].
-      mean: x̄, []; 0 where n = 0.
-      deviation: Σ(x − x̄)², [].
-      least: the smallest number, []; +∞ where n = 0.
-      most: the largest number, []; −∞ where n = 0.
-      edges: rising edges of the histogram's bins, [bins + 1]; numbers outside count in the first or the last bin.
-      counts: numbers in every bin, int32 [bins].
-      sums: their sums, [bins].
+        size: n, int32 [].
+        mean: x̄, []; 0 where n = 0.
+        deviation: Σ(x − x̄)², [].
+        least: the smallest number, []; +∞ where n = 0.
+        most: the largest number, []; −∞ where n = 0.
+        edges: rising edges of the histogram's bins, [bins + 1]; numbers outside count in the first or the last bin.
+        counts: numbers in every bin, int32 [bins].
+        sums: their sums, [bins].
     """
 
     size: Array
@@ -141,8 +141,8 @@ class PerClient(NamedTuple):
     """A model measured on every client's own samples.
 
     Attributes:
-      means: name → mean over each client's samples, [N]; NaN for a client without samples.
-      counts: samples of every client, int32 [N].
+        means: name → mean over each client's samples, [N]; NaN for a client without samples.
+        counts: samples of every client, int32 [N].
     """
 
     means: dict[str, Array]
@@ -156,12 +156,12 @@ def per_client(measure: Measure, data: ClientData, batch_size: int = 1024) -> Ca
     owner: however unequal the clients, nothing is padded but the last batch, and one program does it.
 
     Args:
-      measure: numbers [B] of the samples of a batch.
-      data: N clients' samples to evaluate on.
-      batch_size: samples at a time, which bounds the memory taken.
+        measure: numbers [B] of the samples of a batch.
+        data: N clients' samples to evaluate on.
+        batch_size: samples at a time, which bounds the memory taken.
 
     Raises:
-      ValueError: no sample at all.
+        ValueError: no sample at all.
     """
     check_range("batch_size", batch_size, least=1, whole=True)
     if not int(np.sum(data.lengths)):
@@ -203,9 +203,9 @@ def summary(found: PerClient, lower_is_better: Sequence[str] = ("loss",)) -> dic
     """What to report of a model measured on every client; clients without samples count nowhere, NaN without any.
 
     Returns:
-      For every name: "name" (mean over all samples), "name/client_mean" (mean over the clients), "name/client_std",
-      "name/q10", "name/median", "name/q90" (quantiles over the clients) and "name/worst_10%" (mean of the tenth of the
-      clients with the smallest numbers, or the largest ones of what is in `lower_is_better`).
+        For every name: "name" (mean over all samples), "name/client_mean" (mean over the clients), "name/client_std",
+        "name/q10", "name/median", "name/q90" (quantiles over the clients) and "name/worst_10%" (mean of the tenth of
+        the clients with the smallest numbers, or the largest ones of what is in `lower_is_better`).
     """
     present = found.counts > 0
     told: dict[str, Scalar] = {}
@@ -242,10 +242,10 @@ def client_evaluator(
     """Return `evaluate(params)` for `jaxfed.simulate`: a model on every client's own samples, see `summary`.
 
     Args:
-      measure: numbers of every sample, such as `classification(apply)`.
-      data: samples to evaluate on, client by client.
-      batch_size: samples at a time.
-      lower_is_better: names of which a large number is a bad one.
+        measure: numbers of every sample, such as `classification(apply)`.
+        data: samples to evaluate on, client by client.
+        batch_size: samples at a time.
+        lower_is_better: names of which a large number is a bad one.
     """
     evaluate = per_client(measure, data, batch_size)
     summarise = jax.jit(lambda found: summary(found, lower_is_better))

@@ -15,7 +15,7 @@ from jaxfed.core.stateful import AnyLossFn, evaluate
 from jaxfed.core.types import Batch, Key, Params, Scalar
 from jaxfed.data.batches import ClientData, Epochs, Steps
 from jaxfed.layout.plans import Chunked, Sharded
-from jaxfed.rows.rounds import Recipe
+from jaxfed.rows.rounds import RoundConfig
 
 MOVED = 0.05
 """How far parameters are moved: at zeros, as some models start, all samples have one loss."""
@@ -38,18 +38,18 @@ SLOW = (
 )
 
 
-def examine(recipe: Recipe, server: Server, data: ClientData, rounds: int) -> None:
+def examine(config: RoundConfig, server: Server, data: ClientData, rounds: int) -> None:
     """Examine a run before its first round.
 
     Raises:
-      ValueError: a learning rate that is negative or no number in one of its rounds.
+        ValueError: a learning rate that is negative or no number in one of its rounds.
 
     Warns:
-      UserWarning: a loss that depends on masked samples, where batches can be short; convolutions that would be slow.
+        UserWarning: a loss that depends on masked samples, where batches can be short; convolutions that would be slow.
     """
-    check_learning_rates(recipe.algorithm, int(server.round), rounds)
-    loss_fn = recipe.algorithm.insides and recipe.algorithm.insides.loss_fn
-    batching = recipe.batching
+    check_learning_rates(config.algorithm, int(server.round), rounds)
+    loss_fn = config.algorithm.parts and config.algorithm.parts.loss_fn
+    batching = config.batching
     if loss_fn is None or jax.process_count() > 1 or not isinstance(batching, Steps | Epochs):
         return
     if (short := short_batch(batching, np.asarray(data.lengths))) is not None:
@@ -57,7 +57,7 @@ def examine(recipe: Recipe, server: Server, data: ClientData, rounds: int) -> No
         before, after = mask_losses(loss_fn, server.params, server.model_state, batches)
         if np.isfinite(before) and not abs(after - before) <= ROUNDING * max(abs(before), abs(after)):
             warnings.warn(FORGOTTEN.format(f"{before:.4g}", f"{after:.4g}"), stacklevel=3)
-    if _batches_clients(recipe.plan) or jax.default_backend() == "cpu":
+    if _batches_clients(config.plan) or jax.default_backend() == "cpu":
         batch = _batch(data, 0, 1, batching.batch_size, 0)
         if count := slow_convolutions(loss_fn, server.params, server.model_state, batch):
             warnings.warn(SLOW.format(count), stacklevel=3)
@@ -65,10 +65,10 @@ def examine(recipe: Recipe, server: Server, data: ClientData, rounds: int) -> No
 
 def check_learning_rates(algorithm: FederatedAlgorithm, first: int, rounds: int) -> None:
     """Raise ValueError, with the round, if ηₜ of one of the rounds `first` … `rounds`−1 is not finite and ≥ 0."""
-    if algorithm.insides is None or first >= rounds:
+    if algorithm.parts is None or first >= rounds:
         return
     numbers = jnp.arange(first, rounds, dtype=jnp.int32)
-    rates = np.asarray(jax.vmap(algorithm.insides.learning_rate)(numbers))
+    rates = np.asarray(jax.vmap(algorithm.parts.learning_rate)(numbers))
     wrong = ~(np.isfinite(rates) & (rates >= 0.0))
     if wrong.any():
         at = int(wrong.argmax())

@@ -29,11 +29,11 @@ class Checkpointing:
     """Where and how often a run is saved.
 
     Attributes:
-      directory: where the checkpoints lie; one run per directory.
-      every: rounds between two checkpoints; the last round is always saved.
-      keep: number of checkpoints that are kept.
-      may_differ: names, as the error lists them, of what was changed on purpose since the last checkpoint, such as
-        "client_learning_rate"; all else must be as it was.
+        directory: where the checkpoints lie; one run per directory.
+        every: rounds between two checkpoints; the last round is always saved.
+        keep: number of checkpoints that are kept.
+        may_differ: names, as the error lists them, of what was changed on purpose since the last checkpoint, such as
+            "client_learning_rate"; all else must be as it was.
     """
 
     directory: str | Path
@@ -47,8 +47,8 @@ class Checkpointing:
         check_range("keep", self.keep, least=1)
 
 
-class Playing(Protocol):
-    """What is saved of a run: an `Engine`, for instance, which says what the methods do."""
+class Saved(Protocol):
+    """What is saved of a run, such as an `Engine`, which documents the methods."""
 
     server: Server
 
@@ -60,7 +60,7 @@ class Playing(Protocol):
         """JSON beside the snapshot."""
         ...
 
-    def like(self, told: Mapping[str, Any]) -> dict[str, PyTree]:
+    def like(self, facts: Mapping[str, Any]) -> dict[str, PyTree]:
         """Structure of a snapshot."""
         ...
 
@@ -77,11 +77,11 @@ class Saver:
     """Saves a run and finds where to go on; with `options=None` it does neither. A context manager.
 
     Args:
-      options: where and how often.
-      config: arguments of the run, which its checkpoints must agree with.
-      identity: what else they must agree with, see `jaxfed.run.identity`; called only where something is saved,
-        with what a checkpoint holds of it.
-      kind: tells checkpoints of one loop from those of another.
+        options: where and how often.
+        config: arguments of the run, which its checkpoints must agree with.
+        identity: what else they must agree with, see `jaxfed.run.identity`; called only where something is saved, with
+            what a checkpoint holds of it.
+        kind: tells checkpoints of one loop from those of another.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Saver:
         if self._writer is not None:
             self._writer.__exit__(kind, error, at)
 
-    def resume(self, engine: Playing) -> History | None:
+    def resume(self, engine: Saved) -> History | None:
         """Put the engine where the last good checkpoint was; return its history, or None where there is none.
 
         A damaged checkpoint is put aside with a warning, and the one before it taken.
@@ -151,12 +151,12 @@ class Saver:
             return History.restored(told["history"], snapshot["history"])
         return None
 
-    def _rows(self, engine: Playing, step: int) -> PyTree:
+    def _rows(self, engine: Saved, step: int) -> PyTree:
         assert self._options is not None
         told = checkpoints.manifest(self._options.directory, step).metadata["rows"]
         return checkpoints.load(self._options.directory, like=engine.like(told)["rows"], step=step, part="rows")
 
-    def save(self, engine: Playing, history: History, *, now: bool = False) -> None:
+    def save(self, engine: Saved, history: History, *, now: bool = False) -> None:
         """Begin to save in the background if a checkpoint is due, or `now`."""
         if self._writer is None or self._options is None:
             return
@@ -176,7 +176,7 @@ class Saver:
         if self._writer is not None:
             self._writer.wait()
 
-    def interrupted(self, engine: Playing, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
+    def interrupted(self, engine: Saved, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
         """Save unless stopped at once; return the interrupt that says how to resume."""
         if isinstance(stopped, StoppedAtOnce):
             return stopped
@@ -213,7 +213,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, once the round was done.
 
     Attributes:
-      state: the `jaxfed.RunState` after it, for `jaxfed.simulate(algorithm, error.state, ...)`; None where not known.
+        state: the `jaxfed.RunState` after it, for `jaxfed.simulate(algorithm, error.state, ...)`; None where not known.
     """
 
     state: RunState | None = None

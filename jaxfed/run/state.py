@@ -12,15 +12,15 @@ import numpy as np
 
 from jaxfed.core.protocol import ClientRow, FederatedAlgorithm, Server
 from jaxfed.layout.sharding import put
-from jaxfed.rows.choose import AnyStore, Engine
+from jaxfed.rows.engine import Engine, Store
 from jaxfed.run.history import History, RunState
-from jaxfed.run.resume import Playing
+from jaxfed.run.resume import Saved
 
 OWN_STEP = 2**62
 """Under which a store keeps the rows of a state that a run began from: no checkpoint has this number."""
 
 
-def take(engine: Playing, store: AnyStore | None, history: History) -> RunState:
+def take(engine: Saved, store: Store | None, history: History) -> RunState:
     """The state of a run between two rounds; the engine is closed after it, or goes on by `put_back` only."""
     saved = engine.snapshot(int(engine.server.round), 0)
     return RunState(saved["server"], saved["rows"], engine.describe(), store, copied(history))
@@ -31,11 +31,11 @@ def copied(history: History) -> History:
     return dataclasses.replace(history, state=None, seconds=[*history.seconds])
 
 
-def put_back(engine: Engine, state: RunState, store: AnyStore) -> History:
+def put_back(engine: Engine, state: RunState, store: Store) -> History:
     """Put an engine, which began with the state's server, where the state is; return the history that goes on.
 
     Raises:
-      ValueError: a state of another store, or of an algorithm whose clients keep something else.
+        ValueError: a state of another store, or of an algorithm whose clients keep something else.
     """
     if state.store != store:
         raise ValueError(f"expected the store of the state, {state.store}, got {store}; pass store=state.store")
@@ -76,7 +76,7 @@ def check_alone(algorithm: FederatedAlgorithm, server: Server, row: ClientRow, r
 
 
 @contextmanager
-def carrying(engine: Playing, store: AnyStore | None, history: History) -> Iterator[None]:
+def carrying(engine: Saved, store: Store | None, history: History) -> Iterator[None]:
     """Let whatever ends the block carry the state after the last whole round as `state`, None where it is lost."""
     first = int(engine.server.round)
     try:
@@ -86,7 +86,7 @@ def carrying(engine: Playing, store: AnyStore | None, history: History) -> Itera
         raise
 
 
-def _whole(engine: Playing, store: AnyStore | None, history: History, first: int) -> RunState | None:
+def _whole(engine: Saved, store: Store | None, history: History, first: int) -> RunState | None:
     """The state, unless a round was under way: its rows are then half written, or were given to the program."""
     try:
         if int(engine.server.round) != history.rounds.last().get("round", first):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from jaxspec.analysis.cost import Parts, rendezvous
 from jaxspec.devices.channel import pack, send
-from jaxspec.devices.sharding import Placement, home_of, place
+from jaxspec.devices.sharding import Placement, batch_sharding, put_model
 from jaxspec.drafts import Window, draft_for
 from jaxspec.methods import autoregressive
 from jaxspec.methods.candidates import Likeliest, Policy
@@ -244,11 +244,11 @@ class _Verifier:
     """The target's programs."""
 
     def __init__(self, setup: Setup, windows: Sequence[int]):
-        network, self.params, home, shared = place(setup.target, setup.placement.target)
+        network, self.params, home, shared = put_model(setup.target, setup.placement.target)
         self.target = Target(network)
         self.layer, self.kappa, self.head = setup.exit_layer, setup.num_candidates, send(setup.exit, shared)
         request = send(setup.request, home)
-        (self.cache, self.progress), _ = prefill(network, self.params, request, setup.capacity)
+        (self.cache, self.progress), _ = prefill(network, self.params, request, setup.capacity, self.target.reads)
         batch = len(setup.request.lengths)
         self.windows = {size: send(np.zeros((batch, size), np.int32), home) for size in windows}
 
@@ -281,7 +281,7 @@ class _Roller:
 
     def __init__(self, setup: Setup, side: str, branches: int, window: int):
         mesh, draft = getattr(setup.placement, side), draft_for(setup.target, setup.draft)
-        (drafter, self.params), self.home = draft.drafter.place(draft.params, mesh), home_of(mesh)
+        (drafter, self.params), self.home = draft.drafter.put_on_mesh(draft.params, mesh), batch_sharding(mesh)
         self.name = side, branches, window
         request, batch = send(setup.request, self.home), len(setup.request.lengths)
         kappa = -(-branches // (window + 1))

@@ -2,8 +2,10 @@
 
 from jaxspec.drafts import trees
 from jaxspec.drafts._making import draft_for
-from jaxspec.drafts.base import Branches, Draft, Drafted, Drafter, Notes, Pending, Place, Proposer, Verification, Window
-from jaxspec.drafts.ngram import ngram
+from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.ngram import prompt_lookup
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Notes, Pending, Slots, Verification, Window
 from jaxspec.drafts.streams import limited, num_streams, streaming
 
 __all__ = [
@@ -13,13 +15,13 @@ __all__ = [
     "Drafter",
     "Notes",
     "Pending",
-    "Place",
+    "Slots",
     "Proposer",
     "Verification",
     "Window",
     "draft_for",
     "limited",
-    "ngram",
+    "prompt_lookup",
     "num_streams",
     "streaming",
     "trees",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafts.base import Branches, Drafted, Pending, chosen
+from jaxspec.drafts.records import Branches, Drafted, Pending, chosen
 from jaxspec.models.attention import attend_cache, visible, write
 from jaxspec.models.base import Array, Attend, Cache, Rows
 from jaxspec.models.config import Scores

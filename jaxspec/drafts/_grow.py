@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from jaxspec.drafts.base import Pending, Proposer
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Pending
 from jaxspec.models.attention import in_tree
 from jaxspec.models.base import Array, Cache, Network, Params
 from jaxspec.verify.tree import TreeShape, seen_along_paths

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxspec.drafts._branches import Scratch
 from jaxspec.drafts._streaming import StreamingNetwork, forward, own_streams
-from jaxspec.drafts.base import Branches, Notes, Pending, Proposer
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Notes, Pending
 from jaxspec.models.attention import softmax_attention, visible, write
 from jaxspec.models.base import Array, Attend, Cache, Params, Rows
 from jaxspec.models.config import Scores

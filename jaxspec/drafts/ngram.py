@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.core.arguments import whole
-from jaxspec.drafts.base import Branches, Draft, Drafted, Drafter, Pending, Place, Proposer, Verification
+from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Pending, Slots, Verification
 from jaxspec.models.base import Array, Network, Params
 from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
@@ -107,7 +109,7 @@ class NGramDrafter(Drafter):
         roots: Roots,
         window: int,
         proposer: Proposer,
-        place: Place,
+        slots: Slots,
     ) -> tuple[Branches, Text]:
         """A look-up for every branch, after its own text."""
         drafted = jnp.maximum(verified.window, 0)
@@ -127,7 +129,7 @@ class NGramDrafter(Drafter):
         return 30.0 * (jnp.arange(self.vocab_size)[:, None, None] == tokens[None]).astype(jnp.float32)
 
 
-def ngram(size: int = 3) -> Draft:
+def prompt_lookup(size: int = 3) -> Draft:
     """A draft that looks up what followed the text's last ``size`` tokens: no parameters, no forward pass.
 
     Raises:

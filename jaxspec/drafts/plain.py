@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from jaxspec.devices import sharding
 from jaxspec.drafts._branches import Scratch, branching, take
 from jaxspec.drafts._grow import grow
-from jaxspec.drafts.base import Branches, Drafted, Drafter, Notes, Pending, Place, Proposer, Verification
+from jaxspec.drafts.base import Drafter
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Notes, Pending, Slots, Verification
 from jaxspec.models.attention import cached, fill, keep_path, write
 from jaxspec.models.base import Array, Cache, Model, Network, Params
 from jaxspec.verify.features import Features
@@ -46,9 +48,9 @@ class Plain(Drafter):
 
     network: Network
 
-    def place(self, params: Params, mesh: Mesh | None) -> tuple[Drafter, Params]:
+    def put_on_mesh(self, params: Params, mesh: Mesh | None) -> tuple[Drafter, Params]:
         """Tensor-parallel over the mesh axis ``model``."""
-        network, params, *_ = sharding.place(Model(self.network, params), mesh)
+        network, params, *_ = sharding.put_model(Model(self.network, params), mesh)
         return replace(self, network=network), params
 
     def begin(
@@ -87,11 +89,11 @@ class Plain(Drafter):
         roots: Roots,
         window: int,
         proposer: Proposer,
-        place: Place,
+        slots: Slots,
     ) -> tuple[Branches, PlainState]:
         """All branches in one batch."""
         at, pending = verified.starts(roots), self._pending(state, verified)
-        branches, cache = self.roll(params, state.cache, at, window, proposer, pending, place)
+        branches, cache = self.roll(params, state.cache, at, window, proposer, pending, slots)
         return branches, PlainState(cache)
 
     def take(self, state: PlainState, branches: Branches, branch: Array) -> Drafted:
@@ -143,7 +145,7 @@ class Plain(Drafter):
         window: int,
         proposer: Proposer,
         pending: Pending | None = None,
-        place: Place | None = None,
+        slots: Slots | None = None,
     ) -> tuple[Branches, Cache]:
         """Continues every root [B, R] by ``window`` tokens.
 
@@ -154,18 +156,18 @@ class Plain(Drafter):
             window: γ.
             proposer: how tokens are drawn.
             pending: a token that is run along with the first pass so that the cache gets its row.
-            place: of these branches in the scratch; default: they fill it.
+            slots: of these branches in the scratch; default: they fill it.
 
         Returns:
             The branches, and the cache with the pending row and the branches' rows in its scratch.
         """
-        return _roll(self.network, params, cache, roots, proposer, pending, scratch_of(cache, roots, window, place))
+        return _roll(self.network, params, cache, roots, proposer, pending, scratch_of(cache, roots, window, slots))
 
 
-def scratch_of(cache: Cache, roots: Pending, window: int, place: Place | None) -> Scratch:
+def scratch_of(cache: Cache, roots: Pending, window: int, slots: Slots | None) -> Scratch:
     """Where the rows of a rollout's branches lie."""
     count = roots.token.shape[1]
-    first, total = place or (0, count)
+    first, total = slots or (0, count)
     return Scratch(total, window, cache[0][0].shape[2], first, count)
 
 

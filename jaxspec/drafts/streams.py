@@ -16,8 +16,9 @@ import jax
 
 from jaxspec.drafts import _lookahead as lookahead
 from jaxspec.drafts._streaming import StreamingNetwork, causal_streams, forward, init_streams, streaming_network
-from jaxspec.drafts.base import Branches, Pending, Place, Proposer
 from jaxspec.drafts.plain import Plain, scratch_of
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Pending, Slots
 from jaxspec.models.base import Cache, Model, Network, Params
 from jaxspec.models.vocabulary import unfitted
 
@@ -51,10 +52,10 @@ class Streams(Plain):
         window: int,
         proposer: Proposer,
         pending: Pending | None = None,
-        place: Place | None = None,
+        slots: Slots | None = None,
     ) -> tuple[Branches, Cache]:
         """``Plain.roll`` in J ≤ γ passes; the scratch is laid out alike."""
-        scratch = scratch_of(cache, roots, window, place)
+        scratch = scratch_of(cache, roots, window, slots)
         return lookahead.rollout(lookahead.Task(self.network, params, roots, proposer, scratch), cache, pending)
 
 

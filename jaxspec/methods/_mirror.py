@@ -17,9 +17,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jaxspec.devices.channel import Channel, channel_between
-from jaxspec.devices.processes import Program, here, present, put, running
-from jaxspec.devices.sharding import Home, Placement, default_placement, home_of, place
-from jaxspec.drafts.base import Draft, Window
+from jaxspec.devices.processes import Program, is_local, only_local, put, running
+from jaxspec.devices.sharding import DeviceOrSharding, Placement, batch_sharding, default_placement, put_model
+from jaxspec.drafts.base import Draft
+from jaxspec.drafts.records import Window
 from jaxspec.methods import candidates
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.checks import (
@@ -102,8 +103,8 @@ def mirror(
     check_meshes(where.target, where.draft)
     if policy.ahead is not None:
         check_candidates(target, policy.num_candidates)
-    network, target_params, target_home, target_shared = place(target, where.target)
-    drafter, draft_params = made.drafter.place(made.params, where.draft)
+    network, target_params, target_home, target_shared = put_model(target, where.target)
+    drafter, draft_params = made.drafter.put_on_mesh(made.params, where.draft)
     rule = acceptance or match()
     side = DraftSide(drafter, rule, policy, num_candidates, fallback)
     check_branches(policy, sum(side.branches(window)), window, num_candidates)
@@ -112,13 +113,13 @@ def mirror(
     channel = channel_between(where.target, where.draft)
     sizes = window, num_candidates, exit_layer, policy, fallback, drafter.reads
 
-    def agree(call: Any) -> None:
-        channel.agree((sizes, call))
+    def check_peers(call: Any) -> None:
+        channel.check_peers((sizes, call))
 
     step = _step(_programs(sides, parts, exit_layer, where), exit_layer, policy, channel, where)
-    homes = target_home, home_of(where.draft)
+    homes = target_home, batch_sharding(where.draft)
     init = _init(sides, parts, window, channel, where, homes)
-    return method_of(target, init, step, window, where.target, where.draft)._replace(agree=agree)
+    return method_of(target, init, step, window, where.target, where.draft)._replace(check_peers=check_peers)
 
 
 def _init(
@@ -127,7 +128,7 @@ def _init(
     window: int,
     channel: Channel,
     where: Placement,
-    homes: tuple[Home, Home],
+    homes: tuple[DeviceOrSharding, DeviceOrSharding],
 ) -> Callable[[Request, int], MirrorState]:
     """Both sides read the prompts; the first window goes to the target."""
     target, side = sides
@@ -175,7 +176,7 @@ def _step(
     programs: Programs, exit_layer: int, policy: Policy, channel: Channel, where: Placement
 ) -> Callable[..., tuple[MirrorState, StepInfo]]:
     ahead, exits = policy.ahead is not None, policy.exit is not None
-    target_here, draft_here = here(where.target), here(where.draft)
+    target_here, draft_here = is_local(where.target), is_local(where.draft)
     local = target_here and draft_here
     # A copy to another platform waits for its program here, and would delay the suffix. Between processes the
     # crossing is a program itself, which would wait its turn behind the suffix.
@@ -183,7 +184,7 @@ def _step(
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
         (cache, progress), (rows, standing), (window, probabilities) = state
-        watch = watch if local else present(watch)
+        watch = watch if local else only_local(watch)
         rolled: Rolled | None = None
         early = None
         if exits:

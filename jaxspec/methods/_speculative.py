@@ -8,18 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
-from jaxspec.devices.sharding import place
-from jaxspec.drafts.base import (
-    Draft,
-    Drafter,
-    Pending,
-    Proposer,
-    Verification,
-    Window,
-    first_tree,
-    first_window,
-    next_window,
-)
+from jaxspec.devices.sharding import put_model
+from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.beginning import first_tree, first_window, next_window
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Pending, Verification, Window
 from jaxspec.methods.checks import check_pair, check_processes, check_tree
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
 from jaxspec.models.base import Model, Params
@@ -77,8 +70,8 @@ def speculative(
     """
     check_processes(mesh)
     made, window = check_pair(target, draft, window if tree is None else tree.max_depth)
-    network, target_params, home, _ = place(target, mesh)
-    drafter, draft_params = made.drafter.place(made.params, mesh)
+    network, target_params, home, _ = put_model(target, mesh)
+    drafter, draft_params = made.drafter.put_on_mesh(made.params, mesh)
     fixed, params = (
         Fixed(Target(network, acceptance or match(), drafter.reads), drafter, tree),
         (target_params, draft_params),

@@ -8,19 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.devices.channel import unpack
-from jaxspec.drafts.base import (
-    Branches,
-    Drafted,
-    Drafter,
-    Pending,
-    Place,
-    Proposer,
-    Verification,
-    Window,
-    as_window,
-    first_window,
-)
+from jaxspec.drafts.base import Drafter
+from jaxspec.drafts.beginning import first_window
 from jaxspec.drafts.ngram import Text, committed, text_of
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Pending, Slots, Verification, Window, as_window
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.fallbacks import Fallback, Need
 from jaxspec.models.base import Array, Params
@@ -168,8 +160,8 @@ def _rolled(
     window = verified.window.shape[1]
     before = standing.seen.along(verified.window).at(roots.accepted)
     proposer = side.proposer(standing, before).after(roots.tokens)
-    place = Place(0 if ahead is None else ahead.roots.tokens.shape[1], sum(side.branches(window)))
-    branches, state = side.drafter.rollout(params, state, verified, roots, window, proposer, place)
+    slots = Slots(0 if ahead is None else ahead.roots.tokens.shape[1], sum(side.branches(window)))
+    branches, state = side.drafter.rollout(params, state, verified, roots, window, proposer, slots)
     new = Rolled(roots, branches)
     both = lambda one, other: jnp.concatenate([one, other], axis=1)  # noqa: E731
     return new if ahead is None else jax.tree.map(both, ahead, new), state

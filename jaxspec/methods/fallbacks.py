@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from jaxspec.core.arguments import whole
-from jaxspec.drafts.base import Drafted, Drafter, Pending, Proposer, filled
+from jaxspec.drafts.base import Drafter
 from jaxspec.drafts.ngram import Text, continuation
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Drafted, Pending, filled
 from jaxspec.models.base import Params
 
 

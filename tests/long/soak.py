@@ -71,7 +71,7 @@ def growth_of_rounds(rounds: int) -> float:
         sizes.append(peak())
         return {}
 
-    options = {"evaluate": evaluate, "evaluate_every": rounds // 100, "progress": True, "every": rounds // 20}
+    options = {"evaluate": evaluate, "every": rounds // 100, "progress": True, "save_every": rounds // 20}
     with tempfile.TemporaryDirectory() as directory:
         killed_run.run(directory, rounds, idle=1000, **options)
     return growth(sizes)

@@ -12,11 +12,11 @@ import jaxfed
 from jaxfed import plot
 from jaxfed.__main__ import main
 from jaxfed.cli import _compare as module
-from jaxfed.cli._compare import Contest, Run, line_of, methods_of
-from jaxfed.cli._options import Method
-from jaxfed.cli._partition import Rule
-from jaxfed.cli._problems import Source, problems
-from jaxfed.cli._problems import images as image_problem
+from jaxfed.cli._compare import Contest, Run, hyperparameters_of, line_of
+from jaxfed.cli._options import Hyperparameters
+from jaxfed.cli._partition import PartitionRule
+from jaxfed.cli._problems import Source, tasks
+from jaxfed.cli._problems import images as image_task
 
 CLASSES, SIDE = 3, 4
 TOY = ["--clients", "3", "--cohort-size", "2", "--local-steps", "2", "--batch-size", "8"]
@@ -100,32 +100,32 @@ def test_data_that_is_not_there(tmp_path):
     with pytest.raises(SystemExit, match="jaxfed: .*/nothing: no such folder or file"):
         compare(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(ValueError, match="the roles are the clients by nature, got concentration; name images with"):
-        problems(Source(concentration=0.3), 3)
+        tasks(Source(concentration=0.3), 3)
 
 
 def test_everyone_gets_the_hyperparameters_it_has():
-    methods = methods_of(Contest("all", prox_weight=0.3, ascent_radius=0.2), "text")
+    methods = hyperparameters_of(Contest("all", prox_weight=0.3, ascent_radius=0.2), "text")
     assert methods.keys() == jaxfed.algorithms.registry.keys()
-    assert methods["fedspeed"] == Method("fedspeed", 0.5, prox_weight=0.3, ascent_radius=0.2)
-    assert methods["fedsam"] == Method("fedsam", 0.5, ascent_radius=0.2)
-    assert methods["fedavg"] == Method("fedavg", 0.5)
-    assert list(methods_of(Contest("fedavg, fedsam,fedavg"), "images")) == ["fedavg", "fedsam"]
+    assert methods["fedspeed"] == Hyperparameters("fedspeed", 0.5, prox_weight=0.3, ascent_radius=0.2)
+    assert methods["fedsam"] == Hyperparameters("fedsam", 0.5, ascent_radius=0.2)
+    assert methods["fedavg"] == Hyperparameters("fedavg", 0.5)
+    assert list(hyperparameters_of(Contest("fedavg, fedsam,fedavg"), "images")) == ["fedavg", "fedsam"]
 
 
 def test_unseen_accuracy_of_a_client_is_that_of_its_classes(images):
-    problem = problems(Source(images, "pathological", classes_per_client=1), 3)(0)
-    told = problem.evaluate(problem.params)
+    task = tasks(Source(images, "pathological", classes_per_client=1), 3)(0)
+    told = task.evaluate(task.params)
     arrays = np.load(images)
-    logits = problem.loss_fn
+    logits = task.loss_fn
     data = jaxfed.data.client_data([{"x": arrays["x_test"][..., None], "y": arrays["y_test"].astype(np.int32)}])
     batch = {**data.arrays, "mask": jnp.ones(45, bool)}
-    loss, aux = logits(problem.params, batch, jax.random.key(0))
+    loss, aux = logits(task.params, batch, jax.random.key(0))
     assert told["unseen_accuracy"] == pytest.approx(float(aux["accuracy"]), abs=1e-6)
     assert told["unseen_loss"] == pytest.approx(float(loss), rel=1e-5)
     of_class = []
     for label in range(CLASSES):
         mask = jnp.asarray(arrays["y_test"] == label)
-        of_class.append(float(logits(problem.params, {**batch, "mask": mask}, jax.random.key(0))[1]["accuracy"]))
+        of_class.append(float(logits(task.params, {**batch, "mask": mask}, jax.random.key(0))[1]["accuracy"]))
     assert told["unseen_accuracy/worst_10%"] == pytest.approx(min(of_class), abs=1e-6)
     assert told["unseen_accuracy/median"] == pytest.approx(np.median(of_class), abs=1e-6)
 
@@ -180,6 +180,6 @@ def test_images_of_floats_are_those_of_bytes():
     parts = {name: (draw.integers(0, 256, (n, 4, 4, 1), np.uint8), np.arange(n) % 3) for name, n in SIZES.items()}
     of_bytes = {name: {"x": x, "y": y.astype(np.int32)} for name, (x, y) in parts.items()}
     of_floats = {name: {**split, "x": (split["x"] / 255).astype(np.float32)} for name, split in of_bytes.items()}
-    found = [image_problem(splits, Rule(rule="iid", clients=2)) for splits in (of_bytes, of_floats)]
-    measured = [problem.evaluate(problem.params) for problem in found]
+    found = [image_task(splits, PartitionRule(rule="iid", clients=2)) for splits in (of_bytes, of_floats)]
+    measured = [task.evaluate(task.params) for task in found]
     assert measured[0] == pytest.approx(measured[1], rel=1e-4)

@@ -15,7 +15,7 @@ import pytest
 
 import jaxfed
 from jaxfed.__main__ import COMMANDS, main
-from jaxfed.cli._options import Method, build, store
+from jaxfed.cli._options import Hyperparameters, build, store
 from jaxfed.cli._run import panels
 
 ROOT = Path(__file__).parents[3]
@@ -137,11 +137,11 @@ def test_too_many_clients_are_refused(tmp_path):
 
 
 def test_hyperparameters_reach_the_algorithm_that_has_them():
-    given = build(Method("fedspeed", 0.2, prox_weight=0.3, ascent_radius=0.4), lambda *_: None).hyperparameters
+    given = build(Hyperparameters("fedspeed", 0.2, prox_weight=0.3, ascent_radius=0.4), lambda *_: None).hyperparameters
     assert (given["client_learning_rate"], given["prox_weight"], given["ascent_radius"]) == (0.2, 0.3, 0.4)
-    assert build(Method("fedprox"), lambda *_: None).hyperparameters["prox_weight"] == 0.1
+    assert build(Hyperparameters("fedprox"), lambda *_: None).hyperparameters["prox_weight"] == 0.1
     with pytest.raises(ValueError, match="expected hyperparameters of fedavg, got ascent_radius, prox_weight; leave"):
-        build(Method("fedavg", prox_weight=0.3, ascent_radius=0.1), lambda *_: None)
+        build(Hyperparameters("fedavg", prox_weight=0.3, ascent_radius=0.1), lambda *_: None)
 
 
 def test_the_picture_begins_before_the_first_round():

@@ -16,6 +16,7 @@ from jaxfed.core.samplers import cohorts, first_cohort, recorded
 from jaxfed.messages import privacy
 from tests.jaxfed.algorithms.test_trajectories import DATA
 from tests.support.jaxfed import problems
+from tests.support.jaxfed.runs import arguments
 
 
 def test_fixed_size_draws_different_clients_and_all_of_them_in_time():
@@ -102,8 +103,8 @@ def simulate(algorithm=FEDSPEED, **options):
     """Four rounds over the small problem, without a bar."""
     problem = problems.make_problem(21, np.float32)
     data, server = jaxfed.data.client_data(problem.clients), algorithm.init(problem.params, problems.CLIENTS)
-    chosen = {"rounds": 4, "batch_size": 4, "local_steps": 2, "progress": False, **options}
-    return jaxfed.simulate(algorithm, server, data, **chosen)
+    chosen = {"rounds": 4, "batching": jaxfed.Steps(2, 4), **options}
+    return jaxfed.simulate(algorithm, server, data, **arguments(**chosen))
 
 
 NOBODY = [-1, -1]
@@ -231,7 +232,7 @@ def test_bad_slots_seeds_and_rules_are_refused():
     with pytest.raises(ValueError, match=r"num_slots\(5\) of Listed.* must be a finite number ≥ 1, got 0"):
         simulate(sampler=Listed(([],), 0))
     with pytest.raises(ValueError, match="seed must be .* ≤ 4.29497e\\+09, got 4294967296"):
-        simulate(cohort_size=2, seed=2**32)
+        simulate(sampler=jaxfed.FixedSize(2), seed=2**32)
     with pytest.raises(ValueError, match="Did you mean 'reference'"):
         jaxfed.CoinFlips(0.1, rule="referense")
     with pytest.raises(TypeError, match="cohort_size must be an integer, got 2.5"):
@@ -249,11 +250,11 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
         assert made.hyperparameters == factory(problems.loss_fn, client_learning_rate=0.25, clip_norm=2).hyperparameters
         assert type(made.hyperparameters["client_learning_rate"]) is float, name
     kept = {"checkpoint": tmp_path}
-    numbers = {"rounds": np.int64(1), "cohort_size": np.int64(2), "batch_size": np.int64(4), "seed": np.int64(3)}
+    sampler, batching = jaxfed.FixedSize(np.int64(2)), jaxfed.Steps(np.int64(2), np.int64(4))
     fedavg = [jaxfed.fedavg(problems.loss_fn, client_learning_rate=rate) for rate in (np.float64(0.25), 0.25)]
-    one, _ = simulate(fedavg[0], **numbers, local_steps=np.int64(2), **kept)
+    one, _ = simulate(fedavg[0], rounds=np.int64(1), sampler=sampler, batching=batching, seed=np.int64(3), **kept)
     with pytest.warns(jaxfed.NothingTrainedWarning):
-        again, history = simulate(fedavg[1], rounds=1, cohort_size=2, seed=3, **kept)
+        again, history = simulate(fedavg[1], rounds=1, sampler=jaxfed.FixedSize(2), seed=3, **kept)
     chex.assert_trees_all_equal(again, one)
     assert history.rounds["round"] == [1]
 

@@ -9,6 +9,7 @@ import pytest
 import jaxfed
 from jaxfed.core import trainable
 from tests.support.jaxfed import problems, programs
+from tests.support.jaxfed.runs import arguments
 
 RANK, WIDTH = 2, 6
 
@@ -160,8 +161,8 @@ def test_simulation_with_checkpoints(tmp_path):
     def run(rounds, checkpoint=None):
         server = algorithm.init(part, problems.CLIENTS, frozen)
         data = jaxfed.data.client_data(problem.clients)
-        options = {"cohort_size": 2, "local_steps": 2, "batch_size": 4, "progress": False, "checkpoint": checkpoint}
-        return jaxfed.simulate(algorithm, server, data, rounds=rounds, **options)[0]
+        options = {"sampler": jaxfed.FixedSize(2), "batching": jaxfed.Steps(2, 4), "checkpoint": checkpoint}
+        return jaxfed.simulate(algorithm, server, data, rounds=rounds, **arguments(**options))[0]
 
     run(2, tmp_path / "run")
     chex.assert_trees_all_equal(run(4, tmp_path / "run"), run(4))

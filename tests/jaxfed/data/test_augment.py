@@ -9,6 +9,7 @@ import pytest
 
 import jaxfed
 from jaxfed.data import augmented, flip, in_turn, pad_crop
+from tests.support.jaxfed.runs import arguments
 
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(1, 256, (64, 6, 5, 2)), jnp.uint8)
 KEY = jax.random.key(0)
@@ -111,8 +112,8 @@ def test_rounds_of_augmented_batches_differ_by_step_and_agree_across_plans(plan)
     def trained(loss_fn):
         algorithm = jaxfed.fedspeed(loss_fn)
         server = algorithm.init(jnp.zeros(()), 2)
-        options = {"rounds": 2, "batch_size": 8, "local_steps": 3, "cohort_size": 2, "progress": False}
-        return jaxfed.simulate(algorithm, server, data, plan=plan, **options)[0].params
+        options = {"rounds": 2, "batching": jaxfed.Steps(3, 8), "sampler": jaxfed.FixedSize(2)}
+        return jaxfed.simulate(algorithm, server, data, **arguments(plan=plan, **options))[0].params
 
     plain, mirrored = trained(pixel_loss), trained(augmented(pixel_loss, flip))
     assert abs(plain - mirrored) > 1e-3

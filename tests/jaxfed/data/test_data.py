@@ -9,6 +9,7 @@ import pytest
 
 import jaxfed
 from jaxfed.data import Epochs, Steps, client_data, draw_batches, draw_indices, from_dataset, partitioned
+from tests.support.jaxfed.runs import arguments
 
 LENGTHS = [5, 8, 1, 12]
 
@@ -24,7 +25,7 @@ def drawn(batching, ids, seed=0):
 
 
 def test_an_epoch_sees_every_sample_once_and_only_ones_own():
-    x, mask = drawn(Epochs(local_epochs=2, batch_size=4), [3, 0, -1, 2])
+    x, mask = drawn(Epochs(batching=jaxfed.Epochs(2, 4)), [3, 0, -1, 2])
     assert x.shape == mask.shape == (4, 6, 4)
     for slot, client in [(0, 3), (1, 0), (3, 2)]:
         steps = -(-LENGTHS[client] // 4)
@@ -38,12 +39,12 @@ def test_an_epoch_sees_every_sample_once_and_only_ones_own():
 
 
 def test_short_batches_come_last_in_an_epoch():
-    _, mask = drawn(Epochs(local_epochs=2, batch_size=4), [0])
+    _, mask = drawn(Epochs(batching=jaxfed.Epochs(2, 4)), [0])
     assert mask[0].sum(axis=1).tolist() == [4, 1, 4, 1, 0, 0]
 
 
 def test_steps_walk_through_one_shuffle():
-    x, mask = drawn(Steps(local_steps=6, batch_size=4), [1, 2])
+    x, mask = drawn(Steps(batching=jaxfed.Steps(6, 4)), [1, 2])
     assert mask[0].all()
     assert sorted(x[0, :2].ravel()) == [100 + j for j in range(8)]
     np.testing.assert_array_equal(x[0, :2], x[0, 2:4])
@@ -52,7 +53,7 @@ def test_steps_walk_through_one_shuffle():
 
 
 def test_steps_repeat_no_sample_within_a_batch():
-    x, mask = drawn(Steps(local_steps=9, batch_size=4), [0, 3])
+    x, mask = drawn(Steps(batching=jaxfed.Steps(9, 4)), [0, 3])
     assert mask.all()
     assert all(len(set(batch)) == 4 for client in x for batch in client)
 
@@ -82,7 +83,7 @@ def test_padding_is_invisible(batching, implementation):
             np.testing.assert_array_equal(padded, ours)
 
 
-@pytest.mark.parametrize("batching", [{"local_epochs": 2}, {"local_steps": 5}], ids=["epochs", "steps"])
+@pytest.mark.parametrize("batching", [jaxfed.Epochs(2, 3), jaxfed.Steps(5, 3)], ids=["epochs", "steps"])
 def test_a_longer_client_changes_no_other_ones_result(batching):
     """The same cohort, with and without a long client that is never drawn."""
     rng = np.random.default_rng(0)
@@ -103,8 +104,8 @@ def test_a_longer_client_changes_no_other_ones_result(batching):
     def trained(chosen):
         algorithm = jaxfed.fedavg(loss_fn)
         server = algorithm.init(jnp.zeros(3), len(chosen))
-        options = {"rounds": 3, "batch_size": 3, "sampler": First(), "progress": False, **batching}
-        return jaxfed.simulate(algorithm, server, client_data(chosen), **options)[0].params
+        options = {"rounds": 3, "batching": batching, "sampler": First()}
+        return jaxfed.simulate(algorithm, server, client_data(chosen), **arguments(**options))[0].params
 
     np.testing.assert_allclose(trained(clients), trained(clients[:2]), rtol=1e-6)
 
@@ -159,8 +160,8 @@ def test_a_run_is_not_continued_with_another_partition(tmp_path):
 
     def run(parts):
         data = partitioned({"x": np.arange(4, dtype=np.float32)}, parts)
-        options = {"rounds": 1, "batch_size": 2, "local_steps": 1, "cohort_size": 2, "progress": False}
-        jaxfed.simulate(algorithm, algorithm.init(jnp.zeros(()), 2), data, checkpoint=tmp_path, **options)
+        options = {"rounds": 1, "batching": jaxfed.Steps(1, 2), "sampler": jaxfed.FixedSize(2)}
+        jaxfed.simulate(algorithm, algorithm.init(jnp.zeros(()), 2), data, checkpoint=tmp_path, **arguments(**options))
 
     run([[0, 1], [2, 3]])
     with pytest.raises(ValueError, match="order"):
@@ -263,9 +264,9 @@ def test_no_clients_and_reserved_names_are_refused():
     with pytest.raises(ValueError, match="rename this array"):
         client_data([{"mask": np.ones(3)}])
     with pytest.raises(ValueError, match="batch_size"):
-        Epochs(local_epochs=1, batch_size=0)
+        Epochs(batching=jaxfed.Epochs(1, 0))
     with pytest.raises(ValueError, match="local_steps"):
-        Steps(local_steps=0, batch_size=1)
+        Steps(batching=jaxfed.Steps(0, 1))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import jaxfed
 from jaxfed import checkpoint
 from jaxfed.messages._uplink import Coding
 from tests.support.jaxfed import problems
+from tests.support.jaxfed.runs import arguments
 
 pytestmark = pytest.mark.peers("flwr")
 if importlib.util.find_spec("flwr"):
@@ -224,11 +225,13 @@ class Deployed:
         self.grid = LoopbackGrid([app] * len(CLIENTS), trouble)
 
     def serve(self, **options):
-        return flower.serve(self.grid, self.algorithm, self.start, **{"seed": 31, "batch_size": 4, **options})
+        chosen = arguments(**{"seed": 31, "batching": jaxfed.Steps(2, 4), **options})
+        plan = chosen.pop("layout").plan
+        return flower.serve(self.grid, self.algorithm, self.start, plan=plan, **chosen)
 
     def simulate(self, **options):
-        data, options = jaxfed.data.client_data(CLIENTS), {"seed": 31, "batch_size": 4, "progress": False, **options}
-        return jaxfed.simulate(self.algorithm, self.start, data, **options)
+        chosen = arguments(**{"seed": 31, "batching": jaxfed.Steps(2, 4), **options})
+        return jaxfed.simulate(self.algorithm, self.start, jaxfed.data.client_data(CLIENTS), **chosen)
 
 
 def rows_on_disk(folder):
@@ -248,12 +251,12 @@ CASES = {
     "fedspeed": (
         jaxfed.fedspeed,
         {"relaxation": 0.1},
-        {"local_epochs": 1, "cohort_size": 2, "client_weights": "samples"},
+        {"batching": jaxfed.Epochs(1, 4), "sampler": jaxfed.FixedSize(2, weights="samples")},
     ),
-    "scaffold": (jaxfed.scaffold, {}, {"local_steps": 2, "cohort_size": 2, "plan": jaxfed.chunked(2)}),
-    "fedadam": (jaxfed.fedadam, {}, {"local_steps": 2, "sampler": jaxfed.CoinFlips(0.5), "plan": jaxfed.map()}),
-    "fedavg": (jaxfed.fedavg, {}, {"local_epochs": 1, "cohort_size": 2, "client_weights": [1.0, 2.0, 3.0]}),
-    "uplink": (sent_shorter, {}, {"local_steps": 2, "cohort_size": 3}),
+    "scaffold": (jaxfed.scaffold, {}, {"sampler": jaxfed.FixedSize(2), "plan": jaxfed.chunked(2)}),
+    "fedadam": (jaxfed.fedadam, {}, {"sampler": jaxfed.CoinFlips(0.5), "plan": jaxfed.map()}),
+    "fedavg": (jaxfed.fedavg, {}, {"batching": jaxfed.Epochs(1, 4), "sampler": jaxfed.FixedSize(2, weights=[1, 2, 3])}),
+    "uplink": (sent_shorter, {}, {"sampler": jaxfed.FixedSize(3)}),
 }
 
 
@@ -289,8 +292,8 @@ def test_what_is_compressed_is_short_on_the_wire_as_well(tmp_path):
     params = {**PROBLEM.params, "wide": np.random.default_rng(0).normal(size=10_000).astype(np.float32)}
     algorithm = jaxfed.uplink(jaxfed.fedavg(wide, client_learning_rate=100.0), jaxfed.compression.quantise(8))
     deployed = Deployed(tmp_path, algorithm, trouble=measure, params=params)
-    server, history = deployed.serve(rounds=2, local_steps=2, cohort_size=3)
-    expected, _ = deployed.simulate(rounds=2, local_steps=2, cohort_size=3)
+    server, history = deployed.serve(rounds=2, sampler=jaxfed.FixedSize(3))
+    expected, _ = deployed.simulate(rounds=2, sampler=jaxfed.FixedSize(3))
     chex.assert_trees_all_close(server, expected, atol=1e-6)
     assert len(lengths) == 6
     assert max(lengths) < history.rounds["sent_bytes"][0] + 2_000
@@ -345,8 +348,8 @@ def test_who_gives_no_usable_reply_takes_no_part(tmp_path):
         return reply
 
     deployed = Deployed(tmp_path, jaxfed.fedspeed(problems.loss_fn), trouble=trouble)
-    options = {"rounds": 5, "local_steps": 2}
-    server, history = deployed.serve(cohort_size=3, timeout=1.0, **options)
+    options = {"rounds": 5}
+    server, history = deployed.serve(sampler=jaxfed.FixedSize(3), waiting=flower.Waiting(timeout=1.0), **options)
     assert history.rounds["num_missing"] == [0, 1, 1, 1, 0]
     assert history.rounds["num_refused"] == [0, 1, 0, 0, 0]
     assert history.rounds["num_excluded"] == [0, 1, 0, 0, 0]
@@ -377,7 +380,7 @@ def test_a_round_without_replies_tells_no_loss(tmp_path):
         return lost(number, client, reply) if number == 1 else reply
 
     deployed = Deployed(tmp_path, FEDAVG, trouble=trouble)
-    server, history = deployed.serve(rounds=3, local_steps=1, sampler=Emptied(jaxfed.FixedSize(2), 0))
+    server, history = deployed.serve(rounds=3, batching=jaxfed.Steps(1, 4), sampler=Emptied(jaxfed.FixedSize(2), 0))
     assert history.rounds["num_used"] == [0, 0, 2]
     assert [each is None for each in history.rounds["loss"]] == [True, True, False]
     assert history.rounds["num_missing"] == [0, 2, 0]
@@ -396,7 +399,12 @@ def test_clients_that_return_nothing_finite_stop_the_run(offline, rounds, tmp_pa
     deployed = Deployed(tmp_path, FEDAVG, trouble=trouble)
     told = re.escape(f"clients {list(range(offline, 3))}")
     with pytest.raises(FloatingPointError, match=f"round {rounds - 1}: every client .*: {told}") as stopped:
-        deployed.serve(rounds=9, local_steps=1, cohort_size=3, callbacks=[lambda server, info: heard.append(info)])
+        deployed.serve(
+            rounds=9,
+            batching=jaxfed.Steps(1, 4),
+            sampler=jaxfed.FixedSize(3),
+            callbacks=[lambda server, info: heard.append(info)],
+        )
     assert len(heard) == rounds - 1
     assert stopped.value.state.history.rounds["round"] == list(range(1, rounds + 1))
 
@@ -404,7 +412,7 @@ def test_clients_that_return_nothing_finite_stop_the_run(offline, rounds, tmp_pa
 def test_a_server_that_was_stopped_goes_on_and_clients_follow_it_back(tmp_path):
     """Stopped two rounds after its last checkpoint, in both of which the same clients were counted."""
     deployed = Deployed(tmp_path, jaxfed.scaffold(problems.loss_fn))
-    options = {"rounds": 6, "local_steps": 2, "cohort_size": 2}
+    options = {"rounds": 6, "sampler": jaxfed.FixedSize(2)}
     kept = {"checkpoint": jaxfed.Checkpointing(tmp_path / "server", every=3, keep=1)}
 
     def stop(server, info):
@@ -430,7 +438,9 @@ def test_clients_of_another_algorithm_and_unknown_nodes_take_no_part(tmp_path, c
     other = Deployed(tmp_path, jaxfed.fedavg(problems.loss_fn, client_learning_rate=0.2))
     (app, _), nodes = deployed.grid.nodes[100], deployed.grid.nodes
     nodes.update({101: (app, None), 102: other.grid.nodes[102], 103: (app, 9)})
-    _, history = deployed.serve(rounds=1, local_steps=1, cohort_size=3, patience=0.1)
+    _, history = deployed.serve(
+        rounds=1, batching=jaxfed.Steps(1, 4), sampler=jaxfed.FixedSize(3), waiting=flower.Waiting(patience=0.1)
+    )
     assert (history.rounds["num_used"], history.rounds["num_missing"]) == ([1], [2])
     assert "client_learning_rate: 0.1 there, 0.2 here" in caplog.text
     assert 'expected "partition-id", an integer' in caplog.text
@@ -451,7 +461,7 @@ def test_a_client_of_another_schedule_or_loss_is_refused_and_named(tmp_path, cap
     faster = Deployed(tmp_path, jaxfed.fedavg(problems.loss_fn, client_learning_rate=rate(100.0)))
     other = Deployed(tmp_path, jaxfed.fedavg(other_loss, client_learning_rate=rate(1.0)))
     deployed.grid.nodes.update({101: faster.grid.nodes[101], 102: other.grid.nodes[102]})
-    options = {"local_steps": 1, "cohort_size": 3, "checkpoint": tmp_path / "server"}
+    options = {"batching": jaxfed.Steps(1, 4), "sampler": jaxfed.FixedSize(3), "checkpoint": tmp_path / "server"}
     _, history = deployed.serve(rounds=1, **options)
     assert (history.rounds["num_used"], history.rounds["num_missing"]) == ([1], [2])
     assert re.search(r"client 1 failed: .*learning rates: .*, 10.0\] here; client update: ", caplog.text)
@@ -463,7 +473,7 @@ def test_a_client_of_another_schedule_or_loss_is_refused_and_named(tmp_path, cap
 
 def test_what_ends_a_deployed_run_carries_its_state_and_a_server_alone_is_refused(tmp_path):
     deployed = Deployed(tmp_path, jaxfed.scaffold(problems.loss_fn))
-    options = {"rounds": 4, "local_steps": 2, "cohort_size": 2}
+    options = {"rounds": 4, "sampler": jaxfed.FixedSize(2)}
 
     def stop(server, info):
         if server.round == 2:
@@ -501,10 +511,10 @@ def test_a_deployment_of_real_processes(tmp_path, monkeypatch):
 
     def expected(name, rounds, gone=()):
         algorithm, options = task.algorithm_of(name), dict(task.ROUNDS)
-        sampler = Without(jaxfed.FixedSize(options.pop("cohort_size")), frozenset(gone))
+        sampler = Without(options.pop("sampler"), frozenset(gone))
         data = jaxfed.data.client_data(task.CLIENTS)
         start = task.start_of(algorithm)
-        server, _ = jaxfed.simulate(algorithm, start, data, rounds=rounds, sampler=sampler, progress=False, **options)
+        server, _ = jaxfed.simulate(algorithm, start, data, rounds=rounds, sampler=sampler, **arguments(**options))
         return server
 
     def check(name, rounds, gone=()):

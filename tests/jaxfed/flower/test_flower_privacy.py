@@ -14,7 +14,7 @@ SAMPLER = jaxfed.CoinFlips(0.5)
 CENTRAL = privacy.Central(0.5, 2.0, SAMPLER, len(CLIENTS), 1e-3)
 LOCAL = privacy.Local(0.5, 2.0, 1e-3)
 CLIP = privacy.clip(0.5)
-OPTIONS = {"local_steps": 1}
+OPTIONS = {"batching": jaxfed.Steps(1, 4)}
 
 
 def moved(server, other):
@@ -25,12 +25,12 @@ def test_a_server_cannot_make_a_clients_noise_again(tmp_path):
     """The noise is not that which the seed gives, and another one in the same round of another run."""
     algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), CLIP, privacy.local_noise(LOCAL))
     first = Deployed(tmp_path, algorithm)
-    found, _ = first.serve(rounds=1, cohort_size=3, **OPTIONS)
-    seeded, _ = first.simulate(rounds=1, cohort_size=3, **OPTIONS)
+    found, _ = first.serve(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
+    seeded, _ = first.simulate(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
     assert np.sqrt(np.mean(moved(found, seeded) ** 2)) > 0.3, "deviation z·C·√(2/3) = 0.8"
-    second, _ = first.serve(rounds=1, cohort_size=3, **OPTIONS)
+    second, _ = first.serve(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
     assert np.sqrt(np.mean(moved(found, second) ** 2)) > 0.3
-    again, _ = first.simulate(rounds=1, cohort_size=3, **OPTIONS)
+    again, _ = first.simulate(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
     chex.assert_trees_all_equal(seeded, again)
 
 
@@ -58,6 +58,6 @@ def test_a_deployment_with_other_cohorts_than_the_noise_is_refused(tmp_path):
     algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), CLIP, aggregate=privacy.central_noise(CENTRAL))
     deployed = Deployed(tmp_path, algorithm)
     with pytest.raises(ValueError, match="expected the sampling that central_noise"):
-        deployed.serve(rounds=1, cohort_size=2, **OPTIONS)
-    with pytest.raises(ValueError, match="count alike"):
-        deployed.serve(rounds=1, sampler=SAMPLER, client_weights="samples", **OPTIONS)
+        deployed.serve(rounds=1, sampler=jaxfed.FixedSize(2), **OPTIONS)
+    with pytest.raises(ValueError, match="equal weights"):
+        deployed.serve(rounds=1, sampler=jaxfed.CoinFlips(0.5, weights="samples"), **OPTIONS)

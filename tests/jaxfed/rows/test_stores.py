@@ -15,10 +15,11 @@ import pytest
 
 import jaxfed
 from jaxfed.rows._slots import Slots
+from jaxfed.rows._staged import positions
 from jaxfed.rows._tables import FileTable, MemoryTable
-from jaxfed.rows.staged_engine import positions
 from tests.support.jaxfed import problems
 from tests.support.jaxfed.killed_run import run as killed_run
+from tests.support.jaxfed.runs import arguments
 
 TIERS = ["host", "disk"]
 
@@ -39,8 +40,9 @@ def simulate(name="fedspeed", rounds=6, **options):
     problem = problems.make_problem(21, np.float32)
     algorithm = algorithm_of(name)
     server = algorithm.init(problem.params, problems.CLIENTS)
-    chosen = {"cohort_size": 3, "batch_size": 4, "local_steps": 2, "progress": False, **options}
-    return jaxfed.simulate(algorithm, server, jaxfed.data.client_data(problem.clients), rounds=rounds, **chosen)
+    chosen = {"sampler": jaxfed.FixedSize(3), "batching": jaxfed.Steps(2, 4), "rounds": rounds, **options}
+    data = jaxfed.data.client_data(problem.clients)
+    return jaxfed.simulate(algorithm, server, data, **arguments(**chosen))
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -87,22 +89,24 @@ def test_an_older_checkpoint_still_has_its_rows(tmp_path, tier):
 
 
 def test_a_run_may_go_on_with_more_devices(tmp_path):
-    whole, _ = simulate(rounds=6, cohort_size=4)
-    simulate(rounds=3, cohort_size=4, checkpoint=tmp_path)
-    resumed, _ = simulate(rounds=6, cohort_size=4, checkpoint=tmp_path, mesh=jax.make_mesh((4,), ("clients",)))
+    whole, _ = simulate(rounds=6, sampler=jaxfed.FixedSize(4))
+    simulate(rounds=3, sampler=jaxfed.FixedSize(4), checkpoint=tmp_path)
+    resumed, _ = simulate(
+        rounds=6, sampler=jaxfed.FixedSize(4), checkpoint=tmp_path, mesh=jax.make_mesh((4,), ("clients",))
+    )
     chex.assert_trees_all_close(resumed, whole, atol=1e-6)
 
 
 def test_on_a_mesh_every_device_holds_its_part_of_the_rows():
     from jaxfed.layout.sharding import Places
-    from jaxfed.rows.choose import Start, engine
+    from jaxfed.rows import Start
     from jaxfed.rows.rounds import World
 
     problem = problems.make_problem(21, np.float32)
     algorithm, data = jaxfed.fedspeed(problems.loss_fn), jaxfed.data.client_data(problem.clients)
     server, mesh = algorithm.init(problem.params, problems.CLIENTS), jax.make_mesh((4,), ("clients",))
     start = Start(server, algorithm.init_client(problem.params), World(data), lambda _: None, Places.of(mesh))
-    rows = engine(jaxfed.DeviceStore(), start, 1).snapshot(0, 0)["rows"]
+    rows = jaxfed.DeviceStore().engine(start).snapshot(0, 0)["rows"]
     assert rows.memory["weight"].shape[0] == 8  # five clients, padded to two a device
     assert {shard.data.shape[0] for shard in rows.memory["weight"].addressable_shards} == {2}
 
@@ -110,9 +114,9 @@ def test_on_a_mesh_every_device_holds_its_part_of_the_rows():
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("shape", [(4,), (2, 2)])
 def test_a_mesh_and_every_tier(tmp_path, tier, shape):
-    alone, _ = simulate(cohort_size=4)
+    alone, _ = simulate(sampler=jaxfed.FixedSize(4))
     mesh = jax.make_mesh(shape, ("clients", "more")[: len(shape)])
-    spread, _ = simulate(cohort_size=4, store=store_of(tier, tmp_path), mesh=mesh)
+    spread, _ = simulate(sampler=jaxfed.FixedSize(4), store=store_of(tier, tmp_path), mesh=mesh)
     chex.assert_trees_all_close(spread, alone, atol=1e-6)
 
 
@@ -178,12 +182,11 @@ def test_a_million_clients_take_space_only_where_drawn(tmp_path):
         algorithm.init(params, num_clients),
         data,
         rounds=3,
-        cohort_size=10,
-        local_steps=2,
-        batch_size=1,
-        store=jaxfed.DiskStore(tmp_path / "rows"),
+        sampler=jaxfed.FixedSize(10),
+        batching=jaxfed.Steps(2, 1),
+        layout=jaxfed.Layout(store=jaxfed.DiskStore(tmp_path / "rows")),
+        report=jaxfed.Report(progress=False),
         checkpoint=tmp_path / "run",
-        progress=False,
     )
     assert int(server.round) == 3
     assert history.rounds["loss"][-1] < history.rounds["loss"][0]

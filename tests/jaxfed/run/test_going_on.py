@@ -12,6 +12,7 @@ import pytest
 
 import jaxfed
 from tests.support.jaxfed import problems
+from tests.support.jaxfed.runs import arguments
 
 PROBLEM = problems.make_problem(21, np.float32)
 DATA = jaxfed.data.client_data(PROBLEM.clients)
@@ -40,8 +41,8 @@ def algorithm_of(name):
 def simulate(algorithm, start=None, rounds=6, **options):
     algorithm = algorithm_of(algorithm) if isinstance(algorithm, str) else algorithm
     start = algorithm.init(PROBLEM.params, problems.CLIENTS) if start is None else start
-    chosen = {"cohort_size": 3, "batch_size": 4, "local_steps": 2, "progress": False, **options}
-    return jaxfed.simulate(algorithm, start, DATA, rounds=rounds, **chosen)
+    chosen = {"sampler": jaxfed.FixedSize(3), "batching": jaxfed.Steps(2, 4), "rounds": rounds, **options}
+    return jaxfed.simulate(algorithm, start, DATA, **arguments(**chosen))
 
 
 @pytest.mark.parametrize("name", KEEPING)
@@ -103,9 +104,9 @@ def test_rows_of_a_state_that_another_run_overwrote_are_named(tmp_path):
 
 
 def test_a_state_goes_onto_a_mesh():
-    whole, _ = simulate("fedspeed", cohort_size=4)
-    _, first = simulate("fedspeed", cohort_size=4, rounds=3, keep_state=True)
-    spread, _ = simulate("fedspeed", first.state, cohort_size=4, mesh=jax.make_mesh((2,), ("clients",)))
+    whole, _ = simulate("fedspeed", sampler=jaxfed.FixedSize(4))
+    _, first = simulate("fedspeed", sampler=jaxfed.FixedSize(4), rounds=3, keep_state=True)
+    spread, _ = simulate("fedspeed", first.state, sampler=jaxfed.FixedSize(4), mesh=jax.make_mesh((2,), ("clients",)))
     chex.assert_trees_all_close(spread, whole, atol=1e-6)
 
 
@@ -167,7 +168,7 @@ def test_bad_rounds_and_a_bad_evaluation_leave_the_state():
         raise Broken
 
     with pytest.raises(Broken) as ended:
-        simulate("scaffold", evaluate=evaluate, evaluate_every=4)
+        simulate("scaffold", evaluate=evaluate, every=4)
     assert ended.value.state.server.round == 4
     state, whole = ended.value.state, simulate("scaffold")[0]
     chex.assert_trees_all_equal(simulate("scaffold", state)[0], whole)

@@ -28,11 +28,8 @@ def run(rounds=4, algorithm=jaxfed.fedspeed, sampler=None, **options):
         data,
         rounds=rounds,
         sampler=sampler or jaxfed.FixedSize(3),
-        batch_size=4,
-        local_epochs=1,
-        callbacks=[lambda server, info: told.append(jax.device_get(info))],
-        progress=False,
-        **options,
+        batching=jaxfed.Epochs(1, 4),
+        report=jaxfed.Report(callbacks=[lambda server, info: told.append(jax.device_get(info))], progress=False),
     )
     return history, told, data
 

@@ -176,10 +176,9 @@ def test_names_of_functions_and_where_they_stand_do_not_count():
 def run(directory, algorithm, rounds=2, clients=PROBLEM.clients, params=PROBLEM.params, **options):
     server = algorithm.init(params, len(clients))
     chosen = {
-        "cohort_size": 3,
-        "batch_size": 4,
-        "local_steps": 2,
-        "progress": False,
+        "sampler": jaxfed.FixedSize(3),
+        "batching": jaxfed.Steps(2, 4),
+        "report": jaxfed.Report(progress=False),
         "checkpoint": directory,
         **options,
     }
@@ -215,7 +214,7 @@ def test_a_sampler_of_ones_own_is_known_by_whom_it_draws(tmp_path):
             return np.sort(np.array([number, number + self.stride], np.int32) % num_clients)
 
     algorithm = jaxfed.fedavg(problems.loss_fn)
-    draw = functools.partial(run, tmp_path, algorithm, cohort_size=None)
+    draw = functools.partial(run, tmp_path, algorithm)
     draw(rounds=1, sampler=Turns(1))
     draw(rounds=2, sampler=Turns(1))
     with pytest.raises(ValueError, match="cohorts: "):

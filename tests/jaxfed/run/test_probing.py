@@ -17,6 +17,7 @@ from tests.support.jaxfed import problems
 PROBLEM = problems.make_problem(11, np.float32)
 DATA = jaxfed.data.client_data(PROBLEM.clients)
 ZEROS = jax.tree.map(jnp.zeros_like, PROBLEM.params)
+QUIET = jaxfed.Report(progress=False)
 
 
 def losses_of(params, batch):
@@ -35,9 +36,11 @@ def normalised(params, batch, key):
 
 
 def simulate(loss_fn, params=ZEROS, data=DATA, rounds=1, **options):
-    options = {"local_epochs": 1, "batch_size": 4, "cohort_size": 2, "progress": False, **options}
+    options = {"batching": jaxfed.Epochs(1, 4), "sampler": jaxfed.FixedSize(2), **options}
     algorithm = jaxfed.fedavg(loss_fn)
-    return jaxfed.simulate(algorithm, algorithm.init(params, len(data.lengths)), data, rounds=rounds, **options)
+    return jaxfed.simulate(
+        algorithm, algorithm.init(params, len(data.lengths)), data, rounds=rounds, report=QUIET, **options
+    )
 
 
 @pytest.mark.parametrize(("loss_fn", "rounds"), [(forgetful, 2), (normalised, 0)])
@@ -52,7 +55,7 @@ def test_no_batch_is_short_no_warning():
     """Five steps of four: every client has at least seven samples."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        simulate(forgetful, rounds=0, local_epochs=None, local_steps=5)
+        simulate(forgetful, rounds=0, batching=Steps(5, 4))
 
 
 @pytest.mark.parametrize("loss_fn", [problems.loss_fn, jaxfed.mixed_precision(problems.loss_fn, jnp.bfloat16)])
@@ -118,7 +121,7 @@ def test_a_schedule_that_falls_below_zero_is_refused_with_its_round():
         return 0.3 - 0.1 * number.astype(float)
 
     algorithm = jaxfed.fedavg(problems.loss_fn, client_learning_rate=falling)
-    options = {"cohort_size": 2, "local_steps": 1, "batch_size": 4, "progress": False}
+    options = {"sampler": jaxfed.FixedSize(2), "batching": jaxfed.Steps(1, 4), "report": QUIET}
     with pytest.raises(ValueError, match=r"expected a schedule of finite numbers ≥ 0, got -0.09.* in round 4"):
         jaxfed.simulate(algorithm, algorithm.init(ZEROS, problems.CLIENTS), DATA, rounds=6, **options)
     probing.check_learning_rates(algorithm, 0, 4)

@@ -16,6 +16,7 @@ import pytest
 import jaxfed
 from tests.support.jaxfed import problems
 from tests.support.jaxfed.killed_run import run
+from tests.support.jaxfed.runs import arguments
 
 
 def simulate(algorithm, clients=None, **options):
@@ -23,18 +24,16 @@ def simulate(algorithm, clients=None, **options):
     problem = problems.make_problem(21, np.float32)
     data = jaxfed.data.client_data(clients or problem.clients)
     server = algorithm.init(problem.params, problems.CLIENTS)
-    chosen = {"rounds": 4, "cohort_size": 2, "batch_size": 4, "local_epochs": 1, "progress": False, **options}
-    if "sampler" in options:
-        del chosen["cohort_size"]
-    return jaxfed.simulate(algorithm, server, data, **chosen)
+    chosen = {"rounds": 4, "sampler": jaxfed.FixedSize(2), "batching": jaxfed.Epochs(1, 4), **options}
+    return jaxfed.simulate(algorithm, server, data, **arguments(**chosen))
 
 
-@pytest.mark.parametrize("batching", [{"local_epochs": 2}, {"local_epochs": None, "local_steps": 3}])
+@pytest.mark.parametrize("batching", [jaxfed.Epochs(2, 4), jaxfed.Steps(3, 4)])
 def test_history(batching):
     """One entry a round, one an evaluation (the last round included), all of it JSON."""
     algorithm = jaxfed.fedspeed(problems.loss_fn, learning_rate_decay=0.5)
     server, history = simulate(
-        algorithm, rounds=5, evaluate=lambda params: {"bias": jnp.sum(params["bias"])}, evaluate_every=2, **batching
+        algorithm, rounds=5, evaluate=lambda params: {"bias": jnp.sum(params["bias"])}, every=2, batching=batching
     )
     columns = json.loads(json.dumps(history.to_dict()))
     assert columns["rounds"]["round"] == [1, 2, 3, 4, 5]
@@ -110,12 +109,12 @@ def test_coin_flips_and_seeds():
 def test_a_mesh_changes_nothing(shape):
     algorithm = jaxfed.fedspeed(problems.loss_fn)
     mesh = jax.make_mesh(shape, ("clients", "more")[: len(shape)])
-    alone, _ = simulate(algorithm, cohort_size=4)
-    spread, _ = simulate(algorithm, cohort_size=4, mesh=mesh)
+    alone, _ = simulate(algorithm, sampler=jaxfed.FixedSize(4))
+    spread, _ = simulate(algorithm, sampler=jaxfed.FixedSize(4), mesh=mesh)
     chex.assert_trees_all_close(spread, alone, atol=1e-6)
     assert len(spread.params["bias"].devices()) == mesh.size
     with pytest.raises(ValueError, match=f"mesh of {mesh.size} devices must divide the cohort's 3 slots"):
-        simulate(algorithm, cohort_size=3, mesh=mesh)
+        simulate(algorithm, sampler=jaxfed.FixedSize(3), mesh=mesh)
 
 
 def test_resume_is_bit_identical(tmp_path):
@@ -147,7 +146,7 @@ def test_another_run_in_the_directory_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds another run .*seed: 0 there, 7 here"):
         run(tmp_path, 2, seed=7)
     with pytest.raises(ValueError, match="batching: .*batch_size=4.* there, .*batch_size=3.* here"):
-        run(tmp_path, 2, batch_size=3)
+        run(tmp_path, 2, batching=jaxfed.Epochs(1, 3))
 
 
 def press_after(round_number, times=1):
@@ -185,8 +184,8 @@ def test_ctrl_c_without_a_checkpoint_says_so():
         run(None, 4, [press_after(1)])
 
 
-def start(directory, *arguments):
-    command = [sys.executable, "-m", "tests.support.jaxfed.killed_run", str(directory), *map(str, arguments)]
+def start(directory, *words):
+    command = [sys.executable, "-m", "tests.support.jaxfed.killed_run", str(directory), *map(str, words)]
     nowhere = subprocess.DEVNULL
     return subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
 
@@ -226,7 +225,7 @@ def spoilt(bad):
 
 def test_bad_clients_are_counted_and_the_run_goes_on():
     algorithm = jaxfed.fedspeed(problems.loss_fn)
-    server, history = simulate(algorithm, spoilt({1}), cohort_size=5)
+    server, history = simulate(algorithm, spoilt({1}), sampler=jaxfed.FixedSize(5))
     assert history.rounds["num_excluded"] == [1] * 4
     assert history.rounds["num_used"] == [4] * 4
     assert np.isfinite(problems.flat(server.params)).all()
@@ -234,23 +233,47 @@ def test_bad_clients_are_counted_and_the_run_goes_on():
 
 def test_a_round_of_bad_clients_only_names_them():
     with pytest.raises(FloatingPointError, match=r"round 0: every client returned NaN or infinity: clients \[0, 1, 2"):
-        simulate(jaxfed.fedavg(problems.loss_fn), spoilt(set(range(5))), cohort_size=5)
+        simulate(jaxfed.fedavg(problems.loss_fn), spoilt(set(range(5))), sampler=jaxfed.FixedSize(5))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cohort_size": 6}, "cohort_size 6 is larger than the population of 5 clients"),
-        ({"cohort_size": None}, "expected one of cohort_size and sampler"),
-        ({"sampler": None}, "expected one of cohort_size and sampler"),
-        ({"local_steps": 2}, "expected one of local_steps and local_epochs"),
-        ({"local_epochs": None}, "expected one of local_steps and local_epochs"),
-        ({"batch_size": 0}, "batch_size must be"),
+        ({"sampler": jaxfed.FixedSize(6)}, "cohort_size 6 is larger than the population of 5 clients"),
+        ({"sampler": jaxfed.FixedSize(2, weights=[1.0, 2.0])}, "expected weights for 5 clients, got 2"),
         ({"rounds": -1}, "rounds must be"),
-        ({"evaluate_every": 0}, "evaluate_every must be"),
         ({"clients": problems.make_problem(21, np.float32).clients[:3]}, "made for 5 clients, the data has 3"),
     ],
 )
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         simulate(jaxfed.fedavg(problems.loss_fn), **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: jaxfed.Steps(1, 0), "batch_size must be"),
+        (lambda: jaxfed.Report(every=0), "every must be"),
+        (lambda: jaxfed.Layout("fastest"), "plan must be one of 'auto'"),
+        (lambda: jaxfed.FixedSize(2, weights="sample"), "Did you mean 'samples'"),
+        (lambda: jaxfed.FixedSize(2, weights=[1.0, -1.0]), "weights must be 'uniform', 'samples' or N finite numbers"),
+        (lambda: jaxfed.CoinFlips(0.5, weights=2.0), "weights must be 'uniform', 'samples' or N finite numbers"),
+    ],
+)
+def test_values_refuse(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_weights_are_those_of_the_sampler_and_part_of_the_run(tmp_path):
+    """Numbers of samples, by name or by number, are the same run but for the record; other weights are another run."""
+    algorithm = jaxfed.fedavg(problems.loss_fn)
+    sizes = [len(client["y"]) for client in problems.make_problem(21, np.float32).clients]
+    named, _ = simulate(algorithm, sampler=jaxfed.FixedSize(2, weights="samples"))
+    listed, _ = simulate(algorithm, sampler=jaxfed.FixedSize(2, weights=np.array(sizes)), checkpoint=tmp_path)
+    alike, _ = simulate(algorithm)
+    chex.assert_trees_all_equal(named, listed)
+    assert (named.params["bias"] != alike.params["bias"]).any()
+    with pytest.raises(ValueError, match="another run .client_weights: .* there, uniform here"):
+        simulate(algorithm, rounds=5, checkpoint=tmp_path)

@@ -10,8 +10,9 @@ import pytest
 
 from jaxspec.drafts import Pending, Proposer
 from jaxspec.drafts._branches import Scratch, take
-from jaxspec.drafts.base import as_window, first_window
+from jaxspec.drafts.beginning import first_window
 from jaxspec.drafts.plain import PlainState
+from jaxspec.drafts.records import as_window
 from jaxspec.models.attention import cached, init_cache
 from jaxspec.models.config import Attention
 from jaxspec.verify.acceptance import match

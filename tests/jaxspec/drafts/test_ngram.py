@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec.drafts import ngram
+from jaxspec.drafts import prompt_lookup
 from jaxspec.drafts.ngram import Text, continuation
 from jaxspec.methods import candidates
 from jaxspec.verify import acceptance
@@ -15,10 +15,10 @@ from tests.support.jaxspec import models, policies
 from tests.support.jaxspec.fallback_rows import SAMPLED, sampled
 
 METHODS = {
-    "speculative": lambda: models.speculative(4, draft=ngram(1)),
-    "ratio": lambda: models.speculative(4, draft=ngram(1), acceptance=acceptance.ratio(4)),
-    "mirror": lambda: models.mirror(4, 2, draft=ngram(1)),
-    "hybrid": lambda: models.mirror(4, 4, draft=ngram(1), policy=candidates.hybrid(3, 3, num_candidates=4)),
+    "speculative": lambda: models.speculative(4, draft=prompt_lookup(1)),
+    "ratio": lambda: models.speculative(4, draft=prompt_lookup(1), acceptance=acceptance.ratio(4)),
+    "mirror": lambda: models.mirror(4, 2, draft=prompt_lookup(1)),
+    "hybrid": lambda: models.mirror(4, 4, draft=prompt_lookup(1), policy=candidates.hybrid(3, 3, num_candidates=4)),
 }
 
 
@@ -72,4 +72,4 @@ def test_windows_are_the_same_with_branches():
 
 def test_a_size_below_one():
     with pytest.raises(ValueError, match="expected 1 <= .*, a whole number, got 0"):
-        ngram(0)
+        prompt_lookup(0)

@@ -34,7 +34,7 @@ class Bigrams(Drafter):
         logits = params[0][verified.last.token[:, None]] + state @ params[1]
         return proposer.others(jnp.moveaxis(logits, -1, 0), verified.last.position[:, None] + 1), state
 
-    def rollout(self, params, state, verified, roots, window, proposer, place):
+    def rollout(self, params, state, verified, roots, window, proposer, slots):
         early = verified.features is not None and verified.features.complete  # with the exit's message
         tap, tokens, drafted = verified.features.at(roots.accepted).taps[0] if early else state, roots.tokens, []
         for number in range(1, 1 + window):

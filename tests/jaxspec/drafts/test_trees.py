@@ -8,7 +8,7 @@ import pytest
 
 import jaxspec
 from jaxspec import zoo
-from jaxspec.drafts import ngram, trees
+from jaxspec.drafts import prompt_lookup, trees
 from jaxspec.verify import acceptance
 from jaxspec.verify.tree import longest_path
 from tests.support.jaxspec import models, pairs
@@ -99,7 +99,7 @@ def test_a_tree_accepts_more_than_a_chain_of_its_depth():
     ("make", "message"),
     [
         (lambda: models.speculative(tree=SHAPE, acceptance=acceptance.ratio()), r"expected acceptance.match\(\) with"),
-        (lambda: models.speculative(tree=SHAPE, draft=ngram()), "expected a draft that can grow a tree"),
+        (lambda: models.speculative(tree=SHAPE, draft=prompt_lookup()), "expected a draft that can grow a tree"),
         (lambda: models.speculative(tree=trees.static((12,))), "at most 11 children"),
         (lambda: trees.static(()), "at least one level"),
         (lambda: trees.static((2, 0)), "children of a node"),

@@ -13,9 +13,10 @@ import numpy as np
 
 import jaxfed
 from tests.support.jaxfed import problems
+from tests.support.jaxfed.runs import arguments
 
 
-def run(directory, rounds, callbacks=(), disk=False, idle=200_000, every=1, **options):
+def run(directory, rounds, callbacks=(), disk=False, idle=200_000, save_every=1, **options):
     """FedSpeed with noisy gradients, whose keys must be right as well; ``idle`` numbers make saves take long."""
     problem = problems.make_problem(21, np.float32)
     params = {**problem.params, "idle": jnp.ones(idle, jnp.float32)}
@@ -26,15 +27,20 @@ def run(directory, rounds, callbacks=(), disk=False, idle=200_000, every=1, **op
 
     algorithm = jaxfed.fedspeed(loss_fn, learning_rate_decay=0.999, weight_decay=0.01, relaxation=0.1)
     store = jaxfed.DiskStore(f"{directory}-rows") if disk else None
-    chosen = {"store": store, "cohort_size": 2, "batch_size": 4, "local_epochs": 1, "progress": False, **options}
+    chosen = {
+        "store": store,
+        "sampler": jaxfed.FixedSize(2),
+        "batching": jaxfed.Epochs(1, 4),
+        "callbacks": callbacks,
+        **options,
+    }
     return jaxfed.simulate(
         algorithm,
         algorithm.init(params, problems.CLIENTS),
         jaxfed.data.client_data(problem.clients),
         rounds=rounds,
-        callbacks=callbacks,
-        checkpoint=jaxfed.Checkpointing(directory, every=every, keep=3) if directory else None,
-        **chosen,
+        checkpoint=jaxfed.Checkpointing(directory, every=save_every, keep=3) if directory else None,
+        **arguments(**chosen),
     )
 
 

@@ -24,14 +24,11 @@ def run(directory=None, rounds=ROUNDS, mesh=None, data=None, name="fedspeed"):
         algorithm.init(problem.params, problems.CLIENTS),
         data or jaxfed.data.client_data(problem.clients),
         rounds=rounds,
-        cohort_size=4,
-        local_epochs=1,
-        batch_size=4,
-        mesh=mesh,
-        evaluate=lambda params: {"bias": params["bias"][0]},
-        evaluate_every=3,
+        sampler=jaxfed.FixedSize(4),
+        batching=jaxfed.Epochs(1, 4),
+        layout=jaxfed.Layout(mesh=mesh),
+        report=jaxfed.Report(lambda params: {"bias": params["bias"][0]}, every=3, progress=False),
         checkpoint=directory,
-        progress=False,
     )
 
 

@@ -23,7 +23,7 @@ def main(grid, context):
             algorithm,
             task.start_of(algorithm),
             rounds=context.run_config["rounds"],
-            timeout=120.0,
+            waiting=flower.Waiting(timeout=120.0),
             checkpoint=jaxfed.Checkpointing(directory / "server", every=1),
             **task.ROUNDS,
         )

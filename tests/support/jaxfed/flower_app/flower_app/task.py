@@ -7,7 +7,11 @@ from tests.support.jaxfed import problems
 
 PROBLEM = problems.make_problem(21, np.float32)
 CLIENTS = PROBLEM.clients[:3]
-ROUNDS = {"batch_size": 4, "local_epochs": 1, "cohort_size": 2, "seed": 31}  # [1, 2], [0, 2], [0, 1], [0, 2], [0, 2]
+ROUNDS = {
+    "batching": jaxfed.Epochs(1, 4),
+    "sampler": jaxfed.FixedSize(2),
+    "seed": 31,
+}  # [1, 2], [0, 2], [0, 1], [0, 2], [0, 2]
 
 
 def algorithm_of(name):
