@@ -41,7 +41,7 @@ from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import init_cache
 from jaxspec.models.config import DecoderConfig, Ends
-from jaxspec.verify.target import Progress, TargetState, prefix_pass, suffix_pass
+from jaxspec.verify.target import Progress, Target, TargetState, choose, prefix_pass
 
 VOCAB, CAPACITY, PROMPT = 4096, 256, 32
 #: width, layers, query heads, key-value heads, hidden.
@@ -116,11 +116,11 @@ def forward(model: jaxspec.Model, tokens: int) -> Callable[[], Any]:
     network, params = model.network, model.params
     count, window = network.config.num_layers, jnp.zeros((1, tokens - 1), jnp.int32)
     start = jnp.full(1, PROMPT, jnp.int32)
-    progress = Progress(jnp.ones(1, jnp.int32), start, start + 64, None, None)
+    progress, target = Progress(jnp.ones(1, jnp.int32), start, start + 64), Target(network)
 
     def run(params: Any, cache: Any) -> tuple[Any, Any]:
-        x, cache = prefix_pass(network, params, cache, progress, window, count)
-        return suffix_pass(network, params, (), progress, x, count, window)[0], cache
+        x, cache, _ = prefix_pass(target, params, cache, progress, window, count)
+        return choose(target, params, progress, x, window), cache
 
     compiled = jax.jit(run, donate_argnums=1)
     caches = [init_cache(network.config, 1, CAPACITY)]
@@ -141,7 +141,7 @@ def step_ms(method: jaxspec.DecodingMethod, model: jaxspec.Model, repeats: int) 
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(8):
-            state, _ = _step(model.network, model.params, state)
+            state, _ = _step(Target(model.network), model.params, state)
         jax.block_until_ready(state)
         times.append((time.perf_counter() - start) / 8)
     return 1e3 * float(np.median(times))

@@ -43,6 +43,7 @@ from jaxspec.cli._bench_methods import (
     warm,
 )
 from jaxspec.cli._methods import policy_named
+from jaxspec.drafts import num_streams
 from jaxspec.methods import DecodeSpec
 from jaxspec.models._decoder import init_params
 from jaxspec.text.tokenizer import encode
@@ -210,7 +211,7 @@ def rows(pair: zoo.Pair, recorded: PairReplay, case: Case, options: Any, show: A
 
 
 def _streams(pair: zoo.Pair) -> int:
-    return 0 if pair.streaming is None else pair.streaming.network.streams.count  # type: ignore[union-attr]
+    return 0 if pair.streaming is None else num_streams(pair.streaming.network)
 
 
 def _results(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:

@@ -21,17 +21,17 @@ from tqdm import tqdm
 
 from jaxspec.analysis.cost import ProgramTimes, rendezvous
 from jaxspec.devices.channel import pack, send
-from jaxspec.devices.sharding import Placement, put_model
-from jaxspec.drafts.plain import Window
+from jaxspec.devices.sharding import Placement, batch_sharding, put_model
+from jaxspec.drafts import Window, draft_for
 from jaxspec.methods import autoregressive
 from jaxspec.methods.candidates import Likeliest, Policy
-from jaxspec.methods.draft_side import Drafter, Standing, count_roots, draft_rollout, draft_select
+from jaxspec.methods.draft_side import DraftSide, Standing, count_roots, draft_rollout, draft_select
 from jaxspec.methods.fallbacks import Full
-from jaxspec.models.attention import fill
 from jaxspec.models.base import Model
 from jaxspec.verify import message_like
 from jaxspec.verify.acceptance import match
-from jaxspec.verify.target import Request, prefill, target_prefix, target_suffix, target_whole
+from jaxspec.verify.programs import target_prefix, target_suffix, target_whole
+from jaxspec.verify.target import Request, Target, prefill
 from jaxspec.verify.verdict import Verdict
 
 
@@ -247,32 +247,34 @@ class _Verifier:
     """The target's programs."""
 
     def __init__(self, pair: TimedPair, windows: Sequence[int]):
-        self.network, self.params, home, shared = put_model(pair.target, pair.placement.target)
+        network, self.params, home, shared = put_model(pair.target, pair.placement.target)
+        self.target = Target(network)
         self.layer, self.kappa, self.head = pair.exit_layer, pair.num_candidates, send(pair.exit, shared)
-        self.cache, self.progress = prefill(self.network, self.params, send(pair.request, home), pair.capacity)
+        request = send(pair.request, home)
+        (self.cache, self.progress), _ = prefill(network, self.params, request, pair.capacity, self.target.reads)
         batch = len(pair.request.lengths)
         self.windows = {size: send(np.zeros((batch, size), np.int32), home) for size in windows}
 
     def whole(self, size: int) -> Any:
         """Run a pass as one program and return the cache."""
         window = self.windows[size]
-        self.cache, *_ = target_whole(self.network, match(), self.params, self.cache, self.progress, window, None)
+        self.cache, *_ = target_whole(self.target, self.params, self.cache, self.progress, window, None)
         return self.cache
 
     def prefix(self, stop: int, cache: Any, window: Any) -> Any:
         """Run the layers before an exit, and its message."""
-        return target_prefix(self.network, stop, self.kappa, self.params, self.head, cache, self.progress, window)
+        return target_prefix(self.target, stop, self.kappa, self.params, self.head, cache, self.progress, window)
 
     def suffix(self, cache: Any, x: Any, window: Any) -> Any:
         """Run the layers after the exit."""
-        return target_suffix(self.network, self.layer, match(), self.params, cache, self.progress, x, window, None)
+        return target_suffix(self.target, self.layer, self.params, cache, self.progress, x, window, None)
 
     def lap(self, clock: Laps) -> None:
         """Time every window: whole, exit without layers, prefix, suffix."""
         for size, window in self.windows.items():
             clock(("whole", size), self.whole, size)
             clock(("head", size), self.prefix, 0, (), window)
-            x, lower, _ = clock(("prefix", size), self.prefix, self.layer, self.cache[: self.layer], window)
+            x, lower, *_ = clock(("prefix", size), self.prefix, self.layer, self.cache[: self.layer], window)
             upper, *_ = clock(("suffix", size), self.suffix, self.cache[self.layer :], x, window)
             self.cache = (*lower, *upper)
 
@@ -281,14 +283,16 @@ class _Roller:
     """The draft's programs on one side's mesh, for a number of branches of a window."""
 
     def __init__(self, pair: TimedPair, side: str, branches: int, window: int):
-        self.network, self.params, self.home, _ = put_model(pair.draft, getattr(pair.placement, side))
+        mesh, draft = getattr(pair.placement, side), draft_for(pair.target, pair.draft)
+        (drafter, self.params), self.home = draft.drafter.put_on_mesh(draft.params, mesh), batch_sharding(mesh)
         self.name = side, branches, window
         request, batch = send(pair.request, self.home), len(pair.request.lengths)
-        room, kappa = pair.capacity + branches * window, -(-branches // (window + 1))
-        self.cache = jax.jit(fill, static_argnums=(0, 3))(self.network, self.params, request.tokens, room)
-        self.side = Drafter(self.network, match(), Policy(exit=Likeliest(branches)), kappa, Full())
+        kappa = -(-branches // (window + 1))
+        begin = jax.jit(drafter.begin, static_argnums=(3, 4))
+        self.state = begin(self.params, request, None, pair.capacity, branches * window)
+        self.side = DraftSide(drafter, match(), Policy(exit=Likeliest(branches)), kappa, Full())
         tokens = send(np.zeros((batch, window), np.int32), self.home)
-        self.standing = Standing(Window(tokens, None), None, request.lengths - 1, None, None, None)
+        self.standing = Standing(Window(tokens, None), None, request.lengths - 1)
         zeros = [
             np.zeros((batch, int(np.prod(leaf.shape[1:]))), np.int32) for leaf in message_like(batch, window, kappa)
         ]
@@ -296,13 +300,13 @@ class _Roller:
 
     def rollout(self) -> Any:
         """Roll out after a message."""
-        rolled, self.cache = draft_rollout(self.side, self.params, self.cache, self.standing, None, self.sent)
+        rolled, self.state = draft_rollout(self.side, self.params, self.state, self.standing, None, self.sent, None)
         return rolled
 
     def select(self, rolled: Any, verdict: Any) -> Any:
         """Select after a verdict."""
-        (self.cache, _), reused = draft_select(self.side, self.params, self.cache, self.standing, rolled, verdict)
-        return reused, self.cache
+        (self.state, _), reused = draft_select(self.side, self.params, self.state, self.standing, rolled, verdict)
+        return reused, self.state
 
     def lap(self, clock: Laps) -> None:
         """Time a rollout."""

@@ -1,7 +1,28 @@
-"""The draft's side: drafting windows, and rolling out branches over one shared cache."""
+"""Drafts: the protocol of whatever proposes windows, and plain, streaming and n-gram drafts."""
 
-from jaxspec.drafts.streams import streaming
+from jaxspec.drafts import trees
+from jaxspec.drafts._making import draft_for
+from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.ngram import prompt_lookup
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Notes, Pending, Slots, Verification, Window
+from jaxspec.drafts.streams import limited, num_streams, streaming
 
 __all__ = [
+    "Branches",
+    "Draft",
+    "Drafted",
+    "Drafter",
+    "Notes",
+    "Pending",
+    "Slots",
+    "Proposer",
+    "Verification",
+    "Window",
+    "draft_for",
+    "limited",
+    "prompt_lookup",
+    "num_streams",
     "streaming",
+    "trees",
 ]

@@ -1,8 +1,8 @@
 """Rollouts of a streaming draft: every pass verifies the last guess of each branch and grows the next.
 
-A pass runs a branch's newest token c and its k guesses p₁..p_k. The main stream says what comes after each; guesses are
-right as far as they are what it says, so η = 1 + (number of right guesses) tokens are final, and the streams of the
-last right place guess on. The tokens are those of the plain draft, up to the rounding of a wider pass; there are J ≤ γ
+A pass runs a branch's newest token c and its k guesses p₁..p_k. The main stream gives the token after each; guesses are
+right as far as they equal these, so η = 1 + (number of right guesses) tokens are final, and the streams of the last
+right token guess on. The tokens are those of the plain draft, up to the rounding of a wider pass; there are J ≤ γ
 passes, Σ η = γ for every branch.
 """
 
@@ -11,17 +11,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafts.branches import Branches, Notes, Pending, Proposer, Scratch
-from jaxspec.drafts.streams import forward, own_streams
+from jaxspec.drafts._branches import Scratch
+from jaxspec.drafts._streaming import StreamingNetwork, forward, own_streams
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Notes, Pending
 from jaxspec.models.attention import softmax_attention, visible, write
-from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows
+from jaxspec.models.base import Array, Attend, Cache, Params, Rows
 from jaxspec.models.config import Scores
+from jaxspec.verify.seen import Seen
 
 
 class Task(NamedTuple):
-    """What does not change along a rollout: ``drafts.rollout``'s arguments, and where the branches' rows lie."""
+    """What does not change along a rollout: the arguments of ``Plain.roll``, and where the branches' rows lie."""
 
-    network: Network
+    network: StreamingNetwork
     params: Params
     roots: Pending
     proposer: Proposer
@@ -29,29 +32,29 @@ class Task(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """What a pass over M tokens of every branch gave.
+    """Outputs of a pass over M tokens of every branch.
 
     Attributes:
-        said: by the main stream, after each: [B, R, M].
-        guesses: by its streams, at what comes behind: [B, R, M, k].
-        notes: of what was said.
+        tokens: the main stream's next token after each: [B, R, M].
+        guesses: of its streams, at the tokens behind: [B, R, M, k].
+        notes: of ``tokens``.
         cache: rows.
     """
 
-    said: Array
+    tokens: Array
     guesses: Array
     notes: Notes
     cache: Cache
 
 
 class Rolling(NamedTuple):
-    """Branches on their way.
+    """Branches during a rollout.
 
     Attributes:
         done: number of final tokens of each branch: [B, R].
         newest: the last of them, the root at first: [B, R].
         guesses: what may follow: [B, R, k].
-        seen: what branches have said, where repetitions are penalised: [B, R, V].
+        seen: tokens that each branch holds: marks [B, R, V].
         tokens: final tokens, behind them anything: [B, R, γ].
         notes: theirs.
         passes: J so far: [B, R].
@@ -61,7 +64,7 @@ class Rolling(NamedTuple):
     done: Array
     newest: Array
     guesses: Array
-    seen: Array | None
+    seen: Seen
     tokens: Array
     notes: Notes
     passes: Array
@@ -69,13 +72,13 @@ class Rolling(NamedTuple):
 
 
 def rollout(task: Task, cache: Cache, pending: Pending | None) -> tuple[Branches, Cache]:
-    """``drafts.rollout`` with a streaming network; the scratch is laid out alike."""
+    """``Plain.roll`` with a streaming network."""
 
     def grow(old: Rolling) -> Rolling:
         tokens = jnp.concatenate([old.newest[..., None], old.guesses], axis=2)
         passed = _pass(task, old.cache, old.done, tokens, old.seen, None)
-        right = jnp.cumprod((old.guesses == passed.said[:, :, :-1]).astype(jnp.int32), axis=2)
-        return _noted(old, passed, 1 + jnp.sum(right, axis=2))
+        right = jnp.cumprod((old.guesses == passed.tokens[:, :, :-1]).astype(jnp.int32), axis=2)
+        return _grown(old, passed, 1 + jnp.sum(right, axis=2))
 
     first = _first(task, cache, pending)
     last = jax.lax.while_loop(lambda rolling: jnp.any(rolling.done < task.scratch.window), grow, first)
@@ -88,16 +91,15 @@ def _first(task: Task, cache: Cache, pending: Pending | None) -> Rolling:
     none = jnp.zeros_like(root)
     passed = _pass(task, cache, none, root[..., None], seen, pending)
     blank = lambda leaf: jnp.zeros((*leaf.shape[:2], window, *leaf.shape[3:]), leaf.dtype)  # noqa: E731
-    tokens, notes = blank(passed.said), jax.tree.map(blank, passed.notes)
+    tokens, notes = blank(passed.tokens), jax.tree.map(blank, passed.notes)
     start = Rolling(none, root, passed.guesses[:, :, 0], seen, tokens, notes, none, cache)
-    return _noted(start, passed, jnp.ones_like(root))
+    return _grown(start, passed, jnp.ones_like(root))
 
 
-def _pass(task: Task, cache: Cache, count: Array, tokens: Array, seen: Array | None, pending: Pending | None) -> Passed:
+def _pass(task: Task, cache: Cache, count: Array, tokens: Array, seen: Seen, pending: Pending | None) -> Passed:
     """Runs tokens [B, R, M] of branches that have ``count`` [B, R] final ones before the first of them."""
     (network, params, roots, proposer, scratch), (batch, branches, main) = task, tokens.shape
-    assert network.streams is not None
-    numbers, streams = count[..., None] + jnp.arange(main)[None, None], network.streams.count
+    numbers, streams = count[..., None] + jnp.arange(main)[None, None], network.count
     positions = (roots.position[..., None] + numbers).reshape(batch, -1)
     below, above = (_attend(scratch, roots.position, numbers, pending, each) for each in (0, streams))
     run, first = (tokens.reshape(batch, -1), positions), 0 if pending is None else 1
@@ -105,40 +107,41 @@ def _pass(task: Task, cache: Cache, count: Array, tokens: Array, seen: Array | N
         run = tuple(jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, run, strict=True))  # type: ignore[assignment]
     x, cache = forward(network, params, *run, cache, (below, above), first)
     ahead = (positions[..., None] + 2 + jnp.arange(streams)[None, None]).reshape(batch, -1)
-    along = _along(seen, tokens)
-    wider = None if along is None else jnp.concatenate([along, jnp.repeat(along, streams, axis=1)], axis=1)
-    places, kept = jnp.concatenate([positions + 1, ahead], axis=1), branches * main
-    drawn, notes = proposer._replace(seen=wider)(network.logits(params, x[:, :, first:]), places, noted=kept)
-    said, guesses = drawn[:, :kept], drawn[:, kept:]
+    drawn_at, kept = jnp.concatenate([positions + 1, ahead], axis=1), branches * main
+    wider = proposer._replace(seen=_along(seen, tokens, streams))
+    drawn, notes = wider(network.logits(params, x[:, :, first:]), drawn_at, noted=kept)
+    following, guesses = drawn[:, :kept], drawn[:, kept:]
     apart = lambda leaf: leaf.reshape(batch, branches, main, *leaf.shape[2:])  # noqa: E731
-    return Passed(apart(said), guesses.reshape(*tokens.shape, streams), jax.tree.map(apart, notes), cache)
+    return Passed(apart(following), guesses.reshape(*tokens.shape, streams), jax.tree.map(apart, notes), cache)
 
 
-def _along(seen: Array | None, tokens: Array) -> Array | None:
-    """What stands in the text up to each of tokens [B, R, M]; ``seen`` [B, R, V] has the first: [B, R·M, V]."""
-    if seen is None:
-        return None
-    is_said = tokens[..., None] == jnp.arange(seen.shape[-1])[None, None, None]
-    along = seen[:, :, None] | jax.lax.associative_scan(jnp.logical_or, is_said, axis=2)
-    return along.reshape(len(seen), -1, seen.shape[-1])
+def _along(seen: Seen, tokens: Array, streams: int) -> Seen:
+    """Marks at each of tokens [B, R, M] and at its streams, from those of the first: [B, R·M·(1 + k), V]."""
+    if seen.marks is None:
+        return seen
+    is_token = tokens[..., None] == jnp.arange(seen.marks.shape[-1])[None, None, None]
+    along = seen.marks[:, :, None] | jax.lax.associative_scan(jnp.logical_or, is_token, axis=2)
+    along = along.reshape(len(tokens), -1, seen.marks.shape[-1])
+    return Seen(jnp.concatenate([along, jnp.repeat(along, streams, axis=1)], axis=1))
 
 
-def _noted(old: Rolling, passed: Passed, grown: Array) -> Rolling:
-    """After a pass in which the first ``grown`` [B, R] of what the main stream said are final."""
-    said, window = passed.said, old.tokens.shape[2]
+def _grown(old: Rolling, passed: Passed, grown: Array) -> Rolling:
+    """After a pass in which the first ``grown`` [B, R] of the main stream's tokens are final."""
+    tokens, window = passed.tokens, old.tokens.shape[2]
     put = lambda kept, new: _put(kept, new, old.done)  # noqa: E731
-    last = jnp.take_along_axis(said, grown[..., None] - 1, axis=2)[..., 0]
+    last = jnp.take_along_axis(tokens, grown[..., None] - 1, axis=2)[..., 0]
     following = jnp.take_along_axis(passed.guesses, grown[..., None, None] - 1, axis=2)[:, :, 0]
     seen = old.seen
-    if seen is not None:
-        final = jnp.where(jnp.arange(said.shape[2])[None, None] < grown[..., None], said, -1)
-        seen = seen | jnp.any(final[..., None] == jnp.arange(seen.shape[-1])[None, None, None], axis=2)
+    if seen.marks is not None:
+        final = jnp.where(jnp.arange(tokens.shape[2])[None, None] < grown[..., None], tokens, -1)
+        is_final = final[..., None] == jnp.arange(seen.marks.shape[-1])[None, None, None]
+        seen = Seen(seen.marks | jnp.any(is_final, axis=2))
     return Rolling(
         jnp.minimum(old.done + grown, window),
         last,
         following,
         seen,
-        put(old.tokens, said),
+        put(old.tokens, tokens),
         jax.tree.map(put, old.notes, passed.notes),
         old.passes + (old.done < window).astype(jnp.int32),
         passed.cache,
@@ -146,23 +149,23 @@ def _noted(old: Rolling, passed: Passed, grown: Array) -> Rolling:
 
 
 def _put(kept: Array, new: Array, start: Array) -> Array:
-    """Values [B, R, M, …] from place ``start`` [B, R] of kept [B, R, γ, …] on; what would lie behind is dropped."""
-    place = jnp.arange(kept.shape[2])[None, None] - start[..., None]
-    inside = (place >= 0) & (place < new.shape[2])
+    """Writes values [B, R, M, …] into kept [B, R, γ, …] from index ``start`` [B, R] on; those behind γ are dropped."""
+    offset = jnp.arange(kept.shape[2])[None, None] - start[..., None]
+    inside = (offset >= 0) & (offset < new.shape[2])
     tail = (1,) * (kept.ndim - 3)
-    index = jnp.clip(place, 0, new.shape[2] - 1).reshape(*place.shape, *tail)
-    return jnp.where(inside.reshape(*place.shape, *tail), jnp.take_along_axis(new, index, axis=2), kept)
+    index = jnp.clip(offset, 0, new.shape[2] - 1).reshape(*offset.shape, *tail)
+    return jnp.where(inside.reshape(*offset.shape, *tail), jnp.take_along_axis(new, index, axis=2), kept)
 
 
 def _attend(scratch: Scratch, lengths: Array, numbers: Array, pending: Pending | None, streams: int) -> Attend:
-    """Attention of branches that have rows ``numbers`` [B, R, M] to write, and of ``streams`` at each of these places.
+    """Attention of branches that have rows ``numbers`` [B, R, M] to write, and of ``streams`` at each of these tokens.
 
     Args:
         scratch: where the branches' rows lie.
         lengths: shared rows that a branch sees: [B, R].
         numbers: of the main stream's tokens.
         pending: token 0 of every sequence belongs to no branch and leaves its row in the shared part.
-        streams: k; their keys and values are kept by nobody.
+        streams: k; their keys and values are not cached.
     """
     batch, branches, main = numbers.shape
     first, kept = int(pending is not None), branches * main
@@ -195,22 +198,22 @@ def _rows_seen(
     scratch: Scratch, shared: Array, numbers: Array, lengths: Array, reach: tuple[Array, int] | None
 ) -> Array:
     """Rows of the cache that main and lookahead tokens see: [B, R, M, 1 + k, S]."""
-    place = jnp.arange(scratch.capacity)[None, None, None, None]
-    inside = (place >= scratch.start) & (place < scratch.start + scratch.total * scratch.window)
+    index = jnp.arange(scratch.capacity)[None, None, None, None]
+    inside = (index >= scratch.start) & (index < scratch.start + scratch.total * scratch.window)
     branch = scratch.first + jnp.arange(scratch.rolled)[None, :, None, None, None]
-    mine = inside & ((place - scratch.start) % scratch.total == branch)
-    row = (place - scratch.start) // scratch.total
+    mine = inside & ((index - scratch.start) % scratch.total == branch)
+    row = (index - scratch.start) // scratch.total
     own = mine & (row <= numbers[..., None, None])
-    before = place <= shared[..., None]
+    before = index <= shared[..., None]
     if reach is not None:
         positions, window = reach
         own &= lengths[..., None, None, None] + row > positions[..., None] - window
-        before &= place > positions[..., None] - window
+        before &= index > positions[..., None] - window
     return own | before
 
 
 def _extended(scratch: Scratch, rows: Array, new: Array, numbers: Array, pending: Pending | None) -> Array:
-    """Rows with those of the main stream's tokens, at places that differ from branch to branch."""
+    """Rows with those of the main stream's tokens, which each branch has at numbers of its own."""
     batch, branches, main = numbers.shape
     if pending is not None:
         rows, new = write(rows, new[:, :, :1], pending.position), new[:, :, 1:]

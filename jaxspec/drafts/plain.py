@@ -1,68 +1,198 @@
-"""Drafts: rolling out windows, one or many branches at a time, over one shared prefix cache.
+"""A plain language model as a draft: it rolls out windows, one or many branches at a time, over one shared cache.
 
 R·γ + 1 draft tokens are processed per step, whatever the length of the prefix: the one is the last token of the old
 window, whose row nothing has needed so far.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxspec.drafts import _lookahead as lookahead
-from jaxspec.drafts.branches import Branches, Drafted, Notes, Pending, Proposer, Scratch, branching, take
-from jaxspec.models.attention import cached, fill, write
-from jaxspec.models.base import Array, Cache, Network, Params
-from jaxspec.verify import Message
-from jaxspec.verify.acceptance import Acceptance
+from jaxspec.devices import sharding
+from jaxspec.drafts._branches import Scratch, branching, take
+from jaxspec.drafts._grow import grow
+from jaxspec.drafts.base import Drafter
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Notes, Pending, Slots, Verification
+from jaxspec.models.attention import cached, fill, keep_path, write
+from jaxspec.models.base import Array, Cache, Model, Network, Params
+from jaxspec.verify.features import Features
+from jaxspec.verify.message import Message, Roots
+from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
+from jaxspec.verify.tree import TreeShape
 
 
-def rollout(
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PlainState:
+    """The draft's key-value cache.
+
+    Attributes:
+        cache: rows of all tokens before the last committed one, and of the window except for its last token.
+        pending: a token that is run along with the next pass, so that the cache gets its row.
+        lacks_last: whether the row of the window's last token is missing; static.
+    """
+
+    cache: Cache
+    pending: Pending | None = None
+    lacks_last: bool = field(default=False, metadata={"static": True})
+
+
+@dataclass(frozen=True)
+class Plain(Drafter):
+    """A language model without features of the target."""
+
+    network: Network
+
+    def put_on_mesh(self, params: Params, mesh: Mesh | None) -> tuple[Drafter, Params]:
+        """Tensor-parallel over the mesh axis ``model``."""
+        network, params, *_ = sharding.put_model(Model(self.network, params), mesh)
+        return replace(self, network=network), params
+
+    def begin(
+        self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
+    ) -> PlainState:
+        """Rows of the prompts."""
+        return PlainState(fill(self.network, params, request.tokens, capacity + scratch)[0])
+
+    def absorb(self, params: Params, state: PlainState, verified: Verification) -> PlainState:
+        """All rows but the last one are there; that one is run along with the next window or tree."""
+        if verified.path is None:
+            return PlainState(state.cache, self._pending(state, verified))
+        return PlainState(keep_path(state.cache, verified.position, verified.path), verified.last)
+
+    def propose(
+        self, params: Params, state: PlainState, root: Pending, window: int, proposer: Proposer
+    ) -> tuple[Drafted, PlainState]:
+        """One branch; its rows are in the scratch only."""
+        roots = Pending(root.token[:, None], root.position[:, None])
+        rolled, cache = self.roll(params, state.cache, roots, window, proposer, state.pending)
+        return take(rolled, cache, jnp.zeros_like(root.token)), PlainState(cache)
+
+    def foresee(
+        self, params: Params, state: PlainState, verified: Verification, proposer: Proposer
+    ) -> tuple[Message, PlainState]:
+        """Runs the window's last token."""
+        last = verified.last
+        logits, cache = self.extend(params, state.cache, last.token[:, None], last.position)
+        return proposer.others(logits, last.position[:, None] + 1), PlainState(cache)
+
+    def rollout(
+        self,
+        params: Params,
+        state: PlainState,
+        verified: Verification,
+        roots: Roots,
+        window: int,
+        proposer: Proposer,
+        slots: Slots,
+    ) -> tuple[Branches, PlainState]:
+        """All branches in one batch."""
+        at, pending = verified.starts(roots), self._pending(state, verified)
+        branches, cache = self.roll(params, state.cache, at, window, proposer, pending, slots)
+        return branches, PlainState(cache)
+
+    def take(self, state: PlainState, branches: Branches, branch: Array) -> Drafted:
+        """Its rows are picked from the scratch."""
+        return take(branches, state.cache, branch)
+
+    def commit(self, state: PlainState, drafted: Drafted, position: Array) -> PlainState:
+        """Writes the window's rows from ``position`` on."""
+        rows = jax.tree.map(lambda old, new: write(old, new, position), state.cache, drafted.rows)
+        return PlainState(rows, lacks_last=True)
+
+    def grow(
+        self, params: Params, state: PlainState, root: Pending, shape: TreeShape, proposer: Proposer
+    ) -> tuple[Array, PlainState]:
+        """One pass for each depth; nodes of the last one are not run."""
+        tokens, cache = grow(self.network, params, state.cache, root, shape, proposer, state.pending)
+        return tokens, PlainState(cache)
+
+    def follow(
+        self, params: Params, state: PlainState, root: Pending, tokens: Array, proposer: Proposer
+    ) -> tuple[Drafted, PlainState]:
+        """One pass over the window, for its rows and its first token."""
+        cache, window = state.cache, tokens.shape[1]
+        if state.pending is not None:
+            _, cache = self.extend(params, cache, state.pending.token[:, None], state.pending.position)
+        inputs = jnp.maximum(jnp.concatenate([root.token[:, None], tokens[:, :-1]], axis=1), 0)
+        logits, cache = self.extend(params, cache, inputs, root.position)
+        positions = root.position[:, None] + 1 + jnp.arange(window)[None]
+        own, _ = proposer(logits[:, :, :1], positions[:, :1])
+        tokens = jnp.concatenate([jnp.where(tokens[:, :1] >= 0, tokens[:, :1], own), tokens[:, 1:]], axis=1)
+        rows = jax.tree.map(lambda leaf: _rows_at(leaf, root.position, window), cache)
+        return Drafted(tokens, proposer.certain(logits, tokens, positions), rows), PlainState(cache)
+
+    def _pending(self, state: PlainState, verified: Verification) -> Pending | None:
+        return verified.last if state.lacks_last else state.pending
+
+    def extend(self, params: Params, cache: Cache, tokens: Array, position: Array) -> tuple[Array, Cache]:
+        """Adds the rows of tokens [B, T] from ``position`` [B] on; logits after each token [V, B, T], and the cache."""
+        network, positions = self.network, position[:, None] + jnp.arange(tokens.shape[1])[None]
+        x, layers = network.embed(params, tokens), range(network.config.num_layers)
+        x, cache = network.blocks(params, x, positions, cache, cached(positions), layers)
+        return network.logits(params, x), cache
+
+    def roll(
+        self,
+        params: Params,
+        cache: Cache,
+        roots: Pending,
+        window: int,
+        proposer: Proposer,
+        pending: Pending | None = None,
+        slots: Slots | None = None,
+    ) -> tuple[Branches, Cache]:
+        """Continues every root [B, R] by ``window`` tokens.
+
+        Args:
+            params: of the network.
+            cache: rows that all branches share; R·γ at its end are scratch.
+            roots: first tokens of the branches and their positions; a branch sees the rows below its position.
+            window: γ.
+            proposer: how tokens are drawn.
+            pending: a token that is run along with the first pass so that the cache gets its row.
+            slots: of these branches in the scratch; default: they fill it.
+
+        Returns:
+            The branches, and the cache with the pending row and the branches' rows in its scratch.
+        """
+        return _roll(self.network, params, cache, roots, proposer, pending, scratch_of(cache, roots, window, slots))
+
+
+def scratch_of(cache: Cache, roots: Pending, window: int, slots: Slots | None) -> Scratch:
+    """Where the rows of a rollout's branches lie."""
+    count = roots.token.shape[1]
+    first, total = slots or (0, count)
+    return Scratch(total, window, cache[0][0].shape[2], first, count)
+
+
+def _roll(
     network: Network,
     params: Params,
     cache: Cache,
     roots: Pending,
-    window: int,
     proposer: Proposer,
-    pending: Pending | None = None,
-    place: tuple[int, int] | None = None,
+    pending: Pending | None,
+    scratch: Scratch,
 ) -> tuple[Branches, Cache]:
-    """Continues every root by ``window`` tokens.
-
-    Args:
-        network: the draft; one with streams takes fewer passes for the same tokens.
-        params: its parameters.
-        cache: the draft's rows, shared by all branches; R·γ at its end are scratch.
-        roots: first tokens of the branches and their positions, each [B, R]; branch b sees the rows below its position.
-        window: γ, tokens to draft for every branch.
-        proposer: how they are drawn.
-        pending: a token that is run along with the first step so that the cache gets its row.
-        place: of the first branch in a scratch for so many, where another rollout has filled the rest; default (0, R).
-
-    Returns:
-        The branches, and the cache with the pending row and the branches' rows in its scratch.
-    """
-    branches = roots.token.shape[1]
-    first_place, places = place or (0, branches)
-    scratch = Scratch(places, window, cache[0][0].shape[2], first_place, branches)
-    if network.streams is not None:
-        return lookahead.rollout(lookahead.Task(network, params, roots, proposer, scratch), cache, pending)
+    branches, window = scratch.rolled, scratch.window
 
     def run(
-        say: Array | None, tokens: Array, positions: Array, number: Array | int, cache: Cache, pending: Pending | None
-    ) -> tuple[tuple[Array, Array | None, Cache], tuple[Array, Notes]]:
+        seen: Seen, tokens: Array, positions: Array, number: Array | int, cache: Cache, pending: Pending | None
+    ) -> tuple[tuple[Array, Seen, Cache], tuple[Array, Notes]]:
         attend = branching(scratch, roots.position, number, pending)
         x = network.embed(params, tokens)
         x, cache = network.blocks(params, x, positions, cache, attend, range(network.config.num_layers))
-        own = proposer._replace(seen=say)
-        said, notes = own(network.logits(params, x[:, :, -branches:]), roots.position + number + 1)
-        return (said, own.after(said).seen, cache), (said, notes)
+        own = proposer._replace(seen=seen)
+        drawn, notes = own(network.logits(params, x[:, :, -branches:]), roots.position + number + 1)
+        return (drawn, own.after(drawn).seen, cache), (drawn, notes)
 
-    def step(
-        carry: tuple[Array, Array | None, Cache], number: Array
-    ) -> tuple[tuple[Array, Array | None, Cache], tuple[Array, Notes]]:
+    def step(carry: tuple[Array, Seen, Cache], number: Array) -> tuple[Any, tuple[Array, Notes]]:
         tokens, seen, cache = carry
         return run(seen, tokens, roots.position + number, number, cache, None)
 
@@ -77,69 +207,6 @@ def rollout(
     return Branches(tokens, notes, jnp.full_like(roots.token, window)), cache
 
 
-class Window(NamedTuple):
-    """A window to verify: ``tokens`` [B, γ] and the law they were drawn from, where the rule wants it."""
-
-    tokens: Array
-    law: Any
-
-
-def commit(cache: Cache, drafted: Drafted, position: Array) -> tuple[Window, Message | None, Cache]:
-    """Makes a drafted window the next one: its rows are written from ``position`` [B] on. Also its other candidates."""
-    rows = jax.tree.map(lambda old, new: write(old, new, position), cache, drafted.rows)
-    return Window(drafted.tokens, drafted.notes.law), drafted.notes.likely, rows
-
-
-@partial(jax.jit, static_argnames=("network", "acceptance", "window", "capacity", "num_candidates"))
-def first_window(
-    network: Network,
-    acceptance: Acceptance,
-    params: Params,
-    request: Request,
-    window: int,
-    capacity: int,
-    num_candidates: int = 0,
-) -> tuple[Window, Message | None, Cache]:
-    """Runs the prompts through the draft and drafts the first window."""
-    cache = fill(network, params, request.tokens, capacity)
-    last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
-    proposer = Proposer(acceptance, request.sampling, request.seen, num_candidates)
-    return drafted_next(network, params, cache, Pending(last, request.lengths - 1), window, proposer)
-
-
-def drafted_next(
-    network: Network,
-    params: Params,
-    cache: Cache,
-    root: Pending,
-    window: int,
-    proposer: Proposer,
-    pending: Pending | None = None,
-) -> tuple[Window, Message | None, Cache]:
-    """Drafts one window after ``root`` and commits it; the proposer has ``seen`` [B, V]."""
-    own = proposer if proposer.seen is None else proposer._replace(seen=proposer.seen[:, None])
-    drafted, cache = drafted_after(network, params, cache, root, window, own, pending)
-    return commit(cache, drafted, root.position)
-
-
-def drafted_after(
-    network: Network,
-    params: Params,
-    cache: Cache,
-    root: Pending,
-    window: int,
-    proposer: Proposer,
-    pending: Pending | None = None,
-) -> tuple[Drafted, Cache]:
-    """Drafts one window; its rows are in the scratch only."""
-    roots = Pending(root.token[:, None], root.position[:, None])
-    rolled, cache = rollout(network, params, cache, roots, window, proposer, pending)
-    return take(rolled, cache, jnp.zeros_like(root.token)), cache
-
-
-def extend(network: Network, params: Params, cache: Cache, tokens: Array, position: Array) -> tuple[Array, Cache]:
-    """Gives the cache the rows of tokens [B, T] from ``position`` [B] on; what the draft says after each: [V, B, T]."""
-    positions = position[:, None] + jnp.arange(tokens.shape[1])[None]
-    x = network.embed(params, tokens)
-    x, cache = network.blocks(params, x, positions, cache, cached(positions), range(network.config.num_layers))
-    return network.logits(params, x), cache
+def _rows_at(rows: Array, position: Array, count: int) -> Array:
+    """``count`` rows of each sequence from ``position`` [B] on."""
+    return jax.vmap(lambda old, start: jax.lax.dynamic_slice_in_dim(old, start, count, axis=1))(rows, position)

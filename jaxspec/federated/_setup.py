@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxspec.drafts import num_streams
 from jaxspec.federated._examples import Continued, Examples, accepted_length
 from jaxspec.federated._methods import Federation
 from jaxspec.models.base import Model, Params
@@ -85,7 +86,7 @@ class FederatedSetup:
     def loss(self) -> LossFn:
         """Training loss of the draft, with or without lookahead streams."""
         network = self.draft.network
-        return distillation_loss(network) if network.streams is None else streaming_loss(network)
+        return streaming_loss(network) if num_streams(network) else distillation_loss(network)
 
     def evaluate(self, params: Params) -> dict[str, float]:
         """Accepted length by evaluation set."""

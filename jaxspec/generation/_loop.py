@@ -16,7 +16,7 @@ from jaxspec.generation.sampling import Each, Sampling
 from jaxspec.methods.protocol import DecodingMethod, Watch, unwatched
 from jaxspec.text import Text
 from jaxspec.text.stopping import Written, context_of
-from jaxspec.verify.target import StepInfo
+from jaxspec.verify.info import StepInfo
 
 #: Steps enqueued before the tokens of the oldest are read.
 IN_FLIGHT = 3

@@ -12,6 +12,7 @@ from jaxspec.generation.sampling import Each, Sampling, per_prompt
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.text import Text
 from jaxspec.verify.sampling import SamplingArrays
+from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
 
 #: Text, token ids, or messages of a conversation.
@@ -167,11 +168,11 @@ def _traced(settings: dict[str, np.ndarray]) -> SamplingArrays | None:
     return SamplingArrays(**fields)
 
 
-def _seen(rows: list[np.ndarray], settings: dict[str, np.ndarray], vocabulary: int) -> np.ndarray | None:
-    """Which tokens each prompt holds, [B, V]; None where no repetition is penalised."""
+def _seen(rows: list[np.ndarray], settings: dict[str, np.ndarray], vocabulary: int) -> Seen:
+    """Which tokens each prompt holds: marks [B, V]; none where no repetition is penalised."""
     if np.all(settings["repetition_penalty"] == 1):
-        return None
+        return Seen()
     seen = np.zeros((len(rows), vocabulary), bool)
     for index, row in enumerate(rows):
         seen[index, row] = True
-    return seen
+    return Seen(seen)

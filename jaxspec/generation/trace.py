@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxspec.verify.target import StepInfo
+from jaxspec.verify.info import StepInfo
 
 
 class Span(NamedTuple):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.core.files import read_json
+from jaxspec.drafts import num_streams
 from jaxspec.loading._weights import SHARD_BYTES, write
 from jaxspec.loading.families import Family, family_for, representable
 from jaxspec.loading.huggingface import CONFIG, rule_of
@@ -61,9 +62,9 @@ def save_huggingface(
         ValueError: a configuration that no family has, or a dtype that is not a float.
     """
     model = unfitted(model)
-    if model.network.streams is not None:
+    if num_streams(model.network):
         raise ValueError(
-            "expected a plain model, got one with streams, which no family has; pass models.streams.limited(model, 0)"
+            "expected a plain model, got one with streams, which no family has; pass jaxspec.drafts.limited(model, 0)"
         )
     dtype = None if dtype is None else float_dtype(dtype)
     config, params = representable(model.network.config, model.params)

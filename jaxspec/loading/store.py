@@ -46,7 +46,7 @@ def save_model(model: Model, directory: str | Path, *, like: str | Path | None =
         "dtype": jnp.dtype(jax.eval_shape(model.network.embed, model.params, _TOKEN).dtype).name,
         "int8": int8,
         "stop": list(model.text.stop) if model.text else [],
-        "streams": streams.about(model),
+        "streams": streams.describe(model),
     }
     step = -1 if (last := checkpoint.latest(directory)) is None else last
     checkpoint.save(directory, step + 1, {"params": model.params}, kind=KIND, metadata=about)

@@ -1,4 +1,4 @@
-"""Plain decoding: one token a step. The reference whose tokens every other method must give."""
+"""Plain decoding: one token a step. The reference whose tokens every other method must produce."""
 
 from functools import partial
 
@@ -8,10 +8,12 @@ from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import put_model
-from jaxspec.methods.checks import check_dtype, check_processes
+from jaxspec.methods.checks import check_processes
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
-from jaxspec.models.base import Model, Network, Params
-from jaxspec.verify.target import Request, StepInfo, TargetState, advance, prefill, prefix_pass, suffix_pass
+from jaxspec.models.base import Model, Params
+from jaxspec.models.dtypes import check_dtype
+from jaxspec.verify.info import StepInfo, step_record
+from jaxspec.verify.target import Request, Target, TargetState, advance, choose, prefill, prefix_pass
 
 
 def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
@@ -23,28 +25,29 @@ def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
 
     Raises:
         ValueError: a target of a type too narrow to compute in; the mesh does not divide heads or hidden features, or
-            is another process's.
+            is in another process.
     """
     check_processes(mesh)
     check_dtype(target, "target")
     network, params, home, _ = put_model(target, mesh)
+    fixed = Target(network)
 
     def init(request: Request, capacity: int) -> TargetState:
-        return prefill(network, params, send(request, home), capacity)
+        return prefill(network, params, send(request, home), capacity, fixed.reads)[0]
 
     def step(state: TargetState, watch: Watch = unwatched) -> tuple[TargetState, StepInfo]:
-        state, info = _step(network, params, state)
+        state, info = _step(fixed, params, state)
         watch("target", "step", info)
         return state, info
 
     return method_of(target, init, step, 0, mesh)
 
 
-@partial(jax.jit, static_argnames="network", donate_argnames="state")
-def _step(network: Network, params: Params, state: TargetState) -> tuple[TargetState, StepInfo]:
-    count, progress = network.config.num_layers, state.progress
+@partial(jax.jit, static_argnames="target", donate_argnames="state")
+def _step(target: Target, params: Params, state: TargetState) -> tuple[TargetState, StepInfo]:
+    progress = state.progress
     nothing = jnp.zeros((progress.last.shape[0], 0), jnp.int32)
-    x, cache = prefix_pass(network, params, state.cache, progress, nothing, count)
-    choices, _ = suffix_pass(network, params, (), progress, x, count, nothing)
+    x, cache, _ = prefix_pass(target, params, state.cache, progress, nothing, target.num_layers)
+    choices = choose(target, params, progress, x, nothing)
     progress, verdict, emitted = advance(progress, nothing, choices.tokens)
-    return TargetState(cache, progress), StepInfo(choices.packed(nothing, verdict, emitted))
+    return TargetState(cache, progress), StepInfo(step_record(choices, nothing, verdict, emitted))

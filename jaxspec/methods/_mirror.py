@@ -6,9 +6,10 @@ One step is three compiled programs on two meshes and two messages between them:
                 │ message                        │ verdict
     draft:      └─► rollout of R branches ───────┴─► select ─► next window
 
-The policy decides what is rolled out, and when. Where it asks the draft itself, a rollout begins with the step; where
-it does not ask the exit, prefix and suffix are one program. One thread enqueues everything and waits for nothing; the
-programs overlap where the meshes do.
+The policy decides what is rolled out, and when. Where it ranks the draft's own candidates, a rollout begins with the
+step; where it does not rank the exit's, prefix and suffix are one program. A draft that reads hidden states of the
+target gets those up to the exit with the message, the others with the verdict. One thread enqueues everything; the
+programs overlap where the meshes are disjoint.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 
 from jaxspec.devices.channel import Channel, channel_between
 from jaxspec.devices.processes import Program, is_local, only_local, put, running
-from jaxspec.devices.sharding import Placement, default_placement, put_model
-from jaxspec.drafts.plain import Window
+from jaxspec.devices.sharding import DeviceOrSharding, Placement, batch_sharding, default_placement, put_model
+from jaxspec.drafts.base import Draft
+from jaxspec.drafts.records import Window
 from jaxspec.methods import candidates
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.checks import (
@@ -30,7 +32,7 @@ from jaxspec.methods.checks import (
     check_processes,
 )
 from jaxspec.methods.draft_side import (
-    Drafter,
+    DraftSide,
     DraftState,
     Rolled,
     draft_ahead,
@@ -40,15 +42,17 @@ from jaxspec.methods.draft_side import (
 )
 from jaxspec.methods.fallbacks import Fallback, Full
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
-from jaxspec.models.base import Model
-from jaxspec.models.vocabulary import fitted
+from jaxspec.models.base import Model, Params
 from jaxspec.verify.acceptance import Acceptance, match
 from jaxspec.verify.exits import LogitLens
-from jaxspec.verify.target import Request, StepInfo, TargetState, prefill, target_prefix, target_suffix, target_whole
+from jaxspec.verify.features import Reads
+from jaxspec.verify.info import StepInfo
+from jaxspec.verify.programs import target_prefix, target_suffix, target_whole
+from jaxspec.verify.target import Request, Target, TargetState, prefill
 
 
 class MirrorState(NamedTuple):
-    """Both sides, which meet only through the token channel, and the window to verify next, on the target's mesh."""
+    """The states of both meshes, which only the token channel joins, and the next window, on the target's mesh."""
 
     target: TargetState
     draft: DraftState
@@ -57,7 +61,7 @@ class MirrorState(NamedTuple):
 
 def mirror(
     target: Model,
-    draft: Model,
+    draft: Model | Draft,
     *,
     window: int = 7,
     num_candidates: int = 8,
@@ -68,32 +72,31 @@ def mirror(
     acceptance: Acceptance | None = None,
     fallback: Fallback = Full(),
 ) -> DecodingMethod:
-    """Mirror-SD: lossless, with the next window hidden behind the target's suffix whenever a branch comes true.
+    """Mirror-SD: lossless, with the next window drafted during the target's suffix whenever a branch is right.
 
-    T_step = T_prefix + T_message + max(T_suffix, T_rollout) + T_verdict (+ T_draft if no branch came true)
+    T_step = T_prefix + T_message + max(T_suffix, T_rollout) + T_verdict (+ T_draft if no branch was right)
 
     Args:
         target: network and parameters whose text comes out.
-        draft: a model with the target's tokenizer (``vocabulary.fitted``).
+        draft: a model with the target's tokenizer (``fit_vocabulary``), or a ``Draft`` of another kind.
         window: γ, tokens drafted a step.
         num_candidates: κ, exit tokens sent for each position.
-        exit_layer: ℓₑ, layers in the prefix; default N/2. At N it is the oracle, with nothing left to hide behind.
+        exit_layer: ℓₑ, layers in the prefix; default N/2. At N it is the oracle, and no suffix is left.
         exit: exit head; default ``LogitLens()``.
         policy: what is rolled out ahead; default ``candidates.mirror()``, all (γ+1)·κ of the exit's candidates.
         placement: target and draft mesh; default: the first two devices.
         acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
-        fallback: what is drafted where no branch came true: ``fallbacks.Full()`` (default), ``Short`` or ``NGram``.
+        fallback: what is drafted where no branch was right: ``fallbacks.Full()`` (default), ``Short`` or ``NGram``.
 
     Raises:
         ValueError: vocabularies differ, window or num_candidates < 1, exit layer out of range, an exit head of another
-            model, meshes that overlap in part, more branches than anybody can mean.
+            model, meshes that overlap in part, more than 512 branches without an explicit budget.
 
     Source: Bhendawade et al., Mirror Speculative Decoding (arXiv 2510.13161), §3.
     """
-    window = check_pair(target, draft, window)
-    draft = fitted(target, draft)
+    made, window = check_pair(target, draft, window)
     exit_layer = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
-    where, rule, policy = placement or default_placement(), acceptance or match(), policy or candidates.mirror()
+    where, policy = placement or default_placement(), policy or candidates.mirror()
     exit = LogitLens() if exit is None else exit
     exit_layer, num_candidates = check_exit(target, exit_layer, num_candidates, exit)
     check_processes(where.target, where.draft)
@@ -101,35 +104,46 @@ def mirror(
     if policy.ahead is not None:
         check_candidates(target, policy.num_candidates)
     network, target_params, target_home, target_shared = put_model(target, where.target)
-    drafter, draft_params, draft_home, _ = put_model(draft, where.draft)
-    head = put(exit, target_shared, where.target)
-    side = Drafter(drafter, rule, policy, num_candidates, fallback)
-    branches = sum(side.branches(window))
-    check_branches(policy, branches, window, num_candidates)
-    on_target, on_draft = running(where.target), running(where.draft)
-    programs = Programs(
-        on_target(partial(target_prefix, network, exit_layer, num_candidates), target_params, head),
-        on_target(partial(target_suffix, network, exit_layer, rule), target_params),
-        on_target(partial(target_whole, network, rule), target_params),
-        on_draft(partial(draft_ahead, side), draft_params),
-        on_draft(partial(draft_rollout, side), draft_params),
-        on_draft(partial(draft_select, side), draft_params),
-    )
-    channel, scratch = channel_between(where.target, where.draft), window * max(1, branches)
-
-    def init(request: Request, capacity: int) -> MirrorState:
-        read = on_target(partial(prefill, network, capacity=capacity), target_params)
-        begin = on_draft(partial(draft_begin, side, window, capacity + scratch), draft_params)
-        state, drafting = read(put(request, target_home, where.target)), begin(put(request, draft_home, where.draft))
-        return MirrorState(state, drafting, channel.to_target(drafting.standing.window)[0])
-
-    step = _step(programs, exit_layer, policy, channel, where)
-    sizes = window, num_candidates, exit_layer, policy, fallback
+    drafter, draft_params = made.drafter.put_on_mesh(made.params, where.draft)
+    rule = acceptance or match()
+    side = DraftSide(drafter, rule, policy, num_candidates, fallback)
+    check_branches(policy, sum(side.branches(window)), window, num_candidates)
+    sides = Target(network, rule, drafter.reads), side
+    parts = target_params, draft_params, put(exit, target_shared, where.target)
+    channel = channel_between(where.target, where.draft)
+    sizes = window, num_candidates, exit_layer, policy, fallback, drafter.reads
 
     def check_peers(call: Any) -> None:
         channel.check_peers((sizes, call))
 
+    step = _step(_programs(sides, parts, exit_layer, where), exit_layer, policy, channel, where)
+    homes = target_home, batch_sharding(where.draft)
+    init = _init(sides, parts, window, channel, where, homes)
     return method_of(target, init, step, window, where.target, where.draft)._replace(check_peers=check_peers)
+
+
+def _init(
+    sides: tuple[Target, DraftSide],
+    parts: tuple[Params, Params, Any],
+    window: int,
+    channel: Channel,
+    where: Placement,
+    homes: tuple[DeviceOrSharding, DeviceOrSharding],
+) -> Callable[[Request, int], MirrorState]:
+    """Both sides read the prompts; the first window goes to the target."""
+    target, side = sides
+
+    def init(request: Request, capacity: int) -> MirrorState:
+        fixed = partial(prefill, target.network, capacity=capacity, reads=target.reads)
+        read = running(where.target)(fixed, parts[0])
+        begin = running(where.draft)(partial(draft_begin, side, window, capacity), parts[1])
+        state, features = read(put(request, homes[0], where.target))
+        if target.reads != Reads():
+            features = channel.to_draft(features)[0]
+        drafting = begin(put(request, homes[1], where.draft), features)
+        return MirrorState(state, drafting, channel.to_target(drafting.standing.window)[0])
+
+    return init
 
 
 class Programs(NamedTuple):
@@ -143,41 +157,60 @@ class Programs(NamedTuple):
     select: Program
 
 
+def _programs(
+    sides: tuple[Target, DraftSide], parts: tuple[Params, Params, Any], exit_layer: int, where: Placement
+) -> Programs:
+    (target, side), (target_params, draft_params, head) = sides, parts
+    on_target, on_draft = running(where.target), running(where.draft)
+    return Programs(
+        on_target(partial(target_prefix, target, exit_layer, side.num_candidates), target_params, head),
+        on_target(partial(target_suffix, target, exit_layer), target_params),
+        on_target(partial(target_whole, target), target_params),
+        on_draft(partial(draft_ahead, side), draft_params),
+        on_draft(partial(draft_rollout, side), draft_params),
+        on_draft(partial(draft_select, side), draft_params),
+    )
+
+
 def _step(
     programs: Programs, exit_layer: int, policy: Policy, channel: Channel, where: Placement
 ) -> Callable[..., tuple[MirrorState, StepInfo]]:
     ahead, exits = policy.ahead is not None, policy.exit is not None
     target_here, draft_here = is_local(where.target), is_local(where.draft)
     local = target_here and draft_here
-    # A copy to another platform waits for its program here, and would hold back the suffix. Between processes the
+    # A copy to another platform waits for its program here, and would delay the suffix. Between processes the
     # crossing is a program itself, which would wait its turn behind the suffix.
     late = local and len({mesh.devices.flat[0].platform for mesh in where}) > 1
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
-        (cache, progress), (rows, standing), (window, law) = state
+        (cache, progress), (rows, standing), (window, probabilities) = state
         watch = watch if local else only_local(watch)
         rolled: Rolled | None = None
+        early = None
         if exits:
-            x, lower, sent = programs.prefix(cache[:exit_layer], progress, window)
-            watch("target", "prefix", sent)
+            x, lower, *message = programs.prefix(cache[:exit_layer], progress, window)
+            watch("target", "prefix", message[0])
         else:
-            cache, progress, verdict, packed = programs.whole(cache, progress, window, law)
+            cache, progress, verdict, packed, features = programs.whole(cache, progress, window, probabilities)
             watch("target", "whole", packed)
         if ahead:
             rolled, rows = programs.ahead(rows, standing)
             watch("draft", "ahead", rolled)
         if exits:
-            message = None if late else channel.to_draft(sent)[0]
-            upper, progress, verdict, packed = programs.suffix(cache[exit_layer:], progress, x, window, law, sent)
-            message = channel.to_draft(sent)[0] if late else message
+            sent = message[0]
+            message = message if late else channel.to_draft(message)[0]
+            upper, progress, verdict, packed, features = programs.suffix(
+                cache[exit_layer:], progress, x, window, probabilities, sent
+            )
+            received, early = channel.to_draft(message)[0] if late else message
             watch("target", "suffix", packed)
             cache = (*lower, *upper)
-            rolled, rows = programs.rollout(rows, standing, rolled, message)
+            rolled, rows = programs.rollout(rows, standing, rolled, received, early)
             watch("draft", "rollout", rolled)
-        verdict, packed = channel.to_draft(verdict, packed)
+        (verdict, features), packed = channel.to_draft((verdict, features), packed)
         if not target_here:
             watch("target", "suffix" if exits else "whole", packed)
-        drafting, reused = programs.select(rows, standing, rolled, verdict)
+        drafting, reused = programs.select(rows, standing, rolled, verdict, (early, features))
         watch("draft", "select", reused)
         following, reused = channel.to_target(drafting.standing.window, reused)
         if not draft_here:

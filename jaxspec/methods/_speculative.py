@@ -1,87 +1,136 @@
-"""Vanilla speculative decoding: draft a window, verify it in one pass, draft the next one after the verdict."""
+"""Speculative decoding: draft a window or a tree, verify it in one pass, draft the next one after the verdict."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import put_model
-from jaxspec.drafts.branches import Pending, Proposer
-from jaxspec.drafts.plain import Window, drafted_next, first_window
-from jaxspec.methods.checks import check_pair, check_processes
+from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.beginning import first_tree, first_window, next_window
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Pending, Verification, Window
+from jaxspec.methods.checks import check_pair, check_processes, check_tree
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
-from jaxspec.models.base import Cache, Model, Network, Params
-from jaxspec.models.vocabulary import fitted
+from jaxspec.models.base import Model, Params
 from jaxspec.verify.acceptance import Acceptance, match
-from jaxspec.verify.target import Request, StepInfo, TargetState, advance, prefill, prefix_pass, suffix_pass
+from jaxspec.verify.info import StepInfo, step_record
+from jaxspec.verify.target import (
+    Request,
+    Target,
+    TargetState,
+    advance,
+    advanced,
+    choose,
+    prefill,
+    prefix_pass,
+    tree_pass,
+)
+from jaxspec.verify.tree import TreeShape
 
 
 class SpeculativeState(NamedTuple):
-    """Target state, the draft's rows, and the window to verify next."""
+    """Target state, the drafter's own state, and the window to verify next."""
 
     target: TargetState
-    draft_cache: Cache
+    draft: Any
     window: Window
 
 
 def speculative(
-    target: Model, draft: Model, window: int = 7, mesh: Mesh | None = None, *, acceptance: Acceptance | None = None
+    target: Model,
+    draft: Model | Draft,
+    window: int = 7,
+    mesh: Mesh | None = None,
+    *,
+    acceptance: Acceptance | None = None,
+    tree: TreeShape | None = None,
 ) -> DecodingMethod:
-    """Drafts γ tokens, verifies them in one target pass, keeps what is accepted and the target's next token.
+    """Drafts γ tokens, or a tree of them, verifies all in one target pass, keeps what is accepted and the next token.
 
     The whole step, drafting included, is one compiled program on one mesh. Under ``match`` the output equals that of
-    plain decoding with the same seed, token for token; under ``ratio`` its law does.
+    plain decoding with the same seed, token for token; under ``ratio`` it has the same distribution.
 
     Args:
         target: network and parameters whose text comes out.
-        draft: a model with the target's tokenizer (``vocabulary.fitted``).
+        draft: a model with the target's tokenizer (``fit_vocabulary``), or a ``Draft`` of another kind.
         window: γ, tokens drafted a step.
         mesh: where both run. Default: the first device.
         acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
+        tree: shape of a tree to draft, such as ``drafts.trees.static((4, 2, 1))``; its depth replaces ``window``.
 
     Raises:
-        ValueError: vocabularies differ, ``window`` < 1, a mesh of another process, or one that does not divide a model.
+        ValueError: vocabularies differ, ``window`` < 1, a mesh of another process, or one that does not divide a model;
+            a tree under ``ratio``, with more children than tokens, or from a draft that cannot grow one.
 
-    Source: Leviathan et al. (arXiv 2211.17192).
+    Source: Leviathan et al. (arXiv 2211.17192); trees: SpecInfer (arXiv 2305.09781).
     """
     check_processes(mesh)
-    window = check_pair(target, draft, window)
-    draft = fitted(target, draft)
-    rule, (network, target_params, home, _) = acceptance or match(), put_model(target, mesh)
-    drafter, draft_params, _, _ = put_model(draft, mesh)
+    made, window = check_pair(target, draft, window if tree is None else tree.max_depth)
+    network, target_params, home, _ = put_model(target, mesh)
+    drafter, draft_params = made.drafter.put_on_mesh(made.params, mesh)
+    fixed, params = (
+        Fixed(Target(network, acceptance or match(), drafter.reads), drafter, tree),
+        (target_params, draft_params),
+    )
+    check_tree(target, drafter, fixed.target.acceptance, tree)
 
     def init(request: Request, capacity: int) -> SpeculativeState:
-        request = send(request, home)
-        state = prefill(network, target_params, request, capacity)
-        first, _, cache = first_window(drafter, rule, draft_params, request, window, capacity + window)
-        return SpeculativeState(state, cache, first)
+        request, nodes = send(request, home), 0 if tree is None else tree.size
+        state, features = prefill(network, target_params, request, capacity + nodes, drafter.reads)
+        begin = first_window if tree is None else partial(first_tree, shape=tree)
+        first, _, own = begin(drafter, fixed.target.acceptance, draft_params, request, features, window, capacity)
+        return SpeculativeState(state, own, first)
+
+    run = _step if tree is None else _tree_step
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
-        state, info = _step((network, drafter), rule, target_params, draft_params, state)
+        state, info = run(fixed, params, state)
         watch("target", "step", info)
         return state, info
 
     return method_of(target, init, step, window, mesh)
 
 
-@partial(jax.jit, static_argnames=("networks", "acceptance"), donate_argnames="state")
-def _step(
-    networks: tuple[Network, Network],
-    acceptance: Acceptance,
-    target_params: Params,
-    draft_params: Params,
-    state: SpeculativeState,
+class Fixed(NamedTuple):
+    """What is fixed about both sides; static in the compiled step."""
+
+    target: Target
+    drafter: Drafter
+    shape: TreeShape | None
+
+
+@partial(jax.jit, static_argnames="fixed", donate_argnames="state")
+def _step(fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState) -> tuple[SpeculativeState, StepInfo]:
+    (target, drafter, _), (tokens, probabilities), old = fixed, state.window, state.target.progress
+    x, cache, features = prefix_pass(target, params[0], state.target.cache, old, tokens, target.num_layers)
+    choices = choose(target, params[0], old, x, tokens, probabilities)
+    progress, verdict, emitted = advance(old, tokens, choices.tokens)
+    verified = Verification(tokens, old.position, None, verdict.num_accepted, verdict.next_token, features)
+    draft = drafter.absorb(params[1], state.draft, verified)
+    root, proposer = Pending(verdict.next_token, verdict.position), Proposer(target.acceptance, progress.sampling)
+    proposer = proposer._replace(seen=progress.seen)
+    following, _, draft = next_window(drafter, params[1], draft, root, tokens.shape[1], proposer)
+    info = StepInfo(step_record(choices, tokens, verdict, emitted))
+    return SpeculativeState(TargetState(cache, progress), draft, following), info
+
+
+@partial(jax.jit, static_argnames="fixed", donate_argnames="state")
+def _tree_step(
+    fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState
 ) -> tuple[SpeculativeState, StepInfo]:
-    (target, draft), (window, law), old = networks, state.window, state.target.progress
-    count = target.config.num_layers
-    x, cache = prefix_pass(target, target_params, state.target.cache, old, window, count)
-    choices, _ = suffix_pass(target, target_params, (), old, x, count, window, law, acceptance)
-    progress, verdict, emitted = advance(old, window, choices.tokens)
-    pending = Pending(window[:, -1], old.position + window.shape[1])
-    root = Pending(verdict.next_token, verdict.position)
-    proposer = Proposer(acceptance, progress.sampling, progress.seen)
-    following, _, rows = drafted_next(draft, draft_params, state.draft_cache, root, window.shape[1], proposer, pending)
-    info = StepInfo(choices.packed(window, verdict, emitted))
-    return SpeculativeState(TargetState(cache, progress), rows, following), info
+    (target, drafter, shape), old = fixed, state.target.progress
+    assert shape is not None
+    tree = shape.tree(state.window.tokens)
+    choices, verdict, path, cache, features = tree_pass(target, params[0], state.target.cache, old, tree)
+    progress, _, emitted = advanced(old, choices.tokens, verdict)
+    window = jnp.take_along_axis(tree.tokens, path[:, 1:], axis=1)
+    verified = Verification(window, old.position, None, verdict.num_accepted, verdict.next_token, features, path)
+    draft = drafter.absorb(params[1], state.draft, verified)
+    root, proposer = Pending(verdict.next_token, verdict.position), Proposer(target.acceptance, progress.sampling)
+    tokens, draft = drafter.grow(params[1], draft, root, shape, proposer._replace(seen=progress.seen))
+    info = StepInfo(step_record(choices, tree.tokens, verdict, emitted))
+    return SpeculativeState(TargetState(cache, progress), draft, Window(tokens, None)), info

@@ -1,4 +1,4 @@
-"""Checks of arguments, made before any work starts: what was expected, what came, the remedy."""
+"""Checks of arguments, made before any work starts; errors name what was expected, what was passed, the remedy."""
 
 from functools import partial
 from typing import Any
@@ -8,7 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.core.arguments import whole
+from jaxspec.drafts import Draft, Drafter, draft_for
 from jaxspec.models.base import Model, Params
+from jaxspec.models.dtypes import check_dtype, hidden_like
+from jaxspec.verify.acceptance import Acceptance
+from jaxspec.verify.tree import TreeShape
 
 
 def not_numbers(params: Params) -> list[str]:
@@ -19,26 +23,31 @@ def not_numbers(params: Params) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in bad]
 
 
-#: Types in which a network can compute.
-FLOATS = ("float32", "bfloat16", "float16", "float64")
-
-
-def check_dtype(model: Model, name: str) -> None:
-    """Hidden states of a type that is wide enough."""
-    dtype = _hidden(model).dtype
-    if dtype.name not in FLOATS:
-        raise ValueError(f"expected a {name} that computes in one of {', '.join(FLOATS)}, got {dtype}; cast its params")
-
-
-def check_pair(target: Model, draft: Model, window: int) -> int:
-    """Hidden states of both that are wide enough, and a window of at least one token, which is returned."""
+def check_pair(target: Model, draft: Model | Draft, window: int) -> tuple[Draft, int]:
+    """The draft made for the target (``draft_for``), and a window of at least one token."""
     check_dtype(target, "target")
-    check_dtype(draft, "draft")
-    return whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
+    made = draft_for(target, draft)
+    return made, whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
+
+
+def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeShape | None) -> None:
+    """Raises ValueError for a tree that the rule, the draft or the vocabulary does not allow."""
+    if shape is None:
+        return
+    if rule.rank is None:
+        raise ValueError(
+            "expected acceptance.match() with a tree, got a rule that verifies chains alone, as acceptance.ratio() "
+            "does; pass acceptance=jaxspec.acceptance.match(), or leave tree=None"
+        )
+    if type(drafter).grow is Drafter.grow:
+        raise ValueError(f"expected a draft that can grow a tree, got {type(drafter).__name__}; leave tree=None")
+    vocabulary, most = target.network.config.vocab_size, 1 + int(shape.ranks.max())
+    if most > vocabulary:
+        raise ValueError(f"expected at most {vocabulary} children of a node (the vocabulary), got {most}")
 
 
 def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> tuple[int, int]:
-    """An exit layer inside the target and candidates that its vocabulary can fill, as integers; a head that fits it."""
+    """Checks the exit: its layer lies in the target, κ below the vocabulary's size, its head fits; both as integers."""
     count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
     exit_layer = whole("exit_layer", exit_layer, 1, count, "these are the layers of the target")
     tracks = target.network.config.tracks
@@ -46,7 +55,7 @@ def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -
         raise ValueError(f"expected an exit_layer where the target's tracks meet, of {meetings[1:]}, got {exit_layer}")
     num_candidates = whole("num_candidates", num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
     try:
-        logits = jax.eval_shape(partial(head, target.network), target.params, _hidden(target))
+        logits = jax.eval_shape(partial(head, target.network), target.params, hidden_like(target))
     except (TypeError, ValueError) as error:
         raise ValueError(f"expected an exit head for this target, got another model's: {error}") from error
     if logits.shape != (vocabulary, 1, 1):
@@ -54,13 +63,8 @@ def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -
     return exit_layer, num_candidates
 
 
-def _hidden(target: Model) -> Any:
-    """Shape and dtype of the hidden state of one token."""
-    return jax.eval_shape(target.network.embed, target.params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
-
-
 def check_meshes(target: Mesh, draft: Mesh) -> None:
-    """Meshes without a common device, for overlap, or the same one for both, without."""
+    """Raises ValueError for meshes that share some devices, but not all."""
     one, other = (set(mesh.devices.flat) for mesh in (target, draft))
     if one != other and one & other:
         raise ValueError(
@@ -70,7 +74,7 @@ def check_meshes(target: Mesh, draft: Mesh) -> None:
 
 
 def check_processes(*meshes: Mesh | None) -> None:
-    """Meshes of one process each, and this process among theirs; between two processes, of one platform."""
+    """Raises ValueError unless every mesh lies in one process, one of them in this, and all have one platform."""
     found = [{device.process_index for device in mesh.devices.flat} for mesh in meshes if mesh is not None]
     for processes in found:
         if len(processes) > 1:
@@ -90,17 +94,17 @@ def check_processes(*meshes: Mesh | None) -> None:
 
 
 def check_candidates(target: Model, num_candidates: int) -> None:
-    """Candidates of the draft's own that its vocabulary can fill."""
+    """Raises ValueError for more candidates of the draft's own than its vocabulary has."""
     vocabulary = target.network.config.vocab_size
     whole("num_candidates of the policy", num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
 
 
-#: Branches that a step may roll out for each sequence without being asked to.
+#: Branches that a step may roll out for each sequence without an explicit budget.
 MANY_BRANCHES = 512
 
 
 def check_branches(policy: Any, count: int, window: int, num_candidates: int) -> None:
-    """Branches that nobody meant to roll out: all candidates of an exit's message, without a budget."""
+    """Raises ValueError for more than ``MANY_BRANCHES`` branches without an explicit budget."""
     if count > MANY_BRANCHES and getattr(policy.exit, "budget", 0) is None:
         raise ValueError(
             f"expected at most {MANY_BRANCHES} branches, got {count}: all κ·(γ+1) = {num_candidates}·({window}+1) "

@@ -1,4 +1,4 @@
-"""The draft's side of a step as three compiled programs: roll out what it foresees, what the exit foresees, select."""
+"""The draft's side of a step as three compiled programs: roll out its own candidates, the exit's candidates, select."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,69 +8,67 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.devices.channel import unpack
-from jaxspec.drafts.branches import Branches, Drafted, Pending, Proposer, take
-from jaxspec.drafts.plain import Window, commit, extend, first_window, rollout
+from jaxspec.drafts.base import Drafter
+from jaxspec.drafts.beginning import first_window
+from jaxspec.drafts.ngram import Text, committed, text_of
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Pending, Slots, Verification, Window, as_window
 from jaxspec.methods.candidates import Policy
-from jaxspec.methods.fallbacks import Fallback, Need, Text
-from jaxspec.models.base import Array, Cache, Network, Params
-from jaxspec.verify import Message, Roots, join, message_like
+from jaxspec.methods.fallbacks import Fallback, Need
+from jaxspec.models.base import Array, Params
 from jaxspec.verify.acceptance import Acceptance
-from jaxspec.verify.sampling import SamplingArrays, mark_seen, seen_along
+from jaxspec.verify.features import Features, joined
+from jaxspec.verify.message import Message, Roots, join, message_like
+from jaxspec.verify.sampling import SamplingArrays
+from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
 from jaxspec.verify.verdict import Verdict, verdict_like
 
 
 class Standing(NamedTuple):
-    """Where the draft's side of each sequence stands.
+    """The state of each sequence on the draft's mesh, beside the drafter's own.
 
     Attributes:
         window: the window under verification.
-        likely: the draft's other candidates along it, where the policy asks for them.
+        likely: the draft's other candidates along it, where the policy uses them.
         position: of the last committed token: [B].
         sampling: how tokens are drawn.
-        seen: tokens of the committed text, [B, V] bool, where repetitions are penalised.
-        text: the committed text, [B, S], where the fallback reads it.
+        seen: tokens of the committed text: marks [B, V].
+        text: the committed text, where the fallback reads it.
     """
 
     window: Window
     likely: Message | None
     position: Array
-    sampling: SamplingArrays | None
-    seen: Array | None
-    text: Array | None
+    sampling: SamplingArrays | None = None
+    seen: Seen = Seen()
+    text: Text | None = None
 
-    @property
-    def size(self) -> Array:
-        """Tokens of the window, which may be a short one: [B]."""
-        return jnp.sum(self.window.tokens >= 0, axis=1)
-
-    @property
-    def pending(self) -> Pending:
-        """The window's last token, whose row nothing has needed so far."""
-        size = jnp.maximum(self.size, 1)
-        last = jnp.take_along_axis(self.window.tokens, size[:, None] - 1, axis=1)[:, 0]
-        return Pending(jnp.maximum(last, 0), self.position + size)
+    def verification(self, features: Features | None = None) -> Verification:
+        """The window, before the verdict; it may be a short one."""
+        tokens = self.window.tokens
+        return Verification(tokens, self.position, jnp.sum(tokens >= 0, axis=1), features=features)
 
 
 class DraftState(NamedTuple):
-    """The draft mesh's side: its rows, and where it stands."""
+    """The draft mesh's side: the drafter's state, and that of the sequences."""
 
-    cache: Cache
+    drafter: Any
     standing: Standing
 
 
-class Drafter(NamedTuple):
+class DraftSide(NamedTuple):
     """What is fixed on the draft's side; static in its programs.
 
     Attributes:
-        network: the draft.
+        drafter: the draft.
         acceptance: the rule.
         policy: what is rolled out ahead.
         num_candidates: κ of the exit's message.
-        fallback: what is drafted where no branch came true.
+        fallback: what is drafted where no branch was right.
     """
 
-    network: Network
+    drafter: Drafter
     acceptance: Acceptance
     policy: Policy
     num_candidates: int
@@ -85,21 +83,23 @@ class Drafter(NamedTuple):
 
     @property
     def own_candidates(self) -> int:
-        """κ of the draft's own message, 0 where nobody asks for it."""
+        """κ of the draft's own message, 0 where the policy does not use it."""
         return self.policy.num_candidates if self.policy.ahead else 0
 
-    def proposer(self, standing: Standing, seen: Array | None) -> Proposer:
+    def proposer(self, standing: Standing, seen: Seen) -> Proposer:
         """How tokens are drawn after ``seen``."""
         return Proposer(self.acceptance, standing.sampling, seen, self.own_candidates)
 
 
-def draft_begin(side: Drafter, window: int, capacity: int, params: Params, request: Request) -> DraftState:
-    """Runs the prompts and drafts the first window; rows for all branches are part of the cache's ``capacity``."""
-    fixed = window, capacity, side.own_candidates
-    first, others, cache = first_window(side.network, side.acceptance, params, request, *fixed)
-    tokens, reads = request.tokens, side.fallback.reads_text
-    text = jnp.pad(tokens, ((0, 0), (0, capacity - tokens.shape[1]))) if reads else None
-    return DraftState(cache, Standing(first, others, request.lengths - 1, request.sampling, request.seen, text))
+def draft_begin(
+    side: DraftSide, window: int, capacity: int, params: Params, request: Request, features: Features | None
+) -> DraftState:
+    """Runs the prompts and drafts the first window; rows for all branches are beside the ``capacity``."""
+    branches = max(1, sum(side.branches(window)))
+    fixed = window, capacity, branches, side.own_candidates
+    first, others, state = first_window(side.drafter, side.acceptance, params, request, features, *fixed)
+    text = text_of(request, capacity) if side.fallback.reads_text else None
+    return DraftState(state, Standing(first, others, request.lengths - 1, request.sampling, request.seen, text))
 
 
 def count_roots(ranking: Any, window: int, num_candidates: int) -> int:
@@ -110,113 +110,117 @@ def count_roots(ranking: Any, window: int, num_candidates: int) -> int:
 
 
 class Rolled(NamedTuple):
-    """What has been rolled out ahead."""
+    """Branches that were rolled out, and their roots."""
 
     roots: Roots
     branches: Branches
 
 
-@partial(jax.jit, static_argnames="side", donate_argnames="cache")
-def draft_ahead(side: Drafter, params: Params, cache: Cache, standing: Standing) -> tuple[Rolled, Cache]:
-    """Runs the window's last token, and rolls out what the draft itself holds for likely."""
+@partial(jax.jit, static_argnames="side", donate_argnames="state")
+def draft_ahead(side: DraftSide, params: Params, state: Any, standing: Standing) -> tuple[Rolled, Any]:
+    """Rolls out the outcomes that the draft itself ranks highest."""
     assert side.policy.ahead is not None
     assert standing.likely is not None
-    pending = standing.pending
-    logits, cache = extend(side.network, params, cache, pending.token[:, None], pending.position)
-    along = seen_along(standing.seen, standing.window.tokens)
-    proposer = side.proposer(standing, None if along is None else along[:, -1:])
-    behind = proposer.others(logits, pending.position[:, None] + 1)
-    roots = side.policy.ahead(join(standing.likely, behind, standing.size), None)
-    return _rolled(side, params, cache, standing, roots, None, None)
+    verified = standing.verification()
+    proposer = side.proposer(standing, standing.seen.along(verified.window).last())
+    behind, state = side.drafter.foresee(params, state, verified, proposer)
+    assert verified.size is not None
+    roots = side.policy.ahead(join(standing.likely, behind, verified.size), None)
+    return _rolled(side, params, state, standing, roots, None, verified)
 
 
-@partial(jax.jit, static_argnames="side", donate_argnames="cache")
+@partial(jax.jit, static_argnames="side", donate_argnames="state")
 def draft_rollout(
-    side: Drafter, params: Params, cache: Cache, standing: Standing, ahead: Rolled | None, received: Array
-) -> tuple[Rolled, Cache]:
+    side: DraftSide,
+    params: Params,
+    state: Any,
+    standing: Standing,
+    ahead: Rolled | None,
+    received: Array,
+    features: Features | None,
+) -> tuple[Rolled, Any]:
     """Ranks the candidates of the packed message and rolls out the best, beside what was rolled out ``ahead``."""
     assert side.policy.exit is not None
     batch, window = standing.window.tokens.shape
     sent = unpack(received, message_like(batch, window, side.num_candidates))
     roots = side.policy.exit(sent, None if ahead is None else ahead.roots)
-    return _rolled(side, params, cache, standing, roots, ahead, standing.pending if ahead is None else None)
+    return _rolled(side, params, state, standing, roots, ahead, standing.verification(features))
 
 
 def _rolled(
-    side: Drafter,
+    side: DraftSide,
     params: Params,
-    cache: Cache,
+    state: Any,
     standing: Standing,
     roots: Roots,
     ahead: Rolled | None,
-    pending: Pending | None,
-) -> tuple[Rolled, Cache]:
+    verified: Verification,
+) -> tuple[Rolled, Any]:
     """γ tokens from every root; all branches so far."""
-    drafted, window = standing.window.tokens, standing.window.tokens.shape[1]
-    at = Pending(roots.tokens, standing.position[:, None] + roots.accepted + 1)
-    proposer = side.proposer(standing, seen_at(standing.seen, drafted, roots)).after(roots.tokens)
-    place = (0 if ahead is None else ahead.roots.tokens.shape[1]), sum(side.branches(window))
-    branches, cache = rollout(side.network, params, cache, at, window, proposer, pending, place)
+    window = verified.window.shape[1]
+    before = standing.seen.along(verified.window).at(roots.accepted)
+    proposer = side.proposer(standing, before).after(roots.tokens)
+    slots = Slots(0 if ahead is None else ahead.roots.tokens.shape[1], sum(side.branches(window)))
+    branches, state = side.drafter.rollout(params, state, verified, roots, window, proposer, slots)
     new = Rolled(roots, branches)
     both = lambda one, other: jnp.concatenate([one, other], axis=1)  # noqa: E731
-    return new if ahead is None else jax.tree.map(both, ahead, new), cache
+    return new if ahead is None else jax.tree.map(both, ahead, new), state
 
 
-def seen_at(seen: Array | None, window: Array, roots: Roots) -> Array | None:
-    """What branches have seen before their roots: [B, R, V]."""
-    along = seen_along(seen, window)
-    return None if along is None else jnp.take_along_axis(along, roots.accepted[..., None], axis=1)
-
-
-@partial(jax.jit, static_argnames="side", donate_argnames="cache")
+@partial(jax.jit, static_argnames="side", donate_argnames="state")
 def draft_select(
-    side: Drafter, params: Params, cache: Cache, standing: Standing, rolled: Rolled | None, received: Array
+    side: DraftSide,
+    params: Params,
+    state: Any,
+    standing: Standing,
+    rolled: Rolled | None,
+    received: Array,
+    features: tuple[Features | None, Features | None] = (None, None),
 ) -> tuple[DraftState, Array]:
-    """The branch that came true becomes the next window; where none did, a fresh rollout does."""
-    drafted, window = standing.window.tokens, standing.window.tokens.shape[1]
-    verdict = unpack(received, verdict_like(drafted.shape[0]))
-    seen = mark_seen(standing.seen, drafted, verdict.num_accepted)
-    seen = mark_seen(seen, verdict.next_token[:, None], jnp.ones_like(verdict.position))
-    text = written(standing.text, drafted, verdict)
-    need = Need(
-        Pending(verdict.next_token, verdict.position),
-        standing.pending if rolled is None else None,
-        side.proposer(standing, None if seen is None else seen[:, None]),
-        None if text is None else Text(text, verdict.position),
-    )
-    again = lambda: side.fallback(side.network, params, cache, window, need)  # noqa: E731
+    """The branch that was right becomes the next window; where none was, the fallback drafts one.
+
+    Args:
+        side: what is fixed.
+        params: of the draft.
+        state: of the drafter.
+        standing: of the sequences.
+        rolled: all branches.
+        received: the packed verdict.
+        features: hidden states that arrived with the message, and with the verdict.
+
+    Returns:
+        The new state, and whether a branch was right: [B] bool.
+    """
+    drafter, window = side.drafter, standing.window.tokens
+    verdict = unpack(received, verdict_like(window.shape[0]))
+    verified = standing.verification(joined(*features))
+    verified = verified._replace(num_accepted=verdict.num_accepted, next_token=verdict.next_token)
+    seen = standing.seen.add(window, verdict.num_accepted)
+    seen = seen.add(verdict.next_token[:, None], jnp.ones_like(verdict.position))
+    text = None if standing.text is None else committed(standing.text, verified)
+    state = drafter.absorb(params, state, verified)
+    need = Need(Pending(verdict.next_token, verdict.position), side.proposer(standing, seen.as_branch()), text)
+    again = lambda: side.fallback(drafter, params, state, window.shape[1], need)  # noqa: E731
     if rolled is None:
-        (following, cache), reused = again(), jnp.zeros(drafted.shape[0], bool)
+        (following, state), reused = again(), jnp.zeros(window.shape[0], bool)
     else:
-        following, reused = _chosen(cache, rolled, verdict, again)
-    new, likely, cache = commit(cache, following, verdict.position)
-    return DraftState(cache, Standing(new, likely, verdict.position, standing.sampling, seen, text)), reused
-
-
-def written(text: Array | None, drafted: Array, verdict: Verdict) -> Array | None:
-    """Committed text [B, S] after a verdict; what stands behind the next token counts for nothing."""
-    if text is None:
-        return None
-    places = jnp.arange(drafted.shape[1] + 1)[None]
-    new = jnp.where(
-        places == verdict.num_accepted[:, None], verdict.next_token[:, None], jnp.pad(drafted, ((0, 0), (0, 1)))
-    )
-    return jax.vmap(lambda old, part, start: jax.lax.dynamic_update_slice_in_dim(old, part, start, axis=0))(
-        text, new, verdict.position - verdict.num_accepted
-    )
+        following, reused = _chosen(drafter, state, rolled, verdict, again)
+    new, likely = as_window(following)
+    state = drafter.commit(state, following, verdict.position)
+    return DraftState(state, Standing(new, likely, verdict.position, standing.sampling, seen, text)), reused
 
 
 def _chosen(
-    cache: Cache, rolled: Rolled, verdict: Verdict, again: Callable[[], tuple[Drafted, Cache]]
+    drafter: Drafter, state: Any, rolled: Rolled, verdict: Verdict, again: Callable[[], tuple[Drafted, Any]]
 ) -> tuple[Drafted, Array]:
     roots, branches = rolled
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
-    reused, chosen = jnp.any(hit, axis=1), take(branches, cache, jnp.argmax(hit, axis=1))
+    reused, branch = jnp.any(hit, axis=1), drafter.take(state, branches, jnp.argmax(hit, axis=1))
 
     def mixed(_: None) -> Drafted:
-        return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), chosen, again()[0])
+        return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), branch, again()[0])
 
-    return jax.lax.cond(jnp.all(reused), lambda _: chosen, mixed, None), reused
+    return jax.lax.cond(jnp.all(reused), lambda _: branch, mixed, None), reused
 
 
 def _like(flags: Array, array: Array) -> Array:

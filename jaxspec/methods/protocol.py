@@ -11,7 +11,7 @@ from jaxspec.devices.sharding import DATA_AXIS, axis_size
 from jaxspec.methods.checks import not_numbers
 from jaxspec.models.base import Model
 from jaxspec.text import Text
-from jaxspec.verify.target import StepInfo
+from jaxspec.verify.info import StepInfo
 
 Watch = Callable[[str, str, Any], None]
 """Called with (lane, name, outputs) for every program that a step enqueues."""

@@ -2,7 +2,7 @@
 
 from jaxspec.models._decoder import decoder, init_params, network
 from jaxspec.models._partition import partition
-from jaxspec.models.base import Array, Attend, Cache, Model, Network, Params, Rows, Streams
+from jaxspec.models.base import Array, Attend, Cache, Model, Network, Params, Rows
 from jaxspec.models.config import (
     Attention,
     Block,
@@ -33,7 +33,6 @@ __all__ = [
     "Rotary",
     "Rows",
     "Scores",
-    "Streams",
     "Tracks",
     "decoder",
     "fit_vocabulary",

@@ -66,10 +66,14 @@ class Decoder(nnx.Module):
             x = meet(x, run(spread(x, tracks.count), segment, side_by_side))
         return x, tuple(cache)
 
+    def final(self, x: Array) -> Array:
+        """Hidden state x [D, B, T] after the final norm (and projection): what the head reads."""
+        x = x if self.final_norm is None else self.final_norm(x)
+        return x if self.project_out is None else project("ed,dbt->ebt", self.project_out, x)
+
     def logits(self, x: Array) -> Array:
         """Hidden state x [D, B, T] through the final norm and the head: [V, B, T] float32."""
-        x = x if self.final_norm is None else self.final_norm(x)
-        x = x if self.project_out is None else project("ed,dbt->ebt", self.project_out, x)
+        x = self.final(x)
         head, cap = self.embedding if self.head is None else self.head, self.config.ends.softcap
         logits = jnp.einsum("vd,dbt->vbt", head[...], x, preferred_element_type=jnp.float32)
         return logits if cap is None else cap * jnp.tanh(logits / cap)
@@ -83,8 +87,8 @@ def network(config: DecoderConfig) -> Network:
     def method(name: str, params: Params, *args: Any) -> Any:
         return getattr(nnx.merge(graph, _to_state(params)), name)(*args)
 
-    embed, blocks, logits = (partial(method, name) for name in ("embed", "blocks", "logits"))
-    return Network(config, embed, blocks, logits, partition, network)
+    embed, blocks, logits, final = (partial(method, name) for name in ("embed", "blocks", "logits", "final"))
+    return Network(config, embed, blocks, logits, partition, network, final)
 
 
 def init_params(config: DecoderConfig, key: Array) -> Params:

@@ -4,11 +4,15 @@ The cache has a fixed capacity S, the last row of which stays free; what is visi
 rolling back after a rejected window is arithmetic on lengths and copies nothing.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows
 from jaxspec.models.config import DecoderConfig, Scores
+from jaxspec.models.taps import run_layers
 
 #: Tokens of a prompt that are run at a time.
 CHUNK = 256
@@ -30,23 +34,44 @@ def write(rows: Array, new: Array, positions: Array) -> Array:
     return jax.vmap(update)(rows, new, positions)
 
 
-def fill(network: Network, params: Params, tokens: Array, capacity: int) -> Cache:
-    """A cache with the rows of prompts [B, P]; longer ones are run ``CHUNK`` tokens at a time, in flat memory."""
+def fill(
+    network: Network,
+    params: Params,
+    tokens: Array,
+    capacity: int,
+    taps: tuple[int, ...] = (),
+    finish: Callable[[dict[int, Array], Array], Any] = lambda streams, x: None,
+) -> tuple[Cache, Any]:
+    """A cache with the rows of prompts [B, P]; longer ones are run ``CHUNK`` tokens at a time, in constant memory.
+
+    Args:
+        network: the model.
+        params: its parameters.
+        tokens: prompts.
+        capacity: rows of the cache.
+        taps: layers i before which the residual stream is kept (``run_layers``).
+        finish: (streams by tap, stream after the last layer) of a chunk → leaves [B, T, …] to keep of it.
+
+    Returns:
+        The cache, and what ``finish`` returned, for the whole prompts.
+    """
     batch, length = tokens.shape
     embedded = jax.eval_shape(network.embed, params, tokens)
     cache = init_cache(network.config, batch, capacity, embedded.dtype)
     layers = range(network.config.num_layers)
 
-    def run(cache: Cache, part: tuple[Array, Array]) -> tuple[Cache, None]:
+    def run(cache: Cache, part: tuple[Array, Array]) -> tuple[Cache, Any]:
         tokens, start = part
         positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        x = network.embed(params, tokens)
-        return network.blocks(params, x, positions, cache, cached(positions, start), layers)[1], None
+        x, attend = network.embed(params, tokens), cached(positions, start)
+        x, cache, streams = run_layers(network, params, x, positions, cache, attend, layers, taps)
+        return cache, finish(streams, x)
 
     if length <= CHUNK:
-        return run(cache, (tokens, jnp.int32(0)))[0]
+        return run(cache, (tokens, jnp.int32(0)))
     parts = jnp.moveaxis(tokens.reshape(batch, -1, CHUNK), 1, 0)
-    return jax.lax.scan(run, cache, (parts, CHUNK * jnp.arange(len(parts))))[0]
+    cache, kept = jax.lax.scan(run, cache, (parts, CHUNK * jnp.arange(len(parts))))
+    return cache, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, length, *leaf.shape[3:]), kept)
 
 
 def causal() -> Attend:
@@ -72,6 +97,58 @@ def cached(positions: Array, start: Array | None = None) -> Attend:
         return attend_cache(queries, rows, visible(rows[0].shape[2], positions, scores.window), scores), rows
 
     return attend
+
+
+def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: Array | None = None) -> Attend:
+    """Attention of a tree's ``nodes`` to the cache below ``position`` and to their ancestors in the tree.
+
+    The row of node n is ``position`` + n until ``keep_path`` moves it; its place in the sequence, by which sliding
+    windows count, is ``position`` + depth.
+
+    Args:
+        position: of the root: [B].
+        depth: of all nodes: [b, N], b = B or 1.
+        ancestors: which nodes each sees, itself included: [b, N, N].
+        nodes: that are run; nodes before them have their rows.
+        pending: position [B] of a token before the nodes that is run along and leaves its row there.
+    """
+
+    def seen(capacity: int, reach: int | None) -> Array:
+        steps = jnp.asarray(depth)[:, nodes.start : nodes.stop]
+        own = jnp.asarray(ancestors)[:, nodes.start : nodes.stop]
+        before = jnp.arange(capacity)[None, None, :] < position[:, None, None]
+        if reach is not None:
+            before &= _within(jnp.arange(capacity)[None, None, :], position[:, None, None] + steps[..., None], reach)
+            own &= steps[..., None] - jnp.asarray(depth)[:, None] < reach
+        before = jnp.broadcast_to(before, (len(position), len(nodes), capacity))
+        own = jnp.broadcast_to(own, (len(position), *own.shape[1:]))
+        mask = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start)))(
+            before, own, position
+        )
+        if pending is None:
+            return mask
+        return jnp.concatenate([visible(capacity, pending[:, None], reach), mask], axis=1)
+
+    def extended(rows: Array, new: Array) -> Array:
+        if pending is not None:
+            rows, new = write(rows, new[:, :, :1], pending), new[:, :, 1:]
+        return write(rows, new, position + nodes.start)
+
+    def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
+        rows = extended(rows[0], keys), extended(rows[1], values)
+        return attend_cache(queries, rows, seen(rows[0].shape[2], scores.window), scores), rows
+
+    return attend
+
+
+def keep_path(cache: Cache, position: Array, path: Array) -> Cache:
+    """Moves the rows of a tree's nodes ``path`` [B, D+1] to ``position`` [B] and behind; keys keep their rotation."""
+    index = (position[:, None] + path)[:, None, :, None]
+
+    def moved(rows: Array) -> Array:
+        return write(rows, jnp.take_along_axis(rows, index, axis=2), position)
+
+    return jax.tree.map(moved, cache)
 
 
 def visible(capacity: int, positions: Array, window: int | None = None) -> Array:

@@ -1,4 +1,4 @@
-"""Words of the package: one sentence each.
+"""Core types shared by all of jaxspec.
 
 Shapes: B sequences, T tokens, D features, V vocabulary, G key-value heads, Q queries per key-value head, S cache rows,
 γ window, κ candidates, R branches.
@@ -32,26 +32,11 @@ class Attend(Protocol):
         """Queries [B, G, Q, T, head_size], keys and values [B, G, T, head_size]; context is shaped as the queries."""
 
 
-@dataclass(frozen=True)
-class Streams:
-    """Lookahead streams of a draft (speculative streaming, ``models.streams``).
-
-    Attributes:
-        draft: the plain network, which is the main stream.
-        count: streams; stream j guesses the token j places behind the next one.
-        start: layers below the streams.
-    """
-
-    draft: "Network"
-    count: int
-    start: int
-
-
 @dataclass(frozen=True, eq=False)
 class Network:
     """A language model as three pure functions; anything that has them can be a target or a draft.
 
-    Compiled programs belong to one network object: make it once (``models.decoder.network`` keeps those it made).
+    Compiled programs belong to one network object: make it once (``models.network`` keeps those it made).
 
     Attributes:
         config: shape of the network; the engine reads vocabulary, layers and the size of a cache row.
@@ -60,7 +45,8 @@ class Network:
         logits: (params, x [D, B, T]) → [V, B, T].
         partition: params → a partition specification for each, over the mesh axis ``model``.
         with_config: the same kind of network with another configuration; lets a mesh repeat key-value heads.
-        streams: of a streaming draft.
+        final: (params, x [D, B, T]) → f [D, B, T], what the output head reads: the final norm's output; only drafts
+            that read it need it.
         source: of a network fitted to another vocabulary (``jaxspec.fit_vocabulary``), the one it was made from.
     """
 
@@ -70,7 +56,7 @@ class Network:
     logits: Callable[..., Array]
     partition: Callable[[Params], Any]
     with_config: Callable[[DecoderConfig], "Network"] | None = None
-    streams: Streams | None = None
+    final: Callable[..., Array] | None = None
     source: "Network | None" = None
 
 

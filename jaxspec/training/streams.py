@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafts.streams import causal_streams, forward
+from jaxspec.drafts.streams import StreamingNetwork, causal_streams, forward, num_streams
 from jaxspec.models.attention import causal
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.training._fit import Schedule, fit
@@ -24,8 +24,8 @@ def streaming_loss(network: Network) -> LossFn:
 
     Source: Speculative Streaming (arXiv 2402.11131), §3.1, without its weights.
     """
-    assert network.streams is not None
-    count, layers = network.streams.count, network.config.num_layers
+    assert isinstance(network, StreamingNetwork)
+    count, layers = network.count, network.config.num_layers
     attends = causal(), causal_streams(count)
 
     def loss_fn(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
@@ -79,13 +79,11 @@ def fit_streams(
     Raises:
         ValueError: a draft without streams, or rows too short for them.
     """
-    network = draft.network
-    if network.streams is None:
+    network, count = draft.network, num_streams(draft.network)
+    if not count:
         raise ValueError("expected a draft with streams, got a plain one; make one with jaxspec.streaming(draft)")
-    if tokens.ndim != 2 or tokens.shape[1] < network.streams.count + 3:
-        raise ValueError(
-            f"expected tokens [n, T] with T >= {network.streams.count + 3} (streams + 3), got shape {tokens.shape}"
-        )
+    if tokens.ndim != 2 or tokens.shape[1] < count + 3:
+        raise ValueError(f"expected tokens [n, T] with T >= {count + 3} (streams + 3), got shape {tokens.shape}")
     loss, params = streaming_loss(network), draft.params
 
     def batch(step: int) -> dict[str, Any]:

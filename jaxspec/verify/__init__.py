@@ -1,15 +1,20 @@
 """The target's side: its passes, sampling, the rule of acceptance, the verdict, and the early exit's message."""
 
 from jaxspec.verify import acceptance
-from jaxspec.verify._message import Message, Roots, join, likely, message_like
 from jaxspec.verify.exits import AffineLens, LogitLens, init_affine_lens
-from jaxspec.verify.target import StepInfo
+from jaxspec.verify.features import Features, Reads
+from jaxspec.verify.info import StepInfo
+from jaxspec.verify.message import Message, Roots, join, likely, message_like
+from jaxspec.verify.seen import Seen
 
 __all__ = [
     "AffineLens",
+    "Features",
     "LogitLens",
     "Message",
+    "Reads",
     "Roots",
+    "Seen",
     "StepInfo",
     "acceptance",
     "init_affine_lens",

@@ -1,6 +1,6 @@
-"""How drafted tokens are drawn and judged: by matching the target's own draw, or by the ratio of the two laws.
+"""How drafted tokens are drawn and verified: by matching the target's own draw, or by the ratio of probabilities.
 
-Either way the target names its ``choices``, one for every place; a window is accepted as far as it agrees with them.
+Either way the target has one choice at every position; a window is accepted as far as it agrees with these choices.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array
+from jaxspec.verify.keys import DRAFT, RESIDUAL, gumbel, uniform
 from jaxspec.verify.sampling import (
-    DRAFT,
     INVALID,
-    RESIDUAL,
     SamplingArrays,
     are_numbers,
     draw,
     filtered,
     greedy,
     guess,
-    gumbel,
     penalised,
     perturbed,
-    uniform,
 )
+from jaxspec.verify.seen import Seen
 
 
-class Law(NamedTuple):
-    """The draft's law at each place, over its most likely tokens: ``tokens`` and ``log_probabilities``, [B, T, top]."""
+class DraftProbabilities(NamedTuple):
+    """The draft's distribution at each position, over its most likely tokens only.
+
+    Attributes:
+        tokens: [B, T, top] int32.
+        log_probabilities: [B, T, top].
+    """
 
     tokens: Array
     log_probabilities: Array
@@ -40,14 +43,18 @@ class Acceptance(NamedTuple):
     """A rule of acceptance.
 
     Attributes:
-        propose: (draft's logits [V, B, T], sampling, positions, seen, scores) → (tokens [B, T], law or None); scores()
-            are ``perturbed`` logits that the caller needs as well, None if it does not. A token is
-            ``sampling.INVALID`` where the logits are not numbers, and its law holds no mass.
-        choose: (target's logits [V, B, γ+1], window [B, γ], law, sampling, positions, seen) → choices [B, γ+1].
+        propose: (draft's logits [V, B, T], sampling, positions, seen, scores) → (tokens [B, T], probabilities or None);
+            ``scores()`` returns ``perturbed`` logits, if the caller has them. A token is ``sampling.INVALID`` where the
+            logits are not numbers, and its probabilities are zero.
+        choose: (target's logits [V, B, γ+1], window [B, γ], probabilities, sampling, positions, seen) → choices
+            [B, γ+1].
+        rank: (draft's logits [V, B, T], sampling, positions, seen) → scores [V, B, T] that order a node's children in a
+            tree; None for a rule that cannot verify a tree.
     """
 
     propose: Callable[..., tuple[Array, Any]]
     choose: Callable[..., Array]
+    rank: Callable[..., Array] | None = None
 
 
 @lru_cache
@@ -63,39 +70,45 @@ def match(shared_noise: bool = True) -> Acceptance:
     Source: Mirror-SD (arXiv 2510.13161), §3; shared noise: arXiv 2408.07978.
     """
 
+    def rank(logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen()) -> Array:
+        if shared_noise:
+            return perturbed(logits, sampling, positions, seen)
+        return logits if sampling is None else penalised(logits, sampling.repetition_penalty, seen)
+
     def propose(
         logits: Array,
         sampling: SamplingArrays | None,
         positions: Array,
-        seen: Array | None = None,
+        seen: Seen = Seen(),
         scores: Callable[[], Array] | None = None,
     ) -> tuple[Array, None]:
-        if shared_noise:
-            return guess(perturbed(logits, sampling, positions, seen) if scores is None else scores()), None
-        return guess(logits if sampling is None else penalised(logits, sampling.repetition_penalty, seen)), None
+        if shared_noise and scores is not None:
+            return guess(scores()), None
+        return guess(rank(logits, sampling, positions, seen)), None
 
     def choose(
         logits: Array,
         window: Array,
-        law: None,
+        probabilities: None,
         sampling: SamplingArrays | None,
         positions: Array,
-        seen: Array | None = None,
+        seen: Seen = Seen(),
     ) -> Array:
         return draw(logits, sampling, positions, seen)
 
-    return Acceptance(propose, choose)
+    return Acceptance(propose, choose, rank)
 
 
 @lru_cache
 def ratio(top: int = 64) -> Acceptance:
     """Speculative sampling: ŷ ~ q is accepted with probability min(1, p(ŷ)/q(ŷ)), else y ~ (p − q)₊ is drawn.
 
-    Both laws after filters and penalties. The draft draws from its ``top`` most likely tokens, renormalised first, so
-    only these cross to the target and the law of the output is the target's. At temperature 0 it is ``match``.
+    Both distributions after filters and penalties. The draft draws from its ``top`` most likely tokens, renormalised
+    first, so only these cross to the target, and the output has the target's distribution. At temperature 0 it is
+    ``match``.
 
     Raises:
-        ValueError: ``top`` is no whole number from 1 on.
+        ValueError: ``top`` is not a whole number >= 1.
 
     Source: Leviathan et al. (arXiv 2211.17192), §2.3.
     """
@@ -106,33 +119,35 @@ def ratio(top: int = 64) -> Acceptance:
         logits: Array,
         sampling: SamplingArrays | None,
         positions: Array,
-        seen: Array | None = None,
+        seen: Seen = Seen(),
         scores: Callable[[], Array] | None = None,
-    ) -> tuple[Array, Law | None]:
+    ) -> tuple[Array, DraftProbabilities | None]:
         if sampling is None:
             return guess(logits), None
         valid = are_numbers(logits)
         logits = penalised(logits, sampling.repetition_penalty, seen)
         best, tokens = jax.lax.top_k(jnp.moveaxis(filtered(logits, sampling), 0, -1), min(top, logits.shape[0]))
-        law = Law(tokens.astype(jnp.int32), jnp.where(valid[..., None], jax.nn.log_softmax(best, axis=-1), -jnp.inf))
+        probabilities = DraftProbabilities(
+            tokens.astype(jnp.int32), jnp.where(valid[..., None], jax.nn.log_softmax(best, axis=-1), -jnp.inf)
+        )
         noise = jnp.moveaxis(gumbel(sampling.seed, positions, best.shape[-1], DRAFT), 0, -1)
         noise = jnp.where(sampling.temperature[:, None, None] > 0, noise, 0.0)
-        place = jnp.argmax(law.log_probabilities + noise, axis=-1)
-        drawn = jnp.take_along_axis(law.tokens, place[..., None], axis=-1)[..., 0]
-        return jnp.where(valid, drawn, INVALID), law
+        best_of = jnp.argmax(probabilities.log_probabilities + noise, axis=-1)
+        drawn = jnp.take_along_axis(probabilities.tokens, best_of[..., None], axis=-1)[..., 0]
+        return jnp.where(valid, drawn, INVALID), probabilities
 
     def choose(
         logits: Array,
         window: Array,
-        law: Law,
+        probabilities: DraftProbabilities,
         sampling: SamplingArrays | None,
         positions: Array,
-        seen: Array | None = None,
+        seen: Seen = Seen(),
     ) -> Array:
         if sampling is None:
             return greedy(logits)
         logits = penalised(logits, sampling.repetition_penalty, seen)
-        chosen = lambda: _by_ratio(logits, window, law, sampling, positions)  # noqa: E731
+        chosen = lambda: _by_ratio(logits, window, probabilities, sampling, positions)  # noqa: E731
         warm = sampling.temperature > 0
         return jax.lax.cond(
             jnp.any(warm), lambda: jnp.where(warm[:, None], chosen(), greedy(logits)), lambda: greedy(logits)
@@ -141,10 +156,12 @@ def ratio(top: int = 64) -> Acceptance:
     return Acceptance(propose, choose)
 
 
-def _by_ratio(logits: Array, window: Array, law: Law, sampling: SamplingArrays, positions: Array) -> Array:
+def _by_ratio(
+    logits: Array, window: Array, probabilities: DraftProbabilities, sampling: SamplingArrays, positions: Array
+) -> Array:
     vocabulary = logits.shape[0]
     target = jax.nn.softmax(filtered(logits, sampling), axis=0)
-    draft = jnp.pad(dense(law, vocabulary), ((0, 0), (0, 0), (0, 1)))
+    draft = jnp.pad(dense(probabilities, vocabulary), ((0, 0), (0, 0), (0, 1)))
     is_drafted = jnp.arange(vocabulary)[:, None, None] == jnp.pad(window, ((0, 0), (0, 1)), constant_values=-1)[None]
     of_drafted = lambda mass: jnp.sum(jnp.where(is_drafted, mass, 0.0), axis=0)  # noqa: E731
     odds = acceptance_probability(of_drafted(target), of_drafted(draft))
@@ -161,7 +178,7 @@ def acceptance_probability(target: Array, draft: Array) -> Array:
 
 
 def residual(target: Array, draft: Array) -> Array:
-    """(p − q)₊ over the vocabulary (axis 0), unnormalised: the law of the token that replaces a rejected one.
+    """(p − q)₊ over the vocabulary (axis 0), unnormalised: distribution of the token that replaces a rejected one.
 
     Where nothing is left (p = q, so that nothing is ever rejected, or rounding), p itself.
     """
@@ -169,9 +186,9 @@ def residual(target: Array, draft: Array) -> Array:
     return jnp.where(jnp.sum(left, axis=0, keepdims=True) > 0, left, target)
 
 
-def dense(law: Law, vocabulary: int) -> Array:
-    """A draft's law over the whole vocabulary: [V, B, T]."""
-    batch, length, _ = law.tokens.shape
-    rows = jnp.zeros((batch, length, vocabulary), law.log_probabilities.dtype)
-    places = jnp.arange(batch)[:, None, None], jnp.arange(length)[None, :, None], law.tokens
-    return jnp.moveaxis(rows.at[places].set(jnp.exp(law.log_probabilities)), -1, 0)
+def dense(probabilities: DraftProbabilities, vocabulary: int) -> Array:
+    """A draft's distribution over the whole vocabulary: [V, B, T]."""
+    batch, length, _ = probabilities.tokens.shape
+    rows = jnp.zeros((batch, length, vocabulary), probabilities.log_probabilities.dtype)
+    index = jnp.arange(batch)[:, None, None], jnp.arange(length)[None, :, None], probabilities.tokens
+    return jnp.moveaxis(rows.at[index].set(jnp.exp(probabilities.log_probabilities)), -1, 0)

@@ -1,22 +1,24 @@
-"""From logits to tokens: filters, penalties, and noise that belongs to a place in a sequence and to nothing else.
+"""From logits to tokens: repetition penalty, filters, and noise that depends on the seed and the position alone.
 
-A token is drawn by Gumbel-max: y = argmax_v (z_v + g_v), g the noise of (seed, position) indexed by token id. So what
-is drawn depends on no neighbour, no packing, no mesh; and a draft that adds the same noise to its own logits mostly
-draws the same token (coupling without communication, arXiv 2408.07978).
+A token is drawn by Gumbel-max: y = argmax_v (z_v + g_v), g the noise of (seed, position) indexed by token id. A draft
+that adds the same noise to its own logits mostly draws the same token (coupling without communication, arXiv
+2408.07978).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array
+from jaxspec.verify.keys import gumbel
+from jaxspec.verify.seen import Seen
 
-#: Streams of noise at one position: the token's own, the acceptance test, the residual draw, the draft's draw.
-TOKEN, TEST, RESIDUAL, DRAFT = range(4)
 #: In place of a drafted token whose scores are not numbers; no target chooses it, so it is never accepted.
 INVALID = -2
+#: In place of a token that was not drafted.
+NOTHING = -1
 
 
 class SamplingArrays(NamedTuple):
@@ -54,40 +56,18 @@ def are_numbers(scores: Array) -> Array:
     return jnp.isfinite(jnp.max(scores, axis=0))
 
 
-def keys(seed: Array, positions: Array, stream: int) -> Array:
-    """The key of every place: seed [B], positions [B, T] below 2³⁰ → typed keys [B, T].
-
-    Threefry's key is two words; seed and place fill them as they are, so that no key is derived from another. It
-    scatters keys that differ in one bit as well as any (Salmon et al., SC 2011), and jax's defaults change nothing.
-    """
-    place = (positions.astype(jnp.uint32) << 2) | jnp.uint32(stream)
-    words = jnp.stack([jnp.broadcast_to(seed[:, None].astype(jnp.uint32), place.shape), place], axis=-1)
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
-
-
-def gumbel(seed: Array, positions: Array, count: int, stream: int = TOKEN) -> Array:
-    """Gumbel noise of every place, indexed by token id: [count, B, T]."""
-    draw = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (count,))))
-    return jnp.moveaxis(draw(keys(seed, positions, stream)), -1, 0)
-
-
-def uniform(seed: Array, positions: Array) -> Array:
-    """One number in [0, 1) for the acceptance test at every place: [B, T]."""
-    return jax.vmap(jax.vmap(jax.random.uniform))(keys(seed, positions, TEST))
-
-
-def penalised(logits: Array, penalty: Array, seen: Array | None) -> Array:
-    """Logits [V, B, T] less those of tokens ``seen`` [B, T or 1, V] (CTRL, arXiv 1909.05858, §4.1)."""
-    if seen is None:
+def penalised(logits: Array, penalty: Array, seen: Seen) -> Array:
+    """Logits [V, B, T], lowered for the tokens of ``seen`` [B, T or 1, V] (CTRL, arXiv 1909.05858, §4.1)."""
+    if seen.marks is None:
         return logits
-    factor = penalty[None, :, None]
-    return jnp.where(jnp.moveaxis(seen, -1, 0), jnp.where(logits > 0, logits / factor, logits * factor), logits)
+    factor, marks = penalty[None, :, None], jnp.moveaxis(seen.marks, -1, 0)
+    return jnp.where(marks, jnp.where(logits > 0, logits / factor, logits * factor), logits)
 
 
 def filtered(logits: Array, sampling: SamplingArrays) -> Array:
     """Logits [V, B, T] over the temperature, −∞ where top-k, top-p or min-p (in this order) leave a token out.
 
-    Tokens that tie with the last one kept are kept. At temperature 0 logits are taken as they are.
+    Tokens that tie with the last one kept are kept. At temperature 0 the logits are returned as they are.
     """
     s = sampling
     scaled = logits / jnp.where(s.temperature > 0, s.temperature, 1.0)[None, :, None]
@@ -97,7 +77,7 @@ def filtered(logits: Array, sampling: SamplingArrays) -> Array:
 
 def _cut(scaled: Array, sampling: SamplingArrays) -> Array:
     k, top_p, min_p = (field[:, None] for field in (sampling.top_k, sampling.top_p, sampling.min_p))
-    # A sum may round to 1 before the last token is in it, so what filters nothing must ask for what is never reached.
+    # A sum may round to 1 before the last token is in it, so a filter that is off needs a bound that is never reached.
     k, top_p = jnp.where(k > 0, k, scaled.shape[0]), jnp.where(top_p < 1, top_p, jnp.inf)
     scaled = _keep(scaled, lambda kept: jnp.sum(kept, axis=0, dtype=jnp.int32) >= k)
     mass = jax.nn.softmax(scaled, axis=0)
@@ -109,8 +89,8 @@ def _cut(scaled: Array, sampling: SamplingArrays) -> Array:
 def _keep(values: Array, enough: Callable[[Array], Array]) -> Array:
     """Keeps the largest values [V, …], as few as are ``enough``; all where even all are not.
 
-    The least value kept is found bit by bit, so nothing is sorted and a vocabulary that is spread over devices stays
-    where it is.
+    The least value kept is found by bisection over its bits, so nothing is sorted and a vocabulary that is split over
+    devices is not gathered.
     """
     bits = jax.lax.bitcast_convert_type(jnp.where(values == 0, 0.0, values), jnp.uint32)  # one zero, not two
     order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
@@ -123,14 +103,17 @@ def _keep(values: Array, enough: Callable[[Array], Array]) -> Array:
     return jnp.where(order >= least[None], values, -jnp.inf)
 
 
-def perturbed(logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Array | None = None) -> Array:
-    """What the token at each place is the argmax of: filtered logits plus its noise; at temperature 0 the logits.
+def perturbed(
+    logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen(), depth: Any = None
+) -> Array:
+    """Filtered logits plus noise, [V, B, T], whose argmax is the token; at temperature 0 the (penalised) logits.
 
     Args:
         logits: [V, B, T].
-        sampling: of each sequence; None: nothing is drawn or penalised, and no code for it is compiled.
+        sampling: of each sequence; None: greedy without a penalty, and no code for the rest is compiled.
         positions: of the tokens to be drawn: [B, T].
-        seen: tokens that a penalty applies to: [B, T or 1, V].
+        seen: tokens that the penalty applies to: marks [B, T or 1, V].
+        depth: which of ``positions`` [B, D+1] each column has, [b, T], if several share one; default: its own.
     """
     if sampling is None:
         return logits
@@ -138,38 +121,21 @@ def perturbed(logits: Array, sampling: SamplingArrays | None, positions: Array, 
     warm = sampling.temperature > 0
 
     def noisy(values: Array) -> Array:
-        drawn = filtered(values, sampling) + gumbel(sampling.seed, positions, values.shape[0])
+        noise = gumbel(sampling.seed, positions, values.shape[0])
+        if depth is not None:
+            noise = jnp.take_along_axis(noise, jnp.broadcast_to(depth, (len(positions), depth.shape[1]))[None], axis=2)
+        drawn = filtered(values, sampling) + noise
         return jnp.where(warm[None, :, None], drawn, values)
 
     return jax.lax.cond(jnp.any(warm), noisy, lambda values: values, logits)
 
 
-def draw(logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Array | None = None) -> Array:
-    """The token at each place: [B, T] int32; the arguments are those of ``perturbed``."""
+def draw(logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen()) -> Array:
+    """The token at each position: [B, T] int32; the arguments are those of ``perturbed``."""
     return greedy(perturbed(logits, sampling, positions, seen))
 
 
 def log_probability(logits: Array, tokens: Array) -> Array:
-    """log softmax(logits [V, B, T]) of tokens [B, T]: the model's own law, unfiltered, at temperature 1."""
+    """log softmax(logits [V, B, T]) of tokens [B, T]: the model's own distribution, unfiltered, at temperature 1."""
     chosen = jnp.arange(logits.shape[0])[:, None, None] == tokens[None]
     return jnp.sum(jnp.where(chosen, logits, 0.0), axis=0) - jax.nn.logsumexp(logits, axis=0)
-
-
-def mark_seen(seen: Array | None, tokens: Array, count: Array) -> Array | None:
-    """Tokens ``seen`` [B, V] and the first ``count`` [B] of ``tokens`` [B, T]."""
-    if seen is None:
-        return None
-    new = jnp.arange(tokens.shape[1])[None] < count[:, None]
-    return seen | jnp.any(_is(tokens, seen.shape[-1]) & new[..., None], axis=1)
-
-
-def seen_along(seen: Array | None, window: Array) -> Array | None:
-    """What has been seen before each of γ+1 places, if all drafted tokens [B, γ] come true: [B, γ+1, V]."""
-    if seen is None:
-        return None
-    drafted = jax.lax.associative_scan(jnp.logical_or, _is(window, seen.shape[-1]), axis=1)
-    return seen[:, None] | jnp.pad(drafted, ((0, 0), (1, 0), (0, 0)))
-
-
-def _is(tokens: Array, vocabulary: int) -> Array:
-    return tokens[..., None] == jnp.arange(vocabulary)[None, None]

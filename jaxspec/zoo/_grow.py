@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec import models
-from jaxspec.drafts.streams import init_streams, limited, network
+from jaxspec.drafts.streams import init_streams, limited, num_streams, streaming_network
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import Block, DecoderConfig, Ends
 
@@ -40,7 +40,7 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
         return model
     if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends():
         raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another architecture")
-    if model.network.streams is not None:
+    if num_streams(model.network):
         return _grown_streams(model, width, depth, seed)
     if config.tracks is not None:
         raise ValueError(f"expected a model without tracks to grow (new heads would mix them), got {config.tracks}")
@@ -61,12 +61,12 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
 
 def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
     """Grow a draft with streams; they start at the same fraction of the depth."""
-    streams: Any = model.network.streams
+    streams: Any = model.network
     plain = grow(limited(model, 0), width, depth, seed)
     rank = model.params["streams"]["reduce"].shape[1]
     blank = init_streams(plain.network.config, streams.count, rank, jax.random.key(seed))
     own = jax.tree.map(lambda new, old: _embed(jnp.zeros_like(new), old), blank, model.params["streams"])
-    made = network(plain.network, streams.count, streams.start * depth)
+    made = streaming_network(plain.network, streams.count, streams.start * depth)
     return Model(made, {"draft": plain.params, "streams": own}, model.text)
 
 

@@ -102,7 +102,7 @@ def save(pair: Pair, folder: str | Path) -> None:
 def save_streams(draft: Model, path: str | Path) -> None:
     """Write only the streams of a streaming draft (bfloat16)."""
     own = {name: leaf.astype(jnp.bfloat16) for name, leaf in draft.params["streams"].items()}
-    safetensors.save_file(own, path, {"start": str(draft.network.streams.start)})  # type: ignore[union-attr]
+    safetensors.save_file(own, path, {"start": str(streams.describe(draft)["start"])})  # type: ignore[index]
 
 
 def _streaming(draft: Model, path: Any) -> Model | None:
@@ -111,7 +111,7 @@ def _streaming(draft: Model, path: Any) -> Model | None:
     with resources.as_file(path) as file, reading(file, "the streams of a draft"), safe_open(file, "flax") as opened:
         own = {name: jnp.asarray(opened.get_tensor(name), jnp.float32) for name in opened.keys()}  # noqa: SIM118
         start = int(opened.metadata()["start"])
-    made = streams.network(draft.network, len(own["offset"]), start)
+    made = streams.streaming_network(draft.network, len(own["offset"]), start)
     return Model(made, {"draft": draft.params, "streams": own}, draft.text)
 
 

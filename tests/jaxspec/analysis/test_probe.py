@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jaxspec.text.prompts import token_rows
 
 import jaxspec
 from jaxspec import __main__ as command_line
 from jaxspec.analysis import probe, proposals, step_ends
 from jaxspec.analysis.cost import ProgramTimes
 from jaxspec.federated import continued
+from jaxspec.text.prompts import token_rows
 from jaxspec.training import Schedule, fit_lens
 from tests.support.jaxspec import models, pairs
 

@@ -13,8 +13,8 @@ from jaxspec.devices import channel
 from jaxspec.devices.channel import LocalChannel, RemoteChannel, pack, send, unpack
 from jaxspec.devices.sharding import batch_sharding, mesh_of, replicated
 from jaxspec.generation.requests import request_of
-from jaxspec.verify._message import Message, message, message_like
 from jaxspec.verify.acceptance import ratio
+from jaxspec.verify.message import Message, exit_message, message_like
 from jaxspec.verify.verdict import longest_match, verdict_like
 from tests.support.jaxspec import models
 
@@ -24,7 +24,7 @@ BATCH, WINDOW, KAPPA = 2, 3, 4
 def a_message():
     random = np.random.default_rng(0)
     logits = jnp.asarray(random.normal(size=(models.VOCAB, BATCH, WINDOW + 1)), jnp.float32)
-    return message(logits, jnp.asarray(random.integers(models.VOCAB, size=(BATCH, WINDOW)), jnp.int32), KAPPA)
+    return exit_message(logits, jnp.asarray(random.integers(models.VOCAB, size=(BATCH, WINDOW)), jnp.int32), KAPPA)
 
 
 def check(sent, like):

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.drafts.branches import Pending, Proposer, Scratch, take
-from jaxspec.drafts.plain import commit, first_window, rollout
+from jaxspec.drafts import Pending, Proposer
+from jaxspec.drafts._branches import Scratch, take
+from jaxspec.drafts.beginning import first_window
+from jaxspec.drafts.plain import PlainState
+from jaxspec.drafts.records import as_window
 from jaxspec.models.attention import cached, init_cache
 from jaxspec.models.config import Attention
 from jaxspec.verify.acceptance import match
@@ -40,18 +43,19 @@ def draft(request):
 def first(draft, prompts=models.PROMPTS):
     """The prompts' lengths, and the first window's tokens with the draft's rows."""
     request = models.request(prompts)
-    window, _, cache = first_window(draft.network, match(), draft.params, request, WINDOW, CAPACITY)
-    return jnp.asarray(request.lengths), window.tokens, cache
+    fixed = models.drafter(draft), match(), draft.params
+    window, _, state = first_window(*fixed, request, None, WINDOW, CAPACITY - WINDOW)
+    return jnp.asarray(request.lengths), window.tokens, state.cache
 
 
 def roll(draft, cache, roots, pending):
     """Greedy branches, and the cache with their rows."""
-    return _roll(*draft[:2], cache, roots, pending)
+    return _roll(models.drafter(draft), draft.params, cache, roots, pending)
 
 
 @partial(jax.jit, static_argnums=0)
-def _roll(network, params, cache, roots, pending):
-    return rollout(network, params, cache, roots, WINDOW, Proposer(match(), None), pending)
+def _roll(drafter, params, cache, roots, pending):
+    return drafter.roll(params, cache, roots, WINDOW, Proposer(match(), None), pending)
 
 
 def roots_of(lengths, roots=ROOTS):
@@ -136,7 +140,9 @@ def test_a_committed_branch_is_the_text_from_which_the_next_one_goes_on(draft):
     rolled, cache = roll(draft, cache, roots_of(lengths), pending_of(lengths, window))
     branch = [2, 4]
     positions = lengths + jnp.asarray([ROOTS[b][0] for b in branch])
-    (second, _), _, cache = commit(cache, take(rolled, cache, jnp.asarray(branch)), positions)
+    taken = take(rolled, cache, jnp.asarray(branch))
+    (second, _), _ = as_window(taken)
+    cache = models.drafter(draft).commit(PlainState(cache), taken, positions).cache
     texts = [text_of(window, index, ROOTS[b]) for index, b in enumerate(branch)]
     assert second.tolist() == [continued(draft, text) for text in texts]
     roots = [(2, 6), (3, 1)]
@@ -177,5 +183,6 @@ def test_tokens_processed_do_not_grow_with_the_prefix(size, with_pending):
     roots = roots_of(lengths) if with_pending else roots_of(lengths, [(0, 4)] * len(ROOTS))
     with jax.disable_jit():
         proposer = Proposer(match(), None)
-        rollout(replace(draft.network, embed=embed), draft.params, cache, roots, WINDOW, proposer, pending)
+        drafter = models.drafter(draft._replace(network=replace(draft.network, embed=embed)))
+        drafter.roll(draft.params, cache, roots, WINDOW, proposer, pending)
     assert sum(counted) == len(prompts) * (len(ROOTS) * WINDOW + with_pending)

@@ -11,10 +11,11 @@ import pytest
 
 import jaxspec
 from jaxspec import zoo
+from jaxspec.drafts import Pending, Proposer
+from jaxspec.drafts._branches import Scratch
 from jaxspec.drafts._lookahead import Task, _pass
-from jaxspec.drafts.branches import Pending, Proposer, Scratch
-from jaxspec.drafts.plain import first_window, rollout
-from jaxspec.drafts.streams import causal_streams, forward, limited
+from jaxspec.drafts.beginning import first_window
+from jaxspec.drafts.streams import causal_streams, forward, limited, num_streams
 from jaxspec.generation.trace import Passes
 from jaxspec.loading.store import load_model, open_model, save_model
 from jaxspec.methods import candidates, fallbacks
@@ -22,7 +23,7 @@ from jaxspec.models.attention import causal
 from jaxspec.models.config import Attention
 from jaxspec.text.tokenizer import encode
 from jaxspec.training import Schedule, fit_streams, streaming_loss
-from jaxspec.verify import acceptance
+from jaxspec.verify import Seen, acceptance
 from jaxspec.zoo.recipe import held_out_roles
 from tests.support.jaxspec import models
 from tests.support.jaxspec.fallback_rows import SAMPLED
@@ -79,13 +80,12 @@ def test_the_main_stream_is_the_plain_draft():
 def rolled(draft, roots=tuple(range(models.VOCAB))):
     """Passes [B, R] of branches from the end of the prompts."""
     request = models.request()
-    _, _, cache = first_window(draft.network, acceptance.match(), draft.params, request, WINDOW, 64)
+    drafter = models.drafter(draft)
+    _, _, state = first_window(drafter, acceptance.match(), draft.params, request, None, WINDOW, 64 - WINDOW)
     at = jnp.broadcast_to(jnp.asarray(request.lengths)[:, None], (2, len(roots)))
     tokens = jnp.broadcast_to(jnp.asarray(roots, jnp.int32)[None], at.shape)
-    run = jax.jit(
-        lambda p, c: rollout(draft.network, p, c, Pending(tokens, at), WINDOW, Proposer(acceptance.match(), None))
-    )
-    return run(draft.params, cache)[0]
+    run = jax.jit(lambda p, c: drafter.roll(p, c, Pending(tokens, at), WINDOW, Proposer(acceptance.match(), None)))
+    return run(draft.params, state.cache)[0]
 
 
 def test_passes_are_counted():
@@ -123,7 +123,8 @@ def test_guesses_are_those_of_one_pass_over_the_text(with_pending):
     """Of branches at different places, of which one has rows of its own before, with a sliding window."""
     draft = models.streaming(2, lambda: models.random_model(WINDOWED, 3))
     request, rule = models.request(), acceptance.match()
-    first, _, cache = first_window(draft.network, rule, draft.params, request, WINDOW, 64)
+    first, _, state = first_window(models.drafter(draft), rule, draft.params, request, None, WINDOW, 64 - WINDOW)
+    cache = state.cache
     start = jnp.asarray(request.lengths)[:, None] + (0 if not with_pending else WINDOW)
     roots = Pending(jnp.asarray([[3, 5], [9, 1]], jnp.int32), jnp.broadcast_to(start, (2, 2)))
     pending = Pending(first.tokens[:, -1], start[:, 0] - 1) if with_pending else None
@@ -132,8 +133,8 @@ def test_guesses_are_those_of_one_pass_over_the_text(with_pending):
     more, tail = jnp.asarray([[[2], [7]], [[0], [4]]], jnp.int32), jnp.asarray([[[6, 1, 8]] * 2] * 2, jnp.int32)
     none = jnp.zeros((2, 2), jnp.int32)
     run = jax.jit(lambda *args: _pass(task, *args))
-    begun = run(cache, none, jnp.concatenate([roots.token[..., None], more], axis=2), None, pending)
-    found = run(begun.cache, none + jnp.asarray([[1, 2]]), tail, None, None)
+    begun = run(cache, none, jnp.concatenate([roots.token[..., None], more], axis=2), Seen(), pending)
+    found = run(begun.cache, none + jnp.asarray([[1, 2]]), tail, Seen(), None)
     for row, branch in product(range(2), range(2)):
         own = [int(roots.token[row, branch]), int(more[row, branch, 0])][: 1 + branch]
         before = [*models.PROMPTS[row], *(first.tokens[row].tolist() if with_pending else [])]
@@ -226,7 +227,7 @@ def test_a_stream_sees_its_own_place_and_what_lies_before():
 
 def test_fewer_streams_and_none():
     draft = models.streaming()
-    assert limited(draft, 1).network.streams.count == 1
+    assert num_streams(limited(draft, 1).network) == 1
     assert limited(draft, 0).network is models.draft().network
     one = decode("mirror", limited(draft, 1), {})
     assert one.tokens == models.expected(models.NEW_TOKENS)

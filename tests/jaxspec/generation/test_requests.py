@@ -90,15 +90,15 @@ def test_the_cache_has_room_for_two_windows(window):
 
 def test_tokens_seen_are_kept_only_where_repetition_is_penalised(method):
     prompts = [[1, 5, 1], [10]]
-    assert request(method, prompts)[0].seen is None
+    assert request(method, prompts)[0].seen.marks is None
     made, _ = request(method, prompts, repetition_penalty=[1.0, 1.3])
-    assert [np.flatnonzero(row).tolist() for row in made.seen] == [[1, 5], [10]]
+    assert [np.flatnonzero(row).tolist() for row in made.seen.marks] == [[1, 5], [10]]
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 8)])
 def test_a_batch_is_filled_up_to_whole_groups(method, count, size):
     made, _ = request(method._replace(groups=4), [[3, index] for index in range(count)], repetition_penalty=1.5)
-    for leaf in (*made[:3], *made.sampling, made.seen):
+    for leaf in (*made[:3], *made.sampling, made.seen.marks):
         assert len(leaf) == size
     assert made.tokens[:count, :2].tolist() == [[3, index] for index in range(count)]
     np.testing.assert_array_equal(made.tokens[count:], np.broadcast_to(made.tokens[count - 1], (size - count, 32)))

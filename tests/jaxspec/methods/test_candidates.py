@@ -5,9 +5,9 @@ from itertools import product
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxspec.verify._message import message
 
 from jaxspec.methods import candidates
-from jaxspec.verify._message import message
 
 VOCAB, WINDOW, BATCH = 5, 3, 4
 

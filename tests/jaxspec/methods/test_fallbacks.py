@@ -1,13 +1,9 @@
 """Whatever is drafted where no branch came true: the tokens of plain decoding, and windows as promised."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import jaxspec
 from jaxspec.methods import candidates, fallbacks
-from jaxspec.methods.fallbacks import NOTHING, Text, continuation
 from tests.support.jaxspec import models, pairs
 from tests.support.jaxspec.fallback_rows import FALLBACKS, POLICIES, decode, tokens_of
 
@@ -61,28 +57,6 @@ def test_n_grams_foresee_text_that_repeats_itself():
     looked_up, drafted = run(fallbacks.NGram(3)), run(fallbacks.Full())
     assert looked_up.tokens == drafted.tokens
     assert looked_up.stats.accepted_length > drafted.stats.accepted_length
-
-
-def by_hand(tokens, position, size, count):
-    """The last earlier place of the last ``size`` tokens, by search."""
-    text = tokens[: position + 1]
-    last = text[position + 1 - size :]
-    for end in range(position - 1, size - 2, -1):
-        if len(last) == size and text[end + 1 - size : end + 1] == last:
-            follows = text[end + 1 : end + 1 + count]
-            return follows + [NOTHING] * (count - len(follows))
-    return [NOTHING] * count
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_lookup_finds_what_followed(size):
-    random = np.random.default_rng(size)
-    tokens = random.integers(0, 3, (64, 12))
-    positions = random.integers(0, 12, 64)
-    found = jax.jit(continuation, static_argnums=(1, 2))(Text(jnp.asarray(tokens), jnp.asarray(positions)), size, 4)
-    expected = [by_hand(row.tolist(), place, size, 4) for row, place in zip(tokens, positions, strict=True)]
-    assert found.tolist() == expected
-    assert any(NOTHING in row and row[0] != NOTHING for row in expected)
 
 
 @pytest.mark.parametrize("build", [fallbacks.Short, fallbacks.NGram])

@@ -13,7 +13,8 @@ from jaxspec import Model, Sampling, federated
 from jaxspec.methods import candidates, fallbacks
 from jaxspec.text.tokenizer import train_tokenizer
 from jaxspec.verify import acceptance
-from jaxspec.verify.sampling import INVALID, RESIDUAL, gumbel
+from jaxspec.verify.keys import RESIDUAL, gumbel
+from jaxspec.verify.sampling import INVALID
 from tests.jaxspec.verify.test_sampling import asked, positions_of, random_logits
 from tests.support.jaxspec import models, own_models
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from jaxspec.verify import sampling
-from jaxspec.verify.sampling import SamplingArrays, greedy, gumbel, log_probability, mark_seen, seen_along
+from jaxspec.verify import keys, sampling
+from jaxspec.verify.keys import gumbel
+from jaxspec.verify.sampling import SamplingArrays, greedy, log_probability
+from jaxspec.verify.seen import Seen
 
 VOCAB = 23
 draw, filtered, perturbed = jax.jit(sampling.draw), jax.jit(sampling.filtered), jax.jit(sampling.perturbed)
@@ -113,11 +115,13 @@ def test_sequences_with_options_of_their_own():
     seen = jnp.asarray(np.random.default_rng(2).random((batch, 1, VOCAB)) < 0.3)
     penalty = np.linspace(1, 2, batch)
     columns = {name: [{"top_k": 0, "top_p": 1.0, "min_p": 0.0, **row}[name] for row in rows] for name in KEYS}
-    together = perturbed(logits, asked(batch, repetition_penalty=penalty, **columns), positions_of(batch, 4, 9), seen)
+    together = perturbed(
+        logits, asked(batch, repetition_penalty=penalty, **columns), positions_of(batch, 4, 9), Seen(seen)
+    )
     for index, row in enumerate(rows):
         one = slice(index, index + 1)
         alone = asked(1, repetition_penalty=penalty[index], **row)
-        expected = perturbed(logits[:, one], alone, positions_of(1, 4, 9), seen[one])
+        expected = perturbed(logits[:, one], alone, positions_of(1, 4, 9), Seen(seen[one]))
         np.testing.assert_array_equal(together[:, one], expected)
 
 
@@ -155,8 +159,8 @@ def test_noise_does_not_depend_on_padding_of_the_vocabulary():
 
 def test_streams_of_noise_differ():
     seeds, places = jnp.zeros(1, jnp.uint32), positions_of(1, 0)
-    streams = sampling.TOKEN, sampling.TEST, sampling.RESIDUAL, sampling.DRAFT
-    noise = np.stack([gumbel(seeds, places, VOCAB, stream)[:, 0, 0] for stream in streams])
+    purposes = keys.TOKEN, keys.TEST, keys.RESIDUAL, keys.DRAFT
+    noise = np.stack([gumbel(seeds, places, VOCAB, purpose)[:, 0, 0] for purpose in purposes])
     assert len(np.unique(noise)) == noise.size
 
 
@@ -204,7 +208,7 @@ def test_everything_is_traced():
     for temperature in (0.0, 0.7, 1.0):
         for number, options in enumerate(FILTERS):
             settings = asked(2, temperature=temperature, seed=number, repetition_penalty=1 + number / 9, **options)
-            run(logits, settings, positions_of(2, number), seen)
+            run(logits, settings, positions_of(2, number), Seen(seen))
 
 
 def test_log_probability_is_of_the_plain_law():
@@ -215,22 +219,22 @@ def test_log_probability_is_of_the_plain_law():
         assert found[b, t] == pytest.approx(np.log(softmax(logits[:, b, t])[tokens[b, t]]), abs=1e-5)
 
 
-def test_noted_and_seen_along_follow_the_text():
+def test_marks_follow_the_text():
     random = np.random.default_rng(4)
     seen, window = random.random((5, VOCAB)) < 0.2, random.integers(VOCAB, size=(5, 4))
-    along = seen_along(jnp.asarray(seen), jnp.asarray(window, jnp.int32))
+    along = Seen(jnp.asarray(seen)).along(jnp.asarray(window, jnp.int32)).marks
     assert along.shape == (5, 5, VOCAB)
     for row, count in np.ndindex(5, 5):
         expected = set(np.flatnonzero(seen[row])) | set(window[row, :count].tolist())
         assert set(np.flatnonzero(along[row, count])) == expected
-        after = mark_seen(jnp.asarray(seen), jnp.asarray(window, jnp.int32), jnp.full(5, count, jnp.int32))
+        after = Seen(jnp.asarray(seen)).add(jnp.asarray(window, jnp.int32), jnp.full(5, count, jnp.int32)).marks
         assert set(np.flatnonzero(after[row])) == expected
 
 
 def test_without_a_penalty_nothing_is_noted():
     window = jnp.zeros((1, 2), jnp.int32)
-    assert mark_seen(None, window, jnp.ones(1, jnp.int32)) is None
-    assert seen_along(None, window) is None
+    assert Seen().add(window, jnp.ones(1, jnp.int32)) == Seen()
+    assert Seen().along(window) == Seen()
 
 
 def peers():
@@ -268,6 +272,6 @@ def test_the_repetition_penalty_against_transformers(penalty):
     logits, texts = random_logits(VOCAB, 8, seed=6), np.random.default_rng(0).integers(VOCAB, size=(8, 7))
     process = transformers.RepetitionPenaltyLogitsProcessor(penalty)
     expected = process(torch.from_numpy(texts), torch.from_numpy(logits.T.copy()))
-    seen = mark_seen(jnp.zeros((8, VOCAB), bool), jnp.asarray(texts, jnp.int32), jnp.full(8, 7, jnp.int32))
-    found = sampling.penalised(jnp.asarray(logits)[:, :, None], jnp.full(8, penalty, jnp.float32), seen[:, None])
+    seen = Seen(jnp.zeros((8, VOCAB), bool)).add(jnp.asarray(texts, jnp.int32), jnp.full(8, 7, jnp.int32))
+    found = sampling.penalised(jnp.asarray(logits)[:, :, None], jnp.full(8, penalty, jnp.float32), seen.as_branch())
     np.testing.assert_allclose(found[:, :, 0].T, expected.numpy(), rtol=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 
 import jaxspec
 from jaxspec import DecoderConfig, Model
+from jaxspec.drafts import draft_for
 from jaxspec.models._decoder import network
 from jaxspec.training import hidden_states
 from jaxspec.verify.target import Request
@@ -57,6 +58,11 @@ def streaming(count=2, model=draft):
     made = jaxspec.streaming(plain, count, start=plain.network.config.num_layers - 1, rank=4)
     up = jax.random.normal(jax.random.key(8), made.params["streams"]["expand"].shape)
     return made._replace(params={**made.params, "streams": {**made.params["streams"], "expand": up}})
+
+
+def drafter(draft):
+    """The drafter of a language model."""
+    return draft_for(draft, draft).drafter
 
 
 @cache

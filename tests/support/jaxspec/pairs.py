@@ -14,6 +14,7 @@ from jaxspec.loading.families import family_of
 from jaxspec.models._decoder import network
 from jaxspec.training import hidden_states
 from jaxspec.verify.sampling import perturbed
+from jaxspec.verify.seen import Seen
 from tests.support.jaxspec import models
 
 VOCAB, NEW_TOKENS = 11, 12
@@ -158,7 +159,7 @@ def gap(name, sampling, index, batch, said):
     method, prompts = autoregressive(name), [np.asarray(prompt, np.int32) for prompt in PROMPTS[:batch]]
     request, _ = request_of(prompts, method, NEW_TOKENS, sampling)
     text = [*PROMPTS[index], *said]
-    seen = None if request.seen is None else np.isin(np.arange(VOCAB), text)[None, None]
+    seen = Seen(None if request.seen.marks is None else np.isin(np.arange(VOCAB), text)[None, None])
     own = jax.tree.map(lambda leaf: jnp.asarray(leaf[index : index + 1]), request.sampling)
     padded = np.zeros((1, 64), np.int32)
     padded[0, : len(text)] = text

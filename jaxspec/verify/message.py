@@ -1,4 +1,4 @@
-"""The message of a verification's likely outcomes, and the roots of branches that a ranking makes of it."""
+"""The message: likely outcomes of a verification, and the roots of branches that a ranking makes of them."""
 
 from typing import Any, NamedTuple
 
@@ -36,23 +36,23 @@ def message_like(batch: int, window: int, num_candidates: int) -> Message:
     return Message(shape(slots, jnp.int32), shape(slots, jnp.float32), shape((batch, window), jnp.float32))
 
 
-def message(logits: Array, window: Array, num_candidates: int) -> Message:
+def exit_message(logits: Array, window: Array, num_candidates: int) -> Message:
     """Builds the message from logits [V, B, γ+1] and the window ŷ [B, γ].
 
     A correction at a position r < γ can never be the drafted token ŷᵣ₊₁, so that token is masked before the top-κ is
     taken: one free slot at each of these positions.
     """
-    found = likely(logits, jnp.pad(window, ((0, 0), (0, 1)), constant_values=-1), num_candidates)
-    return Message(found.tokens, found.scores, found.drafted[:, :-1])
+    best = likely(logits, jnp.pad(window, ((0, 0), (0, 1)), constant_values=-1), num_candidates)
+    return Message(best.tokens, best.scores, best.drafted[:, :-1])
 
 
 def likely(logits: Array, drafted: Array, num_candidates: int) -> Message:
-    """The best tokens of logits [V, B, T] but for the ``drafted`` one [B, T] (−1: none was), and that one's chance."""
-    log_law = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
+    """The best tokens of logits [V, B, T] except the ``drafted`` one [B, T] (−1: none), and its log-probability."""
+    log_probabilities = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
     is_drafted = jnp.arange(logits.shape[0])[None, None] == drafted[:, :, None]
-    scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_law), num_candidates)
-    chances = jnp.where(drafted < 0, -jnp.inf, jnp.sum(jnp.where(is_drafted, log_law, 0.0), axis=-1))
-    return Message(tokens.astype(jnp.int32), scores, chances)
+    scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_probabilities), num_candidates)
+    of_drafted = jnp.where(drafted < 0, -jnp.inf, jnp.sum(jnp.where(is_drafted, log_probabilities, 0.0), axis=-1))
+    return Message(tokens.astype(jnp.int32), scores, of_drafted)
 
 
 def join(window: Message, bonus: Message, count: Array) -> Message:

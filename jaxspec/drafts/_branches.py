@@ -1,0 +1,102 @@
+"""Branches in a draft's key-value cache: where their rows lie, and what they attend to.
+
+All branches read the draft's cache through masks. The last R·γ rows before the free one are scratch: row n·R + b of
+them is the n-th row of branch b. The rows of the branch that is taken are copied to their positions afterwards.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.drafts.records import Branches, Drafted, Pending, chosen
+from jaxspec.models.attention import attend_cache, visible, write
+from jaxspec.models.base import Array, Attend, Cache, Rows
+from jaxspec.models.config import Scores
+
+
+class Scratch(NamedTuple):
+    """Where the rows of branches lie in a cache of ``capacity`` rows.
+
+    Attributes:
+        total: R, branches that have rows in the scratch.
+        window: γ, rows of each.
+        capacity: S.
+        first: number of a rollout's first branch among them.
+        branches: branches of that rollout; None: all.
+    """
+
+    total: int
+    window: int
+    capacity: int
+    first: int = 0
+    branches: int | None = None
+
+    @property
+    def rolled(self) -> int:
+        """Branches of the rollout."""
+        return self.total if self.branches is None else self.branches
+
+    @property
+    def start(self) -> int:
+        """First scratch row."""
+        return self.capacity - 1 - self.total * self.window
+
+    def row(self, number: Array | int) -> Array | int:
+        """Index of the first of the rollout's rows ``number``."""
+        return self.start + number * self.total + self.first
+
+    def own(self, number: Array | int, reach: int | None = None) -> Array:
+        """Which of its own rows a branch sees once it has row ``number``, the last ``reach`` at most: [R, S]."""
+        index = np.arange(self.capacity) - self.start
+        inside = (index >= 0) & (index < self.total * self.window)
+        mine = inside & (index % self.total == self.first + np.arange(self.rolled)[:, None])
+        row = index // self.total
+        seen = (row <= number) if reach is None else (row <= number) & (row > number - reach)
+        return mine & seen[None]
+
+
+def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pending | None = None) -> Attend:
+    """Attention of branches to the shared rows below ``lengths`` [B, R] and to rows of their own, which they extend.
+
+    Args:
+        scratch: where the branches' rows lie.
+        lengths: shared rows that a branch sees.
+        number: own rows that it has so far, the same for all.
+        pending: token 0 of every sequence belongs to no branch and leaves its row in the shared part.
+    """
+
+    def seen(reach: int | None) -> Array:
+        shared = visible(scratch.capacity, lengths - 1)
+        if reach is not None:
+            shared &= visible(scratch.capacity, lengths + number, reach)
+        branches = shared | scratch.own(number, reach)[None]
+        if pending is None:
+            return branches
+        return jnp.concatenate([visible(scratch.capacity, pending.position[:, None], reach), branches], axis=1)
+
+    def extended(rows: Array, new: Array) -> Array:
+        if pending is not None:
+            rows = write(rows, new[:, :, :1], pending.position)
+        return jax.lax.dynamic_update_slice_in_dim(rows, new[:, :, -scratch.rolled :], scratch.row(number), axis=2)
+
+    def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
+        rows = extended(rows[0], keys), extended(rows[1], values)
+        return attend_cache(queries, rows, seen(scores.window), scores), rows
+
+    return attend
+
+
+def take(rolled: Branches, cache: Cache, branch: Array) -> Drafted:
+    """The window of one ``branch`` [B] of every sequence, with its rows."""
+    batch, branches, window = rolled.tokens.shape
+    start = Scratch(branches, window, cache[0][0].shape[2]).start
+
+    def pick(rows: Array) -> Array:
+        scratch = rows[:, :, start:-1].reshape(batch, rows.shape[1], window, branches, -1)
+        return jnp.take_along_axis(scratch, branch[:, None, None, None, None], axis=3)[:, :, :, 0]
+
+    tokens, notes = jax.tree.map(partial(chosen, branch), (rolled.tokens, rolled.notes))
+    return Drafted(tokens, notes, jax.tree.map(pick, cache))

@@ -1,0 +1,140 @@
+"""A draft without parameters: the tokens that followed when the last n-gram of the text occurred before."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.core.arguments import whole
+from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.proposer import Proposer
+from jaxspec.drafts.records import Branches, Drafted, Pending, Slots, Verification
+from jaxspec.models.base import Array, Network, Params
+from jaxspec.verify.features import Features
+from jaxspec.verify.message import Message, Roots
+from jaxspec.verify.sampling import NOTHING
+from jaxspec.verify.target import Request
+
+
+class Text(NamedTuple):
+    """Committed text: ``tokens`` [B, S] up to and with ``position`` [B]; behind that anything."""
+
+    tokens: Array
+    position: Array
+
+    def with_tokens(self, tokens: Array, count: Array) -> "Text":
+        """The first ``count`` [B] of ``tokens`` [B, T] added."""
+        added = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
+        return Text(added(self.tokens, tokens, self.position + 1), self.position + count)
+
+
+def text_of(request: Request, capacity: int) -> Text:
+    """The prompts, with room for ``capacity`` tokens."""
+    tokens = request.tokens
+    return Text(jnp.pad(tokens, ((0, 0), (0, capacity - tokens.shape[1]))), request.lengths - 1)
+
+
+def committed(text: Text, verified: Verification) -> Text:
+    """The text after a verdict."""
+    assert verified.num_accepted is not None
+    assert verified.next_token is not None
+    window, accepted = verified.window, verified.num_accepted
+    is_next = jnp.arange(window.shape[1] + 1)[None] == accepted[:, None]
+    tokens = jnp.where(is_next, verified.next_token[:, None], jnp.pad(window, ((0, 0), (0, 1))))
+    return text.with_tokens(tokens, accepted + 1)
+
+
+def continuation(text: Text, size: int, count: int) -> Array:
+    """The tokens [B, ``count``] that followed the latest earlier occurrence of the text's last ``size`` tokens.
+
+    −1 where there is none.
+    """
+    tokens, position = text
+    ends, end = jnp.arange(tokens.shape[1])[None], position[:, None]
+    same = (ends < end) & (ends >= size - 1)
+    for back in range(size):
+        last = jnp.take_along_axis(tokens, jnp.maximum(end - back, 0), axis=1)
+        same &= (jnp.roll(tokens, back, axis=1) == last) & (end >= size - 1)
+    match = jnp.max(jnp.where(same, ends, NOTHING), axis=1, keepdims=True)
+    source = match + 1 + jnp.arange(count)[None]
+    known = (match >= 0) & (source <= end)
+    return jnp.where(known, jnp.take_along_axis(tokens, jnp.where(known, source, 0), axis=1), NOTHING)
+
+
+@dataclass(frozen=True)
+class NGramDrafter(Drafter):
+    """Prompt lookup; its state is the committed ``Text``.
+
+    Attributes:
+        size: n.
+        vocab_size: of the target.
+    """
+
+    size: int
+    vocab_size: int = 0
+
+    def for_target(self, target: Network) -> Drafter:
+        """With the target's vocabulary."""
+        return replace(self, vocab_size=target.config.vocab_size)
+
+    def begin(self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int) -> Text:
+        """The prompts."""
+        return text_of(request, capacity)
+
+    def absorb(self, params: Params, state: Text, verified: Verification) -> Text:
+        """With the accepted tokens and the next one."""
+        return committed(state, verified)
+
+    def propose(
+        self, params: Params, state: Text, root: Pending, window: int, proposer: Proposer
+    ) -> tuple[Drafted, Text]:
+        """The window is looked up; it is empty where the n-gram is new."""
+        tokens = continuation(state, self.size, window)
+        positions = root.position[:, None] + 1 + jnp.arange(window)[None]
+        return Drafted(tokens, proposer.certain(self._logits(tokens), tokens, positions)), state
+
+    def foresee(self, params: Params, state: Text, verified: Verification, proposer: Proposer) -> tuple[Message, Text]:
+        """What follows the whole window, as its only likely token."""
+        size = jnp.sum(verified.window >= 0, axis=1)
+        after = state.with_tokens(jnp.maximum(verified.window, 0), size)
+        tokens = continuation(after, self.size, 1)
+        return proposer.others(self._logits(tokens), after.position[:, None] + 1), state
+
+    def rollout(
+        self,
+        params: Params,
+        state: Text,
+        verified: Verification,
+        roots: Roots,
+        window: int,
+        proposer: Proposer,
+        slots: Slots,
+    ) -> tuple[Branches, Text]:
+        """A look-up for every branch, after its own text."""
+        drafted = jnp.maximum(verified.window, 0)
+
+        def branch(accepted: Array, token: Array) -> Array:
+            text = committed(state, verified._replace(window=drafted, num_accepted=accepted, next_token=token))
+            return continuation(text, self.size, window)
+
+        tokens = jax.vmap(branch, in_axes=1, out_axes=1)(roots.accepted, roots.tokens)
+        at = verified.starts(roots).position[..., None] + 1 + jnp.arange(window)
+        notes = [proposer.certain(self._logits(tokens[..., i]), tokens[..., i], at[..., i]) for i in range(window)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *notes)
+        return Branches(tokens, stacked, jnp.ones_like(roots.tokens)), state
+
+    def _logits(self, tokens: Array) -> Array:
+        """Logits [V, B, T] that prefer the looked-up tokens, and are equal for all others."""
+        return 30.0 * (jnp.arange(self.vocab_size)[:, None, None] == tokens[None]).astype(jnp.float32)
+
+
+def prompt_lookup(size: int = 3) -> Draft:
+    """A draft that looks up what followed the text's last ``size`` tokens: no parameters, no forward pass.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Source: prompt lookup decoding (Saxena, 2023).
+    """
+    return Draft(NGramDrafter(whole("size of an n-gram", size, 1)))

@@ -1,0 +1,78 @@
+"""How a draft's tokens are drawn from its logits."""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.drafts.records import Notes
+from jaxspec.models.base import Array
+from jaxspec.verify.acceptance import Acceptance, DraftProbabilities
+from jaxspec.verify.message import Message, likely
+from jaxspec.verify.sampling import INVALID, SamplingArrays, are_numbers, perturbed
+from jaxspec.verify.seen import Seen
+
+
+class Proposer(NamedTuple):
+    """How a draft's tokens are drawn.
+
+    Attributes:
+        acceptance: the rule.
+        sampling: of each sequence.
+        seen: tokens that each branch holds, its root included: marks [B, R, V].
+        num_candidates: κ, other likely tokens that are noted with each; 0: none.
+    """
+
+    acceptance: Acceptance
+    sampling: SamplingArrays | None
+    seen: Seen = Seen()
+    num_candidates: int = 0
+
+    def __call__(
+        self, logits: Array, positions: Array, tokens: Array | None = None, noted: int | None = None
+    ) -> tuple[Array, Notes]:
+        """Draws tokens [B, R] from logits [V, B, R], for ``positions`` [B, R], unless ``tokens`` are given.
+
+        Also returns their notes, or those of the first ``noted`` tokens.
+        """
+        scores = cache(lambda: perturbed(logits, self.sampling, positions, self.seen))
+        drawn, probabilities = self.acceptance.propose(logits, self.sampling, positions, self.seen, scores)
+        tokens = drawn if tokens is None else tokens
+        probabilities = jax.tree.map(lambda leaf: leaf[:, :noted], probabilities)
+        if not self.num_candidates:
+            return tokens, Notes(probabilities, None)
+        return tokens, Notes(probabilities, likely(scores()[:, :, :noted], tokens[:, :noted], self.num_candidates))
+
+    def others(self, logits: Array, positions: Array) -> Message:
+        """The draft's most likely tokens at ``positions`` [B, T], with the target's noise: [B, T, κ]."""
+        scores = perturbed(logits, self.sampling, positions, self.seen)
+        return likely(scores, jnp.full_like(positions, -1), self.num_candidates)
+
+    def after(self, tokens: Array) -> "Proposer":
+        """The proposer once each branch holds one token more, tokens [B, R]."""
+        return self._replace(seen=self.seen.with_token(tokens))
+
+    def children(self, logits: Array, position: Array, count: int) -> Array:
+        """The ``count`` best tokens after each of R nodes of one depth: [B, R, count] from logits [V, B, R].
+
+        ``position`` [B] is that of the children. They compete for one and the same draw of the target, whose noise the
+        rule may add; ``INVALID`` where the logits are not numbers.
+        """
+        assert self.acceptance.rank is not None  # checked by the factory
+        scores = self.acceptance.rank(logits, self.sampling, position[:, None], self.seen)
+        best = jax.lax.top_k(jnp.moveaxis(scores, 0, -1), count)[1].astype(jnp.int32)
+        return jnp.where(are_numbers(scores)[..., None], best, INVALID)
+
+    def certain(self, logits: Array, tokens: Array, positions: Array) -> Notes:
+        """Notes of tokens that were not drawn, such as looked-up ones: each has probability 1.
+
+        The draft's other candidates come from its ``logits`` [V, B, T].
+        """
+        _, (probabilities, others) = self(logits, positions, tokens)
+        if probabilities is not None:
+            order = jnp.arange(probabilities.tokens.shape[2])[None, None]
+            filled_up = (jnp.maximum(tokens, 0)[..., None] + order) % logits.shape[0]
+            only = (order == 0) & (tokens >= 0)[..., None]
+            probabilities = DraftProbabilities(filled_up, jnp.where(only, 0.0, -jnp.inf))
+        return Notes(probabilities, others)

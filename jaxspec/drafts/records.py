@@ -1,0 +1,146 @@
+"""What passes between a draft and its caller: windows, branches, and windows under verification."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.models.base import Array
+from jaxspec.verify.acceptance import DraftProbabilities
+from jaxspec.verify.features import Features
+from jaxspec.verify.message import Message, Roots
+from jaxspec.verify.sampling import NOTHING
+
+
+class Pending(NamedTuple):
+    """A token that a draft has not run yet: ``token`` and ``position``, both [B] or [B, R] int32."""
+
+    token: Array
+    position: Array
+
+
+class Verification(NamedTuple):
+    """A window under verification; from ``num_accepted`` on, fields are None until they are known.
+
+    Attributes:
+        window: ŷ₁..ŷ_γ, [B, γ]; −1 where fewer were drafted.
+        position: of the last committed token before the window: [B].
+        size: tokens that were drafted: [B]; None: all γ.
+        num_accepted: A: [B].
+        next_token: the correction or bonus token: [B].
+        features: the target's hidden states at the last committed token and the window's, [B, γ+1, D], as far as they
+            have arrived. Those behind the first A + 1 belong to rejected tokens.
+        path: of a tree, the nodes [B, D+1] that the verdict confirms; then the window is the tokens along it.
+    """
+
+    window: Array
+    position: Array
+    size: Array | None = None
+    num_accepted: Array | None = None
+    next_token: Array | None = None
+    features: Features | None = None
+    path: Array | None = None
+
+    @property
+    def last(self) -> Pending:
+        """The window's last token."""
+        if self.size is None:
+            return Pending(self.window[:, -1], self.position + self.window.shape[1])
+        size = jnp.maximum(self.size, 1)
+        last = jnp.take_along_axis(self.window, size[:, None] - 1, axis=1)[:, 0]
+        return Pending(jnp.maximum(last, 0), self.position + size)
+
+    def starts(self, roots: Roots) -> Pending:
+        """The roots of branches as tokens [B, R] with their positions."""
+        return Pending(roots.tokens, self.position[:, None] + roots.accepted + 1)
+
+
+class Notes(NamedTuple):
+    """What comes with drafted tokens, leaves shaped as they are with trailing axes; None where it is not needed.
+
+    Attributes:
+        probabilities: the distribution that they were drawn from, for the rule of acceptance.
+        likely: the draft's other candidates, for the policy.
+    """
+
+    probabilities: Any
+    likely: Message | None
+
+
+class Branches(NamedTuple):
+    """Branches that were rolled out.
+
+    Attributes:
+        tokens: [B, R, γ].
+        notes: of these tokens.
+        passes: J, passes of the draft that each branch took: [B, R].
+        memory: what the draft keeps of each branch until one is taken: leaves [B, R, …].
+    """
+
+    tokens: Array
+    notes: Notes
+    passes: Array
+    memory: Any = ()
+
+    @classmethod
+    def of(cls, drafted: Sequence[tuple[Array, Notes]]) -> "Branches":
+        """Branches from γ pairs of tokens [B, R] and their notes, drafted one after the other."""
+        tokens, notes = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *drafted)
+        return cls(tokens, notes, jnp.full_like(tokens[:, :, 0], len(drafted)))
+
+
+class Drafted(NamedTuple):
+    """One drafted window.
+
+    Attributes:
+        tokens: [B, γ].
+        notes: of these tokens.
+        rows: what ``commit`` adds to the draft's state, leaves [B, G, γ, …]: key and value rows of every layer.
+    """
+
+    tokens: Array
+    notes: Notes
+    rows: Any = ()
+
+
+class Window(NamedTuple):
+    """A window to verify: ``tokens`` [B, γ], and the distributions they were drawn from if the rule needs them."""
+
+    tokens: Array
+    probabilities: Any
+
+
+class Slots(NamedTuple):
+    """Which of ``total`` branches of a step a rollout fills, from ``first`` on; others are filled by another one."""
+
+    first: int
+    total: int
+
+
+def chosen(branch: Array, values: Array) -> Array:
+    """Values [B, R, …] of one ``branch`` [B] of every sequence."""
+    return jnp.take_along_axis(values, branch.reshape(-1, *(1,) * (values.ndim - 1)), axis=1)[:, 0]
+
+
+def filled(drafted: Drafted, window: int) -> Drafted:
+    """A window of fewer tokens, filled up with ``NOTHING``."""
+    more = window - drafted.tokens.shape[1]
+
+    def pad(leaf: Array, axis: int, value: float = 0) -> Array:
+        widths = [(0, more if at == axis else 0) for at in range(leaf.ndim)]
+        return jnp.pad(leaf, widths, constant_values=value)
+
+    probabilities, others = drafted.notes
+    if probabilities is not None:
+        tokens, logs = probabilities
+        probabilities = DraftProbabilities(pad(tokens, 1), pad(logs, 1, -jnp.inf))
+    if others is not None:
+        others = Message(pad(others.tokens, 1), pad(others.scores, 1, -jnp.inf), pad(others.drafted, 1, -jnp.inf))
+    rows = jax.tree.map(lambda leaf: pad(leaf, 2), drafted.rows)
+    return Drafted(pad(drafted.tokens, 1, NOTHING), Notes(probabilities, others), rows)
+
+
+def as_window(drafted: Drafted) -> tuple[Window, Message | None]:
+    """A drafted window as the target gets it, and the draft's other candidates."""
+    return Window(drafted.tokens, drafted.notes.probabilities), drafted.notes.likely

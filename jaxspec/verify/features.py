@@ -1,0 +1,75 @@
+"""Hidden states of the target that a draft reads."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxspec.models.base import Array, Network, Params
+
+
+class Reads(NamedTuple):
+    """Hidden states of the target that a draft wants; static.
+
+    Attributes:
+        taps: i of the residual streams r_i before layer i, 0-based and ascending: r_0 is the embedding (without learned
+            positions), r_N the stream after the last layer.
+        final: whether it wants f = norm(r_N), what the output head reads.
+    """
+
+    taps: tuple[int, ...] = ()
+    final: bool = False
+
+
+class Features(NamedTuple):
+    """Hidden states at the tokens that the target has run.
+
+    Attributes:
+        taps: r_i [B, T, D] in the order of ``Reads.taps``; None for one that has not arrived yet.
+        final: f [B, T, D]; None if it is not wanted or has not arrived yet.
+    """
+
+    taps: tuple[Any, ...]
+    final: Any = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tap has arrived."""
+        return all(tap is not None for tap in self.taps)
+
+    def at(self, index: Array) -> "Features":
+        """Features at positions ``index`` [B, R] of each sequence: [B, R, D]."""
+        return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index[..., None], axis=1), self)
+
+
+def gathered(
+    network: Network, params: Params, reads: Reads, found: dict[int, Array], x: Array | None = None
+) -> Features | None:
+    """Features from streams [D, B, T] by tap, and from the last one ``x`` once it is there; None if nothing is read."""
+    if reads == Reads():
+        return None
+    rows = {tap: jnp.moveaxis(stream, 0, -1) for tap, stream in found.items()}
+    final = None
+    if reads.final and x is not None:
+        assert network.final is not None  # checked by check_reads
+        final = jnp.moveaxis(network.final(params, x), 0, -1)
+    return Features(tuple(rows.get(tap) for tap in reads.taps), final)
+
+
+def joined(early: Features | None, late: Features | None) -> Features | None:
+    """Features that arrived in two messages."""
+    if early is None or late is None:
+        return late if early is None else early
+    taps = tuple(one if other is None else other for one, other in zip(early.taps, late.taps, strict=True))
+    return Features(taps, early.final if late.final is None else late.final)
+
+
+def check_reads(network: Network, reads: Reads) -> None:
+    """Raises ValueError unless a target has the hidden states that a draft wants."""
+    count, tracks = network.config.num_layers, network.config.tracks
+    if list(reads.taps) != sorted(set(reads.taps)) or not all(0 <= tap <= count for tap in reads.taps):
+        raise ValueError(f"expected ascending taps from 0 to {count} (layers of the target), got {reads.taps}")
+    if tracks is not None and tracks.count > 1 and not set(reads.taps) <= set(meetings := tracks.meetings(count)):
+        raise ValueError(f"expected taps where the target's tracks meet, of {meetings}, got {reads.taps}")
+    if reads.final and network.final is None:
+        raise ValueError("expected a target whose Network has final=, which this draft reads, got one without")

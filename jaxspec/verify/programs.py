@@ -1,0 +1,62 @@
+"""The target's compiled programs under Mirror-SD: the prefix with its message, the suffix, or both as one."""
+
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxspec.devices.channel import pack
+from jaxspec.models.base import Array, Cache, Params
+from jaxspec.verify.features import Features
+from jaxspec.verify.info import step_record
+from jaxspec.verify.message import exit_message
+from jaxspec.verify.sampling import perturbed
+from jaxspec.verify.target import Progress, Target, advance, choose, positions_of, prefix_pass, suffix_pass
+
+
+@partial(jax.jit, static_argnames=("target", "exit_layer", "num_candidates"), donate_argnames="cache")
+def target_prefix(
+    target: Target,
+    exit_layer: int,
+    num_candidates: int,
+    params: Params,
+    head: Any,
+    cache: Cache,
+    progress: Progress,
+    window: Array,
+) -> tuple[Array, Cache, Array, Features | None]:
+    """The compiled prefix: x, rows of layers 1..ℓₑ, the packed message of the exit ``head``, and early features."""
+    x, cache, features = prefix_pass(target, params, cache, progress, window, exit_layer)
+    seen, at = progress.seen.along(window), positions_of(progress, window)
+    scores = perturbed(head(target.network, params, x), progress.sampling, at, seen)
+    return x, cache, pack(exit_message(scores, window, num_candidates)), features
+
+
+@partial(jax.jit, static_argnames=("target", "exit_layer"), donate_argnames="cache")
+def target_suffix(
+    target: Target,
+    exit_layer: int,
+    params: Params,
+    cache: Cache,
+    progress: Progress,
+    x: Array,
+    window: Array,
+    probabilities: Any,
+    sent: Array | None = None,
+) -> tuple[Cache, Progress, Array, Array, Features | None]:
+    """The compiled suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and late features."""
+    x, cache, features = suffix_pass(target, params, cache, progress, x, exit_layer)
+    choices = choose(target, params, progress, x, window, probabilities)
+    progress, verdict, emitted = advance(progress, window, choices.tokens)
+    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted, sent), features
+
+
+@partial(jax.jit, static_argnames="target", donate_argnames="cache")
+def target_whole(
+    target: Target, params: Params, cache: Cache, progress: Progress, window: Array, probabilities: Any
+) -> tuple[Cache, Progress, Array, Array, Features | None]:
+    """Prefix and suffix as one program, without a message; returns what ``target_suffix`` does, for all layers."""
+    x, cache, features = prefix_pass(target, params, cache, progress, window, target.num_layers)
+    choices = choose(target, params, progress, x, window, probabilities)
+    progress, verdict, emitted = advance(progress, window, choices.tokens)
+    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted), features

@@ -1,0 +1,75 @@
+"""N-grams as a draft: the lookup by hand, and plain decoding's tokens with every method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxspec
+from jaxspec.drafts import prompt_lookup
+from jaxspec.drafts.ngram import Text, continuation
+from jaxspec.methods import candidates
+from jaxspec.verify import acceptance
+from jaxspec.verify.sampling import NOTHING
+from tests.support.jaxspec import models, policies
+from tests.support.jaxspec.fallback_rows import SAMPLED, sampled
+
+METHODS = {
+    "speculative": lambda: models.speculative(4, draft=prompt_lookup(1)),
+    "ratio": lambda: models.speculative(4, draft=prompt_lookup(1), acceptance=acceptance.ratio(4)),
+    "mirror": lambda: models.mirror(4, 2, draft=prompt_lookup(1)),
+    "hybrid": lambda: models.mirror(4, 4, draft=prompt_lookup(1), policy=candidates.hybrid(3, 3, num_candidates=4)),
+}
+
+
+def by_hand(tokens, position, size, count):
+    """The last earlier place of the last ``size`` tokens, by search."""
+    text = tokens[: position + 1]
+    last = text[position + 1 - size :]
+    for end in range(position - 1, size - 2, -1):
+        if len(last) == size and text[end + 1 - size : end + 1] == last:
+            follows = text[end + 1 : end + 1 + count]
+            return follows + [NOTHING] * (count - len(follows))
+    return [NOTHING] * count
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_lookup_finds_what_followed(size):
+    random = np.random.default_rng(size)
+    tokens = random.integers(0, 3, (64, 12))
+    positions = random.integers(0, 12, 64)
+    found = jax.jit(continuation, static_argnums=(1, 2))(Text(jnp.asarray(tokens), jnp.asarray(positions)), size, 4)
+    expected = [by_hand(row.tolist(), place, size, 4) for row, place in zip(tokens, positions, strict=True)]
+    assert found.tolist() == expected
+    assert any(NOTHING in row and row[0] != NOTHING for row in expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tokens_are_those_of_plain_decoding(name):
+    found = jaxspec.generate(METHODS[name](), models.PROMPTS, models.NEW_TOKENS)
+    assert found.tokens == models.expected()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["speculative", "mirror", "hybrid"])
+def test_sampled_tokens_are_those_of_plain_decoding(name):
+    found = jaxspec.generate(METHODS[name](), policies.pairs.PROMPTS, models.NEW_TOKENS, **SAMPLED)
+    assert found.tokens == sampled()
+
+
+def test_text_that_repeats_itself_is_accepted():
+    """The tiny target ends in a loop. A step that accepts nothing emits one token."""
+    stats = jaxspec.generate(METHODS["speculative"](), [[6]], 60).stats
+    assert stats.accepted_length > 1
+
+
+def test_windows_are_the_same_with_branches():
+    """A lookup in a branch finds what a lookup after the verdict finds."""
+    one, other = (jaxspec.generate(METHODS[name](), [[6]], 60).stats for name in ("speculative", "mirror"))
+    assert (one.steps, one.accepted) == (other.steps, other.accepted)
+    assert other.reused > 0
+
+
+def test_a_size_below_one():
+    with pytest.raises(ValueError, match="expected 1 <= .*, a whole number, got 0"):
+        prompt_lookup(0)
