@@ -5,7 +5,7 @@ from itertools import product
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxspec.verify._message import message
+from jaxspec.verify.message import exit_message
 
 from jaxspec.methods import candidates
 
