@@ -58,8 +58,9 @@ soak: setup  ## work killed thirty-six times, ten thousand rounds, a hundred tho
 	$(if $(PEERS),$(PIP) --target out/flwr-$(OTHER_FLWR) --no-deps flwr==$(OTHER_FLWR))
 	$(if $(PEERS),PYTHONPATH=out/flwr-$(OTHER_FLWR) $(RUN) -m pytest -q tests/jaxfed/flower/test_flower.py)
 
-lint: setup  ## ruff
+lint: setup  ## ruff, and who may import whom
 	$(RUN) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
 
 types: setup  ## mypy
 	$(RUN) -m mypy

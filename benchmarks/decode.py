@@ -1,16 +1,16 @@
-"""How fast does jaxspec decode? One JSON object per line.
+"""Decoding speed of jaxspec; one JSON object per line.
 
     python benchmarks/decode.py [--suite engine] [--sizes 1M 3M 10M 30M 100M 200M] [--json]
 
-engine: random weights of Llama's form, float32, batch 1. ``forward``: milliseconds of one compiled pass over T tokens
-with a cache (a target's verification; T = 1 is a step of plain decoding), beside ``floor_ms``, the bytes of the weights
-it reads over the read bandwidth (the best of several reads of 1 GiB by two threads in the same run). ``generate``:
-tokens per second of greedy ``jaxspec.generate``; ``ratio_to_transformers`` = ours / transformers' ``generate`` on the
-same weights, interleaved, torch at its best number of threads; ``host_fraction``: time of the loop that is not the
-compiled step's. Every row is measured in two processes, with and without Eigen threads; the better one is printed.
-``int8``: what eight-bit weights of the embedded target change: logits, most likely tokens, bits per character.
-``bfloat16``: where speculative decoding leaves plain decoding with the embedded pair in bfloat16 (kernels for one row
-and for eight round differently): the place, and the gap between the two best logits of the target there.
+engine: random weights of a Llama, float32, batch 1. ``forward``: milliseconds of one compiled pass over T tokens with a
+cache (a verification by the target; T = 1 is a step of plain decoding); ``floor_ms``: the bytes of the weights over the
+read bandwidth (the best of several reads of 1 GiB by two threads in the same run). ``generate``: tokens per second of
+greedy ``jaxspec.generate``; ``ratio_to_transformers`` = ours / transformers' ``generate`` on the same weights,
+interleaved, torch at its best number of threads; ``host_fraction``: share of the loop's time outside the compiled step.
+Every row is measured in two processes, with and without Eigen threads; the better one is printed. ``int8``: effect of
+8-bit weights of the embedded target on logits, most likely tokens and bits per character. ``bfloat16``: where
+speculative decoding differs from plain decoding with the embedded pair in bfloat16 (kernels for one row and for eight
+rows round differently): the position (``place``), and the gap between the target's two largest logits there.
 
 mirror: see ``benchmarks/mirror.py``; gpu: see ``benchmarks/mirror_gpu.py``.
 """
@@ -19,7 +19,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -32,12 +31,12 @@ import mirror
 import mirror_gpu
 import numpy as np
 import tyro
-from machine import read_bandwidth
+from machine import read_bandwidth, seconds_of
+from peers import transformers_model
 
 import jaxspec
 from jaxspec import zoo
 from jaxspec.cli._bench_methods import batch_scheduling
-from jaxspec.generation.requests import Sampling as Requested
 from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import init_cache
@@ -59,22 +58,22 @@ TOKENS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Sampling:
+class DecodeOptions:
     """What is measured.
 
     Attributes:
         suite: engine, mirror or gpu.
-        sizes: of the models, of the target with mirror and gpu; default all of the suite.
-        drafts: of mirror and gpu, by size; default all.
-        prompts: of mirror and gpu.
-        rounds: of mirror and gpu, in which all methods take turns.
-        minutes: of gpu, after which what is left is skipped.
-        picture: of mirror.
-        repeats: timed calls a row, at least; medians.
-        new_tokens: decoded for a ``generate`` row.
-        transformers: compare with transformers, where it is installed.
-        json: JSON lines only (this is what is printed anyway).
-        eigen_threads: internal: measure in this process.
+        sizes: of the models (mirror and gpu: of the targets). Default: all sizes of the suite.
+        drafts: mirror and gpu: sizes of the drafts. Default: all.
+        prompts: mirror and gpu: number of prompts.
+        rounds: mirror and gpu: rounds in which all methods take turns.
+        minutes: gpu: time after which the rest is skipped.
+        picture: mirror: file of the picture.
+        repeats: smallest number of timed calls per row; medians are reported.
+        new_tokens: number of decoded tokens.
+        transformers: compare with transformers, which must be installed.
+        json: has no effect; the output is always JSON lines.
+        eigen_threads: internal: measure in this process, with or without Eigen threads.
     """
 
     suite: str = "engine"
@@ -92,30 +91,28 @@ class Sampling:
 
 
 def config_of(size: str) -> DecoderConfig:
-    """A tied Llama of this size."""
+    """Configuration of a Llama of this size with a tied head."""
     width, layers, heads, kv_heads, hidden = SIZES[size]
     ends = Ends(tied=True, embedding_scale=1.0)
     return DecoderConfig(VOCAB, width, layers, heads, kv_heads, width // heads, hidden, ends=ends)
 
 
 def weight_bytes(params: Any) -> int:
-    """Bytes that a pass must read: every matrix once; of the embedding, which is also the head, all rows."""
+    """Bytes that a pass must read: every matrix once, the embedding too since it is also the head."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def median_ms(run: Callable[[], Any], repeats: int, least_seconds: float = 0.3) -> float:
-    """Median milliseconds of a blocking call, over ``repeats`` calls and some time at least."""
+    """Median milliseconds of a blocking call, over at least ``repeats`` calls and ``least_seconds``."""
     run()
     times: list[float] = []
     while len(times) < repeats or sum(times) < least_seconds:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+        times.append(seconds_of(run))
     return 1e3 * float(np.median(times))
 
 
 def forward(model: jaxspec.Model, tokens: int) -> Callable[[], Any]:
-    """One compiled pass over ``tokens`` tokens; the cache is donated from call to call, as in decoding."""
+    """Return a call of one compiled pass over ``tokens`` tokens; the cache is donated, as in decoding."""
     network, params = model.network, model.params
     count, window = network.config.num_layers, jnp.zeros((1, tokens - 1), jnp.int32)
     start = jnp.full(1, PROMPT, jnp.int32)
@@ -126,19 +123,19 @@ def forward(model: jaxspec.Model, tokens: int) -> Callable[[], Any]:
         return suffix_pass(network, params, (), progress, x, count, window)[0], cache
 
     compiled = jax.jit(run, donate_argnums=1)
-    held = [init_cache(network.config, 1, CAPACITY)]
+    caches = [init_cache(network.config, 1, CAPACITY)]
 
     def call() -> None:
-        choices, held[0] = compiled(params, held[0])
+        choices, caches[0] = compiled(params, caches[0])
         jax.block_until_ready(choices)
 
     return call
 
 
 def step_ms(method: jaxspec.DecodingMethod, model: jaxspec.Model, repeats: int) -> float:
-    """A plain decoding step as compiled, many enqueued one after the other: no loop around it."""
+    """Milliseconds of a compiled step of plain decoding; eight are enqueued at a time, without the decoding loop."""
     ids = [np.arange(PROMPT, dtype=np.int32)]
-    request, capacity = request_of(ids, Requested(repeats * 8 + 8).arrays(1), method)
+    request, capacity = request_of(ids, method, repeats * 8 + 8)
     state: TargetState = method.init(request, capacity)
     times = []
     for _ in range(repeats):
@@ -151,14 +148,10 @@ def step_ms(method: jaxspec.DecodingMethod, model: jaxspec.Model, repeats: int) 
 
 
 def peer(model: jaxspec.Model, new_tokens: int) -> Callable[[int], Callable[[], Any]]:
-    """transformers' greedy ``generate`` with the same weights, by number of threads."""
+    """Return a function from a number of threads to a call of transformers' greedy ``generate``."""
     import torch
-    import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as folder:
-        jaxspec.save_huggingface(model, folder)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = transformers_model(model)
     ids = torch.arange(PROMPT)[None]
 
     def with_threads(count: int) -> Callable[[], Any]:
@@ -178,22 +171,22 @@ def peer(model: jaxspec.Model, new_tokens: int) -> Callable[[int], Callable[[], 
     return with_threads
 
 
-def generate_row(model: jaxspec.Model, options: Sampling) -> dict[str, Any]:
-    """Tokens per second, interleaved with transformers; its best number of threads is found first."""
+def generate_row(model: jaxspec.Model, options: DecodeOptions) -> dict[str, Any]:
+    """Tokens per second, interleaved with transformers at its best number of threads."""
     method, new = jaxspec.autoregressive(model), options.new_tokens
     sides: dict[str, Callable[[], Any]] = {
         "ours": lambda: jaxspec.generate(method, [list(range(PROMPT))], new, stop=())
     }
     if options.transformers:
         with_threads = peer(model, new)
-        trial = {count: _seconds(with_threads(count), 2) for count in (1, 2)}
+        trial = {count: seconds_of(with_threads(count), 2) for count in (1, 2)}
         sides["theirs"] = with_threads(min(trial, key=lambda count: trial[count]))
     sides["ours"]()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(5):
         for name, run in sides.items():
-            time.sleep(0.3)  # the other side's threads spin for a while
-            seconds[name].append(_seconds(run, 1))
+            time.sleep(0.3)  # the other library's threads spin for a while
+            seconds[name].append(seconds_of(run))
     ours = float(np.median(seconds["ours"]))
     step = step_ms(method, model, options.repeats)
     result = sides["ours"]().stats
@@ -207,17 +200,8 @@ def generate_row(model: jaxspec.Model, options: Sampling) -> dict[str, Any]:
     return row
 
 
-def _seconds(run: Callable[[], Any], times: int) -> float:
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def engine(options: Sampling) -> Iterator[dict[str, Any]]:
-    """Rows of all sizes, in this process."""
+def engine(options: DecodeOptions) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all sizes, measured in this process."""
     bandwidth = read_bandwidth()
     for size in options.sizes or SIZES:
         config = config_of(size)
@@ -234,7 +218,7 @@ def engine(options: Sampling) -> Iterator[dict[str, Any]]:
 
 
 def quality() -> dict[str, Any]:
-    """Eight-bit weights of the embedded target on held-out text: what they change."""
+    """Compare 8-bit weights of the embedded target with the original ones on held-out text."""
     from jaxspec.text.tokenizer import encode
     from jaxspec.training.train import bits_per_character, hidden_states
     from jaxspec.zoo.recipe import held_out_roles
@@ -259,7 +243,7 @@ def quality() -> dict[str, Any]:
 
 
 def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
-    """Plain and speculative greedy decoding in bfloat16: how often they part, and how near the choice was there."""
+    """Compare plain and speculative greedy decoding in bfloat16: first difference, and the gap of logits there."""
     from jaxspec.text.tokenizer import encode
     from jaxspec.training.train import hidden_states
     from jaxspec.zoo.recipe import held_out_roles
@@ -267,30 +251,30 @@ def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
     pair = zoo.load()
     short = lambda model: model._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))  # noqa: E731
     target, draft = short(pair.target), short(pair.draft)
-    asked = [encode(pair.tokenizer, role.text)[:48].tolist() for role in held_out_roles()[:prompts]]
-    plain = jaxspec.generate(jaxspec.autoregressive(target), asked, new_tokens).tokens
-    drafted = jaxspec.generate(jaxspec.speculative(target, draft, 7), asked, new_tokens).tokens
-    parted = []
-    for prompt, ours, other in zip(asked, plain, drafted, strict=True):
+    texts = [encode(pair.tokenizer, role.text)[:48].tolist() for role in held_out_roles()[:prompts]]
+    plain = jaxspec.generate(jaxspec.autoregressive(target), texts, new_tokens).tokens
+    drafted = jaxspec.generate(jaxspec.speculative(target, draft, 7), texts, new_tokens).tokens
+    differences = []
+    for prompt, ours, other in zip(texts, plain, drafted, strict=True):
         if ours == other:
             continue
-        place = next(i for i, (a, b) in enumerate(zip(ours, other, strict=True)) if a != b)
-        text = jnp.asarray([[*prompt, *ours[:place]]])
+        position = next(i for i, (a, b) in enumerate(zip(ours, other, strict=True)) if a != b)
+        text = jnp.asarray([[*prompt, *ours[:position]]])
         logits = target.network.logits(target.params, hidden_states(target.network, target.params, text)[-1])[:, 0, -1]
         second, first = np.sort(np.asarray(logits, np.float32))[-2:]
-        parted.append({"place": place, "gap": round(float(first - second), 5)})
-    return {"kind": "bfloat16", "sequences": prompts, "tokens": new_tokens, "divergences": parted}
+        differences.append({"place": position, "gap": round(float(first - second), 5)})
+    return {"kind": "bfloat16", "sequences": prompts, "tokens": new_tokens, "divergences": differences}
 
 
-def best_of_both(options: Sampling) -> Iterator[dict[str, Any]]:
-    """Measures in two processes, one after the other, and keeps the better row of each pair."""
-    found: dict[tuple, dict[str, Any]] = {}
+def best_of_both(options: DecodeOptions) -> Iterator[dict[str, Any]]:
+    """Measure in two processes, one after the other, and yield the better row of each pair."""
+    best: dict[tuple, dict[str, Any]] = {}
     for threads in (True, False):
         for row in _child(options, threads):
             key = row["kind"], row["parameters"], row.get("tokens")
-            if key not in found or _better(row, found[key]):
-                found[key] = row
-    yield from found.values()
+            if key not in best or _better(row, best[key]):
+                best[key] = row
+    yield from best.values()
 
 
 def _better(row: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -299,7 +283,7 @@ def _better(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return row["tokens_per_second"] > other["tokens_per_second"]
 
 
-def _child(options: Sampling, threads: bool) -> Iterator[dict[str, Any]]:
+def _child(options: DecodeOptions, threads: bool) -> Iterator[dict[str, Any]]:
     flags = f"--xla_cpu_multi_thread_eigen={str(threads).lower()}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
     command = [
@@ -322,14 +306,14 @@ def _child(options: Sampling, threads: bool) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Suite:
-    """Rows that hang on the options, names that these may have, and rows that do not hang on them."""
+    """Rows that depend on the options, allowed values of options, and rows that do not depend on the options."""
 
-    rows: Callable[[Sampling], Iterator[dict[str, Any]]]
+    rows: Callable[[DecodeOptions], Iterator[dict[str, Any]]]
     names: dict[str, Collection[str]]
     more: tuple[Callable[[], dict[str, Any]], ...] = ()
 
 
-#: What ``--suite`` names.
+#: Values of ``--suite``.
 SUITES: dict[str, Suite] = {
     "engine": Suite(best_of_both, {"sizes": SIZES}, (quality, divergences)),
     "mirror": Suite(mirror.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
@@ -338,20 +322,20 @@ SUITES: dict[str, Suite] = {
 
 
 def main() -> None:
-    """Prints one line a row."""
-    options = tyro.cli(Sampling, description=__doc__)
+    """Print one line per row."""
+    options = tyro.cli(DecodeOptions, description=__doc__)
     if options.suite not in SUITES:
         raise SystemExit(f"expected --suite {' or '.join(SUITES)}, got {options.suite!r}")
     suite = SUITES[options.suite]
-    for name, known in suite.names.items():
-        if unknown := [given for given in getattr(options, name) if given not in known]:
-            raise SystemExit(f"expected {name} among {', '.join(known)}, got {', '.join(unknown)}")
+    for name, allowed in suite.names.items():
+        if unknown := [value for value in getattr(options, name) if value not in allowed]:
+            raise SystemExit(f"expected {name} among {', '.join(allowed)}, got {', '.join(unknown)}")
     batch_scheduling()
     measured = options.eigen_threads is not None
     for row in engine(options) if measured else suite.rows(options):
         print(json.dumps(row), flush=True)
-    for found in () if measured else suite.more:
-        print(json.dumps(found()), flush=True)
+    for make in () if measured else suite.more:
+        print(json.dumps(make()), flush=True)
 
 
 if __name__ == "__main__":

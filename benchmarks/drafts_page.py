@@ -1,17 +1,17 @@
-"""Table and picture of docs/federated_drafts.md, from the lines of drafts.py."""
+"""Tables and picture of docs/federated_drafts.md, made from the lines of drafts.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pictures
+from ledger import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Row = dict[str, Any]
-#: What stands between these lines of the page is written anew.
+#: The text between these lines of the page is replaced.
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-#: Okabe and Ito's colours, told apart by people who see fewer as well.
+#: The colours of Okabe and Ito, which people with colour blindness can distinguish.
 COLOURS = {
     "fedspeed": "#d55e00",
     "fedavg": "#0072b2",
@@ -31,13 +31,13 @@ DASHES = {
     "fedspeed-int8": ":",
     "fedspeed-topk": (0, (5, 1, 1, 1, 1, 1)),
 }
-JUDGES = {"held_out": "(a) held-out clients", "unseen": "(b) unseen text of training clients"}
-#: Part of the centralised gain that is aimed at.
+PANELS = {"held_out": "(a) held-out clients", "unseen": "(b) unseen text of training clients"}
+#: Share of the centralised gain that a federated method should reach.
 AIM = 0.95
 
 
 def chosen_rate(rows: Sequence[Row], name: str) -> float:
-    """The learning rate that validation roles accepted most of, with the seed that ran the whole grid."""
+    """The learning rate with the largest accepted length on validation roles, with the seed that ran the whole grid."""
     tried = [row for row in rows if row.get("method") == name]
     if not tried:
         raise ValueError(f"expected a finished run of {name}, got none; run it first")
@@ -46,82 +46,82 @@ def chosen_rate(rows: Sequence[Row], name: str) -> float:
 
 
 def figures(rows: Sequence[Row], methods: Sequence[str]) -> Row:
-    """Curves and ends by method, decoding, and what became of the aim; of the runs that are finished."""
-    found = {}
+    """Curves by method, decoding speeds, and shares of the centralised gain, of the finished runs."""
+    curves = {}
     for name in methods:
         if any(row.get("method") == name for row in rows):
             rate = chosen_rate(rows, name)
             mine = [row for row in rows if row.get("method") == name and row["learning_rate"] == rate]
-            found[name] = _method(mine, rate, max(max(row["rounds"]) for row in rows if "method" in row))
+            curves[name] = _method(mine, rate, max(max(row["rounds"]) for row in rows if "method" in row))
     decoding = {row["decoded"]: row for row in rows if "decoded" in row}
-    return {"methods": found, "decoded": decoding, "aim": aim(found)}
+    return {"methods": curves, "decoded": decoding, "aim": aim(curves)}
 
 
 def _method(rows: Sequence[Row], rate: float, last: int) -> Row:
-    """Mean over seeds of one method's curves. One that kept its best step stays there."""
+    """Curves of one method by seed; a method that kept its best step stays at it until the last round."""
     rounds = max((row["rounds"] for row in rows), key=len)
     rounds = rounds if rounds[-1] == last else [*rounds, last]
-    curves = {judge: np.stack([np.interp(rounds, row["rounds"], row[judge]) for row in rows]) for judge in JUDGES}
+    curves = {name: np.stack([np.interp(rounds, row["rounds"], row[name]) for row in rows]) for name in PANELS}
     facts = {name: rows[0][name] for name in ("samples", "message_bytes", "privacy")}
     return {"rate": rate, "seeds": len(rows), "rounds": rounds, "curves": curves, **facts}
 
 
-def aim(found: Row) -> Row:
-    """Which part of the centralised gain each method has, and the first round with ``AIM`` of it."""
-    told: Row = {}
-    for judge in JUDGES if "centralised" in found else ():
-        top = found["centralised"]["curves"][judge].mean(axis=0)
+def aim(methods: Row) -> Row:
+    """Share of the centralised gain that each method reaches, and the first round with a share of ``AIM``."""
+    shares: Row = {}
+    for panel in PANELS if "centralised" in methods else ():
+        top = methods["centralised"]["curves"][panel].mean(axis=0)
         before, gain = top[0], top[-1] - top[0]
-        told[judge] = {name: _part(row, judge, before, gain) for name, row in found.items() if gain > 0}
-    return told
+        shares[panel] = {name: _share(row, panel, before, gain) for name, row in methods.items() if gain > 0}
+    return shares
 
 
-def _part(row: Row, judge: str, before: float, gain: float) -> Row:
-    parts = (row["curves"][judge].mean(axis=0) - before) / gain
+def _share(row: Row, panel: str, before: float, gain: float) -> Row:
+    parts = (row["curves"][panel].mean(axis=0) - before) / gain
     reached = [number for number, part in zip(row["rounds"], parts, strict=True) if part >= AIM]
     return {"part": round(float(parts[-1]), 3), "round": reached[0] if reached else None}
 
 
-def write(found: Row, docs: Path) -> None:
-    """The picture, and the page if there is one."""
+def write(results: Row, docs: Path) -> None:
+    """Write the picture, and the page if it exists."""
     docs.joinpath("images").mkdir(parents=True, exist_ok=True)
-    draw(found["methods"], docs / "images" / "federated_drafts.png")
+    draw(results["methods"], docs / "images" / "federated_drafts.png")
     page = docs / "federated_drafts.md"
     if page.exists():
         before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
-        page.write_text(f"{before}{BEGIN}\n\n{text(found)}\n{END}{after}", encoding="utf-8")
+        page.write_text(f"{before}{BEGIN}\n\n{text(results)}\n{END}{after}", encoding="utf-8")
 
 
-def text(found: Row) -> str:
-    """Tables and what they say, in Markdown."""
-    parts = [_table(found)]
-    if found["decoded"]:
-        parts.append(_speeds(found["decoded"]))
-    parts.append(_verdict(found))
+def text(results: Row) -> str:
+    """Tables and a summary, in Markdown."""
+    parts = [_table(results)]
+    if results["decoded"]:
+        parts.append(_speeds(results["decoded"]))
+    parts.append(_summary(results))
     return "\n".join(parts)
 
 
-def _table(found: Row) -> str:
+def _table(results: Row) -> str:
     columns = [
         "method",
         "learning rate",
         "seeds",
-        *JUDGES.values(),
+        *PANELS.values(),
         "of the centralised gain (a), (b)",
         f"round with {AIM:.0%} (a), (b)",
     ]
     columns += ["MB a client a round"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    some = next(iter(found["methods"].values()))
-    before = [f"{some['curves'][judge][:, 0].mean():.2f}" for judge in JUDGES]
+    some = next(iter(results["methods"].values()))
+    before = [f"{some['curves'][panel][:, 0].mean():.2f}" for panel in PANELS]
     lines.append(f"| before | | | {before[0]} | {before[1]} | | | |")
-    for name, row in found["methods"].items():
-        ends = [row["curves"][judge][:, -1] for judge in JUDGES]
+    for name, row in results["methods"].items():
+        ends = [row["curves"][panel][:, -1] for panel in PANELS]
         values = [f"{end.mean():.2f}" + (f" ± {end.std():.2f}" if len(end) > 1 else "") for end in ends]
-        told = [found["aim"].get(judge, {}).get(name) for judge in JUDGES]
-        share = ", ".join(f"{each['part']:.0%}" for each in told if each)
-        first = ", ".join(str(each["round"] or "–") for each in told if each)
+        shares = [results["aim"].get(panel, {}).get(name) for panel in PANELS]
+        share = ", ".join(f"{each['part']:.0%}" for each in shares if each)
+        first = ", ".join(str(each["round"] or "–") for each in shares if each)
         size = f"{row['message_bytes'] / 1e6:.2f}" if row["message_bytes"] else ""
         lines.append(
             f"| {name} | {row['rate']:g} | {row['seeds']} | {values[0]} | {values[1]} | {share} | {first} | {size} |"
@@ -132,22 +132,22 @@ def _table(found: Row) -> str:
 def _speeds(decoded: Row) -> str:
     names = list(next(iter(decoded.values()))["tokens_per_second"])
     lines = ["| tokens/s, over plain decoding | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for judge, row in decoded.items():
+    for panel, row in decoded.items():
         speed = row["tokens_per_second"]
         cells = [f"{speed[name]:,.0f} ({speed[name] / speed['plain']:.2f}×)" for name in names]
-        lines.append(f"| {JUDGES[judge]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {PANELS[panel]} | " + " | ".join(cells) + " |")
     same = "are the same" if all(row["identical"] for row in decoded.values()) else "DIFFER"
     return "\n".join(lines) + f"\n\nThe tokens of all of them {same}.\n"
 
 
-def _verdict(found: Row) -> str:
-    """The aim in words, and what the private row guarantees."""
-    told = [_compared(JUDGES[judge], parts) for judge, parts in found["aim"].items() if "fedspeed" in parts]
-    for name, row in found["methods"].items():
+def _summary(results: Row) -> str:
+    """Whether the aim is reached, and the guarantee of private methods."""
+    lines = [_compared(PANELS[panel], parts) for panel, parts in results["aim"].items() if "fedspeed" in parts]
+    for name, row in results["methods"].items():
         if (guarantee := row["privacy"]) is not None:
             bound = f"({guarantee['epsilon']:.3g}, {guarantee['delta']:.1g})-differential privacy of a client"
-            told.append(f"- {name}: {bound}; {guarantee['neighbours']}, {guarantee['sampling']}.")
-    return "\n".join(told) + "\n"
+            lines.append(f"- {name}: {bound}; {guarantee['neighbours']}, {guarantee['sampling']}.")
+    return "\n".join(lines) + "\n"
 
 
 def _compared(where: str, parts: Row) -> str:
@@ -165,31 +165,30 @@ def _compared(where: str, parts: Row) -> str:
 
 
 def draw(methods: Row, path: Path) -> None:
-    """Acceptance against rounds: a panel for each judge, a band of a deviation over seeds, labels at the ends."""
+    """Draw accepted tokens over rounds: one panel per evaluation set, bands of one standard deviation over seeds."""
     figure = Figure(figsize=(13, 5.2), layout="constrained")
-    panels = figure.subplots(1, len(JUDGES))
-    for axes, (judge, title) in zip(panels, JUDGES.items(), strict=True):
+    panels = figure.subplots(1, len(PANELS))
+    for axes, (panel, title) in zip(panels, PANELS.items(), strict=True):
         for name, row in methods.items():
-            mean, spread = row["curves"][judge].mean(axis=0), row["curves"][judge].std(axis=0)
+            mean, spread = row["curves"][panel].mean(axis=0), row["curves"][panel].std(axis=0)
             style = {"color": COLOURS.get(name, "#555555"), "linestyle": DASHES.get(name, "-")}
             axes.plot(row["rounds"], mean, linewidth=2.2 if name == "fedspeed" else 1.4, **style)
             axes.fill_between(
                 row["rounds"], mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0
             )
-        ends = {name: float(row["curves"][judge][:, -1].mean()) for name, row in methods.items()}
-        before = min(float(row["curves"][judge][:, 0].min()) for row in methods.values())
-        axes.set_ylim(bottom=before - 0.3 * (max(ends.values()) - before))  # what noise ruins leaves the panel below
+        ends = {name: float(row["curves"][panel][:, -1].mean()) for name, row in methods.items()}
+        before = min(float(row["curves"][panel][:, 0].min()) for row in methods.values())
+        axes.set_ylim(bottom=before - 0.3 * (max(ends.values()) - before))  # curves ruined by noise leave the panel
         _labels(axes, ends, max(row["rounds"][-1] for row in methods.values()))
         axes.set(title=title, xlabel="round (centralised: as many samples)")
         axes.set_xticks(max((row["rounds"] for row in methods.values()), key=len))
-        axes.grid(axis="y", color="0.92", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
+        pictures.plain(axes)
     panels[0].set_ylabel("accepted tokens a step")
     figure.savefig(path, dpi=130)
 
 
 def _labels(axes: Axes, ends: dict[str, float], last: int) -> None:
-    """Names beside the ends of their lines, moved apart where they would overlap; below the panel, with the value."""
+    """Write names beside the ends of their lines, moved apart if they overlap; with the value if below the panel."""
     low, high = axes.get_ylim()
     room, height = 0.042 * (high - low), low - 0.03 * (high - low)
     for name in sorted(ends, key=lambda name: ends[name]):

@@ -1,25 +1,32 @@
-"""What the machine is: its accelerator, and how fast it reads memory, the floor of decoding."""
+"""Measurements that several benchmarks share: seconds of a call, memory bandwidth, the accelerator's name."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
 
 
+def seconds_of(run: Callable[[], Any], times: int = 1) -> float:
+    """Seconds of a blocking call; the best of several."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
 def card() -> dict[str, str]:
-    """The accelerator's name, as a line of figures holds it; nothing on a CPU."""
+    """The accelerator's name as an entry of a line; empty on a CPU."""
     device = jax.local_devices()[0]
     return {} if device.platform == "cpu" else {"card": device.device_kind}
 
 
 def read_bandwidth(size: int = 2**30, tries: int = 5, threads: int = 2) -> float:
-    """Bytes a second that some threads read: the best of several sums over a GiB."""
+    """Bytes per second that ``threads`` threads read: the best of several sums over a GiB."""
     parts = np.array_split(np.ones(size // 8, np.float64), threads)
-    best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(tries):
-            start = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            best = min(best, time.perf_counter() - start)
-    return size / best
+        return size / seconds_of(lambda: list(pool.map(np.sum, parts)), tries)

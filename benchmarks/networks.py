@@ -1,4 +1,4 @@
-"""The networks that are timed: in JAX with our lowering and with native convolutions, and their torch twins."""
+"""The timed networks: in JAX with jaxfed's or XLA's convolutions, and the same networks in torch."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,16 +15,17 @@ BATCH, VOCABULARY, CONTEXT = 50, 65, 16
 
 
 @dataclass(frozen=True)
-class Network:
+class TimedNetwork:
     """A network to time.
 
     Attributes:
-      build: `build(native)` -> (params, apply); `native` asks for XLA's own convolutions.
-      shape: of one sample, channels last; integers below `VOCABULARY` if `tokens`.
-      classes: number of labels.
-      twin: name and arguments of the torch twin in `torch_loop`.
-      local_steps: K for a cohort of 10 and of 100, so that a round takes about a second.
-      plans: names of the plans tried, "map native" for native convolutions.
+        build: `build(native)` -> (params, apply); `native` selects XLA's own convolutions.
+        shape: of one sample, channels last; integers below `VOCABULARY` if `tokens`.
+        classes: number of labels.
+        twin: name and arguments of the same network in `torch_loop`.
+        local_steps: K by cohort size, so that a round takes about a second.
+        plans: names of the plans tried, "map native" for native convolutions.
+        tokens: whether samples are tokens.
     """
 
     build: Callable[[bool], tuple[Any, models.ApplyFn]]
@@ -36,7 +37,7 @@ class Network:
     tokens: bool = False
 
     def batches(self, cohort: int, steps: int) -> dict[str, np.ndarray]:
-        """Random samples [C, K, B, ...]."""
+        """Return random samples [C, K, B, ...]."""
         draw, lead = np.random.default_rng(0), (cohort, steps, BATCH)
         x = draw.integers(0, VOCABULARY, (*lead, *self.shape), np.int32) if self.tokens else None
         x = draw.standard_normal((*lead, *self.shape), np.float32) if x is None else x
@@ -44,7 +45,7 @@ class Network:
 
 
 def flax(name: str, *args: Any, **options: Any) -> Callable[[bool], tuple[Any, models.ApplyFn]]:
-    """A network of `jaxfed.models`, on demand with native convolutions; drawn on the CPU, which compiles it sooner."""
+    """Return the `build` of a network of `jaxfed.models`; drawn on the CPU, where it compiles faster."""
 
     @functools.cache
     def build(native: bool) -> tuple[Any, models.ApplyFn]:
@@ -60,15 +61,15 @@ def flax(name: str, *args: Any, **options: Any) -> Callable[[bool], tuple[Any, m
 
 
 NETWORKS = {
-    "mlp": Network(
+    "mlp": TimedNetwork(
         flax("MLP", (784, 200, 200, 10), activation=jax.nn.relu), (784,), 10, ("mlp", ()), {10: 50, 100: 10}
     ),
-    "char": Network(
+    "char": TimedNetwork(
         flax("NextCharacter", VOCABULARY, CONTEXT), (CONTEXT,), VOCABULARY, ("character", (VOCABULARY, CONTEXT)),
         {10: 100, 100: 20}, tokens=True,
     ),
-    "lenet": Network(flax("LeNet"), (28, 28, 1), 10, ("lenet", ()), {10: 4, 100: 1}, ("map", "chunked(2)")),
-    "resnet18": Network(
+    "lenet": TimedNetwork(flax("LeNet"), (28, 28, 1), 10, ("lenet", ()), {10: 4, 100: 1}, ("map", "chunked(2)")),
+    "resnet18": TimedNetwork(
         flax("ResNet18"), (32, 32, 3), 10, ("resnet18", ()), {10: 1}, ("map", "chunked(2)")
     ),
 }  # fmt: skip

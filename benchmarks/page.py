@@ -1,11 +1,11 @@
-"""The page of figures, from the JSON lines of past runs in benchmarks/results/; no number on it is typed by hand.
+"""Make the page of figures from the JSON lines of recorded runs in benchmarks/results/.
 
     python benchmarks/page.py                      print the page, as Markdown
-    python benchmarks/page.py probe scaling ...    run these, keep their lines, and print the page
+    python benchmarks/page.py probe scaling ...    run these, record their lines, and print the page
 
-A file of lines is NAME.jsonl: first ``{"run": {command, date, python, jax, cores}}``, with the card where lines name
-one, then every line that the command printed. A run that fails leaves the old file as it is. Libraries are not needed
-to read, only to run.
+A file of lines is NAME.jsonl: first ``{"run": {command, date, python, jax, cores}}``, with "card" if lines have one,
+then every line that the command printed. A run that fails does not change the old file. Printing the page needs the
+standard library only.
 """
 
 import argparse
@@ -30,21 +30,21 @@ RESULTS = HERE / "results"
 HEAD = """# Figures
 
 Tables of the last recorded runs, made from the JSON lines that the commands printed (`benchmarks/results/`). Quote
-ratios, not single times: both sides of a ratio run interleaved in one process. What the figures mean, aims that were
-missed, and tables of older runs, of which no lines were kept: [notes](notes.md).
+ratios, not single times: both sides of a ratio run interleaved in one process. The [notes](README.md) explain the
+figures, list aims that were missed, and have tables of older runs without recorded lines.
 """
 
 
 @dataclass(frozen=True)
-class Report:
+class Section:
     """A section of the page.
 
     Attributes:
         title: its heading.
-        question: what the command answers.
-        command: what prints the lines, from the repository's root.
-        tables: from the lines to tables.
-        picture: in docs/images/, if the command draws one.
+        question: that the command answers.
+        command: prints the lines; run from the repository's root.
+        tables: makes tables of the lines.
+        picture: file in docs/images/, if the command draws one.
     """
 
     title: str
@@ -55,88 +55,88 @@ class Report:
 
 
 #: In the order of the page.
-REPORTS: dict[str, Report] = {
-    "demo": Report(
+SECTIONS: dict[str, Section] = {
+    "demo": Section(
         "Demo",
-        "Plain, speculative and Mirror-SD decoding; what federation gains.",
+        "Plain, speculative and Mirror-SD decoding; gain by federated training.",
         "python -m jaxspec demo --json",
         tables.demo,
     ),
-    "drafts": Report(
+    "drafts": Section(
         "Federated drafts",
-        "What does federation give a draft, by which method, with privacy and compression? More: [federated drafts]"
-        "(../federated_drafts.md).",
+        "How much does a draft gain by federated training, by method, with privacy and compression? More: "
+        "[federated drafts](../docs/federated_drafts.md).",
         "python benchmarks/drafts.py --json",
         tables.drafts,
         "federated_drafts.png",
     ),
-    "probe": Report(
-        "What an exit knows",
-        "Layer by layer of the embedded target, on text of held-out roles that the target wrote on, without decoding.",
+    "probe": Section(
+        "Accuracy of the exits",
+        "After every layer of the embedded target, on its continuations of held-out roles, without decoding.",
         "python -m jaxspec probe --json",
         tables.probe,
     ),
-    "vocabulary": Report(
+    "vocabulary": Section(
         "Tokenizers",
         "Characters or byte pairs?",
         "python benchmarks/vocabulary.py --steps 250",
         tables.vocabulary,
     ),
-    "engine": Report(
+    "engine": Section(
         "Decoding engine",
-        "A pass against tokens and model size, beside the memory floor; tokens/s against transformers.",
+        "Time of a pass by tokens and model size, with the memory floor; tokens/s compared with transformers.",
         "python benchmarks/decode.py --suite engine --json",
         tables.engine,
     ),
-    "mirror": Report(
-        "Mirror-SD and its rivals",
-        "Every policy on grown models, the draft's cost swept.",
+    "mirror": Section(
+        "Mirror-SD and other methods",
+        "Every policy on grown models, over the draft's cost.",
         "python benchmarks/decode.py --suite mirror --json --picture docs/images/mirror.png",
         tables.mirror,
         "mirror.png",
     ),
-    "mirror_gpu": Report(
+    "mirror_gpu": Section(
         "Mirror-SD on a GPU",
-        "A target in bfloat16 on the card, the draft on the processor or beside the target; greedy, one sequence.",
+        "A target in bfloat16 on the GPU, the draft on the CPU or on the GPU too; greedy, one sequence.",
         "JAX_PLATFORMS=cuda,cpu python benchmarks/decode.py --suite gpu --json --sizes 7B 1B --drafts 0.4M 6.7M"
         " --prompts 2 --rounds 3 --new-tokens 64 --minutes 1.45",
         tables.mirror_gpu,
     ),
-    "mirror_gpu_dear": Report(
-        "Mirror-SD on a GPU, a dearer draft",
+    "mirror_gpu_dear": Section(
+        "Mirror-SD on a GPU, a larger draft",
         "The same with a draft of 27 million parameters.",
         "JAX_PLATFORMS=cuda,cpu python benchmarks/decode.py --suite gpu --json --sizes 7B 1B --drafts 27M"
         " --prompts 2 --rounds 3 --new-tokens 64 --minutes 2.6",
         tables.mirror_gpu,
     ),
-    "rounds": Report(
+    "rounds": Section(
         "Rounds",
-        "How long is a local step, against a lean torch loop and bare gradients?",
+        "Time of a local step, compared with a minimal torch loop and bare gradients.",
         "python benchmarks/rounds.py --json",
         tables.rounds,
     ),
-    "rounds_gpu": Report(
+    "rounds_gpu": Section(
         "Rounds on a GPU",
-        "How long is a local step there, against a torch loop and the same as a CUDA graph?",
+        "Time of a local step on a GPU, compared with a torch loop, also as a CUDA graph.",
         "XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/rounds.py --device gpu --json"
         " --models mlp resnet18 lenet --cohorts 10 100 --minutes 2.0 --limit 400",
         tables.rounds_gpu,
     ),
-    "scaling": Report(
+    "scaling": Section(
         "Scaling",
         "How do a round's time and memory grow with cohort, population and model?",
         "python benchmarks/scaling.py --json --picture docs/images/scaling.png",
         tables.scaling,
         "scaling.png",
     ),
-    "reproduce": Report(
+    "reproduce": Section(
         "The paper's orderings",
         "FedSpeed and ten others on Fashion-MNIST, an MLP; $JAXFED_FASHION_MNIST names the folder.",
         "python benchmarks/reproduce.py --json --rounds 32",
         tables.reproduce,
         "reproduce.png",
     ),
-    "reproduce_lenet": Report(
+    "reproduce_lenet": Section(
         "The same with LeNet",
         "60 rounds, on a GPU.",
         "python benchmarks/reproduce.py --json --suite lenet --rounds 60 --epochs 5 --seeds 3",
@@ -147,7 +147,7 @@ REPORTS: dict[str, Report] = {
 
 
 def read(name: str, folder: Path = RESULTS) -> tuple[Line, list[Line]] | None:
-    """About the recorded run, and its lines; None if there is none."""
+    """Return facts about the recorded run, and its lines; None if there is no record."""
     path = folder / f"{name}.jsonl"
     if not path.exists():
         return None
@@ -156,45 +156,48 @@ def read(name: str, folder: Path = RESULTS) -> tuple[Line, list[Line]] | None:
 
 
 def page(folder: Path = RESULTS) -> str:
-    """The page, as Markdown; pictures as it sees them from docs/benchmarks/."""
+    """Return the page as Markdown; links are relative to benchmarks/."""
     parts, missing = [HEAD], []
-    for name, report in REPORTS.items():
-        found = read(name, folder)
-        if found is None:
-            missing.append(report)
+    for name, section in SECTIONS.items():
+        record = read(name, folder)
+        if record is None:
+            missing.append(section)
             continue
-        run, lines = found
+        run, lines = record
         about = f"`{run['command']}`, {run['date']}, {machine(run)}\n"
-        parts += [f"## {report.title}\n", f"{report.question}\n", about]
-        parts += [table.markdown() for table in report.tables(lines)]
-        parts += [f"![{report.title}](../images/{report.picture})\n"] if report.picture else []
+        parts += [f"## {section.title}\n", f"{section.question}\n", about]
+        parts += [table.markdown() for table in section.tables(lines)]
+        parts += [f"![{section.title}](../docs/images/{section.picture})\n"] if section.picture else []
     if missing:
-        parts += ["## Not recorded yet\n", "No lines of these are kept; the [notes](notes.md) have older figures.\n"]
-        parts += [f"- {report.title}: `{report.command}`" for report in missing] + [""]
+        parts += [
+            "## Not recorded yet\n",
+            "No lines are recorded of these; older figures: [notes](README.md).\n",
+        ]
+        parts += [f"- {section.title}: `{section.command}`" for section in missing] + [""]
     return "\n".join(parts)
 
 
 def machine(run: Line) -> str:
-    """What a run was made on."""
+    """Describe the machine and versions of a run."""
     card = f"{run['card']}, " if "card" in run else ""
     return f"{card}{run['cores']} cores, Python {run['python']}, jax {run['jax']}"
 
 
 def record(name: str, folder: Path = RESULTS) -> None:
-    """Run a report's command and keep its lines.
+    """Run a section's command and record its lines.
 
     Raises:
-        CalledProcessError: the command failed; the old lines stay.
+        CalledProcessError: the command failed; the old file is unchanged.
     """
-    words = shlex.split(REPORTS[name].command)
-    at = words.index("python")  # after variables of the environment
-    settings, arguments = dict(word.split("=", 1) for word in words[:at]), words[at + 1 :]
+    parts = shlex.split(SECTIONS[name].command)
+    at = parts.index("python")  # after environment variables
+    settings, arguments = dict(part.split("=", 1) for part in parts[:at]), parts[at + 1 :]
     root = HERE.parent
     environment = {**os.environ, "PYTHONPATH": str(root), **settings}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     about = {
-        "command": REPORTS[name].command,
+        "command": SECTIONS[name].command,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "jax": version("jax"),
@@ -204,16 +207,16 @@ def record(name: str, folder: Path = RESULTS) -> None:
     about |= next(({"card": line["card"]} for line in map(json.loads, lines) if "card" in line), {})
     folder.mkdir(exist_ok=True)
     text = "\n".join([json.dumps({"run": about}), *lines]) + "\n"
-    part = folder / f"{name}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / f"{name}.jsonl")
+    partial = folder / f"{name}.part"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / f"{name}.jsonl")
 
 
 def main() -> None:
-    """Run what is named, then print the page."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("names", nargs="*", choices=[*REPORTS, []], metavar="NAME", help=", ".join(REPORTS))
-    for name in asked.parse_args().names:
+    """Run the named sections, then print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*SECTIONS, []], metavar="NAME", help=", ".join(SECTIONS))
+    for name in parser.parse_args().names:
         record(name)
     print(page())
 

@@ -1,14 +1,15 @@
-"""Do the published orderings hold? FedSpeed against the ten others on Fashion-MNIST, small enough for two cores.
+"""Compare FedSpeed with ten other algorithms on Fashion-MNIST: do the published orderings hold?
 
     python benchmarks/reproduce.py --data FOLDER [--json] [--minutes 18] [--suite lenet] [--full] [--recycle] ...
 
-100 clients, 10 of them a round, IID and Dirichlet 0.6/0.3/0.1, the published hyperparameters in the authors' form,
-K = 5 epochs in batches of 50. A seeded subset of the training set unless ``--full``; the rounds, the same for all, are
-as many as fit into the minutes, measured first. K is the number of steps that 5 epochs of a client of mean size have,
-for every client, whatever it holds. Then K of 1, 10 and 20 epochs with as many samples in all (fewer rounds), FedSpeed
-and FedAvg on the last partition. Each line: best and last test accuracy in per cent, mean and deviation over seeds;
-``rounds_to_target``: until the mean over seeds is FedAvg's best (``target``); ``seconds`` of training of one run. The
-last line says which orderings hold. Finished rows lie in ``--out`` and are not run again with the same settings.
+100 clients, 10 of them per round, IID and Dirichlet 0.6/0.3/0.1, the published hyperparameters in the authors'
+variant, 5 local epochs in batches of 50. A seeded subset of the training set unless ``--full``. The number of rounds,
+the same for all, is what fits into the minutes; it is measured first. Every client takes as many local steps as 5
+epochs of a client of mean size have. Then FedSpeed and FedAvg run with 1, 10 and 20 local epochs on the last
+partition, with as many samples in total (fewer rounds). Each line: best and last test accuracy in per cent, mean and
+deviation over seeds; ``rounds_to_target``: rounds until the mean over seeds reaches FedAvg's best (``target``);
+``seconds`` of training of one run. The last line reports which orderings hold. Finished rows are kept in ``--out`` and
+not run again with the same settings.
 """
 
 import json
@@ -21,9 +22,11 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
+import pictures
 import reproduction
 import tyro
-from machine import card
+from ledger import Ledger
+from machine import card, seconds_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from reproduction import BATCH, CLIENTS, COHORT, EPOCHS, NETWORKS, OWN, Row
@@ -40,17 +43,17 @@ SHOWN = ("best", "last", "rounds to target", "seconds")
 
 @dataclass(frozen=True)
 class Scope:
-    """What is run.
+    """Which runs are made.
 
     Attributes:
         suite: mlp (784-200-200-10) or lenet.
         algorithms: names; all eleven by default.
-        partitions: iid, or the concentration of a Dirichlet law, the most heterogeneous last.
-        epochs: K of the runs at equal samples; 5 is the grid's own.
-        seeds: runs of everything, each with its own partition, start and cohorts; by default 3, of lenet 1.
-        samples_per_client: mean; 100 makes 10,000 training images, and an epoch exactly two batches.
-        full: all 60,000 training images.
-        recycle: the authors' client-wise Dirichlet rule, clients of equal size, instead of the class-wise one.
+        partitions: iid, or the concentration of a Dirichlet distribution; the most heterogeneous last.
+        epochs: local epochs of the runs at equal samples; the grid has 5.
+        seeds: repetitions, each with its own partition, initial model and cohorts. Default: 3, for lenet 1.
+        samples_per_client: mean number; 100 gives 10,000 training images, and an epoch exactly two batches.
+        full: use all 60,000 training images.
+        recycle: use the authors' client-wise Dirichlet partition with clients of equal size, not the class-wise one.
     """
 
     suite: str = "mlp"
@@ -73,7 +76,7 @@ class Scope:
 
     @property
     def num_seeds(self) -> int:
-        """Runs of everything."""
+        """Number of repetitions."""
         return {"mlp": 3, "lenet": 1}[self.suite] if self.seeds is None else self.seeds
 
     @property
@@ -84,17 +87,17 @@ class Scope:
 
 @dataclass(frozen=True)
 class Options:
-    """How much, and where the results go.
+    """Time limit and output.
 
     Attributes:
         data: folder with the four idx files of Fashion-MNIST; by default $JAXFED_FASHION_MNIST.
-        minutes: for everything together; decides the rounds.
-        rounds: instead of as many as fit.
-        evaluate_every: rounds between two evaluations, at equal samples as many of them with every K.
-        plan: of the cohort: map, vmap, chunked(2); by default map on a CPU, vmap elsewhere.
+        minutes: total time; determines the number of rounds.
+        rounds: number of rounds, instead of what fits into the minutes.
+        evaluate_every: rounds between two evaluations; scaled with the local epochs.
+        plan: of the cohort: map, vmap, chunked(2). Default: map on a CPU, vmap elsewhere.
         out: file of finished rows.
-        picture: by default docs/images/reproduce.png, of other suites reproduce_lenet.png.
-        json: JSON lines only.
+        picture: file. Default: docs/images/reproduce.png, or reproduce_lenet.png.
+        json: print JSON lines only.
     """
 
     data: Path | None = None
@@ -108,64 +111,32 @@ class Options:
 
     @property
     def folder(self) -> Path | None:
-        """Where Fashion-MNIST lies, as far as anybody said."""
+        """Folder of Fashion-MNIST, or None if it was not given."""
         named = os.environ.get("JAXFED_FASHION_MNIST")
         return self.data or (Path(named) if named else None)
 
 
 class Cell(NamedTuple):
-    """One line: an algorithm on a partition with K local epochs."""
+    """One line: an algorithm, a partition, and the number of local epochs."""
 
     algorithm: str
     partition: str
     epochs: int = EPOCHS
 
 
-class Ledger:
-    """Finished rows of these settings, in a file that other settings share."""
-
-    def __init__(self, path: Path, settings: Row) -> None:
-        self._path, self._settings = path, settings
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # Order of keys and tuples are as JSON has them; a line cut short by an interruption is run again.
-        same = [row for line in written if (row := _parsed(line)) and row.get("settings") == _plain(settings)]
-        self.rounds = next((row["rounds"] for row in reversed(same) if "round_seconds" in row), None)
-        self._rows = {(*row["cell"], row["rounds"]): row for row in same if "cell" in row}
-
-    def get(self, cell: Cell, rounds: int) -> Row | None:
-        """The row of a cell, if it was run."""
-        return self._rows.get((*cell, rounds))
-
-    def add(self, row: Row) -> None:
-        """Append a row to the file."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "settings": self._settings}) + "\n")
-
-
-def _parsed(line: str) -> Row:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return {}
-
-
-def _plain(settings: Row) -> Row:
-    return json.loads(json.dumps(settings))
-
-
 class Bench:
-    """Everything that a row is made with; programs are compiled once, when they are first needed."""
+    """Settings, data and programs of all runs; programs are compiled once, when first needed."""
 
     def __init__(self, scope: Scope, options: Options, folder: Path) -> None:
         self.scope, self.options, self._began = scope, options, time.perf_counter()
-        given = scope.suite, scope.partitions, scope.num_seeds, scope.mean_samples, scope.recycle
-        self.task = reproduction.problem(folder, *given)
+        self.task = reproduction.problem(
+            folder, scope.suite, scope.partitions, scope.num_seeds, scope.mean_samples, scope.recycle
+        )
         self.plan = options.plan or ("map" if jax.default_backend() == "cpu" else "vmap")
         self._programs: dict[tuple[str, int], reproduction.Program] = {}
 
     def settings(self) -> Row:
-        """What rows must share to stand beside each other, and what a reader should know."""
+        """Settings that comparable rows share; also entries of every line."""
         return {
             "suite": self.scope.suite,
             "seeds": self.scope.num_seeds,
@@ -182,7 +153,7 @@ class Bench:
         }
 
     def program(self, algorithm: str, epochs: int) -> reproduction.Program:
-        """The program of an algorithm with K local epochs."""
+        """Return the program of an algorithm with this number of local epochs."""
         if (algorithm, epochs) not in self._programs:
             most = self.scaled(self.options.evaluate_every, epochs)
             made = reproduction.program(self.task, algorithm, epochs, most, plans.named(self.plan))
@@ -190,11 +161,11 @@ class Bench:
         return self._programs[algorithm, epochs]
 
     def scaled(self, rounds: int, epochs: int) -> int:
-        """Rounds with K local epochs that take as many steps as `rounds` of the grid."""
+        """Return the rounds with `epochs` local epochs that have as many steps as `rounds` of the grid."""
         return max(1, round(rounds * self.task.local_steps(EPOCHS) / self.task.local_steps(epochs)))
 
     def cells(self) -> list[Cell]:
-        """The grid, FedAvg first on every partition, then K at equal samples on the last partition."""
+        """Return the grid, FedAvg first on every partition, then other local epochs on the last partition."""
         names, partitions = sorted(set(self.scope.algorithms), key=list(OWN).index), self.scope.partitions
         pair = [name for name in ("fedavg", "fedspeed") if name in names]
         others = [epochs for epochs in self.scope.epochs if epochs != EPOCHS]
@@ -203,7 +174,7 @@ class Bench:
         ]
 
     def measure(self) -> tuple[int, Row]:
-        """Rounds that fit into the minutes, the same for all algorithms; and the seconds that a round of each takes."""
+        """Return the number of rounds that fits into the minutes, and the seconds of a round of each algorithm."""
         first, every = self.scope.partitions[0], self.options.evaluate_every
         names = [cell.algorithm for cell in self.cells() if cell.partition == first and cell.epochs == EPOCHS]
         times = {
@@ -211,7 +182,7 @@ class Bench:
             for name in tqdm(names, desc="measuring", disable=self.options.json)
         }
         params = reproduction.Run(self.task, self.program(names[0], EPOCHS), first, 0).server.params
-        evaluating = min(_seconds(lambda: jax.block_until_ready(self.task.evaluate(params))) for _ in range(3))
+        evaluating = seconds_of(lambda: jax.block_until_ready(self.task.evaluate(params)), 3)
         compiling = float(np.mean([each[0] for each in times.values()]))
         compiling *= len({cell for cell in self.cells() if cell.epochs != EPOCHS})
         left = 0.92 * (60 * self.options.minutes - compiling) - (time.perf_counter() - self._began)
@@ -220,57 +191,51 @@ class Bench:
         return rounds, {name: round(each[1], 4) for name, each in times.items()}
 
 
-def _seconds(run: Any) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def lines(bench: Bench, ledger: Ledger, rounds: int, bar: Any) -> Iterator[tuple[Cell, Row, Row]]:
-    """(cell, its curves, its line), each as soon as it is known; those in the ledger are not run."""
+    """Yield (cell, its curves, its line) as they finish; cells in the ledger are not run again."""
     fedavg: dict[tuple[str, int], Row] = {}
     about = {name: each for name, each in bench.settings().items() if name != "hyperparameters"}
     for cell in bench.cells():
         bar.set_postfix_str(f"{cell.algorithm}, {cell.partition}, {cell.epochs} epochs")
-        row, played = ledger.get(cell, rounds), bench.scaled(rounds, cell.epochs)
+        row, scaled = ledger.find(cell=cell, rounds=rounds), bench.scaled(rounds, cell.epochs)
         if row is None:
             program = bench.program(cell.algorithm, cell.epochs)
-            found = reproduction.trained(bench.task, program, cell.partition, bench.scope.num_seeds, played)
-            row = {"cell": cell, "rounds": rounds, **found}
+            curves = reproduction.trained(bench.task, program, cell.partition, bench.scope.num_seeds, scaled)
+            row = {"cell": cell, "rounds": rounds, **curves}
             ledger.add(row)
         if cell.algorithm == "fedavg":
             fedavg[cell.partition, cell.epochs] = row
-        facts = {"local_steps": bench.task.local_steps(cell.epochs), "rounds": played, **about}
-        told = reproduction.summary(row, fedavg.get((cell.partition, cell.epochs)))
+        facts = {"local_steps": bench.task.local_steps(cell.epochs), "rounds": scaled, **about}
+        summary = reproduction.summary(row, fedavg.get((cell.partition, cell.epochs)))
         bar.update()
-        yield cell, row, {**cell._asdict(), **told, **facts}
+        yield cell, row, {**cell._asdict(), **summary, **facts}
 
 
-def table(told: list[Row]) -> Table:
-    """The same for people, one column group a partition."""
-    first = told[0]
+def table(lines: list[Row]) -> Table:
+    """Return a table of the lines, one section per partition."""
+    first = lines[0]
     title = (
         f"{first['suite']}, {first['images']:,} images, {first['cohort']} of {first['clients']} clients, "
         f"{first['partitioner']} partitions, seeds: {first['seeds']}"
     )
     shown = Table("partition", "epochs", "rounds", "algorithm", *SHOWN, title=title, title_justify="left")
     before = None
-    for row in told:
+    for row in lines:
         group = row["partition"], row["epochs"]
         if before not in (None, group):
             shown.add_section()
         to = "never" if row["rounds_to_target"] is None else f"{row['rounds_to_target']}"
         target = "–" if row["target"] is None else f"{to} ({row['target']:.2f})"
         accuracies = [f"{row[name]:.2f} ± {row[f'{name}_std']:.2f}" for name in ("best", "last")]
-        place = "iid" if row["partition"] == "iid" else f"Dirichlet {row['partition']}"
-        heads = [place, str(row["epochs"]), str(row["rounds"])] if group != before else [""] * 3
+        partition = "iid" if row["partition"] == "iid" else f"Dirichlet {row['partition']}"
+        heads = [partition, str(row["epochs"]), str(row["rounds"])] if group != before else [""] * 3
         shown.add_row(*heads, row["algorithm"], *accuracies, target, f"{row['seconds']:.1f}")
         before = group
     return shown
 
 
 def draw_picture(rows: dict[Cell, Row], path: Path, title: str) -> None:
-    """A panel of accuracy against rounds for every partition, then one of accuracy against K at equal samples."""
+    """Draw accuracy over rounds for every partition, then accuracy over local epochs at equal samples."""
     partitions = list(dict.fromkeys(cell.partition for cell in rows))
     ladder = sorted({cell.epochs for cell in rows})
     width = len(partitions) + (len(ladder) > 1)
@@ -281,15 +246,14 @@ def draw_picture(rows: dict[Cell, Row], path: Path, title: str) -> None:
         for name, row in here.items():
             _curve(axes, name, row["evaluated"], 100 * np.asarray(row["curves"]))
         means = 100 * np.stack([reproduction.mean_curve(row) for row in here.values()])
-        floor = min(np.quantile(means, 0.1), means[:, -1].min())  # above the steep start, below every end
+        floor = min(np.quantile(means, 0.1), means[:, -1].min())  # hides the steep start, shows the end of every curve
         air = 0.05 * (means.max() - floor) + 0.2
         axes.set_ylim(floor - air, means.max() + air)
         axes.set(title="IID" if partition == "iid" else f"Dirichlet {partition}", xlabel="round", xlim=(0, None))
     if len(ladder) > 1:
         _ladder(panels[-1], rows, ladder, partitions[-1])
     for axes in panels:
-        axes.grid(axis="y", color="0.92", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
+        pictures.plain(axes)
     panels[0].set_ylabel("test accuracy, %")
     named = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
@@ -299,7 +263,7 @@ def draw_picture(rows: dict[Cell, Row], path: Path, title: str) -> None:
 
 
 def _curve(axes: Axes, name: str, along: list[int], values: np.ndarray) -> None:
-    """Mean over seeds, for FedSpeed and FedAvg with a band of a deviation; the others grey, under one label."""
+    """Draw the mean over seeds; a band of one deviation for FedSpeed and FedAvg, the others in grey."""
     mean, spread = values.mean(axis=0), values.std(axis=0)
     if name not in COLOURS:
         axes.plot(along, mean, color="0.75", linewidth=0.9, zorder=1, label="the others")
@@ -319,39 +283,40 @@ def _ladder(axes: Axes, rows: dict[Cell, Row], ladder: list[int], partition: str
     axes.set_xscale("log")
     axes.set_xticks(ladder, [str(k) for k in ladder])
     axes.minorticks_off()
-    axes.set(title=f"Dirichlet {partition}, equal samples", xlabel="local epochs a round", ylabel="best, %")
+    axes.set(title=f"Dirichlet {partition}, equal samples", xlabel="local epochs per round", ylabel="best, %")
 
 
 def main(
     scope: Annotated[Scope, tyro.conf.arg(name="")] = Scope(),
     options: Annotated[Options, tyro.conf.arg(name="")] = Options(),
 ) -> None:
-    """Run what is missing, print lines and orderings, draw."""
+    """Run the missing cells, print lines and orderings, draw the picture."""
     if options.folder is None:
-        print(json.dumps({"skipped": "no Fashion-MNIST: give its folder with --data or $JAXFED_FASHION_MNIST"}))
+        print(json.dumps({"skipped": "no Fashion-MNIST; pass its folder with --data or $JAXFED_FASHION_MNIST"}))
         return
     bench = Bench(scope, options, options.folder)
     wanted = {"asked": [scope.algorithms, scope.partitions, scope.epochs, options.minutes, bench.plan]}
     budget = Ledger(options.out, bench.settings() | wanted)
-    rounds = options.rounds or budget.rounds
+    measured = [row["rounds"] for row in budget.rows if "round_seconds" in row]
+    rounds = options.rounds or next(reversed(measured), None)
     if rounds is None:
         rounds, times = bench.measure()
         budget.add({"rounds": rounds, "round_seconds": times})
-    ledger, rows, told = Ledger(options.out, bench.settings()), {}, []
+    ledger, rows, finished = Ledger(options.out, bench.settings()), {}, []
     with tqdm(total=len(bench.cells()), desc=f"{rounds} rounds each", disable=options.json) as bar:
         for cell, row, line in lines(bench, ledger, rounds, bar):
             rows[cell] = row
-            told.append(line)
+            finished.append(line)
             if options.json:
                 print(json.dumps(line), flush=True)
     grid = {(cell.algorithm, cell.partition): row for cell, row in rows.items() if cell.epochs == EPOCHS}
     at_last = {(c.algorithm, c.epochs): row for c, row in rows.items() if c.partition == scope.partitions[-1]}
-    found = {"orderings": reproduction.orderings(grid, at_last if len(scope.epochs) > 1 else {})}
+    last = {"orderings": reproduction.orderings(grid, at_last if len(scope.epochs) > 1 else {})}
     if not options.json:
-        Console(width=120).print(table(told))
-    print(json.dumps(found))
+        Console(width=120).print(table(finished))
+    print(json.dumps(last))
     suffix = "" if scope.suite == "mlp" else f"_{scope.suite}"
-    title = f"Fashion-MNIST, {scope.suite}, {told[0]['images']:,} training images, seeds: {scope.num_seeds}"
+    title = f"Fashion-MNIST, {scope.suite}, {finished[0]['images']:,} training images, seeds: {scope.num_seeds}"
     draw_picture(rows, options.picture or Path(f"docs/images/reproduce{suffix}.png"), title)
 
 

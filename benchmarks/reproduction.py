@@ -1,4 +1,4 @@
-"""Published federations at small scale: the problem, one program per algorithm, and what its curves say."""
+"""Published experiments at small scale: the data, one program per algorithm, and comparisons of accuracy curves."""
 
 import functools
 import time
@@ -66,15 +66,15 @@ Row = dict[str, Any]
 Evaluate = Callable[[Params], Mapping[str, jax.Array]]
 
 
-class Problem(NamedTuple):
-    """What is learnt, by whom.
+class ImageProblem(NamedTuple):
+    """Network and data of all clients.
 
     Attributes:
-      build: `build(seed)` -> a network.
-      apply: logits.
-      evaluate: accuracy on the test set.
-      worlds: the clients of every (partition, seed); all have the same samples.
-      samples_per_client: samples of a client of mean size.
+        build: `build(seed)` -> a network.
+        apply: logits.
+        evaluate: accuracy on the test set.
+        worlds: the clients' data by (partition, seed); all have the same samples in total.
+        samples_per_client: samples of a client of mean size.
     """
 
     build: Callable[[int], nnx.Module]
@@ -84,12 +84,12 @@ class Problem(NamedTuple):
     samples_per_client: int
 
     def local_steps(self, epochs: int) -> int:
-        """K of so many epochs of a client of mean size, the same for all clients."""
+        """Local steps of these epochs of a client of mean size; the same for all clients."""
         return max(1, round(epochs * self.samples_per_client / BATCH))
 
     @property
     def longest(self) -> int:
-        """Samples of the longest client of all partitions: with it, one program fits them all."""
+        """Samples of the largest client of all partitions; with it, one program serves all partitions."""
         return max(int(np.max(world.data.lengths)) for world in self.worlds.values())
 
 
@@ -108,11 +108,11 @@ NETWORKS = {"mlp": mlp, "lenet": lenet}
 
 def problem(
     folder: Path, suite: str, partitions: Sequence[str], seeds: int, samples_per_client: int, recycle: bool
-) -> Problem:
-    """Read the images, take a seeded subset of the training set, share it out anew for every partition and seed.
+) -> ImageProblem:
+    """Read the images, take a seeded subset of the training set, and partition it for every partition and seed.
 
     Raises:
-      ValueError: more samples asked for than there are.
+        ValueError: there are fewer samples.
     """
     splits, size = mnist(folder), CLIENTS * samples_per_client
     total = len(splits["train"]["y"])
@@ -129,11 +129,11 @@ def problem(
         for seed in range(seeds)
     }
     _, apply = models.functional(NETWORKS[suite](0))
-    return Problem(NETWORKS[suite], apply, models.evaluator(apply, test), worlds, samples_per_client)
+    return ImageProblem(NETWORKS[suite], apply, models.evaluator(apply, test), worlds, samples_per_client)
 
 
 def parts_of(partition: str, labels: np.ndarray, seed: int, recycle: bool) -> list[np.ndarray]:
-    """Samples of every client: "iid", or the concentration of a Dirichlet law."""
+    """Return each client's sample indices; `partition` is "iid" or the concentration of a Dirichlet distribution."""
     if partition == "iid":
         return iid(labels, CLIENTS, seed, recycle)
     return dirichlet(labels, CLIENTS, float(partition), seed, recycle)
@@ -143,9 +143,9 @@ class Program(NamedTuple):
     """Rounds of one algorithm as one compiled call; partition, seed and number of rounds are arguments.
 
     Attributes:
-      algorithm: init and step.
-      play: `play(server, population, world, ids [most, C], count, seed)` as `jaxfed.rows.device.block` makes it.
-      most: rounds a call at most, and between two evaluations.
+        algorithm: init and step.
+        play: `play(server, population, world, ids [most, C], count, seed)`, from `jaxfed.rows.device.block`.
+        most: largest number of rounds per call, and the rounds between two evaluations.
     """
 
     algorithm: jaxfed.FederatedAlgorithm
@@ -153,8 +153,8 @@ class Program(NamedTuple):
     most: int
 
 
-def program(task: Problem, name: str, epochs: int, most: int, plan: Plan) -> Program:
-    """`jaxfed.simulate`'s own block, but with a traced seed: simulate would compile anew for every run."""
+def program(task: ImageProblem, name: str, epochs: int, most: int, plan: Plan) -> Program:
+    """Compile the rounds of `jaxfed.simulate` with a traced seed; `simulate` itself would compile for every run."""
     loss_fn = models.cross_entropy(task.apply)
     algorithm = jaxfed.algorithms.get(name)(loss_fn, **SHARED, **OWN[name])
     batching, longest = Steps(task.local_steps(epochs), BATCH), task.longest
@@ -168,9 +168,9 @@ def program(task: Problem, name: str, epochs: int, most: int, plan: Plan) -> Pro
 
 
 class Run:
-    """One run of a program, played on a few rounds at a time."""
+    """One run of a program, a few rounds at a time."""
 
-    def __init__(self, task: Problem, chosen: Program, partition: str, seed: int) -> None:
+    def __init__(self, task: ImageProblem, chosen: Program, partition: str, seed: int) -> None:
         params, _ = models.functional(task.build(seed))
         self._program, self._world, self._seed = chosen, task.worlds[partition, seed], seed
         self.server = chosen.algorithm.init(params, CLIENTS)
@@ -179,7 +179,7 @@ class Run:
         self.excluded = 0
 
     def advance(self, count: int) -> float:
-        """Play `count` rounds; 0 compiles and does nothing. Return the seconds taken."""
+        """Run `count` rounds and return the seconds; with 0 the program is only compiled."""
         first, sampler = int(self.server.round), jaxfed.FixedSize(COHORT)
         ids = np.stack([sampler.draw(self._seed, first + n, CLIENTS) for n in range(self._program.most)])
         began = time.perf_counter()
@@ -191,8 +191,8 @@ class Run:
         return seconds
 
 
-def trained(task: Problem, chosen: Program, partition: str, seeds: int, rounds: int) -> Row:
-    """Every seed's accuracies after `evaluated` rounds, seconds of training of one run, clients excluded (NaN)."""
+def trained(task: ImageProblem, chosen: Program, partition: str, seeds: int, rounds: int) -> Row:
+    """Return each seed's accuracies after `evaluated` rounds, seconds of a run, and excluded clients (NaN)."""
     evaluated = sorted({*range(chosen.most, rounds + 1, chosen.most), rounds})
     curves, seconds, excluded = [], 0.0, 0
     for seed in range(seeds):
@@ -206,8 +206,8 @@ def trained(task: Problem, chosen: Program, partition: str, seeds: int, rounds: 
     return {"evaluated": evaluated, "curves": curves, "seconds": seconds / seeds, "excluded": excluded}
 
 
-def round_seconds(task: Problem, chosen: Program, partition: str) -> tuple[float, float]:
-    """(seconds to compile, seconds a round), the latter over as many rounds as a second has."""
+def round_seconds(task: ImageProblem, chosen: Program, partition: str) -> tuple[float, float]:
+    """Return seconds of compilation and seconds per round, the latter over about one second."""
     run = Run(task, chosen, partition, 0)
     compiling, once = run.advance(0), run.advance(1)
     count = max(1, min(chosen.most, int(1 / once)))
@@ -220,7 +220,7 @@ def mean_curve(row: Row) -> np.ndarray:
 
 
 def rounds_to(row: Row, target: float | None) -> int | None:
-    """First evaluated round in which the mean over seeds has the target accuracy, None if none has."""
+    """First evaluated round at which the mean over seeds reaches the target accuracy; None if there is none."""
     reached = [] if target is None else np.flatnonzero(mean_curve(row) >= target)
     return row["evaluated"][reached[0]] if len(reached) else None
 
@@ -243,42 +243,42 @@ def summary(row: Row, fedavg: Row | None) -> Row:
 
 
 def margin(row: Row, fedavg: Row) -> Row:
-    """How far FedSpeed's best and last accuracy are above FedAvg's, in points: mean and deviation over paired seeds."""
+    """FedSpeed's best and last accuracy minus FedAvg's, in points: mean and deviation over paired seeds."""
     ours, theirs = (100 * np.asarray(each["curves"]) for each in (row, fedavg))
     best, last = ours.max(axis=1) - theirs.max(axis=1), ours[:, -1] - theirs[:, -1]
-    told = {"best": best.mean(), "best_std": best.std(), "last": last.mean(), "last_std": last.std()}
-    return {name: round(float(number), 2) for name, number in told.items()}
+    statistics = {"best": best.mean(), "best_std": best.std(), "last": last.mean(), "last_std": last.std()}
+    return {name: round(float(number), 2) for name, number in statistics.items()}
 
 
 def orderings(grid: Mapping[tuple[str, str], Row], by_epochs: Mapping[tuple[str, int], Row]) -> Row:
-    """Which published orderings hold.
+    """Check the published orderings.
 
     Args:
-      grid: rows by (algorithm, partition), partitions from the least heterogeneous on.
-      by_epochs: rows by (algorithm, K), K local epochs at equal samples.
+        grid: rows by (algorithm, partition), the least heterogeneous partition first.
+        by_epochs: rows by (algorithm, local epochs), at equal samples.
     """
     partitions = [name for name in dict.fromkeys(name for _, name in grid) if ("fedspeed", name) in grid]
     partitions = [name for name in partitions if ("fedavg", name) in grid]
-    found = {name: against_fedavg(grid["fedspeed", name], grid["fedavg", name]) for name in partitions}
+    compared = {name: against_fedavg(grid["fedspeed", name], grid["fedavg", name]) for name in partitions}
     ladder = [epochs for algorithm, epochs in by_epochs if algorithm == "fedspeed" and ("fedavg", epochs) in by_epochs]
     steps = {str(k): margin(by_epochs["fedspeed", k], by_epochs["fedavg", k]) for k in sorted(ladder)}
     published = [round(PUBLISHED[name]["fedspeed"] - PUBLISHED[name]["fedavg"], 2) for name in partitions
                  if name in PUBLISHED]  # fmt: skip
     return {
-        "fedspeed_above_fedavg": found,
-        "margin_with_heterogeneity": {**growth([each["margin"] for each in found.values()]), "published": published},
+        "fedspeed_above_fedavg": compared,
+        "margin_with_heterogeneity": {**growth([each["margin"] for each in compared.values()]), "published": published},
         "margin_with_local_epochs": {**growth(list(steps.values())), "margins": steps},
         "rank_correlation_with_published": {name: agreement(grid, name) for name in partitions if name in PUBLISHED},
     }
 
 
 def against_fedavg(row: Row, fedavg: Row) -> Row:
-    """FedSpeed > FedAvg: in accuracy at equal rounds, and in rounds to FedAvg's best mean accuracy."""
-    apart, target = margin(row, fedavg), float(mean_curve(fedavg).max())
+    """Compare FedSpeed with FedAvg: accuracy at equal rounds, and rounds to FedAvg's best mean accuracy."""
+    difference, target = margin(row, fedavg), float(mean_curve(fedavg).max())
     ours, theirs = rounds_to(row, target), rounds_to(fedavg, target)
     return {
-        "margin": apart,
-        "accuracy_holds": apart["best"] > 0,
+        "margin": difference,
+        "accuracy_holds": difference["best"] > 0,
         "rounds": ours,
         "fedavg_rounds": theirs,
         "rounds_hold": ours is not None and theirs is not None and ours < theirs,
@@ -286,7 +286,7 @@ def against_fedavg(row: Row, fedavg: Row) -> Row:
 
 
 def growth(margins: Sequence[Row]) -> Row:
-    """Whether the best accuracies' margin grows from the first to the last, and at every step; None of one margin."""
+    """Whether the margin of best accuracies grows from first to last, and at every step; None for one margin."""
     best = [each["best"] for each in margins]
     if len(best) < 2:
         return {"best": best, "holds": None, "at_every_step": None}
@@ -295,7 +295,7 @@ def growth(margins: Sequence[Row]) -> Row:
 
 
 def agreement(grid: Mapping[tuple[str, str], Row], partition: str) -> float | None:
-    """Spearman's rank correlation of our mean best accuracies with the published ones; None of fewer than three."""
+    """Spearman's rank correlation of our mean best accuracies with the published ones; None for fewer than three."""
     both = [name for name in PUBLISHED[partition] if (name, partition) in grid]
     ours = [np.mean(np.max(grid[name, partition]["curves"], axis=1)) for name in both]
     if len(both) < 3 or len(set(ours)) < 2:

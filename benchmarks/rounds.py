@@ -1,15 +1,15 @@
-"""How long is a local step? Our plans against the floor of bare gradients and a lean torch loop, in one process.
+"""Time of a local step: jaxfed's plans compared with bare gradients and a minimal torch loop, in one process.
 
     python benchmarks/rounds.py [--json] [--models mlp lenet] [--algorithms fedavg] [--cohorts 10] [--minutes 7]
     XLA_PYTHON_CLIENT_PREALLOCATE=false python benchmarks/rounds.py --device gpu --json --limit 120
 
-Every line is one plan. ``floor_ms``: bare gradients at top level, one client at a time, with the faster of our
-lowering and native convolution (two gradients a step for FedSpeed); ``gemm_ms``: their FLOP at the GEMM rate measured
-beside them. ratio_to_torch = torch's time / ours, ratio_to_floor = ours / floor. All sides take turns; medians.
-``peak_mb``: arguments, results and temporaries of the compiled round, as the compiler counts them.
+Every line is one plan. ``floor_ms``: bare gradients, one client at a time, with the faster of jaxfed's and XLA's
+convolutions (two gradients per step for FedSpeed); ``gemm_ms``: their FLOP at the rate of a matrix product measured in
+the same run. ratio_to_torch = torch's time / ours, ratio_to_floor = ours / floor. All sides take turns; medians are
+reported. ``peak_mb``: arguments, results and temporaries of the compiled round, as counted by the compiler.
 
-On a GPU both sides multiply float32 as TF32 (``product_errors`` tells), torch's steps are captured in a CUDA graph as
-well, and one of the floors is the gradients of ten clients at once. ``auto`` is asked last, as long as time is left.
+On a GPU both libraries multiply float32 as TF32 (see ``product_errors``), torch's steps are also captured in a CUDA
+graph, and one of the floors is the gradients of ten clients at once. ``auto`` is measured last, if time is left.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ AUTHORS_MS = {
     ("mlp", "fedavg"): 2.37,
     ("mlp", "fedspeed"): 5.19,
 }
-"""ms per local step of the authors' program, measured elsewhere: two CPU cores, torch 2.13, batch 50."""
+"""ms per local step of the authors' program, measured on another machine: two CPU cores, torch 2.13, batch 50."""
 MOST_BYTES = 16e9
 COLUMNS = {
     "case": "model, algorithm, cohort",
@@ -77,9 +77,17 @@ Medians = dict[tuple[str, str], float]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is timed, and where. ``minutes``: for everything together; ``repeats``: at most, per side.
+    """What is timed, and where.
 
-    ``limit``: seconds after which no other case is begun.
+    Attributes:
+        models: names in ``networks.NETWORKS``.
+        algorithms: fedavg, fedspeed.
+        cohorts: clients per round.
+        minutes: total time of the timed calls.
+        repeats: largest number of timed calls per side.
+        json: print JSON lines.
+        device: cpu or gpu.
+        limit: seconds after which no new case is started.
     """
 
     models: tuple[str, ...] = tuple(NETWORKS)
@@ -93,12 +101,12 @@ class Options:
 
 
 def lines(case: Case, options: Options, seconds: float) -> tuple[list[dict[str, Any]], Callable[[], dict[str, Any]]]:
-    """All plans of one case, and a function that tries `auto` and gives its line."""
+    """Return lines of all plans of one case, and a function that runs `auto` and returns its line."""
     began = time.perf_counter()
     batches = case.network.batches(case.cohort, case.local_steps)
     on_device = jax.device_put(batches)
-    given = setting(case, on_device)
-    programs, refused = compile_all(rounds(case, given, on_device))
+    trial = setting(case, on_device)
+    programs, refused = compile_all(rounds(case, trial, on_device))
     bare, without = compile_all(floors(case, on_device))
     fitting = {plan: program for plan, program in programs.items() if program.peak_bytes <= MOST_BYTES}
     (products, product_flop), (peers, failed) = gemms(), torch_sides(case, batches)
@@ -108,19 +116,19 @@ def lines(case: Case, options: Options, seconds: float) -> tuple[list[dict[str, 
     sides |= {("gemm", name): run for name, run in products.items()}
     prepared = time.perf_counter() - began
     medians = alternate(sides, options.repeats, seconds)
-    beside = references(case, medians, flop(case, on_device), product_flop)
-    beside |= {"prepared_s": prepared} if on_gpu() else {}
-    told = functools.partial(line, case, programs=programs, medians=medians, beside=beside)
+    comparison = references(case, medians, flop(case, on_device), product_flop)
+    comparison |= {"prepared_s": prepared} if on_gpu() else {}
+    line_of = functools.partial(line, case, programs=programs, medians=medians, comparison=comparison)
     skipped = {plan: f"needs {programs[plan].peak_bytes / 1e9:.1f} GB" for plan in programs if plan not in fitting}
     skipped |= failed | refused | {f"floor, {name}": why for name, why in without.items()}
-    found = [told(plan, plan) for plan in fitting]
-    found += [{**case.about, "plan": name, "skipped": why} for name, why in skipped.items()]
+    rows = [line_of(plan, plan) for plan in fitting]
+    rows += [{**case.about, "plan": name, "skipped": why} for name, why in skipped.items()]
     ours = [plans.named(name) for name in fitting if not name.endswith("native")]
-    return found, lambda: told("auto", plans.name_of(fastest(given, ours)))
+    return rows, lambda: line_of("auto", plans.name_of(fastest(trial, ours)))
 
 
 def references(case: Case, medians: Medians, gradient_flop: float, product_flop: float) -> dict[str, Any]:
-    """What ours is held against, milliseconds of a local step: the best torch loop, the best floor, a product."""
+    """Milliseconds of a local step of the best torch loop, the best floor, and matrix products."""
     torches, bares = ({name: t for (kind, name), t in medians.items() if kind == which} for which in ("torch", "floor"))
     torches = {name: 1e3 * taken / (case.cohort * case.local_steps) for name, taken in torches.items()}
     gradients, rate = GRADIENTS[case.algorithm], product_flop / medians["gemm", ""]
@@ -134,18 +142,18 @@ def references(case: Case, medians: Medians, gradient_flop: float, product_flop:
 
 
 def line(
-    case: Case, name: str, plan: str, programs: dict[str, Compiled], medians: Medians, beside: dict[str, Any]
+    case: Case, name: str, plan: str, programs: dict[str, Compiled], medians: Medians, comparison: dict[str, Any]
 ) -> dict[str, Any]:
-    """One plan beside everything it is held against."""
+    """Return the line of one plan, with all comparisons."""
     taken = 1e3 * medians["plan", plan] / (case.cohort * case.local_steps)
-    ratios = {"ratio_to_torch": beside["torch_ms"] / taken, "ratio_to_floor": taken / beside["floor_ms"]}
-    speed = {"ms_per_local_step": taken, **beside, **ratios, "rounds_per_s": 1 / medians["plan", plan]}
+    ratios = {"ratio_to_torch": comparison["torch_ms"] / taken, "ratio_to_floor": taken / comparison["floor_ms"]}
+    speed = {"ms_per_local_step": taken, **comparison, **ratios, "rounds_per_s": 1 / medians["plan", plan]}
     memory = {"peak_mb": programs[plan].peak_bytes / 1e6, "local_steps": case.local_steps}
     return {**case.about, "plan": name, "chosen": plan, **speed, **memory}
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """The same for people."""
+    """Return a table of the lines."""
     shown = Table(*COLUMNS.values(), title=f"one local step, batch {BATCH}, milliseconds")
     for row in rows:
         named = {**row, "case": f"{row['model']} {row['algorithm']} {row['cohort']}"}
@@ -169,7 +177,7 @@ def main(options: Options) -> None:
 
 
 def prepare(device: str) -> None:
-    """Both libraries on the device, at their best."""
+    """Configure both libraries for the device."""
     jax.config.update("jax_platforms", PLATFORMS[device])
     if on_gpu():
         if jax.default_backend() != "gpu" or not torch.cuda.is_available():
@@ -178,35 +186,35 @@ def prepare(device: str) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
         return
     torch.set_num_threads(2)
-    if hasattr(os, "SCHED_BATCH"):  # for all sides: threads that spin while they wait pre-empt less
+    if hasattr(os, "SCHED_BATCH"):  # waiting threads that spin then pre-empt others less
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def every(options: Options) -> Iterator[dict[str, Any]]:
-    """All lines; on a GPU large cohorts come late and `auto` last, each as long as time is left, whatever fails."""
+    """Yield all lines; on a GPU large cohorts come late, `auto` last, and failures are reported as lines."""
     began, cases = time.perf_counter(), [Case(*each) for each in _product(options)]
     later: list[tuple[Case, Callable[[], dict[str, Any]]]] = []
-    ask = functools.partial(lines, options=options, seconds=60 * options.minutes / len(cases) / 2)
+    measure = functools.partial(lines, options=options, seconds=60 * options.minutes / len(cases) / 2)
     for case in sorted(cases, key=lambda case: case.cohort) if on_gpu() else cases:
-        found, auto = _in_time(case, lambda case=case: ask(case), options.limit - time.perf_counter() + began)
-        yield from found
+        rows, auto = _in_time(case, lambda case=case: measure(case), options.limit - time.perf_counter() + began)
+        yield from rows
         if auto is not None and on_gpu():
             later.append((case, auto))
         elif auto is not None:
             yield auto()
     for case, auto in later:
-        found, line = _in_time(case, lambda auto=auto: ([], auto()), options.limit - time.perf_counter() + began)
-        yield from found
+        rows, line = _in_time(case, lambda auto=auto: ([], auto()), options.limit - time.perf_counter() + began)
+        yield from rows
         if line is not None:
             yield line
 
 
-def _in_time(case: Case, ask: Callable[[], tuple[list[dict[str, Any]], Any]], left: float) -> tuple[list, Any]:
-    """What `ask` gives; on a GPU a line that says why, and None, if it fails or no time is left."""
+def _in_time(case: Case, measure: Callable[[], tuple[list[dict[str, Any]], Any]], left: float) -> tuple[list, Any]:
+    """Call `measure`; if no time is left, or if it fails on a GPU, return a line with the reason and None."""
     if left < 0:
         return [{**case.about, "plan": "all", "skipped": "no time left"}], None
     try:
-        return ask()
+        return measure()
     except Exception as error:
         if not on_gpu():
             raise

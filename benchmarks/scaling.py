@@ -1,11 +1,11 @@
-"""How do time and memory of a round grow with cohort, population and model? Slopes of log-log fits, and a picture.
+"""Growth of a round's time and memory with cohort, population and model: slopes of log-log fits, and a picture.
 
     python benchmarks/scaling.py [--json] [--picture docs/images/scaling.png] [--most-population 1000000] ...
 
-FedSpeed through `jaxfed.simulate`, one process per point, so that its peak memory is its own. Each line is a point:
-``axis``, ``value``, ``seconds`` a round (the median gap between rounds, without the first two), ``peak_mb`` of the
-process above what it took before the run (resident), ``disk_mb`` of client rows. The last line of an axis holds its
-slopes: 1 is proportional, 0 is free.
+FedSpeed with `jaxfed.simulate`, one process per point, so that peak memory is measured per point. Each line is a point:
+``axis``, ``value``, ``seconds`` per round (the median time between rounds, without the first two), ``peak_mb`` of
+resident memory above that before the run, ``disk_mb`` of client rows. The last line of an axis has its slopes: 1 is
+proportional, 0 is constant.
 """
 
 import json
@@ -25,12 +25,12 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 FEATURES, SAMPLES, BATCH, LOCAL_STEPS, ROUNDS = 64, 20, 10, 5, 10
-AXES = {"cohort": "clients a round", "population": "registered clients", "model": "parameters"}
+AXES = {"cohort": "clients per round", "population": "registered clients", "model": "parameters"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The largest point of every axis; ``picture``: where the plot goes."""
+    """The largest point of every axis; ``picture``: file of the plot."""
 
     most_cohort: int = 1000
     most_population: int = 1_000_000
@@ -40,7 +40,7 @@ class Options:
 
 
 class Point(NamedTuple):
-    """One run: the axis it belongs to, and its three sizes."""
+    """One run: its axis and its three sizes."""
 
     axis: str
     cohort: int = 10
@@ -49,12 +49,12 @@ class Point(NamedTuple):
 
     @property
     def value(self) -> int:
-        """Where it lies on its axis."""
+        """Its value on the axis."""
         return int(getattr(self, self.axis))
 
 
 def points(options: Options) -> list[Point]:
-    """Half decades for the cohort, decades for the others."""
+    """Return the points: half decades for the cohort, decades for the others."""
     cohorts = [size for size in (10, 30, 100, 300, 1000) if size <= options.most_cohort]
     populations = [size for size in (10**n for n in range(2, 7)) if size <= options.most_population]
     models = [size for size in (10**n for n in range(4, 8)) if size <= options.most_model]
@@ -66,13 +66,13 @@ def points(options: Options) -> list[Point]:
 
 
 def measured(point: Point) -> dict[str, Any]:
-    """Play the rounds of a point in a process of its own."""
+    """Run a point in its own process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(play, point).result()
+        return pool.submit(run_point, point).result()
 
 
-def play(point: Point) -> dict[str, Any]:
-    """A two-layer network of about `model` parameters on clients that share one block of samples; rows on disk."""
+def run_point(point: Point) -> dict[str, Any]:
+    """Train a two-layer network of about `model` parameters; clients share one block of samples, rows are on disk."""
     import jax
     import jax.numpy as jnp
 
@@ -95,13 +95,13 @@ def play(point: Point) -> dict[str, Any]:
             report=jaxfed.Report(callbacks=[lambda *_: stamps.append(time.perf_counter())], progress=False),
         )  # fmt: skip
         disk = sum(file.stat().st_blocks * 512 for file in Path(directory).rglob("*") if file.is_file())
-    found = {"seconds": float(np.median(np.diff(stamps)[1:])), "peak_mb": _resident_mb() - before}
+    costs = {"seconds": float(np.median(np.diff(stamps)[1:])), "peak_mb": _resident_mb() - before}
     sizes = {**point._asdict(), "model": sum(int(np.prod(shape)) for shape in shapes.values())}
-    return {"axis": point.axis, "value": point.value, **found, "disk_mb": disk / 1e6, **sizes}
+    return {"axis": point.axis, "value": point.value, **costs, "disk_mb": disk / 1e6, **sizes}
 
 
 def shared_data(population: int, draw: np.random.Generator) -> Any:
-    """`population` clients of 20 samples each, all from one block of 100,000 samples: clients cost eight bytes each."""
+    """Return clients of 20 samples each, all from one block of 100,000 samples; a client costs eight bytes."""
     import jax.numpy as jnp
 
     import jaxfed
@@ -116,23 +116,23 @@ def shared_data(population: int, draw: np.random.Generator) -> Any:
 
 
 def _resident_mb() -> float:
-    """Highest resident memory so far."""
+    """Peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def slopes(axis: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Exponents of time and memory over the upper half of an axis, where constants weigh least, and over all of it."""
-    found: dict[str, Any] = {"axis": axis}
+    """Fit exponents of time and memory over an axis, and over its upper half, where constant costs matter least."""
+    fit: dict[str, Any] = {"axis": axis}
     for name in ("seconds", "peak_mb"):
         x, y = np.log([row["value"] for row in rows]), np.log([max(row[name], 1e-9) for row in rows])
-        found[f"{name}_slope"] = float(np.polyfit(x, y, 1)[0])
+        fit[f"{name}_slope"] = float(np.polyfit(x, y, 1)[0])
         half = len(rows) // 2
-        found[f"{name}_slope_upper"] = float(np.polyfit(x[half:], y[half:], 1)[0]) if len(rows) - half > 1 else None
-    return found
+        fit[f"{name}_slope_upper"] = float(np.polyfit(x[half:], y[half:], 1)[0]) if len(rows) - half > 1 else None
+    return fit
 
 
 def draw_picture(rows: list[dict[str, Any]], fits: list[dict[str, Any]], path: Path) -> None:
-    """Two rows of panels: seconds a round and peak memory, against each axis."""
+    """Draw two rows of panels: seconds per round and peak memory, over each axis."""
     import matplotlib.pyplot as plt
 
     size = (3.4 * len(fits), 5.6)
@@ -144,14 +144,14 @@ def draw_picture(rows: list[dict[str, Any]], fits: list[dict[str, Any]], path: P
             panel.set_title(f"slope {fit[f'{name}_slope']:.2f}, upper half {fit[f'{name}_slope_upper']:.2f}")
             panel.set_xlabel(AXES[fit["axis"]])
             panel.grid(alpha=0.3)
-        panels[0, column].set_ylabel("seconds a round")
+        panels[0, column].set_ylabel("seconds per round")
         panels[1, column].set_ylabel("memory of the run, MB")
     figure.savefig(path, dpi=110)
 
 
 def table(rows: list[dict[str, Any]], fits: list[dict[str, Any]]) -> Table:
-    """The same for people."""
-    shown = Table("axis", "value", "ms a round", "memory, MB", "rows on disk, MB", "slopes: time, memory")
+    """Return a table of the lines."""
+    shown = Table("axis", "value", "ms per round", "memory, MB", "rows on disk, MB", "slopes: time, memory")
     for row in rows:
         numbers = f"{1e3 * row['seconds']:.1f}", f"{row['peak_mb']:.0f}", f"{row['disk_mb']:.1f}"
         shown.add_row(row["axis"], f"{row['value']:,}", *numbers, "")
@@ -161,7 +161,7 @@ def table(rows: list[dict[str, Any]], fits: list[dict[str, Any]]) -> Table:
 
 
 def main(options: Options) -> None:
-    """Measure every point, print lines and slopes, draw."""
+    """Measure every point, print lines and slopes, draw the picture."""
     rows = []
     for point in tqdm(points(options), disable=options.json):
         rows.append(measured(point))

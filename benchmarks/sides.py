@@ -1,4 +1,4 @@
-"""What rounds.py times, compiled: a round under every plan, bare gradients, a torch loop, a matrix product."""
+"""The programs that rounds.py times: a round under every plan, bare gradients, a torch loop, a matrix product."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch_loop
 from machine import card
-from networks import BATCH, NETWORKS, ON_GPU, Network
+from networks import BATCH, NETWORKS, ON_GPU, TimedNetwork
 
 import jaxfed
 from jaxfed.layout import plans
@@ -21,18 +21,18 @@ from jaxfed.rows.rounds import RoundConfig, World, one_round
 from jaxfed.run._autoplan import Trial
 
 PAUSE = 0.3
-"""Seconds before each side on a CPU: idle threads of the other library spin for a while before they sleep."""
+"""Seconds of sleep before each timed call on a CPU: idle threads of the other library spin for a while."""
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu"}
 COMPILERS = 4
-"""Programs compiled at the same time for a GPU."""
+"""Programs compiled in parallel for a GPU."""
 AT_ONCE = 10
-"""Clients, or batches, of a floor."""
+"""Clients, or batches, of the bare gradients."""
 
 Run = Callable[[], Any]
 
 
 def on_gpu() -> bool:
-    """Whether both libraries were asked to run on a GPU."""
+    """Whether both libraries run on a GPU."""
     return jax.config.jax_platforms == PLATFORMS["gpu"]
 
 
@@ -44,7 +44,7 @@ class Case(NamedTuple):
     cohort: int
 
     @property
-    def network(self) -> Network:
+    def network(self) -> TimedNetwork:
         """The model's network."""
         return (ON_GPU if on_gpu() else NETWORKS)[self.model]
 
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What every line begins with."""
+        """Entries with which every line begins."""
         return self._asdict() | card()
 
     def built(self, native: bool = False) -> jaxfed.FederatedAlgorithm:
@@ -65,14 +65,14 @@ class Case(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A plan's round, compiled: how to run it, and bytes it takes."""
+    """A compiled round of a plan, and the bytes that it needs."""
 
     run: Run
     peak_bytes: float
 
 
 def setting(case: Case, batches: dict[str, Any], native: bool = False) -> Trial:
-    """What `jaxfed.simulate` plays a round with: every client's samples are those of its batches."""
+    """Return the arguments of a round as in `jaxfed.simulate`; each client's samples are those of its batches."""
     flat = {name: array.reshape(-1, *array.shape[3:]) for name, array in batches.items() if name != "mask"}
     per_client = case.local_steps * BATCH
     offsets, lengths = np.arange(case.cohort) * per_client, np.full(case.cohort, per_client)
@@ -84,41 +84,43 @@ def setting(case: Case, batches: dict[str, Any], native: bool = False) -> Trial:
     return Trial(config, server, World(data), np.arange(case.cohort, dtype=np.int32), lambda: rows)
 
 
-def compiled(given: Trial, plan: str) -> Compiled:
-    """Compile a round under a plan: batches drawn, local steps, server."""
-    config = dataclasses.replace(given.config, plan=plans.named(plan))
-    arguments = given.server, given.rows(), given.world, given.ids
+def compiled(trial: Trial, plan: str) -> Compiled:
+    """Compile a round under a plan: drawing batches, local steps, server update."""
+    config = dataclasses.replace(trial.config, plan=plans.named(plan))
+    arguments = trial.server, trial.rows(), trial.world, trial.ids
     program = jax.jit(functools.partial(one_round, config)).lower(*arguments).compile()
     memory = program.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return Compiled(lambda: jax.block_until_ready(program(*arguments)), peak)
 
 
-def rounds(case: Case, given: Trial, batches: dict[str, Any]) -> dict[str, Callable[[], Compiled]]:
-    """How to compile a round, for every plan of the network."""
-    found = {}
+def rounds(case: Case, trial: Trial, batches: dict[str, Any]) -> dict[str, Callable[[], Compiled]]:
+    """Return a function that compiles a round, for every plan of the network."""
+    compilers = {}
     for name in case.network.plans:
         plan, *native = name.split()
-        found[name] = functools.partial(compiled, setting(case, batches, True) if native else given, plan)
-    return found
+        compilers[name] = functools.partial(compiled, setting(case, batches, True) if native else trial, plan)
+    return compilers
 
 
 def floors(case: Case, batches: dict[str, Any]) -> dict[str, Callable[[], Run]]:
-    """How to compile bare gradients at top level, a round's worth: of our lowering, native, of ten clients at once."""
+    """Return functions that compile a round's gradients without the round: ours, native, ten clients at once."""
     alone = [jax.tree.map(lambda leaf, at=at: leaf[at, 0], batches) for at in range(AT_ONCE)]
     together = jax.tree.map(lambda leaf: leaf[:AT_ONCE, 0], batches)
     params, gradient = _gradient(case, False)
-    found = {"ours": lambda: _every(gradient, params, alone, bare_gradients(case))}
+    compilers = {"ours": lambda: _every(gradient, params, alone, bare_gradients(case))}
     if len(case.network.shape) == 3:
-        found["native"] = lambda: _every(*reversed(_gradient(case, True)), alone, bare_gradients(case))
+        compilers["native"] = lambda: _every(*reversed(_gradient(case, True)), alone, bare_gradients(case))
     if on_gpu():
         many = jax.tree.map(lambda leaf: jax.numpy.stack([leaf] * AT_ONCE), params)
-        found["vmap"] = lambda: _every(jax.jit(jax.vmap(gradient)), many, [together], bare_gradients(case) // AT_ONCE)
-    return found
+        compilers["vmap"] = lambda: _every(
+            jax.jit(jax.vmap(gradient)), many, [together], bare_gradients(case) // AT_ONCE
+        )
+    return compilers
 
 
 def flop(case: Case, batches: dict[str, Any]) -> float:
-    """FLOP of one gradient, natively lowered for a CPU: ours counts padding, and a GPU's compiler no library calls."""
+    """FLOP of one gradient with XLA's convolutions on a CPU; ours count padding, and a GPU's count no library calls."""
     params, gradient = _gradient(case, True)
     batch = jax.tree.map(lambda leaf: leaf[0, 0], batches)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, batch))
@@ -133,7 +135,7 @@ def _gradient(case: Case, native: bool) -> tuple[Any, Any]:
 
 
 def bare_gradients(case: Case) -> int:
-    """Gradients that make a floor: as many as a round takes, at most 500 and, of slow ones, 10."""
+    """Number of bare gradients: as many as in a round, at most 500; 10 of slow networks."""
     return min(500, case.cohort * case.local_steps) if len(case.network.shape) == 1 or on_gpu() else 10
 
 
@@ -143,39 +145,39 @@ def _every(gradient: Any, params: Any, slices: list[Any], times: int) -> Run:
 
 
 def gemms() -> tuple[dict[str, Run], float]:
-    """A matrix product, of torch on a GPU as well, and its FLOP."""
+    """Return a matrix product, on a GPU also torch's, and its FLOP."""
     size, times = (8192 if on_gpu() else 1024), 8
     matrix, product = jax.random.normal(jax.random.key(0), (size, size)), jax.jit(lambda a: a @ a)
-    found = {"": lambda: [product(matrix).block_until_ready() for _ in range(times)]}
+    products = {"": lambda: [product(matrix).block_until_ready() for _ in range(times)]}
     if on_gpu():
         other = torch.randn(size, size, device=torch_device())
-        found["torch"] = lambda: _waited(lambda: [other @ other for _ in range(times)])
-    return found, 2.0 * times * size**3
+        products["torch"] = lambda: _waited(lambda: [other @ other for _ in range(times)])
+    return products, 2.0 * times * size**3
 
 
 @functools.cache
 def product_errors(size: int = 1024) -> dict[str, float]:
-    """Relative error of a float32 product on either side: about 3e-4 with TF32, 3e-7 without."""
+    """Relative error of a float32 product in each library: about 3e-4 with TF32, 3e-7 without."""
     a = np.random.default_rng(0).standard_normal((size, size), np.float32)
-    exact, there = a.astype(float) @ a.astype(float), torch.from_numpy(a).to(torch_device())
-    found = {"jax": np.asarray(jax.jit(lambda a: a @ a)(a)), "torch": (there @ there).cpu().numpy()}
-    return {name: float(np.linalg.norm(each - exact) / np.linalg.norm(exact)) for name, each in found.items()}
+    exact, tensor = a.astype(float) @ a.astype(float), torch.from_numpy(a).to(torch_device())
+    products = {"jax": np.asarray(jax.jit(lambda a: a @ a)(a)), "torch": (tensor @ tensor).cpu().numpy()}
+    return {name: float(np.linalg.norm(each - exact) / np.linalg.norm(exact)) for name, each in products.items()}
 
 
 def torch_device() -> str:
-    """Where torch runs."""
+    """Torch's device."""
     return "cuda" if on_gpu() else "cpu"
 
 
 def _waited(run: Run) -> Any:
-    found = run()
+    result = run()
     if torch_device() == "cuda":
         torch.cuda.synchronize()
-    return found
+    return result
 
 
 def torch_sides(case: Case, batches: dict[str, Any]) -> tuple[dict[str, Run], dict[str, str]]:
-    """The torch loop in each memory format that makes a difference, on a GPU also as graphs; which failed, and why."""
+    """Return torch loops by memory format, on a GPU also as CUDA graphs; and reasons of those that failed."""
     name, arguments = case.network.twin
     twin = getattr(torch_loop, name)(*arguments)
     x, y = (torch.from_numpy(batches[name]).to(torch_device()) for name in ("x", "y"))
@@ -193,13 +195,13 @@ def torch_sides(case: Case, batches: dict[str, Any]) -> tuple[dict[str, Run], di
     for name, each in loops.items() if on_gpu() else ():
         try:
             sides[f"{name}, graph"] = torch_loop.captured(play, each)
-        except Exception as error:  # whatever it is, the loop itself is still to be timed
+        except Exception as error:  # the loop without a graph is still timed
             failed[f"torch, {name}, graph"] = reason(error)
     return {name: functools.partial(_waited, side) for name, side in sides.items()}, failed
 
 
 def alternate(sides: dict[Any, Run], repeats: int, seconds: float) -> dict[Any, float]:
-    """Median seconds of every side; all take turns, at least three times, until the time is spent."""
+    """Median seconds of every side; all take turns, at least three times, until ``seconds`` have passed."""
     for run in sides.values():
         run()
     times: dict[Any, list[float]] = {name: [] for name in sides}
@@ -215,14 +217,14 @@ def alternate(sides: dict[Any, Run], repeats: int, seconds: float) -> dict[Any, 
     return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
-def compile_all(given: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the functions return, on a GPU side by side: programs; and of those that failed there, why."""
+def compile_all(compilers: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Call all compilers, on a GPU in parallel; return the programs, and the reasons of those that failed on a GPU."""
     with ThreadPoolExecutor(COMPILERS if on_gpu() else 1) as pool:
-        pending = {name: pool.submit(each) for name, each in given.items()}
+        pending = {name: pool.submit(each) for name, each in compilers.items()}
     refused = {name: reason(each.exception()) for name, each in pending.items() if on_gpu() and each.exception()}
     return {name: each.result() for name, each in pending.items() if name not in refused}, refused
 
 
 def reason(error: BaseException | None) -> str:
-    """Why something failed, in a line's words."""
+    """Return the reason of a failure, as an entry of a line."""
     return f"failed, {type(error).__name__}: {error}"[:500]

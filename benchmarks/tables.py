@@ -1,4 +1,4 @@
-"""Tables of the page of figures: from the lines that a command printed to rows of cells, one function a command."""
+"""Tables of the page of figures, made from the lines that a command printed; one function per command."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -7,21 +7,21 @@ Line = dict[str, Any]
 
 
 class Table(NamedTuple):
-    """Head and rows of cells, and what stands above them."""
+    """Head, rows of cells, and a title."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
 
     def markdown(self) -> str:
-        """The first column to the left, numbers to the right."""
+        """Return Markdown with the first column aligned left, the others right."""
         rule = ["---", *["---:"] * (len(self.head) - 1)]
         lines = [f"| {' | '.join(cells)} |" for cells in (self.head, rule, *self.rows)]
         return "\n".join([f"{self.title}\n", *lines] if self.title else lines) + "\n"
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A cell: fixed digits, thousands with commas, a dash for what is missing."""
+    """Format a number with fixed digits and commas at thousands; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool | str):
@@ -30,48 +30,48 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def share(value: float | None) -> str:
-    """A cell: per cent."""
+    """Format a share as per cent."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def millions(count: int) -> str:
-    """A cell: parameters."""
+    """Format a number of parameters."""
     return f"{count / 1e6:.1f} M"
 
 
 def pivot(lines: list[Line], row: str, column: str, cell: Callable[[Line], str], title: str = "") -> Table:
-    """One row for every value of ``row``, one column for every value of ``column``, in the order they came."""
+    """Make one row per value of ``row`` and one column per value of ``column``, in the order of the lines."""
     columns = list(dict.fromkeys(line[column] for line in lines))
-    found = {(line[row], line[column]): cell(line) for line in lines}
+    cells = {(line[row], line[column]): cell(line) for line in lines}
     rows = [
-        [str(name), *(found.get((name, other), "–") for other in columns)]
+        [str(name), *(cells.get((name, other), "–") for other in columns)]
         for name in dict.fromkeys(line[row] for line in lines)
     ]
     return Table([row, *map(str, columns)], rows, title)
 
 
 def demo(lines: list[Line]) -> Iterator[Table]:
-    """Speed of the three methods, then what federation gains."""
-    (found,) = lines
-    accepted = {"speculative": found["accepted_length_speculative"], "mirror": found["accepted_length"]}
+    """Speed of the three methods, then the gain by federated training."""
+    (line,) = lines
+    accepted = {"speculative": line["accepted_length_speculative"], "mirror": line["accepted_length"]}
     rows = [
-        [name, number(speed, 0), number(found["ratio_to_autoregressive"][name]), number(accepted.get(name)),
-         found["settings"][name]]
-        for name, speed in found["tokens_per_second"].items()
+        [name, number(speed, 0), number(line["ratio_to_autoregressive"][name]), number(accepted.get(name)),
+         line["settings"][name]]
+        for name, speed in line["tokens_per_second"].items()
     ]  # fmt: skip
-    title = f"{number(found['tokens_compared'])} tokens, identical: {found['identical']}"
-    yield Table(("method", "tokens/s", "over plain", "accepted a step", "settings"), rows, title)
-    gains = [[name, number(value)] for name, value in found["acceptance"].items()]
-    yield Table(("draft", "accepted a step, unseen text"), gains)
+    title = f"{number(line['tokens_compared'])} tokens, identical: {line['identical']}"
+    yield Table(("method", "tokens/s", "over plain", "accepted per step", "settings"), rows, title)
+    gains = [[name, number(value)] for name, value in line["acceptance"].items()]
+    yield Table(("draft", "accepted per step, unseen text"), gains)
 
 
 def drafts(lines: list[Line]) -> Iterator[Table]:
-    """Every run, at its last round or best step; then decoding with the drafts."""
+    """Every run at its last round or best step, then decoding with the drafts."""
     names = "learning_rate", "seed", "held_out", "unseen", "message_bytes", "seconds"
     ends = [{**line, **{name: line[name][-1] for name in ("held_out", "unseen")}} for line in lines if "method" in line]
     rows = [[line["method"], *(number(line[name]) for name in names)] for line in ends]
-    head = "method", "learning rate", "seed", "held-out clients", "unseen text", "bytes a client a round", "seconds"
-    yield Table(head, rows, "Accepted tokens a step")
+    head = "method", "learning rate", "seed", "held-out clients", "unseen text", "bytes per client and round", "seconds"
+    yield Table(head, rows, "Accepted tokens per step")
     for line in lines:
         if "decoded" in line:
             cells = [[name, number(speed, 0)] for name, speed in line["tokens_per_second"].items()]
@@ -80,14 +80,14 @@ def drafts(lines: list[Line]) -> Iterator[Table]:
 
 
 def vocabulary(lines: list[Line]) -> Iterator[Table]:
-    """One row a tokenizer."""
+    """One row per tokenizer."""
     names = "vocabulary", "characters_per_token", "accepted_length", "ratio_to_autoregressive"
     rows = [[number(line[name]) for name in names] for line in lines]
-    yield Table(("vocabulary", "characters a token", "accepted a step", "speculative over plain"), rows)
+    yield Table(("vocabulary", "characters per token", "accepted per step", "speculative over plain"), rows)
 
 
 def engine(lines: list[Line]) -> Iterator[Table]:
-    """A pass against tokens, then plain decoding."""
+    """Time of a pass by number of tokens, then plain decoding, then 8-bit weights."""
     passes = [{**line, "parameters": millions(line["parameters"])} for line in lines if line["kind"] == "forward"]
     title = "Milliseconds of a pass over T tokens"
     yield pivot(passes, "parameters", "tokens", lambda line: number(line["ms"]), title)
@@ -100,23 +100,23 @@ def engine(lines: list[Line]) -> Iterator[Table]:
         if line["kind"] == "generate"
     ]  # fmt: skip
     head = "parameters", "floor, ms", "step, ms", "step / floor", "tokens/s", "over transformers"
-    yield Table(head, rows, "Plain decoding, one token a step")
+    yield Table(head, rows, "Plain decoding, one token per step")
     rows = [
         [f"{line['weight_bytes'][0] / line['weight_bytes'][1]:.2f}", number(line["largest_logit_difference"]),
          share(line["same_most_likely_token"]), *(number(bits, 4) for bits in line["bits_per_character"])]
         for line in lines
         if line["kind"] == "int8"
     ]  # fmt: skip
-    head = "times smaller", "largest difference of a logit", "same likeliest token", "bits a character before", "after"
-    yield Table(head, rows, "The embedded target in eight bits")
+    head = "times smaller", "largest difference of a logit", "same argmax", "bits per character before", "after"
+    yield Table(head, rows, "The embedded target with 8-bit weights")
 
 
 def mirror(lines: list[Line]) -> Iterator[Table]:
-    """Every method over plain decoding, one row a target and draft; then Mirror-SD's step and its law."""
+    """Speed-up over plain decoding, one row per target and draft; then Mirror-SD's step and its cost model."""
     lines = [{**line, "models": _models(line)} for line in lines if "method" in line]
     drafted = [line for line in lines if line["method"] != "autoregressive"]
     ratio = lambda line: number(line["ratio_to_autoregressive"])  # noqa: E731
-    title = "Times as fast as plain decoding; target, draft, T_draft / T_target"
+    title = "Speed-up over plain decoding; target, draft, T_draft / T_target"
     yield pivot(drafted, "models", "method", ratio, title)
     rows = [
         [line["models"], *(number(line[name]) for name in ("step_ms", "law_ms", "overlap", "accepted_length")),
@@ -124,9 +124,9 @@ def mirror(lines: list[Line]) -> Iterator[Table]:
         for line in drafted
         if line["method"] == "mirror"
     ]  # fmt: skip
-    yield Table(("Mirror-SD", "step, ms", "its law, ms", "overlap", "accepted a step", "windows ready"), rows)
-    told = f"{sum(line['tokens_compared'] for line in lines):,}", str(all(line["identical"] for line in lines))
-    yield Table(("tokens compared with plain decoding", "identical"), [told])
+    yield Table(("Mirror-SD", "step, ms", "cost model, ms", "overlap", "accepted per step", "windows reused"), rows)
+    totals = f"{sum(line['tokens_compared'] for line in lines):,}", str(all(line["identical"] for line in lines))
+    yield Table(("tokens compared with plain decoding", "identical"), [totals])
 
 
 def _models(line: Line) -> str:
@@ -135,11 +135,11 @@ def _models(line: Line) -> str:
 
 
 def mirror_gpu(lines: list[Line]) -> Iterator[Table]:
-    """Methods and placements, a table a target and draft; then the programs of a step and its law."""
+    """Methods and placements, one table per target and draft; then the programs of a step and the cost model."""
     digits = {"ratio_to_autoregressive": 2, "tokens_per_second": 0, "step_ms": 2, "accepted_length": 2}
     head = (
-        "method, window, branches", "draft on", "over plain", "tokens/s", "step, ms", "accepted a step",
-        "windows ready", "tokens as plain",
+        "method, window, branches", "draft on", "over plain", "tokens/s", "step, ms", "accepted per step",
+        "windows reused", "tokens as in plain decoding",
     )  # fmt: skip
     measured = [line for line in lines if line["kind"] == "method"]
     for target, draft in dict.fromkeys((line["target"], line["draft"]) for line in measured):
@@ -147,7 +147,7 @@ def mirror_gpu(lines: list[Line]) -> Iterator[Table]:
         floors = [number(line["floor_ms"]) for line in own if "floor_ms" in line]
         rows = [
             [f"{line['method']}, {line['window']}, {line['budget']}" if line["draft_on"] else line["method"],
-             number(line["draft_on"]), *(number(line[name], places) for name, places in digits.items()),
+             number(line["draft_on"]), *(number(line[name], count) for name, count in digits.items()),
              share(line["reuse_rate"]), share(line["agreeing"])]
             for line in own
         ]  # fmt: skip
@@ -160,12 +160,14 @@ def mirror_gpu(lines: list[Line]) -> Iterator[Table]:
         for line in lines
         if line["kind"] == "law"
     ]  # fmt: skip
-    title = "Programs of a step one at a time, its law, and the step; milliseconds, the draft on the processor"
+    title = (
+        "Programs of a step one at a time, step of the cost model (law), and the step; milliseconds, draft on the CPU"
+    )
     yield Table(("target, draft; method, window, branches", *parts), rows, title)
 
 
 def rounds_gpu(lines: list[Line]) -> Iterator[Table]:
-    """Every plan of every case that was timed, against torch with and without graphs."""
+    """Every plan of every timed case, compared with torch with and without CUDA graphs."""
     rows = []
     for line in (line for line in lines if "skipped" not in line):
         ours, sides = line["ms_per_local_step"], line["torch_sides_ms"]
@@ -206,11 +208,11 @@ def scaling(lines: list[Line]) -> Iterator[Table]:
             " → ".join(number(1e3 * line["seconds"], 1) for line in ends), number(fit["seconds_slope"]),
             " → ".join(number(line["peak_mb"], 0) for line in ends), number(fit["peak_mb_slope"]),
         ])  # fmt: skip
-    yield Table(("axis", "from → to", "ms a round", "slope", "memory, MB", "slope"), rows)
+    yield Table(("axis", "from → to", "ms per round", "slope", "memory, MB", "slope"), rows)
 
 
 def reproduce(lines: list[Line]) -> Iterator[Table]:
-    """Best accuracies on every partition; the same over the local interval; what the orderings say."""
+    """Best accuracies by partition, then by local epochs, then FedSpeed compared with FedAvg."""
     *cells, last = lines
     best = lambda line: f"{line['best']:.1f} ± {line['best_std']:.1f}"  # noqa: E731
     about = "Best test accuracy, %, mean ± deviation over seeds: {seeds}; {images:,} images, {suite}"
@@ -222,11 +224,11 @@ def reproduce(lines: list[Line]) -> Iterator[Table]:
         ladder.sort(key=lambda line: line["epochs"])
         title = f"Over local epochs, at equal samples, partition {cells[-1]['partition']}"
         yield pivot(ladder, "algorithm", "epochs", best, title)
-    found, ranks = last["orderings"]["fedspeed_above_fedavg"], last["orderings"]["rank_correlation_with_published"]
+    compared, ranks = last["orderings"]["fedspeed_above_fedavg"], last["orderings"]["rank_correlation_with_published"]
     rows = [
         [name, f"{row['margin']['best']:.2f} ± {row['margin']['best_std']:.2f}", number(row["rounds"]),
          number(row["fedavg_rounds"]), number(ranks.get(name))]
-        for name, row in found.items()
+        for name, row in compared.items()
     ]  # fmt: skip
     head = (
         "partition",
@@ -239,12 +241,12 @@ def reproduce(lines: list[Line]) -> Iterator[Table]:
 
 
 def probe(lines: list[Line]) -> Iterator[Table]:
-    """What the exit of every layer knows."""
-    (found,) = lines
-    layers = found["layers"]
+    """Accuracy of the exit after every layer."""
+    (line,) = lines
+    layers = line["layers"]
     for name, what in {
         "contained": "holds the target's most likely token",
-        "foreseen": "holds the token that ends a step, so that the next window is ready if all branches are rolled out",
+        "foreseen": "holds the token that ends a step; with all branches rolled out the next window is then ready",
     }.items():
         kappas = list(layers[0][name])
         rows = [[str(layer["layer"]), *(share(layer[name][kappa]) for kappa in kappas)] for layer in layers]

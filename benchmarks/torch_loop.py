@@ -1,4 +1,4 @@
-"""The peer: a lean torch loop of the same maths. Resident tensors, in-place `_foreach` updates, one set of weights.
+"""A minimal torch loop of the same mathematics: resident tensors, in-place `_foreach` updates, one set of weights.
 
 No data loader, no model object per client, no `.item()`. Every function takes the parameters as one flat list.
 """
@@ -15,30 +15,30 @@ Logits = Callable[[Sequence[Tensor], Tensor], Tensor]
 CLIP, DECAY, PROX, RADIUS, RATE = 10.0, 1e-3, 0.1, 0.1, 0.1
 
 
-class Network(NamedTuple):
-    """A network as shapes of its parameters, biases and norms one-dimensional, and a function of them."""
+class TorchNetwork(NamedTuple):
+    """Shapes of a network's parameters (biases and norms are one-dimensional), and its logits as a function of them."""
 
     shapes: list[tuple[int, ...]]
     logits: Logits
 
 
-def mlp(sizes: Sequence[int] = (784, 200, 200, 10)) -> Network:
+def mlp(sizes: Sequence[int] = (784, 200, 200, 10)) -> TorchNetwork:
     """Dense layers with relu between them."""
     shapes = [shape for a, b in zip(sizes[:-1], sizes[1:], strict=True) for shape in ((b, a), (b,))]
-    return Network(shapes, lambda p, x: _dense(p, x, F.relu))
+    return TorchNetwork(shapes, lambda p, x: _dense(p, x, F.relu))
 
 
-def character(vocabulary: int, context: int, width: int = 16, hidden: int = 192) -> Network:
+def character(vocabulary: int, context: int, width: int = 16, hidden: int = 192) -> TorchNetwork:
     """An embedding and one hidden layer with tanh over the last characters."""
     dense = [(hidden, context * width), (hidden,), (vocabulary, hidden), (vocabulary,)]
 
     def logits(p: Sequence[Tensor], x: Tensor) -> Tensor:
         return _dense(p[1:], F.embedding(x, p[0]).flatten(1), torch.tanh)
 
-    return Network([(vocabulary, width), *dense], logits)
+    return TorchNetwork([(vocabulary, width), *dense], logits)
 
 
-def lenet(channels: int = 1, side: int = 28) -> Network:
+def lenet(channels: int = 1, side: int = 28) -> TorchNetwork:
     """conv 5×5 (64), pool, conv 5×5 (64), pool, dense 384, 192, 10."""
     flat = 64 * (((side - 4) // 2 - 4) // 2) ** 2
     conv = [(64, channels, 5, 5), (64,), (64, 64, 5, 5), (64,)]
@@ -48,10 +48,10 @@ def lenet(channels: int = 1, side: int = 28) -> Network:
             x = F.max_pool2d(F.relu(F.conv2d(x, p[layer], p[layer + 1])), 2)
         return _dense(p[4:], x.flatten(1), F.relu)
 
-    return Network([*conv, (384, flat), (384,), (192, 384), (192,), (10, 192), (10,)], logits)
+    return TorchNetwork([*conv, (384, flat), (384,), (192, 384), (192,), (10, 192), (10,)], logits)
 
 
-def resnet18(classes: int = 10, groups: int = 2) -> Network:
+def resnet18(classes: int = 10, groups: int = 2) -> TorchNetwork:
     """ResNet-18 with ImageNet's stem and GroupNorm; no biases in convolutions."""
     shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
     blocks = [
@@ -74,7 +74,7 @@ def resnet18(classes: int = 10, groups: int = 2) -> Network:
             x = F.relu(inner + (conv(x, 2, 0) if stride == 2 else x))
         return F.linear(x.mean((2, 3)), next(rest), next(rest))
 
-    return Network([*shapes, (classes, 512), (classes,)], logits)
+    return TorchNetwork([*shapes, (classes, 512), (classes,)], logits)
 
 
 def _dense(p: Sequence[Tensor], x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -84,29 +84,30 @@ def _dense(p: Sequence[Tensor], x: Tensor, activation: Callable[[Tensor], Tensor
 
 
 class Loop(NamedTuple):
-    """One round of K steps for every client, over batches [C, K, B, ...] that lie ready.
+    """One round of K steps for every client, over prepared batches [C, K, B, ...].
 
     Attributes:
-      network: what is trained.
-      weights: the working parameters of whichever client is on, in place.
-      start: xᵗ.
-      inputs, labels: batches.
+        network: that is trained.
+        weights: parameters of the current client, updated in place.
+        start: xᵗ.
+        inputs: of the batches.
+        labels: of the batches.
     """
 
-    network: Network
+    network: TorchNetwork
     weights: Tensors
     start: Tensors
     inputs: Tensor
     labels: Tensor
 
     def gradient(self, client: int, step: int) -> Tensors:
-        """∇Fᵢ at the working parameters."""
+        """∇Fᵢ at the current parameters."""
         logits = self.network.logits(self.weights, self.inputs[client, step])
         return list(torch.autograd.grad(F.cross_entropy(logits, self.labels[client, step]), self.weights))
 
 
-def loop(network: Network, start: Sequence[Tensor], inputs: Tensor, labels: Tensor, channels_last: bool) -> Loop:
-    """Lay everything out; images [C, K, B, c, h, w] and kernels in the given memory format."""
+def loop(network: TorchNetwork, start: Sequence[Tensor], inputs: Tensor, labels: Tensor, channels_last: bool) -> Loop:
+    """Prepare a round; images [C, K, B, c, h, w] and kernels get the chosen memory format."""
     if channels_last and inputs.ndim == 6:
         inputs = inputs.permute(0, 1, 2, 4, 5, 3).contiguous().permute(0, 1, 2, 5, 3, 4)
         start = [p.contiguous(memory_format=torch.channels_last) if p.ndim == 4 else p for p in start]
@@ -116,7 +117,7 @@ def loop(network: Network, start: Sequence[Tensor], inputs: Tensor, labels: Tens
 
 @torch.no_grad()
 def fedavg(local: Loop) -> Tensors:
-    """Clip, weight decay, descent; the mean of the clients' results."""
+    """Clipping, weight decay, descent; return the mean of the clients' parameters."""
     mean = [torch.zeros_like(p) for p in local.start]
     clients, steps = local.labels.shape[:2]
     for client in range(clients):
@@ -131,9 +132,9 @@ def fedavg(local: Loop) -> Tensors:
 
 @torch.no_grad()
 def fedspeed(local: Loop) -> Tensors:
-    """The reference form: normalised ascent, second gradient, half of the proximal term before the clip.
+    """FedSpeed in the variant "reference": normalised ascent, second gradient, duals added before clipping.
 
-    Duals begin at zero, as in the first round, and are kept: a mean of x_K and the sum of all h over N = C clients.
+    Duals are zero at the start, as in the first round; return the mean of x_K plus the mean of h over N = C clients.
     """
     mean = [torch.zeros_like(p) for p in local.start]
     duals = [[torch.zeros_like(p) for p in local.start] for _ in range(len(local.labels))]
@@ -160,10 +161,10 @@ def fedspeed(local: Loop) -> Tensors:
 
 
 def captured(play: Callable[[Loop], Tensors], local: Loop) -> Callable[[], Tensors]:
-    """The same round on a GPU with all steps of one client as one CUDA graph, replayed for every client.
+    """Return the same round on a GPU, with all steps of one client as one CUDA graph, replayed for every client.
 
     Raises:
-      RuntimeError: the steps cannot be captured, or a replay finds something else than the loop.
+        RuntimeError: the steps cannot be captured, or a replay gives another result than the loop.
     """
     one = local._replace(inputs=local.inputs[:1].clone(), labels=local.labels[:1].clone())
     side = torch.cuda.Stream()
@@ -173,7 +174,7 @@ def captured(play: Callable[[Loop], Tensors], local: Loop) -> Callable[[], Tenso
             play(one)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # "thread_local": what threads of the other library do meanwhile does not spoil the capture.
+    # "thread_local": CUDA calls of JAX's threads do not invalidate the capture.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = play(one)
 
@@ -187,10 +188,10 @@ def captured(play: Callable[[Loop], Tensors], local: Loop) -> Callable[[], Tenso
             torch._foreach_add_(mean, result, alpha=1 / len(local.labels))
         return mean
 
-    expected, found = play(local), replayed()
-    apart = _norm(torch._foreach_sub(found, expected)) / _norm(torch._foreach_sub(expected, local.start))
-    if not apart < 0.1:
-        raise RuntimeError(f"a replay is {apart.item():.2g} of the round's change away from the loop")
+    expected, result = play(local), replayed()
+    difference = _norm(torch._foreach_sub(result, expected)) / _norm(torch._foreach_sub(expected, local.start))
+    if not difference < 0.1:
+        raise RuntimeError(f"a replay is {difference.item():.2g} of the round's change away from the loop")
     return replayed
 
 

@@ -1,9 +1,9 @@
-"""Characters or byte pairs? One small pair per tokenizer, the same recipe otherwise; one JSON object per line.
+"""Compare tokenizers of characters and byte pairs: one small pair each, the same recipe; one JSON object per line.
 
     python benchmarks/vocabulary.py [--steps 400] [--prompts 8] [--json]
 
 Each line: vocabulary, characters per token, accepted length (window 7), and tokens per second of speculative decoding
-over autoregressive decoding of the same target, medians of interleaved runs on one device.
+over those of autoregressive decoding with the same target, medians of interleaved runs on one device.
 """
 
 import json
@@ -20,16 +20,16 @@ from jaxspec.cli._bench_methods import measure
 from jaxspec.models.config import DecoderConfig
 from jaxspec.text.tokenizer import encode
 from jaxspec.training.train import Schedule
-from jaxspec.zoo.recipe import Recipe, corpus, held_out_roles, train_draft, train_target
+from jaxspec.zoo.recipe import PairRecipe, corpus, held_out_roles, train_draft, train_target
 
-SMALL = Recipe(
+SMALL = PairRecipe(
     target=DecoderConfig(1, 192, 4, 4, 2, 48, 512), draft=DecoderConfig(1, 96, 1, 4, 2, 24, 256), exit_layer=2
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """Sizes: optimiser steps of target and draft, held-out prompts, new tokens, interleaved rounds."""
+    """Optimiser steps of target and draft, held-out prompts, new tokens, interleaved rounds, vocabulary sizes."""
 
     steps: int = 400
     prompts: int = 8
@@ -40,7 +40,7 @@ class Options:
 
 
 def row(vocab_size: int | None, options: Options, directory: Path) -> dict[str, Any]:
-    """Trains and measures one pair."""
+    """Train and measure one pair."""
     schedule = Schedule(steps=options.steps)
     recipe = replace(SMALL, vocab_size=vocab_size, target_schedule=schedule, draft_schedule=schedule)
     data = corpus(recipe)
@@ -63,7 +63,7 @@ def row(vocab_size: int | None, options: Options, directory: Path) -> dict[str, 
 
 
 def main() -> None:
-    """Prints one line per tokenizer."""
+    """Print one line per tokenizer."""
     options = tyro.cli(Options, description=__doc__)
     for size in options.vocabularies:
         with tempfile.TemporaryDirectory() as folder:

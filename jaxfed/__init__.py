@@ -18,7 +18,7 @@ from jaxfed.algorithms import (
     scaffold,
 )
 from jaxfed.core import CoinFlips, FixedSize, Stateful, masked_mean, mixed_precision, trainable
-from jaxfed.core.protocol import ClientRow, Cohort, FederatedAlgorithm, Message, RoundInfo, Server
+from jaxfed.core.protocol import ClientMessage, ClientRow, Cohort, FederatedAlgorithm, RoundInfo, Server
 from jaxfed.data import Epochs, Steps
 from jaxfed.layout import chunked, map, plans, sharded, vmap  # noqa: A004  plans by their names
 from jaxfed.messages import compression, privacy, robust, uplink
@@ -49,7 +49,7 @@ __all__ = [
     "HostStore",
     "Interrupted",
     "Layout",
-    "Message",
+    "ClientMessage",
     "NothingTrainedWarning",
     "Report",
     "RoundInfo",

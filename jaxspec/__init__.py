@@ -7,7 +7,7 @@ from jaxspec import analysis, devices, drafts, generation, loading, methods, mod
 from jaxspec.analysis import probe, tune
 from jaxspec.devices import Placement, default_placement, mesh_of
 from jaxspec.drafts import streaming
-from jaxspec.generation import Generation, NonFiniteLogits, Stats, generate, stream
+from jaxspec.generation import Generation, NonFiniteLogits, Sampling, Stats, generate, stream
 from jaxspec.loading import load_huggingface, load_llama2c, save_huggingface
 from jaxspec.methods import DecodingMethod, autoregressive, candidates, fallbacks, mirror, speculative
 from jaxspec.models import DecoderConfig, Model, Network, Tracks, decoder, fit_vocabulary, quantized
@@ -24,6 +24,7 @@ __all__ = [
     "Network",
     "NonFiniteLogits",
     "Placement",
+    "Sampling",
     "Stats",
     "StepInfo",
     "Text",

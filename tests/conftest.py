@@ -16,7 +16,7 @@ from collections.abc import Iterator
 if "jax" in sys.modules:
     raise RuntimeError("expected to set XLA_FLAGS before jax is imported, but a pytest plugin has imported it already")
 
-from tests.support import environment  # noqa: E402
+from tests.support import environment  # noqa: E402, F401
 
 # isort: split
 import jax  # noqa: E402
@@ -99,9 +99,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chance.shuffle(items)
         rank = {path: chance.random() for path in dict.fromkeys(item.path for item in items)}
         items.sort(key=lambda item: rank[item.path])
-    left_out = [item for item in items if bool(item.get_closest_marker("as_users")) != environment.AS_USERS]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
     for item in items:
         for marker in item.iter_markers("peers"):
             for module in marker.args or ("torch", "transformers"):

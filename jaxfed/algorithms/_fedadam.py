@@ -5,15 +5,14 @@ from typing import Unpack
 import optax
 
 from jaxfed.algorithms._fedavg import averaging
-from jaxfed.algorithms.parts import gradients
+from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.algorithms.parts.local import LocalOptions, LocalRule, Solver
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import FederatedAlgorithm, recorded
+from jaxfed.core.protocol import FederatedAlgorithm
 from jaxfed.core.stateful import AnyLossFn
 
 
-@recorded
+@algorithm_factory
 def fedadam(
     loss_fn: AnyLossFn,
     *,
@@ -29,16 +28,16 @@ def fedadam(
     With bias correction, or with another optimiser: `jaxfed.fedavg(..., server_optimiser=optax.adam(...))`.
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      server_learning_rate: η_g.
-      b1: β₁, decay of the first moment, in [0, 1).
-      b2: β₂, decay of the second moment, in [0, 1).
-      eps: ε (τ in the paper), outside the root: the larger, the less adaptive.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        server_learning_rate: η_g.
+        b1: β₁, decay of the first moment, in [0, 1).
+        b2: β₂, decay of the second moment, in [0, 1).
+        eps: ε (τ in the paper), outside the root: the larger, the less adaptive.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: Reddi et al., Adaptive Federated Optimization, ICLR 2021, Algorithm 2.
     """

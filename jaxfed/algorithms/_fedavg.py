@@ -4,12 +4,20 @@ from typing import Unpack
 
 import optax
 
-from jaxfed.algorithms.parts import ClientResult, compose, gradients
+from jaxfed.algorithms.parts import (
+    ClientContext,
+    ClientResult,
+    LocalOptions,
+    LocalRule,
+    Solver,
+    algorithm_factory,
+    compose,
+    gradients,
+)
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.algorithms.parts.local import ClientContext, LocalOptions, LocalRule, Solver
 from jaxfed.algorithms.parts.optimisers import check_optimiser
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import FederatedAlgorithm, Message, ServerUpdate, recorded
+from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm, ServerUpdate
 from jaxfed.core.stateful import AnyLossFn
 
 
@@ -18,12 +26,14 @@ def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm
 
     def client(context: ClientContext) -> ClientResult:
         local = solver(context)
-        return ClientResult(local, Message(local.delta))
+        return ClientResult(local, ClientMessage(local.delta))
 
     return compose(client, server_update, solver)
 
 
-def server_side(server_learning_rate: float, server_optimiser: optax.GradientTransformation | None) -> ServerUpdate:
+def averaging_server(
+    server_learning_rate: float, server_optimiser: optax.GradientTransformation | None
+) -> ServerUpdate:
     """The mean scaled by η_g, or an optax optimiser, which brings a learning rate of its own."""
     check_range("server_learning_rate", server_learning_rate, above=0.0)
     check_optimiser("server_optimiser", server_optimiser)
@@ -34,7 +44,7 @@ def server_side(server_learning_rate: float, server_optimiser: optax.GradientTra
     return server.optimiser(server_optimiser)
 
 
-@recorded
+@algorithm_factory
 def fedavg(
     loss_fn: AnyLossFn,
     *,
@@ -46,18 +56,18 @@ def fedavg(
     """FedAvg: xₖ₊₁ = xₖ − ηₜ·∇Fᵢ(xₖ; ξ) on the clients, xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of (x_K − x⁰) on the server.
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      server_learning_rate: η_g.
-      server_optimiser: a whole optax optimiser of the pseudo-gradient −U instead of η_g: `optax.yogi(...)` gives
-        FedYogi, `optax.adagrad(...)` FedAdagrad, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        server_learning_rate: η_g.
+        server_optimiser: a whole optax optimiser of the pseudo-gradient −U instead of η_g: `optax.yogi(...)` gives
+            FedYogi, `optax.adagrad(...)` FedAdagrad, `optax.sgd(1.0, momentum=0.9)` FedAvgM.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017,
     Algorithm 1 (with an unweighted mean over the cohort).
     """
     rule = LocalRule(client_learning_rate=client_learning_rate, **options)
-    return averaging(Solver(loss_fn, gradients.plain, rule), server_side(server_learning_rate, server_optimiser))
+    return averaging(Solver(loss_fn, gradients.plain, rule), averaging_server(server_learning_rate, server_optimiser))

@@ -4,16 +4,26 @@ from typing import Unpack
 
 import optax
 
-from jaxfed.algorithms.parts import ClientResult, compose, corrections, gradients
+from jaxfed.algorithms.parts import (
+    ClientContext,
+    ClientResult,
+    LocalOptions,
+    LocalRule,
+    Solver,
+    algorithm_factory,
+    compose,
+    corrections,
+    gradients,
+    mean_direction,
+)
 from jaxfed.algorithms.parts import server_updates as server
 from jaxfed.algorithms.parts.gradients import Estimator
-from jaxfed.algorithms.parts.local import ClientContext, LocalOptions, LocalRule, Solver, mean_direction
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import FederatedAlgorithm, Message, recorded
+from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
 from jaxfed.core.stateful import AnyLossFn
 
 
-def carried(
+def client_momentum(
     loss_fn: AnyLossFn,
     estimate: Estimator,
     rule: LocalRule,
@@ -31,12 +41,12 @@ def carried(
     def client(context: ClientContext) -> ClientResult:
         local = solver(context, corrections.momentum(context.server.extra, momentum_weight))
         direction = mean_direction(context, local, context.server.extra, nominal_steps)
-        return ClientResult(local, Message(local.delta, average=direction))
+        return ClientResult(local, ClientMessage(local.delta, average=direction))
 
     return compose(client, server.momentum_mean(server_learning_rate), solver)
 
 
-@recorded
+@algorithm_factory
 def fedcm(
     loss_fn: AnyLossFn,
     *,
@@ -52,17 +62,17 @@ def fedcm(
     ηₜ = 0, sends D as it was; under a client optimiser −U/(K·ηₜ) is the mean of the directions that it was given.
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      momentum_weight: α in (0, 1], the weight of the fresh gradient; at 1 this is FedAvg.
-      server_learning_rate: η_g.
-      nominal_steps: K in D, the same for all clients; by default each client's own number of steps.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        momentum_weight: α in (0, 1], the weight of the fresh gradient; at 1 this is FedAvg.
+        server_learning_rate: η_g.
+        nominal_steps: K in D, the same for all clients; by default each client's own number of steps.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: Xu et al., FedCM: Federated Learning with Client-level Momentum, 2021 (arXiv 2106.10874), Algorithm 2.
     """
     rule = LocalRule(client_learning_rate=client_learning_rate, **options)
-    return carried(loss_fn, gradients.plain, rule, momentum_weight, server_learning_rate, nominal_steps)
+    return client_momentum(loss_fn, gradients.plain, rule, momentum_weight, server_learning_rate, nominal_steps)

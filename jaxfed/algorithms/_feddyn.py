@@ -5,12 +5,20 @@ from typing import Literal, NamedTuple, Unpack
 
 import optax
 
-from jaxfed.algorithms.parts import ClientResult, compose, corrections, gradients
+from jaxfed.algorithms.parts import (
+    ClientContext,
+    ClientResult,
+    LocalOptions,
+    LocalRule,
+    Solver,
+    algorithm_factory,
+    compose,
+    corrections,
+    gradients,
+)
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.algorithms.parts.local import ClientContext, LocalOptions, LocalRule, Solver
-from jaxfed.core import tree
 from jaxfed.core.checks import check_choice
-from jaxfed.core.protocol import FederatedAlgorithm, Message, ServerUpdate, recorded
+from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm, ServerUpdate
 from jaxfed.core.stateful import AnyLossFn
 from jaxfed.core.types import Params
 
@@ -18,19 +26,19 @@ from jaxfed.core.types import Params
 class DualMean(NamedTuple):
     """Over whom the duals are averaged: the message from (x_K − xᵗ, hᵢ, hᵢ'), and the server update it is for."""
 
-    message: Callable[[Params, Params, Params], Message]
+    message: Callable[[Params, Params, Params], ClientMessage]
     server_update: ServerUpdate
 
 
 def cohort_mean() -> DualMean:
     """xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1)."""
-    return DualMean(lambda moved, old, new: Message(moved, average=new), server.cohort_dual_mean())
+    return DualMean(lambda moved, old, new: ClientMessage(moved, average=new), server.cohort_dual_mean())
 
 
 def population_mean() -> DualMean:
     """xᵗ⁺¹ = mean over Sₜ of x_K + mean over all clients of h (FedDyn, and the FedSpeed authors' code)."""
     return DualMean(
-        lambda moved, old, new: Message(moved, total=tree.difference(new, old)), server.population_dual_mean()
+        lambda moved, old, new: ClientMessage(moved, total=optax.tree.sub(new, old)), server.population_dual_mean()
     )
 
 
@@ -50,13 +58,13 @@ def dual_averaging(solver: Solver, dual_mean: DualMean) -> FederatedAlgorithm:
     def client(context: ClientContext) -> ClientResult:
         local = solver(context, corrections.dual(context.memory, solver.rule.prox_weight))
         dual = corrections.updated_dual(context.memory, local.delta)
-        moved = tree.difference(local.params, context.server.params)
+        moved = optax.tree.sub(local.params, context.server.params)
         return ClientResult(local, dual_mean.message(moved, context.memory, dual), dual)
 
     return compose(client, dual_mean.server_update, solver, init_memory=optax.tree.zeros_like)
 
 
-@recorded
+@algorithm_factory
 def feddyn(
     loss_fn: AnyLossFn,
     *,
@@ -68,14 +76,14 @@ def feddyn(
     """FedDyn: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + w·(xₖ − x⁰ + hᵢ)), hᵢ ← hᵢ + U; xᵗ⁺¹ = mean over Sₜ of x_K + mean of h.
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      prox_weight: w (α in the paper), > 0.
-      dual_mean: over whom the server averages the duals, see `jaxfed.fedspeed`; "population" is the paper's.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        prox_weight: w (α in the paper), > 0.
+        dual_mean: over whom the server averages the duals, see `jaxfed.fedspeed`; "population" is the paper's.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, Algorithm 1 (h = −∇L/α).
     """

@@ -4,14 +4,13 @@ from typing import Unpack
 
 import optax
 
-from jaxfed.algorithms._scaffold import controlled
-from jaxfed.algorithms.parts import gradients
-from jaxfed.algorithms.parts.local import LocalOptions, LocalRule, Solver
-from jaxfed.core.protocol import FederatedAlgorithm, recorded
+from jaxfed.algorithms._scaffold import control_variates
+from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
+from jaxfed.core.protocol import FederatedAlgorithm
 from jaxfed.core.stateful import AnyLossFn
 
 
-@recorded
+@algorithm_factory
 def fedgamma(
     loss_fn: AnyLossFn,
     *,
@@ -24,17 +23,19 @@ def fedgamma(
     """FedGamma: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ + e; ξ) + c − cᵢ), e = ρ·g₁/(‖g₁‖₂ + 1e-7); cᵢ, c and server as in SCAFFOLD.
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      ascent_radius: ρ.
-      server_learning_rate: η_g.
-      nominal_steps: K in cᵢ', the same for all clients; by default each client's own number of steps.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        ascent_radius: ρ.
+        server_learning_rate: η_g.
+        nominal_steps: K in cᵢ', the same for all clients; by default each client's own number of steps.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: Dai et al., FedGAMMA: Federated Learning with Global Sharpness-Aware Minimization, TNNLS 2023.
     """
     rule = LocalRule(client_learning_rate=client_learning_rate, **options)
-    return controlled(Solver(loss_fn, gradients.perturbed(ascent_radius), rule), server_learning_rate, nominal_steps)
+    return control_variates(
+        Solver(loss_fn, gradients.perturbed(ascent_radius), rule), server_learning_rate, nominal_steps
+    )

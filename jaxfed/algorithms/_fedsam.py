@@ -4,14 +4,13 @@ from typing import Unpack
 
 import optax
 
-from jaxfed.algorithms._fedavg import averaging, server_side
-from jaxfed.algorithms.parts import gradients
-from jaxfed.algorithms.parts.local import LocalOptions, LocalRule, Solver
-from jaxfed.core.protocol import FederatedAlgorithm, recorded
+from jaxfed.algorithms._fedavg import averaging, averaging_server
+from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
+from jaxfed.core.protocol import FederatedAlgorithm
 from jaxfed.core.stateful import AnyLossFn
 
 
-@recorded
+@algorithm_factory
 def fedsam(
     loss_fn: AnyLossFn,
     *,
@@ -23,17 +22,17 @@ def fedsam(
     """FedSAM: xₖ₊₁ = xₖ − ηₜ·∇Fᵢ(xₖ + e; ξ), e = ρ·g₁/(‖g₁‖₂ + 1e-7) with g₁ = ∇Fᵢ(xₖ; ξ); the server as in FedAvg.
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      ascent_radius: ρ.
-      server_learning_rate: η_g.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        ascent_radius: ρ.
+        server_learning_rate: η_g.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: Qu et al., Generalized Federated Learning via Sharpness Aware Minimization, ICML 2022, Algorithm 1.
     """
     rule = LocalRule(client_learning_rate=client_learning_rate, **options)
     solver = Solver(loss_fn, gradients.perturbed(ascent_radius), rule)
-    return averaging(solver, server_side(server_learning_rate, None))
+    return averaging(solver, averaging_server(server_learning_rate, None))

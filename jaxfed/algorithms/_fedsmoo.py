@@ -5,11 +5,19 @@ from typing import NamedTuple, Unpack
 import optax
 
 from jaxfed.algorithms._feddyn import check_prox
-from jaxfed.algorithms.parts import ClientResult, compose, corrections, gradients
+from jaxfed.algorithms.parts import (
+    ClientContext,
+    ClientResult,
+    LocalOptions,
+    LocalRule,
+    Solver,
+    algorithm_factory,
+    compose,
+    corrections,
+    gradients,
+)
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.algorithms.parts.local import ClientContext, LocalOptions, LocalRule, Solver
-from jaxfed.core import tree
-from jaxfed.core.protocol import FederatedAlgorithm, Message, recorded
+from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
 from jaxfed.core.stateful import AnyLossFn
 from jaxfed.core.types import Params
 
@@ -21,7 +29,7 @@ class Duals(NamedTuple):
     ascent: Params
 
 
-@recorded
+@algorithm_factory
 def fedsmoo(
     loss_fn: AnyLossFn,
     *,
@@ -42,14 +50,14 @@ def fedsmoo(
         s    = ρ·μ̄/(‖μ̄‖₂ + 1e-7)               μ̄ = mean over Sₜ of μᵢ
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      prox_weight: w = 1/λ, > 0.
-      ascent_radius: ρ.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        prox_weight: w = 1/λ, > 0.
+        ascent_radius: ρ.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: Sun et al., Dynamic Regularized Sharpness Aware Minimization in Federated Learning, ICML 2023, Algorithm 1.
     """
@@ -62,14 +70,14 @@ def fedsmoo(
         aligning = gradients.Ascent(held.ascent, extra.ascent)
         local = solver(context, corrections.dual(held.params, prox_weight), aligning)
         duals = Duals(corrections.updated_dual(held.params, local.delta), local.memory.own)
-        moved, change = tree.difference(local.params, context.server.params), tree.difference(duals.params, held.params)
-        return ClientResult(local, Message(moved, average=duals.ascent, total=change), duals)
+        moved, change = optax.tree.sub(local.params, context.server.params), optax.tree.sub(duals.params, held.params)
+        return ClientResult(local, ClientMessage(moved, average=duals.ascent, total=change), duals)
 
     def no_duals(params: Params) -> Duals:
         return Duals(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def advance(duals: Duals, change: Params) -> Duals:
-        return duals._replace(params=tree.total(duals.params, change))
+        return duals._replace(params=optax.tree.add(duals.params, change))
 
     update = server.aligned_dual_mean(ascent_radius)
     return compose(client, update, solver, init_memory=no_duals, advance=advance)

@@ -6,17 +6,16 @@ import optax
 
 from jaxfed.algorithms._fedavg import averaging
 from jaxfed.algorithms._feddyn import DUAL_MEANS, dual_averaging
-from jaxfed.algorithms.parts import gradients
+from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.algorithms.parts.local import LocalOptions, LocalRule, Solver
 from jaxfed.core.checks import check_choice
-from jaxfed.core.protocol import FederatedAlgorithm, recorded
+from jaxfed.core.protocol import FederatedAlgorithm
 from jaxfed.core.stateful import AnyLossFn
 
 PERTURBATIONS = {"raw": gradients.raw, "normalised": gradients.normalised}
 
 
-@recorded
+@algorithm_factory
 def fedspeed(
     loss_fn: AnyLossFn,
     *,
@@ -39,25 +38,25 @@ def fedspeed(
         xᵗ⁺¹ = mean over Sₜ of x_K + mean of h'
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀ (ηₗ in the paper).
-      prox_weight: w = 1/λ; must be > 0 with a dual.
-      ascent_radius: ρ.
-      merge_weight: α in [0, 1]. The default drops g₁, as the authors' experiments do; at 0 this is FedDyn.
-      dual_mean: over whom the server averages the duals. "cohort" is Algorithm 1 of the paper. "population", the
-        default, is what its experiments ran: with few clients a round the cohort's mean needs a decaying learning
-        rate or a strong prox term, or training breaks down (50 clients, 10 % a round, w = 0.1, 600 rounds: train loss
-        0.20 → 0.17 with the population's mean, 0.21 → 0.67 and growing with the cohort's). None leaves the dual out
-        of step, update and message: FedProx with the merged gradient, and FedAvg with it if w = 0.
-      perturbation: "raw", e = ρ·g₁ as in Algorithm 1, or "normalised", e = ρ·g₁/(‖g₁‖₂ + 1e-7): the default, because
-        the published radius 0.1 is that of the normalised step.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`; `variant="reference"` clips and splits the
-        proximal term as the authors' code does (theirs: clip_norm 10, weight_decay 1e-3, learning_rate_decay 0.998,
-        and the defaults here).
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀ (ηₗ in the paper).
+        prox_weight: w = 1/λ; must be > 0 with a dual.
+        ascent_radius: ρ.
+        merge_weight: α in [0, 1]. The default drops g₁, as the authors' experiments do; at 0 this is FedDyn.
+        dual_mean: over whom the server averages the duals. "cohort" is Algorithm 1 of the paper. "population", the
+            default, is what its experiments ran: with few clients a round the cohort's mean needs a decaying learning
+            rate or a strong prox term, or training breaks down (50 clients, 10 % a round, w = 0.1, 600 rounds: train
+            loss 0.20 → 0.17 with the population's mean, 0.21 → 0.67 and growing with the cohort's). None leaves the
+            dual out of step, update and message: FedProx with the merged gradient, and FedAvg with it if w = 0.
+        perturbation: "raw", e = ρ·g₁ as in Algorithm 1, or "normalised", e = ρ·g₁/(‖g₁‖₂ + 1e-7): the default, because
+            the published radius 0.1 is that of the normalised step.
+        **options: see `jaxfed.algorithms.parts.LocalRule`; `variant="reference"` clips and splits the proximal
+            term as the authors' code does (theirs: clip_norm 10, weight_decay 1e-3, learning_rate_decay 0.998, and the
+            defaults here).
 
     Raises:
-      ValueError: a hyperparameter out of range; prox_weight 0 with a dual; a reference variant with another dual mean,
-        perturbation or merge weight than the authors' code has.
+        ValueError: a hyperparameter out of range; prox_weight 0 with a dual; a reference variant with another dual
+            mean, perturbation or merge weight than the authors' code has.
 
     Source: Sun et al., FedSpeed, ICLR 2023 (arXiv 2302.10429), Algorithm 1.
     """

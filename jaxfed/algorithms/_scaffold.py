@@ -4,16 +4,25 @@ from typing import Unpack
 
 import optax
 
-from jaxfed.algorithms.parts import ClientResult, compose, corrections, gradients
+from jaxfed.algorithms.parts import (
+    ClientContext,
+    ClientResult,
+    LocalOptions,
+    LocalRule,
+    Solver,
+    algorithm_factory,
+    compose,
+    corrections,
+    gradients,
+    mean_direction,
+)
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.algorithms.parts.local import ClientContext, LocalOptions, LocalRule, Solver, mean_direction
-from jaxfed.core import tree
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import FederatedAlgorithm, Message, recorded
+from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
 from jaxfed.core.stateful import AnyLossFn
 
 
-def controlled(solver: Solver, server_learning_rate: float, nominal_steps: float | None) -> FederatedAlgorithm:
+def control_variates(solver: Solver, server_learning_rate: float, nominal_steps: float | None) -> FederatedAlgorithm:
     """Clients keep a control variate cᵢ and add c − cᵢ to every gradient: SCAFFOLD, FedGamma, by gradient and rule."""
     check_range("server_learning_rate", server_learning_rate, above=0.0)
     if nominal_steps is not None:
@@ -24,12 +33,12 @@ def controlled(solver: Solver, server_learning_rate: float, nominal_steps: float
         local = solver(context, corrections.control_variate(shared, own))
         # With D = c, of a client that has moved along no direction, its control variate stays as it was.
         control = corrections.updated_control(own, shared, mean_direction(context, local, shared, nominal_steps))
-        return ClientResult(local, Message(local.delta, total=tree.difference(control, own)), control)
+        return ClientResult(local, ClientMessage(local.delta, total=optax.tree.sub(control, own)), control)
 
     return compose(client, server.control_mean(server_learning_rate), solver, init_memory=optax.tree.zeros_like)
 
 
-@recorded
+@algorithm_factory
 def scaffold(
     loss_fn: AnyLossFn,
     *,
@@ -51,17 +60,17 @@ def scaffold(
     the directions ∇Fᵢ(xₖ; ξ) + c − cᵢ that it was given.
 
     Args:
-      loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-      client_learning_rate: η₀, or an optax schedule over rounds.
-      server_learning_rate: η_g.
-      nominal_steps: K in cᵢ', the same for all clients; by default each client's own number of steps.
-      **options: see `jaxfed.algorithms.parts.local.LocalRule`.
+        loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
+        client_learning_rate: η₀, or an optax schedule over rounds.
+        server_learning_rate: η_g.
+        nominal_steps: K in cᵢ', the same for all clients; by default each client's own number of steps.
+        **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
-      ValueError: a hyperparameter out of range.
+        ValueError: a hyperparameter out of range.
 
     Source: Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020,
     Algorithm 1, option II.
     """
     rule = LocalRule(client_learning_rate=client_learning_rate, **options)
-    return controlled(Solver(loss_fn, gradients.plain, rule), server_learning_rate, nominal_steps)
+    return control_variates(Solver(loss_fn, gradients.plain, rule), server_learning_rate, nominal_steps)

@@ -14,8 +14,8 @@ from typing import Any
 from jaxfed.checkpoint._errors import CheckpointError, DamagedError, PathLike, explaining
 from jaxfed.checkpoint._leaves import Leaf
 
-#: Version of the manifest's layout; `load` refuses others.
 SCHEMA = 1
+"""Version of the manifest's layout; `load` refuses others."""
 MANIFEST = "manifest.json"
 
 File = dict[str, int | str]

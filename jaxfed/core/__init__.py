@@ -1,18 +1,18 @@
-"""What everything is made of: types, trees, checks, the protocol of an algorithm, samplers."""
+"""Core types: the protocol of an algorithm, trees, random keys, checks, samplers."""
 
-from jaxfed.core import trainable, tree
+from jaxfed.core import keys, trainable, tree
 from jaxfed.core.precision import mixed_precision
 from jaxfed.core.protocol import (
     Aggregate,
     ClientInfo,
+    ClientMessage,
     ClientRow,
     ClientUpdate,
     Cohort,
     CohortResult,
     FederatedAlgorithm,
-    Insides,
-    Message,
     Noise,
+    Parts,
     Plan,
     RoundInfo,
     Server,
@@ -34,12 +34,12 @@ __all__ = [
     "CoinFlips",
     "FederatedAlgorithm",
     "FixedSize",
-    "Insides",
     "Key",
     "LossFn",
-    "Message",
+    "ClientMessage",
     "Noise",
     "Params",
+    "Parts",
     "Plan",
     "RoundInfo",
     "Sampler",
@@ -47,6 +47,7 @@ __all__ = [
     "Server",
     "ServerUpdate",
     "Stateful",
+    "keys",
     "masked_mean",
     "mixed_precision",
     "trainable",

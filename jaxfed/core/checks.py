@@ -1,4 +1,4 @@
-"""Checks of hyperparameters, used by the factories: what was expected, what came, and the remedy."""
+"""Checks of hyperparameters: errors say what was expected, what was given, and the remedy."""
 
 import dataclasses
 import difflib
@@ -20,13 +20,13 @@ def check_range(
 ) -> None:
     """Raise ValueError unless `value` is a finite number with least ≤ value ≤ most and value > above.
 
-    Numbers are Python's and NumPy's scalars; with `whole` integers only. Raises TypeError for anything else.
+    Python and NumPy scalars are accepted, with `whole` only integers; anything else raises TypeError.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} must be a Python or NumPy number known when the algorithm is built, got {value!r}")
+        raise TypeError(f"{name} must be a Python or NumPy number, not a traced array, got {value!r}")
     if whole and not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    value = plain(value)
+    value = python_number(value)
     if math.isfinite(value) and least <= value <= most and value > above:
         return
     bounds = [f"≥ {least:g}"] * (least > -math.inf) + [f"> {above:g}"] * (above > -math.inf)
@@ -56,32 +56,34 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "momentum": ("momentum_weight", "client_optimiser"),
     "wd": ("weight_decay",),
 }
-"""Usual names of hyperparameters in papers and other libraries, and ours, the first that exists."""
+"""Names of hyperparameters in papers and other libraries, and the names here; the first that exists is suggested."""
 
 
-def nearest(value: object, choices: Iterable[object]) -> str | None:
-    """Return the choice that `value` most likely stands for, by alias or by spelling; None if there is none."""
+def closest(value: object, choices: Iterable[object]) -> str | None:
+    """Return the choice that `value` probably means, by alias or by spelling; None if there is none."""
     names = [str(choice) for choice in choices]
-    aliased = [name for name in ALIASES.get(str(value), ()) if name in names]
-    return next(iter(aliased or difflib.get_close_matches(str(value), names, n=1)), None)
+    aliases = [name for name in ALIASES.get(str(value), ()) if name in names]
+    return next(iter(aliases or difflib.get_close_matches(str(value), names, n=1)), None)
 
 
-def plain(value: Any) -> Any:
-    """The Python number that a NumPy scalar stands for; anything else as it is."""
+def python_number(value: Any) -> Any:
+    """Return a NumPy scalar as a Python number, anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
 
 
-def plain_fields(static: Any) -> None:
-    """Turn NumPy scalars in the fields of a frozen dataclass into Python numbers: one repr and hash for one value."""
+def python_fields(static: Any) -> None:
+    """Convert NumPy scalars in a frozen dataclass to Python numbers, so that equal values have equal repr and hash."""
     for field in dataclasses.fields(static):
-        object.__setattr__(static, field.name, plain(getattr(static, field.name)))
+        object.__setattr__(static, field.name, python_number(getattr(static, field.name)))
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Raise ValueError, with the nearest choice if one is near, unless `value` is one of `choices`."""
+    """Raise ValueError, with the closest choice if there is one, unless `value` is one of `choices`."""
     choices = list(choices)
     if value in choices:
         return
-    near = nearest(value, choices)
+    suggestion = closest(value, choices)
     listed = ", ".join(repr(choice) for choice in choices)
-    raise ValueError(f"{name} must be one of {listed}; got {value!r}." + (f" Did you mean {near!r}?" if near else ""))
+    raise ValueError(
+        f"{name} must be one of {listed}; got {value!r}." + (f" Did you mean {suggestion!r}?" if suggestion else "")
+    )

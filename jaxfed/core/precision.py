@@ -3,6 +3,7 @@
 from typing import Any, overload
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import DTypeLike, PyTree
 
 from jaxfed.core import tree
@@ -22,15 +23,15 @@ def mixed_precision(loss_fn: AnyLossFn, compute_dtype: DTypeLike = jnp.bfloat16)
     `logits.astype(jnp.float32)`, so that the loss itself is exact.
 
     Args:
-      loss_fn: F, plain or `Stateful`; frozen model state goes in narrow like parameters, other state as it is (a
-        running mean would lose its small steps), and its dtype is kept.
-      compute_dtype: the narrow type. float16 has 5 bits of exponent: scale a loss whose gradients are below 6e-8.
+        loss_fn: F, plain or `Stateful`; frozen model state goes in narrow like parameters, other state as it is (a
+            running mean would lose its small steps), and its dtype is kept.
+        compute_dtype: the narrow type. float16 has 5 bits of exponent: scale a loss whose gradients are below 6e-8.
 
     Returns:
-      A loss function of the same kind.
+        A loss function of the same kind.
 
     Raises:
-      ValueError: `compute_dtype` is not a floating-point type.
+        ValueError: `compute_dtype` is not a floating-point type.
 
     Source: Micikevicius et al., Mixed Precision Training, ICLR 2018.
     """
@@ -44,7 +45,7 @@ def mixed_precision(loss_fn: AnyLossFn, compute_dtype: DTypeLike = jnp.bfloat16)
     def stateful_loss(params: Params, state: PyTree, batch: Batch, key: Key) -> tuple[Scalar, tuple[PyTree, Any]]:
         given = narrow(state) if policy == "frozen" else state
         loss, (after, aux) = evaluate(loss_fn, narrow(params), given, narrow(batch), key)
-        return loss.astype(jnp.float32), (tree.cast_like(after, state), tree.cast(aux, jnp.float32))
+        return loss.astype(jnp.float32), (optax.tree.cast_like(after, state), tree.cast(aux, jnp.float32))
 
     def plain_loss(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Any]:
         loss, (_, aux) = stateful_loss(params, (), batch, key)

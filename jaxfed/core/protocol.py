@@ -1,14 +1,11 @@
-"""What a federated algorithm is: an init/step pair, the state it carries and the facts it reports."""
+"""A federated algorithm: an init/step pair, the state it carries and the metrics it reports."""
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, ParamSpec, Protocol, get_args
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, PyTree
 
-from jaxfed.core.checks import nearest, plain
 from jaxfed.core.stateful import AnyLossFn
 from jaxfed.core.types import Batch, Key, Params, Scalar
 
@@ -17,11 +14,11 @@ class Server(NamedTuple):
     """State of the server: never the rows of the population.
 
     Attributes:
-      params: global parameters xᵗ.
-      round: number t of rounds done, int32 [].
-      num_clients: size N of the population, int32 [].
-      extra: what the server update keeps between rounds, and clients may read: a running mean, moments, or nothing.
-      model_state: the model's non-trainable state (batch statistics), see `jaxfed.Stateful`; else empty.
+        params: global parameters xᵗ.
+        round: number t of rounds done, int32 [].
+        num_clients: size N of the population, int32 [].
+        extra: what the server update keeps between rounds, and clients may read: a running mean, moments, or nothing.
+        model_state: the model's non-trainable state (batch statistics), see `jaxfed.Stateful`; else empty.
     """
 
     params: Params
@@ -32,13 +29,13 @@ class Server(NamedTuple):
 
 
 class ClientRow(NamedTuple):
-    """What one client keeps between the rounds it is drawn in.
+    """State that one client keeps between its rounds.
 
     Attributes:
-      memory: the algorithm's own pytree (FedSpeed: the dual hᵢ, like the parameters); may be empty.
-      last_params: the client's last result wᵢ, held only under relaxed initialisation; else empty.
-      model_state: the client's own model state, held only under the policy "local"; else empty.
-      uplink: what delta transforms keep, such as the residual of error feedback (`jaxfed.uplink`); else empty.
+        memory: the algorithm's own pytree (FedSpeed: the dual hᵢ, like the parameters); may be empty.
+        last_params: the client's last result wᵢ, held only under relaxed initialisation; else empty.
+        model_state: the client's own model state, held only under the policy "local"; else empty.
+        uplink: what delta transforms keep, such as the residual of error feedback (`jaxfed.uplink`); else empty.
     """
 
     memory: PyTree
@@ -48,13 +45,13 @@ class ClientRow(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """The clients of one round, with what they hold and what they train on.
+    """The clients of one round, their state and their batches.
 
     Attributes:
-      ids: client of each slot, int32 [C]; −1 marks an empty slot, which contributes nothing. No client appears twice.
-      rows: their rows, leaves [C, ...].
-      batches: named arrays [C, K, B, ...] with "mask" bool [C, K, B]; a step whose mask is all False does nothing.
-      weights: how much each client counts in the means of `Message`, [C], ≥ 0; None counts all alike.
+        ids: client of each slot, int32 [C]; −1 marks an empty slot, which contributes nothing. No client appears twice.
+        rows: their rows, leaves [C, ...].
+        batches: named arrays [C, K, B, ...] with "mask" bool [C, K, B]; a step whose mask is all False does nothing.
+        weights: weight of each client in the means of `ClientMessage`, [C], ≥ 0; None for equal weights.
     """
 
     ids: Array
@@ -64,18 +61,18 @@ class Cohort(NamedTuple):
 
 
 class ClientInfo(NamedTuple):
-    """Facts about one client's local training.
+    """Metrics of one client's local training.
 
     Attributes:
-      loss: mean loss over its steps, [].
-      gradient_norm: norm that the clip looks at, before clipping, mean over its steps, [].
-      delta_norm: ‖x_K − x⁰‖₂, the client's drift, [].
-      memory_norm: ‖memory‖₂ after the round: of the dual or the control variate, [].
-      num_steps: local steps that had data, int32 [].
-      padding: fraction of the batch slots that held no sample, [].
-      samples: samples that it trained on, as often as they came, int32 [].
-      sent_bytes: size of its message, bytes, [].
-      aux: the loss function's aux, mean over its steps.
+        loss: mean loss over its steps, [].
+        gradient_norm: norm before clipping, mean over its steps, [].
+        delta_norm: ‖x_K − x⁰‖₂, the client's drift, [].
+        memory_norm: ‖memory‖₂ after the round, such as of the dual or the control variate, [].
+        num_steps: local steps that had data, int32 [].
+        padding: fraction of the batch slots that held no sample, [].
+        samples: samples that it trained on, counted with repetition, int32 [].
+        sent_bytes: size of its message, bytes, [].
+        aux: the loss function's aux, mean over its steps.
     """
 
     loss: Scalar
@@ -89,14 +86,16 @@ class ClientInfo(NamedTuple):
     aux: PyTree
 
 
-class Message(NamedTuple):
-    """What a client sends. Of a whole cohort: the weighted means, and the plain sum of `total`.
+class ClientMessage(NamedTuple):
+    """Message of one client; or of a cohort: the weighted means, and the unweighted sum of `total`.
+
+    Each part is any pytree of floating-point arrays that the server update understands.
 
     Attributes:
-      delta: U = x_K − x⁰ (client − server), like the parameters.
-      average: what else the server averages over the cohort, weighted like `delta`.
-      total: what the server adds up, unweighted: changes of rows, so that its running sum stays the sum of all rows.
-      model_state: the client's model state after the round, under the policy "average"; else empty.
+        delta: U = x_K − x⁰ (client − server), like the parameters in all algorithms of the package.
+        average: other values that the server averages over the cohort, weighted like `delta`.
+        total: values that the server sums, unweighted: changes of rows, so that its running sum stays that of all rows.
+        model_state: the client's model state after the round, under the policy "average"; else empty.
     """
 
     delta: Params
@@ -106,24 +105,24 @@ class Message(NamedTuple):
 
 
 class ClientUpdate(NamedTuple):
-    """What a client sends (`message`), what it keeps (`row`), and what a person may plot (`info`)."""
+    """Result of one client's round: the message it sends, the row it keeps, and metrics."""
 
-    message: Message
+    message: ClientMessage
     row: ClientRow
     info: ClientInfo
 
 
 class RoundInfo(NamedTuple):
-    """Facts about one round.
+    """Metrics of one round.
 
     Attributes:
-      client: means over the clients that were used, each field as in `ClientInfo`; NaN where none was.
-      clients: the same of every slot, leaves [C, ...]; what stands in slots that were not used means nothing.
-      used: bool [C], slots whose results entered the means.
-      excluded: bool [C], slots whose client returned a NaN or an infinity: not in the mean, row left as it was.
-      num_used: clients whose results entered the means, int32 [].
-      inconsistency: mean over the clients used of ‖Uᵢ − Ū‖₂², with the means as weighted, []; NaN where none was.
-      learning_rate: client learning rate ηₜ of the round.
+        client: means over the clients that were used, each field as in `ClientInfo`; NaN where none was.
+        clients: the same of every slot, leaves [C, ...]; values in unused slots have no meaning.
+        used: bool [C], slots whose results entered the means.
+        excluded: bool [C], slots whose client returned a NaN or an infinity: not in the mean, row left as it was.
+        num_used: clients whose results entered the means, int32 [].
+        inconsistency: mean over the clients used of ‖Uᵢ − Ū‖₂², with the means as weighted, []; NaN where none was.
+        learning_rate: client learning rate ηₜ of the round.
     """
 
     client: ClientInfo
@@ -136,18 +135,18 @@ class RoundInfo(NamedTuple):
 
 
 class CohortResult(NamedTuple):
-    """What a plan returns.
+    """Result of a plan.
 
     Attributes:
-      message: weighted sums over the clients used, and the plain sum of `Message.total`; in float32 or wider.
-      weight: sum of the weights of the clients used, [].
-      rows: the new rows [C, ...]; unused clients keep theirs.
-      clients: facts about every slot, leaves [C, ...].
-      used: bool [C], see `RoundInfo`.
-      excluded: bool [C], see `RoundInfo`.
+        message: weighted sums over the clients used, and the unweighted sum of `ClientMessage.total`; float32 or wider.
+        weight: sum of the weights of the clients used, [].
+        rows: the new rows [C, ...]; unused clients keep theirs.
+        clients: metrics of every slot, leaves [C, ...].
+        used: bool [C], see `RoundInfo`.
+        excluded: bool [C], see `RoundInfo`.
     """
 
-    message: Message
+    message: ClientMessage
     weight: Scalar
     rows: ClientRow
     clients: ClientInfo
@@ -156,20 +155,20 @@ class CohortResult(NamedTuple):
 
 
 Fetch = Callable[[Batch], Batch]
-"""From one step's part of `Cohort.batches`, named arrays [B, ...], to the batch that the loss function is given."""
+"""`fetch(part) -> batch`: from one step of `Cohort.batches`, named arrays [B, ...], to the loss function's batch."""
 
 
-def as_given(batch: Batch) -> Batch:
-    """The batch itself: `Cohort.batches` holds the samples."""
+def identity_fetch(batch: Batch) -> Batch:
+    """Return the batch itself: `Cohort.batches` holds the samples."""
     return batch
 
 
 ClientFn = Callable[[Cohort, Key], ClientUpdate]
-"""One client: a slice of the cohort (id [], row, batches [K, B, ...]) and its key, to its update."""
+"""`client(member, key) -> update` of one slice of a cohort: id [], row, batches [K, B, ...]."""
 
 
 class Plan(Protocol):
-    """How a cohort is laid out over time and devices. A plan is a static, hashable value."""
+    """Schedule of a cohort over time and devices. A plan is a static, hashable value."""
 
     def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
         """Run `client` on every slot with the key folded with its id, and reduce the messages to their sums."""
@@ -177,35 +176,33 @@ class Plan(Protocol):
 
 
 class Received(NamedTuple):
-    """What the server update is given: the cohort's message, and of how many of how many clients.
+    """Input of the server update.
 
     Attributes:
-      message: means and sums, see `Message`.
-      num_used: |Sₜ|, floating-point [].
-      num_clients: N, floating-point [].
+        message: means and sums, see `ClientMessage`.
+        num_used: |Sₜ|, floating-point [].
+        num_clients: N, floating-point [].
     """
 
-    message: Message
+    message: ClientMessage
     num_used: Scalar
     num_clients: Scalar
 
 
 class ServerUpdate(NamedTuple):
-    """How the server uses the cohort's message.
+    """How the server uses the cohort's message: two pure functions.
 
     Attributes:
-      init: `init(params) -> extra`.
-      apply: `apply(params, extra, received) -> (params, extra)`.
-      reads: parts of the message beside `delta` that it uses, "average" and "total"; each is like the parameters.
+        init: `init(params) -> extra`.
+        apply: `apply(params, extra, received) -> (params, extra)`.
     """
 
     init: Callable[[Params], PyTree]
     apply: Callable[[Params, PyTree, Received], tuple[Params, PyTree]]
-    reads: tuple[str, ...] = ()
 
 
 class Noise(Protocol):
-    """What noise on a cohort's sum presumes; `jaxfed.privacy.Central` is one."""
+    """Assumptions of the noise on a cohort's sum; `jaxfed.privacy.Central` is one."""
 
     @property
     def max_norm(self) -> float:
@@ -224,45 +221,43 @@ class Noise(Protocol):
 
 
 class Aggregate(NamedTuple):
-    """How the messages of a cohort become the one that the server reads.
+    """How the messages of a cohort become one message for the server.
 
     Attributes:
-      combine: `combine(result, cohort, key) -> (message, used)`, the message that the server update takes, and which
-        clients count as having taken part, bool [C]; the rows of the others stay as they were.
-      gathers: whether `result.message` holds every client's message, leaves [C, ...], in the place of their sums.
-      name: for records.
-      least: clients that it needs; a round with fewer uses none of them.
-      noise: what its noise presumes, None without noise. The server then takes the message of a round without clients
-        too, since its noise must be there when nobody took part; and a deployment draws cohorts, and the key of
-        `combine`, from entropy of the server's own.
+        combine: `combine(result, cohort, key) -> (message, used)`: the message for the server update, and the clients
+            that count as participants, bool [C]; the rows of the others stay as they were.
+        gathers: whether `result.message` holds every client's message, leaves [C, ...], instead of their sums.
+        name: for records.
+        least: clients that it needs; a round with fewer uses none.
+        noise: assumptions of its noise, None without noise. With noise the server also applies the message of a round
+            without clients, because the noise must not reveal that nobody took part; and a deployment draws cohorts,
+            and the key of `combine`, from entropy of the server.
     """
 
-    combine: Callable[[CohortResult, Cohort, Key], tuple[Message, Array]]
+    combine: Callable[[CohortResult, Cohort, Key], tuple[ClientMessage, Array]]
     gathers: bool = False
     name: str = "mean"
     least: int = 1
     noise: Noise | None = None
 
 
-class Insides(NamedTuple):
-    """What an algorithm is made of, for those that build another one of it (`jaxfed.uplink`).
+class Parts(NamedTuple):
+    """What an algorithm is composed of, for code that wraps one, such as `jaxfed.uplink`.
 
     Attributes:
-      learning_rate: `learning_rate(round) -> ηₜ`.
-      message: `message(params) -> Message` of zeros, as a client sends it.
-      advance: `advance(memory, change) -> memory` whose part that the server sums up is moved by `change`, which is
-        like `Message.total`.
-      aggregate: how messages of a cohort become one.
-      averages_state: whether clients send model state.
-      loss_fn: what clients minimise; None where it is not known.
-      max_norm: norm that no message exceeds, None where nothing bounds it.
-      secret: whether clients add noise that nobody else may know.
-      uplinks: how many times messages are transformed, each with keys of its own.
-      coding: how an array of a message is written down, from how it lies in memory (`jaxfed.uplink.Coding`).
+        learning_rate: `learning_rate(round) -> ηₜ`.
+        advance: `advance(memory, change) -> memory`: moves the part of a client's memory that the server sums up by
+            `change`, which is like `ClientMessage.total`.
+        aggregate: how the messages of a cohort become one.
+        averages_state: whether clients send model state.
+        loss_fn: what clients minimise; None if unknown.
+        max_norm: upper bound of a message's norm; None if there is none.
+        secret: whether clients add noise that must stay secret.
+        uplinks: how many times messages are transformed, each time with other keys.
+        coding: how an array of a message is encoded, from its encoding in memory (`jaxfed.messages.Coding`).
     """
 
     learning_rate: Callable[[Array], Scalar]
-    message: Callable[[Params], Message]
     advance: Callable[[PyTree, PyTree], PyTree]
     aggregate: Aggregate
     averages_state: bool = False
@@ -279,7 +274,7 @@ class StepFn(Protocol):
     def __call__(
         self, server: Server, cohort: Cohort, key: Key, *, plan: Plan = ..., fetch: Fetch = ...
     ) -> tuple[Server, ClientRow, RoundInfo]:
-        """Return the server after the round, the cohort's new rows [C, ...] and the round's facts.
+        """Return the server after the round, the cohort's new rows [C, ...] and the round's metrics.
 
         With `fetch` the cohort's batches may hold indices, and samples are gathered step by step.
         """
@@ -290,68 +285,24 @@ class FederatedAlgorithm(NamedTuple):
     """A federated algorithm as pure functions.
 
     Attributes:
-      init: `init(params, num_clients, model_state=()) -> Server`.
-      init_client: `init_client(params, model_state=()) -> ClientRow` of a client that was never drawn, from the initial
-        parameters.
-      step: `step(server, cohort, key) -> (server, rows, info)`, one round. The key is the run's and the same in every
-        round: round, client id and local step are folded in here.
-      client_update: `client_update(server, member, key, fetch=...) -> ClientUpdate`: the client's half of `step`, for a
-        deployment whose clients are elsewhere; member is one slice of a cohort. Where `insides.secret`, it takes
-        `noise_key` as well: None derives the noise from `key`, as a simulation does.
-      server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the cohort's message.
-      hyperparameters: what the factory was given, for records and for the check that a resumed run is the same one.
-      insides: parts that another algorithm can be built of; `jaxfed.algorithms.parts.compose` fills them in.
+        init: `init(params, num_clients, model_state=()) -> Server`.
+        init_client: `init_client(params, model_state=()) -> ClientRow` of a client that was never drawn, from the
+            initial parameters.
+        step: `step(server, cohort, key) -> (server, rows, info)`, one round. The key is the run's, the same in every
+            round: round, client id and local step are folded in here (`jaxfed.core.keys`).
+        client_update: `client_update(server, member, key, fetch=...) -> ClientUpdate`: the client's half of `step`, for
+            deployments; member is one slice of a cohort. If `parts.secret`, it takes `noise_key` as well: None derives
+            the noise from `key`, as a simulation does.
+        server_update: `server_update(server, message, num_used) -> Server`: the server's half, from the cohort's
+            message.
+        hyperparameters: arguments of the factory, for records and for the check of a resumed run.
+        parts: what it is composed of, for code that wraps it; `jaxfed.algorithms.parts.compose` fills it in.
     """
 
     init: Callable[..., Server]
     init_client: Callable[..., ClientRow]
     step: StepFn
     client_update: Callable[..., ClientUpdate]
-    server_update: Callable[[Server, Message, Array], Server]
+    server_update: Callable[[Server, ClientMessage, Array], Server]
     hyperparameters: Mapping[str, Any] = MappingProxyType({})
-    insides: Insides | None = None
-
-
-Arguments = ParamSpec("Arguments")
-
-TAKERS: dict[str, list[str]] = {}
-"""Argument to the factories that take it, filled by `recorded`; read only where a message names them."""
-
-
-def recorded(factory: Callable[Arguments, FederatedAlgorithm]) -> Callable[Arguments, FederatedAlgorithm]:
-    """Let what `factory` builds carry the factory's name and its arguments, those that are plain values.
-
-    The factory raises TypeError, with the nearest name or the algorithms that have it, for an argument that it does not
-    have. With a `client_optimiser`, which has a learning rate of its own, `client_learning_rate` is 1 unless given.
-    """
-    parameters = inspect.signature(factory).parameters.values()
-    rest = [each.annotation for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD]
-    named = [each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    known = [*named, *(name for each in rest for options in get_args(each) for name in options.__annotations__)]
-    closed = all(get_args(each) for each in rest)
-    for name in known:
-        TAKERS.setdefault(name, []).append(factory.__name__)
-
-    @functools.wraps(factory)
-    def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> FederatedAlgorithm:
-        if closed and (strange := [name for name in kwargs if name not in known]):
-            raise TypeError(_unknown(factory.__name__, strange[0], known))
-        if kwargs.get("client_optimiser") is not None and "client_learning_rate" in known:
-            kwargs.setdefault("client_learning_rate", 1.0)
-        values: Any = [plain(value) for value in args], {name: plain(value) for name, value in kwargs.items()}
-        bound = inspect.signature(factory).bind(*values[0], **values[1])
-        bound.apply_defaults()
-        given = {"algorithm": factory.__name__, **bound.arguments, **bound.arguments.get("options", {})}
-        told = {name: value for name, value in given.items() if isinstance(value, bool | int | float | str | None)}
-        return factory(*values[0], **values[1])._replace(hyperparameters=MappingProxyType(told))
-
-    return build
-
-
-def _unknown(factory: str, name: str, known: list[str]) -> str:
-    """What to say of an argument that a factory does not have."""
-    message = f"an argument of {factory} must be one of {', '.join(map(repr, known))}; got {name!r}."
-    if takers := [each for each in TAKERS.get(name, ()) if each != factory]:
-        return f"{message} Of the algorithms {', '.join(sorted(set(takers)))} have it."
-    near = nearest(name, known)
-    return f"{message} Did you mean {near!r}?" if near else message
+    parts: Parts | None = None

@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxfed.core.checks import check_choice, check_range, plain_fields
+from jaxfed.core import keys
+from jaxfed.core.checks import check_choice, check_range, python_fields
 
 DRAWS_KEPT = 64
 """Cohorts that are remembered: a round is drawn once, however often it is looked at."""
@@ -49,7 +50,7 @@ class FixedSize:
     def __post_init__(self) -> None:
         check_range("cohort_size", self.cohort_size, least=1, whole=True)
         object.__setattr__(self, "weights", checked_weights(self.weights))
-        plain_fields(self)
+        python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
         """The cohort's size; raises ValueError if there are fewer clients."""
@@ -62,7 +63,7 @@ class FixedSize:
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
         """Sorted ids without replacement, int32 [C]."""
-        generator = np.random.default_rng([seed, round_number])
+        generator = keys.round_generator(seed, round_number)
         return np.sort(generator.choice(num_clients, self.num_slots(num_clients), replace=False)).astype(np.int32)
 
 
@@ -93,7 +94,7 @@ class CoinFlips:
             check_range("capacity", self.capacity, least=1, whole=True)
         check_choice("rule", self.rule, ACTIVE)
         object.__setattr__(self, "weights", checked_weights(self.weights))
-        plain_fields(self)
+        python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
         """Slots that all rounds of any run share, so that a round is compiled once."""
@@ -116,7 +117,7 @@ class CoinFlips:
 
 def independent_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
     """Ids with u < P, u in [0, 1) from the stream of (seed, round); there may be none."""
-    return np.flatnonzero(np.random.default_rng([seed, round_number]).random(num_clients) < participation)
+    return np.flatnonzero(keys.round_generator(seed, round_number).random(num_clients) < participation)
 
 
 def reference_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
@@ -176,8 +177,8 @@ def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np
     """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, whoever wrote the sampler.
 
     Raises:
-      ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
-        [C], lie outside −1 to N − 1, or come twice.
+        ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
+            [C], lie outside −1 to N − 1, or come twice.
     """
     check_range("seed", seed, least=0, most=2**32 - 1, whole=True)
     slots = sampler.num_slots(num_clients)

@@ -30,15 +30,16 @@ class Stateful:
     The state is carried from local step to local step, as it is after the gradient at x.
 
     Attributes:
-      loss_fn: see `StatefulLossFn`.
-      policy: "average": clients begin with the server's state, and the server takes the cohort's mean. "local": every
-        client keeps its own between rounds (FedBN); the server's never changes. "frozen": all use the server's, as is.
+        loss_fn: see `StatefulLossFn`.
+        policy: "average": clients begin with the server's state, and the server takes the cohort's mean. "local": every
+            client keeps its own between rounds (FedBN); the server's never changes. "frozen": all use the server's, as
+            is.
 
     `algorithm.init(params, num_clients, model_state)` and `algorithm.init_client(params, model_state)` take the first
     state.
 
     Raises:
-      ValueError: an unknown policy.
+        ValueError: an unknown policy.
     """
 
     loss_fn: StatefulLossFn

@@ -27,12 +27,12 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
         params = jaxfed.trainable.join(server.params, server.model_state)
 
     Args:
-      params: all parameters of the model.
-      mask: True where a leaf is trained, see `Mask`.
+        params: all parameters of the model.
+        mask: True where a leaf is trained, see `Mask`.
 
     Raises:
-      ValueError: a mask of another structure; a mask that trains nothing, or everything.
-      TypeError: a mask that holds, or returns, something else than bools.
+        ValueError: a mask of another structure; a mask that trains nothing, or everything.
+        TypeError: a mask that holds, or returns, something else than bools.
     """
     leaves, treedef = jax.tree.flatten(params)
     marks = _marks(params, mask)
@@ -56,11 +56,11 @@ def only(loss_fn: AnyLossFn) -> Stateful:
     """The loss of the trainable part, F(join(x, frozen); ξ), with the frozen part as model state.
 
     Args:
-      loss_fn: loss of the whole parameters; one with model state of its own must freeze it, and then
-        `algorithm.init(trainable, num_clients, (frozen, model_state))` takes both.
+        loss_fn: loss of the whole parameters; one with model state of its own must freeze it, and then
+            `algorithm.init(trainable, num_clients, (frozen, model_state))` takes both.
 
     Raises:
-      ValueError: a loss function whose own model state is averaged or kept by the clients.
+        ValueError: a loss function whose own model state is averaged or kept by the clients.
     """
     policy = policy_of(loss_fn)
     if policy not in (None, "frozen"):

@@ -8,24 +8,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PyTree
 
+from jaxfed.core import keys
 from jaxfed.core.types import Key, Scalar
 
 Tree = TypeVar("Tree", bound=PyTree)
 
 
-def total(*terms: Tree | None) -> Tree:
-    """Sum of the terms that are there; `None` stands for a term that the composition leaves out."""
+def add_present(*terms: Tree | None) -> Tree:
+    """Sum of the terms that are not None; None stands for a term that the algorithm leaves out."""
     present = [term for term in terms if term is not None]
     return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), present)
 
 
-def difference(left: Tree, right: Tree) -> Tree:
-    """left − right."""
-    return jax.tree.map(jnp.subtract, left, right)
-
-
 def scale(factor: Scalar | float, tree: Tree) -> Tree:
-    """factor · tree, leaf by leaf in the leaf's own dtype."""
+    """factor · tree, leaf by leaf in the leaf's dtype: a float32 factor does not widen bfloat16 leaves."""
     return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)
 
 
@@ -53,14 +49,9 @@ def clip(tree: Tree, max_norm: float | None) -> Tree:
 
 
 def all_finite(tree: PyTree) -> Array:
-    """True if no floating-point leaf holds a NaN or an infinity: bool []."""
+    """Whether no floating-point leaf has a NaN or an infinity: bool []."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.array(True))
-
-
-def zeros_of(shapes: Tree) -> Tree:
-    """Zeros of the shapes and dtypes that `jax.eval_shape` returned."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def scale_rows(factors: Array, tree: Tree) -> Tree:
@@ -69,20 +60,20 @@ def scale_rows(factors: Array, tree: Tree) -> Tree:
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype in which numbers of `dtype` are added up: float32 for narrower floating-point ones, else the same."""
+    """Dtype in which numbers of `dtype` are summed: float32 for narrower floating-point types, else the same."""
     narrow = jnp.issubdtype(dtype, jnp.inexact) and jnp.dtype(dtype).itemsize < 4
     return jnp.dtype(jnp.float32 if narrow else dtype)
 
 
 def widened(values: Tree) -> Tree:
-    """`values` in the dtypes in which they are added up."""
+    """`values` in the dtypes in which they are summed (`wide`)."""
     return jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), values)
 
 
 def masked_sum(values: Tree, mask: Array) -> Tree:
-    """Sum of `values`, leaves [C, ...], over the entries that `mask` [C] marks; the others may hold anything.
+    """Sum of `values`, leaves [C, ...], over the entries where `mask` [C] is True; the others may have any value.
 
-    Sums are in float32 or wider: those of many narrow numbers would stand still.
+    Sums are in float32 or wider, because a long sum in a narrow type stops growing.
     """
 
     def add(leaf: Array) -> Array:
@@ -92,15 +83,15 @@ def masked_sum(values: Tree, mask: Array) -> Tree:
 
 
 def masked_mean(values: Tree, mask: Array) -> Tree:
-    """Mean of `values` over the entries that `mask` marks as present; zero where it marks none.
+    """Mean of `values` over the entries where `mask` is True; zero if there are none.
 
     Args:
-      values: one array [*mask.shape, ...] or a pytree of them; integers and booleans are averaged as float32.
-      mask: bool, the axes to average over, for instance [B] for samples or [B, T] for tokens.
+        values: one array [*mask.shape, ...] or a pytree of them; integers and booleans are averaged as float32.
+        mask: bool, the axes to average over, for instance [B] for samples or [B, T] for tokens.
 
     Returns:
-      The mean with the axes of the mask removed, in the dtype of the values, computed in float32 or wider. Absent
-      entries may hold anything, NaN included.
+        The mean with the axes of the mask removed, in the dtype of the values, computed in float32 or wider. Absent
+        entries may hold anything, NaN included.
     """
     axes = tuple(range(mask.ndim))
 
@@ -113,11 +104,6 @@ def masked_mean(values: Tree, mask: Array) -> Tree:
     return jax.tree.map(mean, values)
 
 
-def cast_like(values: Tree, like: PyTree) -> Tree:
-    """`values` in the dtypes of `like`, leaf by leaf."""
-    return jax.tree.map(lambda leaf, model: leaf.astype(model.dtype), values, like)
-
-
 def cast(values: Tree, dtype: DTypeLike | None) -> Tree:
     """Floating-point leaves in `dtype`; with None, and for other leaves, as they are."""
     if dtype is None:
@@ -126,14 +112,14 @@ def cast(values: Tree, dtype: DTypeLike | None) -> Tree:
 
 
 def map_with_keys(function: Callable[[Array, Key], Array], values: Tree, key: Key) -> Tree:
-    """`function(leaf, key)` of every leaf, each with a key of its own."""
+    """`function(leaf, key)` of every leaf, each with its own key."""
     leaves, structure = jax.tree.flatten(values)
-    changed = [function(leaf, jax.random.fold_in(key, at)) for at, leaf in enumerate(leaves)]
+    changed = [function(leaf, keys.numbered_key(key, at)) for at, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, changed)
 
 
 def noised(values: Tree, deviation: float, key: Key) -> Tree:
-    """`values` and independent Gaussian noise of this standard deviation, added in float32 or wider."""
+    """`values` plus independent Gaussian noise of this standard deviation, added in float32 or wider."""
 
     def add(leaf: Array, leaf_key: Key) -> Array:
         noise = deviation * jax.random.normal(leaf_key, leaf.shape, wide(leaf.dtype))

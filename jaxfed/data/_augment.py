@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from jaxfed.core import keys
 from jaxfed.core.checks import check_range
 from jaxfed.core.stateful import AnyLossFn, Stateful
 from jaxfed.core.types import Batch, Key, LossFn, Params, Scalar
 
 Augment: TypeAlias = Callable[[Key, Array], Array]
 """`augment(key, images) -> images` of the same shape; `functools.partial(pad_crop, padding=2)` is one."""
-
-_PURPOSE = 0x61756721
 
 
 def flip(key: Key, images: Array, probability: float = 0.5) -> Array:
@@ -51,7 +50,7 @@ def in_turn(*augments: Augment) -> Augment:
 
     def augment(key: Key, images: Array) -> Array:
         for number, each in enumerate(augments):
-            images = each(jax.random.fold_in(key, number), images)
+            images = each(keys.numbered_key(key, number), images)
         return images
 
     return augment
@@ -64,17 +63,17 @@ def augmented(loss_fn: Stateful, augment: Augment, name: str = "x") -> Stateful:
 def augmented(loss_fn: AnyLossFn, augment: Augment, name: str = "x") -> AnyLossFn:
     """Return the loss function of augmented batches: F(x; augment(ξ)).
 
-    The key is folded from the step's, so it hangs on (seed, round, client, step); both gradients of a step that takes
+    The key is folded from the step's, so it depends on (seed, round, client, step); both gradients of a step that takes
     two see the same images. Evaluate with `loss_fn` itself.
 
     Args:
-      loss_fn: a loss function, plain or `jaxfed.Stateful`.
-      augment: `augment(key, images) -> images`, such as `flip`, `pad_crop` or `in_turn(flip, pad_crop)`.
-      name: which array of the batch holds the images.
+        loss_fn: a loss function, plain or `jaxfed.Stateful`.
+        augment: `augment(key, images) -> images`, such as `flip`, `pad_crop` or `in_turn(flip, pad_crop)`.
+        name: which array of the batch holds the images.
     """
 
     def changed(batch: Batch, key: Key) -> Batch:
-        return {**batch, name: augment(jax.random.fold_in(key, _PURPOSE), batch[name])}
+        return {**batch, name: augment(keys.augmentation_key(key), batch[name])}
 
     if isinstance(loss_fn, Stateful):
         inner = loss_fn.loss_fn

@@ -12,8 +12,8 @@ def class_labels(labels: Any, what: str = "labels") -> np.ndarray:
     """Class of every sample [n]: integers, or text; whole floating-point numbers become integers.
 
     Raises:
-      ValueError: no array [n] with n ≥ 1, a label that is missing (None, NaN, masked), fractions, or labels of several
-        kinds; the message names the first.
+        ValueError: no array [n] with n ≥ 1, a label that is missing (None, NaN, masked), fractions, or labels of
+            several kinds; the message names the first.
     """
     array = _array(labels, what)
     if array.ndim != 1 or not len(array):
@@ -45,7 +45,7 @@ def resident(array: Any, what: str) -> Any:
     Without jax_enable_x64 that is 32 bits at most: fractions are rounded, integers and large numbers must fit.
 
     Raises:
-      ValueError: text, objects, dates, masked entries, or numbers that would become others or infinite.
+        ValueError: text, objects, dates, masked entries, or numbers that would become others or infinite.
     """
     if isinstance(array, jax.Array):
         return array

@@ -28,16 +28,16 @@ def cifar(path: str | Path, labels: Labels = "fine") -> dict[str, Split]:
     """Read CIFAR-10 or CIFAR-100; which of them, and in which form, is seen from the files.
 
     Args:
-      path: a folder with the files of the python or the binary form, or with the folder that the archive unpacks to; or
-        a .npz file with x_train, y_train, x_test, y_test.
-      labels: "fine" classes, or CIFAR-100's 20 "coarse" ones.
+        path: a folder with the files of the python or the binary form, or with the folder that the archive unpacks to;
+            or a .npz file with x_train, y_train, x_test, y_test.
+        labels: "fine" classes, or CIFAR-100's 20 "coarse" ones.
 
     Returns:
-      {"train": {"x", "y"}, "test": {"x", "y"}}, x uint8 [n, 32, 32, 3], y int32 [n].
+        {"train": {"x", "y"}, "test": {"x", "y"}}, x uint8 [n, 32, 32, 3], y int32 [n].
 
     Raises:
-      FileNotFoundError: no such folder, or none of the known files in it.
-      ValueError: a damaged file, a pickle with anything but arrays, bytes, numbers and lists, or no coarse labels.
+        FileNotFoundError: no such folder, or none of the known files in it.
+        ValueError: a damaged file, a pickle with anything but arrays, bytes, numbers and lists, or no coarse labels.
     """
     check_choice("labels", labels, ("fine", "coarse"))
     path = Path(path)

@@ -30,8 +30,8 @@ def read_idx(path: str | Path) -> np.ndarray:
     """Read one file of the idx format (MNIST, Fashion-MNIST, EMNIST), plain or gzip, whatever its name.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: no idx file, or a damaged or truncated one.
+        FileNotFoundError: no such file.
+        ValueError: no idx file, or a damaged or truncated one.
     """
     raw = _unzipped(Path(path))
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or not raw[3]:
@@ -49,11 +49,11 @@ def mnist(directory: str | Path) -> dict[str, Split]:
     """Read MNIST, Fashion-MNIST or another set in the four idx files `train-images-idx3-ubyte[.gz]`, ….
 
     Returns:
-      {"train": {"x", "y"}, "test": {"x", "y"}}, x uint8 [n, 28, 28, 1], y int32 [n].
+        {"train": {"x", "y"}, "test": {"x", "y"}}, x uint8 [n, 28, 28, 1], y int32 [n].
 
     Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a damaged file, or images and labels that do not fit together.
+        FileNotFoundError: a file is missing.
+        ValueError: a damaged file, or images and labels that do not fit together.
     """
     return {part: _mnist_part(Path(directory), prefix) for part, prefix in (("train", "train"), ("test", "t10k"))}
 
@@ -87,8 +87,8 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     """Read the named arrays of a .npz file; one that would need pickle is refused.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: no npz file, a damaged one, or one with Python objects.
+        FileNotFoundError: no such file.
+        ValueError: no npz file, a damaged one, or one with Python objects.
     """
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -103,8 +103,8 @@ def splits_of_npz(path: str | Path) -> dict[str, Split]:
     Images [n, H, W] get one channel, labels [n, 1] lose their second axis; other arrays stay as they are.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: no npz file, a damaged one, or one without these arrays.
+        FileNotFoundError: no such file.
+        ValueError: no npz file, a damaged one, or one without these arrays.
     """
     arrays = read_npz(path)
     return {part: _npz_part(path, arrays, part) for part in ("train", "test")}
@@ -127,13 +127,13 @@ def normalised(images: Images, mean: float | Sequence[float], std: float | Seque
     divided. A channel of its own is the last axis of [n, H, W, channels], and of [H, W, channels] with at most four.
 
     Args:
-      images: uint8 or floating-point, [..., H, W, channels]; any shape if mean and std are numbers. Inside compiled
-        code, where no number can be looked at, uint8 only.
-      mean: a number, or one for every channel.
-      std: likewise, above 0.
+        images: uint8 or floating-point, [..., H, W, channels]; any shape if mean and std are numbers. Inside compiled
+            code, where no number can be looked at, uint8 only.
+        mean: a number, or one for every channel.
+        std: likewise, above 0.
 
     Raises:
-      ValueError: images of another type, range or shape, or mean and std that do not fit their channels.
+        ValueError: images of another type, range or shape, or mean and std that do not fit their channels.
     """
     scale = _full_scale(images)
     middle, spread = np.asarray(mean, np.float32), np.asarray(std, np.float32)
@@ -149,7 +149,7 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     """(mean, std) of every channel of images [..., channels], in units of full scale, for `normalised`.
 
     Raises:
-      ValueError: no images, or such as `normalised` does not take.
+        ValueError: no images, or such as `normalised` does not take.
     """
     if not np.size(images):
         raise ValueError(f"expected at least one image, got {list(np.shape(images))}")

@@ -20,12 +20,12 @@ def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mes
     process's and sharded over the mesh; lengths and offsets are everywhere. Rounds fetch what a cohort needs.
 
     Args:
-      own_clients: this process's clients, as of `client_data`; arrays of the same names, sample shapes and dtypes in
-        every process.
-      mesh: of all processes, each with as many devices as the others, one process after the other.
+        own_clients: this process's clients, as of `client_data`; arrays of the same names, sample shapes and dtypes in
+            every process.
+        mesh: of all processes, each with as many devices as the others, one process after the other.
 
     Raises:
-      ValueError: what `client_data` raises, and a mesh whose devices are not ordered by process.
+        ValueError: what `client_data` raises, and a mesh whose devices are not ordered by process.
     """
     places = Places.of(mesh)
     _check_order(mesh)

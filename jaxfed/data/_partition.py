@@ -20,13 +20,14 @@ def iid(samples: int | ArrayLike, num_clients: int, seed: int = 0, recycle: bool
     """Deal all samples out at random, so that client sizes differ by one at most.
 
     Args:
-      samples: n, or an array of n labels.
-      num_clients: N ≤ n.
-      seed: of the generator.
-      recycle: the rule of the FedSpeed authors' code instead: ⌊n/N⌋ samples each, in the order drawn, the rest unused.
+        samples: n, or an array of n labels.
+        num_clients: N ≤ n.
+        seed: of the generator.
+        recycle: the rule of the FedSpeed authors' code instead: ⌊n/N⌋ samples each, in the order drawn, the rest
+            unused.
 
     Raises:
-      ValueError: N < 1 or N > n.
+        ValueError: N < 1 or N > n.
     """
     size = _size(samples)
     _check_clients(num_clients, size)
@@ -51,17 +52,17 @@ def dirichlet(
     from the client which has most at that moment. Nothing is drawn again, so the rule always ends.
 
     Args:
-      labels: class of every sample [n].
-      num_clients: N.
-      concentration: c > 0; the smaller, the more a class is held by few clients.
-      seed: of the generator.
-      recycle: the client-wise rule of the FedSpeed authors' code instead: pᵢ ~ Dirichlet(c·1_C) over classes, ⌊n/N⌋
-        samples each; a class drawn when it is used up begins again, so clients may share samples.
-      min_samples: fewest samples of a client, N·`min_samples` ≤ n; not with `recycle`.
+        labels: class of every sample [n].
+        num_clients: N.
+        concentration: c > 0; the smaller, the more a class is held by few clients.
+        seed: of the generator.
+        recycle: the client-wise rule of the FedSpeed authors' code instead: pᵢ ~ Dirichlet(c·1_C) over classes, ⌊n/N⌋
+            samples each; a class drawn when it is used up begins again, so clients may share samples.
+        min_samples: fewest samples of a client, N·`min_samples` ≤ n; not with `recycle`.
 
     Raises:
-      ValueError: too few samples, c ≤ 0, c so small that a share is no number, or labels that are missing (None, NaN)
-        or no whole numbers.
+        ValueError: too few samples, c ≤ 0, c so small that a share is no number, or labels that are missing (None, NaN)
+            or no whole numbers.
     """
     labels = class_labels(labels)
     check_range("concentration", concentration, above=0.0)
@@ -86,15 +87,15 @@ def pathological(
     nearly equal size; then clients in turn take c of different classes, of those with most shards left, ties at random.
 
     Args:
-      labels: class of every sample [n].
-      num_clients: N.
-      classes_per_client: c, from 1 to the number of classes; N·c at least that number and at most n.
-      seed: of the generator.
-      recycle: the rule of the FedSpeed authors' code instead: c random classes in equal parts, ⌊n/N⌋ samples each; a
-        class drawn when it is used up begins again, so clients may share samples.
+        labels: class of every sample [n].
+        num_clients: N.
+        classes_per_client: c, from 1 to the number of classes; N·c at least that number and at most n.
+        seed: of the generator.
+        recycle: the rule of the FedSpeed authors' code instead: c random classes in equal parts, ⌊n/N⌋ samples each; a
+            class drawn when it is used up begins again, so clients may share samples.
 
     Raises:
-      ValueError: arguments out of range, or classes too small to be cut into so many shards.
+        ValueError: arguments out of range, or classes too small to be cut into so many shards.
     """
     labels = class_labels(labels)
     _check_clients(num_clients, len(labels))
@@ -118,14 +119,14 @@ def quantity_skew(
     """Deal samples out at random in unequal amounts: shares of the clients ~ Dirichlet(c·1_N).
 
     Args:
-      samples: n, or an array of n labels.
-      num_clients: N.
-      concentration: c > 0; the smaller, the more unequal.
-      seed: of the generator.
-      min_samples: fewest samples of a client; filled up as by `dirichlet`.
+        samples: n, or an array of n labels.
+        num_clients: N.
+        concentration: c > 0; the smaller, the more unequal.
+        seed: of the generator.
+        min_samples: fewest samples of a client; filled up as by `dirichlet`.
 
     Raises:
-      ValueError: too few samples, c ≤ 0, or c so small that a share is no number.
+        ValueError: too few samples, c ≤ 0, or c so small that a share is no number.
     """
     size = _size(samples)
     check_range("concentration", concentration, above=0.0)
@@ -141,13 +142,13 @@ def natural(names: ArrayLike) -> tuple[np.ndarray, Parts]:
     """Group samples by the client they come from.
 
     Args:
-      names: name or number of every sample's client [n], such as a column "user".
+        names: name or number of every sample's client [n], such as a column "user".
 
     Returns:
-      (names [N], parts): clients in order of name, each with the numbers of its samples.
+        (names [N], parts): clients in order of name, each with the numbers of its samples.
 
     Raises:
-      ValueError: no samples, or no array [n].
+        ValueError: no samples, or no array [n].
     """
     found, owner = np.unique(class_labels(names, "names"), return_inverse=True)
     return found, _parts(owner, len(found))

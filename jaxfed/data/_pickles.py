@@ -14,8 +14,8 @@ def read_pickle(path: str | Path) -> Any:
     """Read arrays, bytes, text, numbers, lists, tuples and dictionaries; what Python 2 called a string comes as bytes.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: anything else in the pickle, named, or a damaged file.
+        FileNotFoundError: no such file.
+        ValueError: anything else in the pickle, named, or a damaged file.
     """
     with Path(path).open("rb") as file:
         try:

@@ -15,10 +15,10 @@ class Skew(NamedTuple):
     """Facts about a partition.
 
     Attributes:
-      clients: N.
-      samples_min, samples_median, samples_max: samples of a client.
-      classes_min, classes_mean, classes_max: classes that a client has samples of.
-      total_variation: mean over clients of ½·Σ_k |p_ik − p_k|, 0 where all have the dataset's law p, below 1.
+        clients: N.
+        samples_min, samples_median, samples_max: samples of a client.
+        classes_min, classes_mean, classes_max: classes that a client has samples of.
+        total_variation: mean over clients of ½·Σ_k |p_ik − p_k|, 0 where all have the dataset's law p, below 1.
     """
 
     clients: int
@@ -45,8 +45,8 @@ def skew_of(labels: ArrayLike, counts: np.ndarray) -> Skew:
     """Sum up a partition.
 
     Args:
-      labels: class of every sample of the dataset [n]; its law is p.
-      counts: `label_counts(labels, parts)`.
+        labels: class of every sample of the dataset [n]; its law is p.
+        counts: `label_counts(labels, parts)`.
     """
     law = np.unique(class_labels(labels), return_counts=True)[1] / np.size(labels)
     samples, classes = counts.sum(axis=1), (counts > 0).sum(axis=1)
@@ -74,8 +74,8 @@ def load_parts(path: str | Path) -> list[np.ndarray]:
     """Read what `save_parts` wrote.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: no such archive, or one that does not fit together.
+        FileNotFoundError: no such file.
+        ValueError: no such archive, or one that does not fit together.
     """
     arrays = read_npz(path)
     whole = all(array.dtype.kind in "iu" and array.ndim == 1 for array in arrays.values())

@@ -11,22 +11,22 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
-from jaxfed.core.checks import check_range, plain_fields
+from jaxfed.core import keys
+from jaxfed.core.checks import check_range, python_fields
 from jaxfed.core.types import Batch, Key
 from jaxfed.data import _casts as casts
 from jaxfed.data.tables import Rows, Table, from_dataset, is_table
-from jaxfed.layout.plans import client_keys
 
 
 class ClientData(NamedTuple):
     """Samples of all clients: sample j of client i is `arrays[name][order[offsets[i] + j]]`.
 
     Attributes:
-      arrays: named arrays [n, ...], the samples of all N clients together.
-      offsets: first place of every client in `order`, int32 [N].
-      lengths: number of samples of every client, int32 [N], at least 1 each.
-      order: sample of every place, int32 [M], or None where the samples lie client after client: order = 0 … n−1.
-        A sample may be in several clients' places, or in none.
+        arrays: named arrays [n, ...], the samples of all N clients together.
+        offsets: first place of every client in `order`, int32 [N].
+        lengths: number of samples of every client, int32 [N], at least 1 each.
+        order: sample of every place, int32 [M], or None where the samples lie client after client: order = 0 … n−1. A
+            sample may be in several clients' places, or in none.
     """
 
     arrays: Mapping[str, Array]
@@ -39,13 +39,13 @@ def client_data(clients: Sequence[Mapping[str, ArrayLike] | Table | Rows]) -> Cl
     """Lay the samples of all clients into one array per name.
 
     Args:
-      clients: for every client its named arrays [nᵢ, ...], or what else `from_dataset` reads; names, sample shapes and
-        dtypes are those of client 0.
+        clients: for every client its named arrays [nᵢ, ...], or what else `from_dataset` reads; names, sample shapes
+            and dtypes are those of client 0.
 
     Raises:
-      ValueError: no client, an empty client, arrays of different length within a client, or names, shapes or dtypes
-        that differ between clients, and numbers that jax would change (`jaxfed.data._casts`); the message names the
-        client, or the array.
+        ValueError: no client, an empty client, arrays of different length within a client, or names, shapes or dtypes
+            that differ between clients, and numbers that jax would change (`jaxfed.data._casts`); the message names the
+            client, or the array.
     """
     if isinstance(clients, Mapping) or is_table(clients):
         raise ValueError("expected one dataset for every client, got a single one; share it out with partitioned(...)")
@@ -64,14 +64,14 @@ def partitioned(arrays: Mapping[str, ArrayLike] | Table | Rows, parts: Sequence[
     """Share out one dataset among clients without copying a sample.
 
     Args:
-      arrays: named arrays [n, ...] of one length, or what else `from_dataset` reads; they stay as they are, on the
-        device once.
-      parts: for every client the integers 0 ≤ j < n of its samples, [nᵢ], as `jaxfed.data.dirichlet` and the other
-        partitioners return them. Clients may share samples, and a client may have one twice.
+        arrays: named arrays [n, ...] of one length, or what else `from_dataset` reads; they stay as they are, on the
+            device once.
+        parts: for every client the integers 0 ≤ j < n of its samples, [nᵢ], as `jaxfed.data.dirichlet` and the other
+            partitioners return them. Clients may share samples, and a client may have one twice.
 
     Raises:
-      ValueError: no array or no client, arrays of different length, an array called "mask", a client without samples,
-        or one with an index that is no sample, which is named; numbers that jax would change.
+        ValueError: no array or no client, arrays of different length, an array called "mask", a client without samples,
+            or one with an index that is no sample, which is named; numbers that jax would change.
     """
     arrays = arrays if isinstance(arrays, Mapping) else from_dataset(arrays)
     size = _check_arrays({name: np.shape(array) for name, array in arrays.items()})
@@ -176,7 +176,7 @@ class Steps:
     def __post_init__(self) -> None:
         check_range("local_steps", self.local_steps, least=1, whole=True)
         check_range("batch_size", self.batch_size, least=1, whole=True)
-        plain_fields(self)
+        python_fields(self)
 
     def num_steps(self, longest: int) -> int:
         """K, whatever the clients hold."""
@@ -204,7 +204,7 @@ class Epochs:
     def __post_init__(self) -> None:
         check_range("local_epochs", self.local_epochs, least=1, whole=True)
         check_range("batch_size", self.batch_size, least=1, whole=True)
-        plain_fields(self)
+        python_fields(self)
 
     def num_steps(self, longest: int) -> int:
         """K = epochs · ⌈longest / B⌉."""
@@ -212,8 +212,7 @@ class Epochs:
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
         """Every sample once a pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.local_epochs))
-        order = jax.vmap(lambda each: _shuffled(each, length, longest))(keys)
+        order = jax.vmap(lambda each: _shuffled(each, length, longest))(keys.numbered_keys(key, self.local_epochs))
         step, place = jnp.indices((self.num_steps(longest), self.batch_size), dtype=jnp.int32)
         per_epoch = (length + self.batch_size - 1) // self.batch_size
         epoch, position = step // per_epoch, step % per_epoch * self.batch_size + place
@@ -227,7 +226,7 @@ def _shuffled(key: Key, length: Array, longest: int) -> Array:
     One fold of the key a place: what is drawn for a place hangs on no array's size, whatever generator jax uses.
     """
     position = jnp.arange(longest, dtype=jnp.int32)
-    words = jax.random.key_data(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, position))[:, 0]
+    words = jax.random.key_data(keys.numbered_keys(key, longest))[:, 0]
     return jnp.argsort(jnp.where(position < length, words >> 1, jnp.uint32(2**32 - 1))).astype(jnp.int32)
 
 
@@ -235,20 +234,20 @@ def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, lon
     """Which samples the batches of one round's cohort consist of.
 
     Args:
-      data: samples of all clients.
-      ids: clients int32 [C], −1 in empty slots.
-      key: the round's key; a client's batches depend on it and on the client's id only.
-      batching: `Steps` or `Epochs`.
-      longest: number of samples of the longest client. It decides K of `Epochs`; no client's batches hang on it.
+        data: samples of all clients.
+        ids: clients int32 [C], −1 in empty slots.
+        key: the round's key; a client's batches depend on it and on the client's id only.
+        batching: `Steps` or `Epochs`.
+        longest: number of samples of the longest client. It decides K of `Epochs`; no client's batches hang on it.
 
     Returns:
-      (index, mask): rows of `data.arrays`, int32 [C, K, B], some sample of the client's where nothing is drawn; and
-      bool [C, K, B], all False in an empty slot.
+        (index, mask): rows of `data.arrays`, int32 [C, K, B], some sample of the client's where nothing is drawn; and
+        bool [C, K, B], all False in an empty slot.
     """
     present = ids >= 0
     clients = jnp.maximum(ids, 0)
     draw = jax.vmap(lambda each, length: batching.slots(each, length, longest))
-    index, mask = draw(client_keys(key, ids), data.lengths[clients])
+    index, mask = draw(keys.client_keys(key, ids), data.lengths[clients])
     place = index + jnp.expand_dims(data.offsets[clients], (1, 2))
     return place if data.order is None else data.order[place], mask & jnp.expand_dims(present, (1, 2))
 
@@ -257,7 +256,7 @@ def draw_batches(data: ClientData, ids: Array, key: Key, batching: Batching, lon
     """Batches of one round's cohort, gathered on the device; arguments as of `draw_indices`.
 
     Returns:
-      Named arrays [C, K, B, ...] and "mask" bool [C, K, B], all False in an empty slot.
+        Named arrays [C, K, B, ...] and "mask" bool [C, K, B], all False in an empty slot.
     """
     index, mask = draw_indices(data, ids, key, batching, longest)
     return {**{name: array[index] for name, array in data.arrays.items()}, "mask": mask}

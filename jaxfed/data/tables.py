@@ -33,12 +33,12 @@ def from_dataset(
     """Read a dataset into named NumPy arrays [n, ...]; pictures (PIL's) become arrays [n, H, W, ...].
 
     Args:
-      dataset: named columns, a table with `column_names`, a data frame (pandas, polars), or a sequence of rows.
-      columns: the columns to read, or how to name them: {"image": "x", "label": "y"}; by default all, as they are.
+        dataset: named columns, a table with `column_names`, a data frame (pandas, polars), or a sequence of rows.
+        columns: the columns to read, or how to name them: {"image": "x", "label": "y"}; by default all, as they are.
 
     Raises:
-      ValueError: no such column (nearest name suggested), or a column of text, of missing values or of samples with
-        different shapes, or two columns of one name; the message names it.
+        ValueError: no such column (nearest name suggested), or a column of text, of missing values or of samples with
+            different shapes, or two columns of one name; the message names it.
     """
     names = _names(dataset)
     wanted = dict.fromkeys(names) if columns is None else dict.fromkeys(columns)

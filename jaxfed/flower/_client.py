@@ -11,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from jaxtyping import PyTree
 
+from jaxfed.core import keys
 from jaxfed.core.protocol import ClientRow, FederatedAlgorithm, Server
 from jaxfed.core.types import Params
 from jaxfed.data.batches import client_data
@@ -18,7 +19,7 @@ from jaxfed.data.tables import from_dataset
 from jaxfed.flower._instruction import Instruction, Member, Sample, check_same, described, same_algorithm
 from jaxfed.flower._records import pack, unpack
 from jaxfed.flower._rows import Rows
-from jaxfed.flower._training import ClientRound, client_round, own_key, server_like
+from jaxfed.flower._training import ClientRound, client_round, server_like
 from jaxfed.layout.plans import vmap
 from jaxfed.rows.rounds import RoundConfig
 from jaxfed.run.identity import batch_size_of, of_client
@@ -116,7 +117,7 @@ class _Client:
         first = unpack(content.array_records["row"], made.row, what="a new client's row", zeros=False)
         work = made.work(instruction.batching, instruction.seed, int(data.lengths[0]))
         with Rows(self._folder(context) / instruction.run / f"client-{client:06d}", first) as rows:
-            update = work(server, rows.after(instruction.counted), data, jnp.int32(client), own_key())
+            update = work(server, rows.after(instruction.counted), data, jnp.int32(client), keys.entropy_key())
             rows.keep(int(server.round), update.row, instruction.since)
         return RecordDict({"message": pack(update.message, deflate=True), "info": pack(update.info)})
 

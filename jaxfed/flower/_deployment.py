@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 from jaxtyping import PyTree
 
+from jaxfed.core import keys
 from jaxfed.core.checks import check_range
 from jaxfed.core.protocol import ClientUpdate, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, weights_of
@@ -18,7 +19,7 @@ from jaxfed.flower._instruction import Instruction, described, same_algorithm, s
 from jaxfed.flower._records import RefusedError, pack, unpack
 from jaxfed.flower._roster import Roster, log
 from jaxfed.flower._rows import NEVER
-from jaxfed.flower._training import own_key, server_round, update_like
+from jaxfed.flower._training import server_round, update_like
 from jaxfed.rows.rounds import RoundConfig
 from jaxfed.run.history import History, RunState
 from jaxfed.run.identity import OF_CLIENT, Identity, batch_size_of, of_client, of_server, of_start
@@ -76,7 +77,7 @@ class Deployment:
         updates = self._checked(replies)
         slots = np.array([client if client in updates else -1 for client in ids.tolist()], np.int32)
         stacked = self._stacked([updates.get(client) for client in slots.tolist()])
-        self.server, info = self._finish(self.server, slots, self._weights(ids), stacked, own_key())
+        self.server, info = self._finish(self.server, slots, self._weights(ids), stacked, keys.entropy_key())
         info = jax.tree.map(np.asarray, info)
         self.counted[slots[info.used]] = number
         return info, {"num_missing": len(drawn) - len(replies), "num_refused": len(replies) - len(updates)}

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from jaxfed.core.checks import check_range, plain
+from jaxfed.core.checks import check_range, python_number
 from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, cohorts, weights_of
 from jaxfed.data import Epochs, Steps
@@ -108,8 +108,8 @@ def serve(
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
-    rounds, plan, num_clients = plain(rounds), plan or vmap(), int(server.num_clients)
-    config = RoundConfig(algorithm, batching, plan, longest=0, seed=plain(seed))
+    rounds, plan, num_clients = python_number(rounds), plan or vmap(), int(server.num_clients)
+    config = RoundConfig(algorithm, batching, plan, longest=0, seed=python_number(seed))
     draw, finite = _draws(config, sampler, num_clients), _Finite()
     weighted = weights_of(sampler, np.ones(num_clients)) is not None
     check_cohorts(algorithm, sampler, num_clients, weighted)

@@ -1,6 +1,5 @@
 """Both halves of a round as compiled functions: the client's training, and the server's step on the replies."""
 
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxfed.algorithms.parts import stepping
-from jaxfed.core import tree
+from jaxfed.algorithms.parts import make_step
+from jaxfed.core import keys, tree
 from jaxfed.core.protocol import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Fetch, RoundInfo, Server
 from jaxfed.core.types import Key, Params
 from jaxfed.data.batches import ClientData
-from jaxfed.rows.rounds import RoundConfig, play_alone, training_key
+from jaxfed.rows.rounds import RoundConfig, play_alone
 
 ClientRound = Callable[[Server, ClientRow, ClientData, Array, Key], ClientUpdate]
 """`work(server, row, data, client, noise_key) -> update`, for the round that the server is in."""
@@ -50,16 +49,9 @@ def update_like(
     return jax.eval_shape(update, batches)._replace(row=NO_ROW)
 
 
-def own_key() -> Key:
-    """Return a secret key from the operating system's entropy, for privacy noise."""
-    like = np.asarray(jax.random.key_data(jax.random.key(0)))
-    words = np.frombuffer(secrets.token_bytes(like.nbytes), like.dtype).reshape(like.shape)
-    return jax.random.wrap_key_data(jnp.asarray(words))
-
-
 def adds_noise(algorithm: FederatedAlgorithm) -> bool:
     """Return whether the server adds secret noise; its cohorts are then secret too."""
-    return algorithm.insides is not None and algorithm.insides.aggregate.noise is not None
+    return algorithm.parts is not None and algorithm.parts.aggregate.noise is not None
 
 
 def client_round(config: RoundConfig) -> ClientRound:
@@ -83,10 +75,10 @@ def server_round(config: RoundConfig) -> ServerRound:
     Raises:
         ValueError: an algorithm that was not composed.
     """
-    halves, insides = config.algorithm, config.algorithm.insides
-    if insides is None:
+    halves, parts = config.algorithm, config.algorithm.parts
+    if parts is None:
         raise ValueError(
-            "expected an algorithm with `insides`, got one without; build it with jaxfed.algorithms.parts.compose"
+            "expected an algorithm with `parts`, got one without; build it with jaxfed.algorithms.parts.compose"
         )
 
     def finish(
@@ -98,9 +90,9 @@ def server_round(config: RoundConfig) -> ServerRound:
         def reply(server: Server, member: Cohort, key: Key, fetch: Fetch) -> ClientUpdate:
             return jax.tree.unflatten(structure, [member.batches[str(at)][0, 0] for at in range(len(leaves))])
 
-        step = stepping(reply, halves.server_update, insides)
+        step = make_step(reply, halves.server_update, parts)
         cohort = Cohort(ids, NO_ROW, {"mask": jnp.zeros((len(ids), 1, 1), bool), **replies}, weights)
-        key = noise_key if adds_noise(halves) else training_key(config.seed)
+        key = noise_key if adds_noise(halves) else keys.training_key(config.seed)
         server, _, info = step(server, cohort, key, plan=config.plan)
         return server, info
 

@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jaxfed.core import tree
-from jaxfed.core.checks import check_choice, check_range, plain_fields
-from jaxfed.core.protocol import Aggregate, ClientFn, ClientUpdate, Cohort, CohortResult, Message, Plan
+from jaxfed.core import keys, tree
+from jaxfed.core.checks import check_choice, check_range, python_fields
+from jaxfed.core.protocol import Aggregate, ClientFn, ClientMessage, ClientUpdate, Cohort, CohortResult, Plan
 from jaxfed.core.types import Key
 from jaxfed.layout.sharding import automatic
 
@@ -24,7 +25,7 @@ class Vmap:
 
     def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
         """Run `client` on every slot of the cohort and reduce."""
-        return reduce(cohort, jax.vmap(client)(cohort, client_keys(key, cohort.ids)))
+        return reduce(cohort, jax.vmap(client)(cohort, keys.client_keys(key, cohort.ids)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Chunked:
     """Plan: `chunk_size` clients at once, one chunk after the other; an empty chunk costs nothing.
 
     Attributes:
-      chunk_size: clients that are batched together; 1 batches none, and an empty slot is skipped.
+        chunk_size: clients that are batched together; 1 batches none, and an empty slot is skipped.
     """
 
     chunk_size: int = 1
 
     def __post_init__(self) -> None:
         check_range("chunk_size", self.chunk_size, least=1, whole=True)
-        plain_fields(self)
+        python_fields(self)
 
     def __call__(self, client: ClientFn, cohort: Cohort, key: Key, /) -> CohortResult:
         """Scan over chunks, adding up their messages; the cohort is padded with empty slots to whole chunks."""
@@ -58,8 +59,8 @@ class Sharded:
     """Plan: the slots of a cohort spread over all devices of a mesh, on each of them another plan.
 
     Attributes:
-      mesh: its size must divide the number of slots.
-      inner: what every device does with its own slots.
+        mesh: its size must divide the number of slots.
+        inner: what every device does with its own slots.
     """
 
     mesh: Mesh
@@ -141,11 +142,6 @@ def check_divides(mesh: Mesh, slots: int) -> None:
         raise ValueError(f"a mesh of {mesh.size} devices must divide the cohort's {slots} slots; change one of them")
 
 
-def client_keys(key: Key, ids: Array) -> Key:
-    """One key [C] for every client, by its id: a client's randomness depends on no slot, chunk or device."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
-
-
 def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
     """Sums of the messages [C, ...] over the clients present and finite, in float32 or wider; others keep their row."""
     present = cohort.ids >= 0
@@ -155,7 +151,7 @@ def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
     delta, average, model_state = weighted_sum((delta, average, model_state), cohort, used)
     weights = jnp.ones(used.shape) if cohort.weights is None else cohort.weights
     return CohortResult(
-        message=Message(delta, average, tree.masked_sum(total, used), model_state),
+        message=ClientMessage(delta, average, tree.masked_sum(total, used), model_state),
         weight=tree.masked_sum(weights, used),
         rows=tree.where(used, updates.row, cohort.rows),
         clients=updates.info,
@@ -180,21 +176,21 @@ def gathered(plan: Plan, client: ClientFn, cohort: Cohort, key: Key) -> CohortRe
     def beside(member: Cohort, client_key: Key) -> ClientUpdate:
         update = client(member._replace(rows=member.rows[0]), client_key)
         both: Any = (update.row, update.message)
-        return ClientUpdate(Message(()), both, update.info)
+        return ClientUpdate(ClientMessage(()), both, update.info)
 
-    sent = jax.eval_shape(jax.vmap(client), cohort, client_keys(key, cohort.ids)).message
-    rows: Any = (cohort.rows, tree.zeros_of(sent))
+    sent = jax.eval_shape(jax.vmap(client), cohort, keys.client_keys(key, cohort.ids)).message
+    rows: Any = (cohort.rows, optax.tree.zeros_like(sent))
     found = plan(beside, cohort._replace(rows=rows), key)
     both: Any = found.rows
     return found._replace(message=both[1], rows=both[0])
 
 
-def means(result: CohortResult) -> Message:
+def means(result: CohortResult) -> ClientMessage:
     """The cohort's message: sums divided by the sum of weights, `total` left as the sum that it is."""
     share = 1.0 / jnp.where(result.weight > 0, result.weight, 1)
     delta, average, total, model_state = result.message
     delta, average, model_state = tree.scale(share, (delta, average, model_state))
-    return Message(delta, average, total, model_state)
+    return ClientMessage(delta, average, total, model_state)
 
 
 MEAN = Aggregate(lambda result, cohort, key: (means(result), result.used))
@@ -205,15 +201,15 @@ def _accumulated(inner: Plan, client: ClientFn, chunks: Cohort, key: Key) -> Coh
     """Scan `inner` over chunks (the leading axis), adding up messages and weights; the rest is stacked."""
     shapes = jax.eval_shape(lambda chunk: inner(client, chunk, key), jax.tree.map(lambda leaf: leaf[0], chunks))
 
-    def visit(sums: tuple[Message, Array], chunk: Cohort) -> tuple[tuple[Message, Array], CohortResult]:
+    def visit(sums: tuple[ClientMessage, Array], chunk: Cohort) -> tuple[tuple[ClientMessage, Array], CohortResult]:
         found = jax.lax.cond(
             jnp.any(chunk.ids >= 0),
             lambda: inner(client, chunk, key),
-            lambda: tree.zeros_of(shapes)._replace(rows=chunk.rows),
+            lambda: optax.tree.zeros_like(shapes)._replace(rows=chunk.rows),
         )
-        return tree.total(sums, (found.message, found.weight)), _without_sums(found)
+        return optax.tree.add(sums, (found.message, found.weight)), _without_sums(found)
 
-    (message, weight), found = jax.lax.scan(visit, tree.zeros_of((shapes.message, shapes.weight)), chunks)
+    (message, weight), found = jax.lax.scan(visit, optax.tree.zeros_like((shapes.message, shapes.weight)), chunks)
     return found._replace(message=message, weight=weight)
 
 
@@ -228,7 +224,7 @@ def _alone(client: ClientFn, member: Cohort, key: Key) -> CohortResult:
 
     Slots are scanned as they lie: an axis of length 1 in the loop's input makes XLA copy all batches.
     """
-    update = client(member, jax.random.fold_in(key, member.ids))
+    update = client(member, keys.client_key(key, member.ids))
     one, updates = jax.tree.map(lambda leaf: leaf[None], (member._replace(batches={}), update))
     found = reduce(one, updates)
     rest = jax.tree.map(lambda leaf: leaf[0], _without_sums(found))

@@ -14,9 +14,9 @@ class Places(NamedTuple):
     """On all devices alike, or spread over them along the first axis. Without a mesh, on the default device.
 
     Attributes:
-      everywhere: every device holds all of an array.
-      spread: device d holds the d-th part of the first axis.
-      spread_later: the same of the second axis.
+        everywhere: every device holds all of an array.
+        spread: device d holds the d-th part of the first axis.
+        spread_later: the same of the second axis.
     """
 
     everywhere: NamedSharding | None = None

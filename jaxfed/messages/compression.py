@@ -6,7 +6,7 @@ from jaxtyping import Array, PyTree
 
 from jaxfed.core import tree
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import Message
+from jaxfed.core.protocol import ClientMessage
 from jaxfed.core.types import Key
 from jaxfed.messages._uplink import Coding, Transform, error_feedback, index_bits
 
@@ -17,10 +17,10 @@ def quantise(bits: int = 8) -> Transform:
     s = max|m| / (2^(bits−1) − 1), m̂ = s·⌊m/s + u⌋ with u uniform in [0, 1) for every entry.
 
     Args:
-      bits: of an entry, 2 to 16; an array costs bits · entries + 32.
+        bits: of an entry, 2 to 16; an array costs bits · entries + 32.
 
     Raises:
-      ValueError: `bits` out of range.
+        ValueError: `bits` out of range.
 
     Source: Alistarh et al., QSGD, NeurIPS 2017 (arXiv 1610.02132), with the largest entry as the norm.
     """
@@ -33,25 +33,25 @@ def quantise(bits: int = 8) -> Transform:
         whole = jnp.clip(jnp.floor(steps + jax.random.uniform(key, leaf.shape)), -levels, levels)
         return (scale * whole).astype(leaf.dtype)
 
-    def apply(message: Message, state: PyTree, key: Key) -> tuple[Message, PyTree]:
+    def apply(message: ClientMessage, state: PyTree, key: Key) -> tuple[ClientMessage, PyTree]:
         return tree.map_with_keys(rounded, message, key), state
 
     def coding(before: Coding) -> Coding:
         return Coding(before.values, int(bits), before.extra + 32 * (before.size > 0), before.size)
 
-    return Transform(lambda message: (), apply, coding, f"quantise(bits={bits})")
+    return Transform(None, apply, coding, f"quantise(bits={bits})")
 
 
 def top_k(fraction: float, *, feedback: bool = True) -> Transform:
     """Only the k = ⌈fraction · entries⌉ largest entries of every array, by magnitude; the others are sent as zeros.
 
     Args:
-      fraction: of the entries, in (0, 1]. An entry costs its own bits and ⌈log₂ entries⌉ for its place.
-      feedback: add what was left out to the next message (`jaxfed.uplink.error_feedback`); its residual makes a row as
-        large as another message.
+        fraction: of the entries, in (0, 1]. An entry costs its own bits and ⌈log₂ entries⌉ for its place.
+        feedback: add what was left out to the next message (`jaxfed.uplink.error_feedback`); its residual makes a row
+            as large as another message.
 
     Raises:
-      ValueError: `fraction` out of range.
+        ValueError: `fraction` out of range.
 
     Source: Stich et al., Sparsified SGD with Memory, NeurIPS 2018 (arXiv 1809.07599).
     """
@@ -62,7 +62,7 @@ def top_k(fraction: float, *, feedback: bool = True) -> Transform:
         _, places = jax.lax.top_k(jnp.abs(flat), _count(fraction, leaf.size))
         return jnp.zeros_like(flat).at[places].set(flat[places]).reshape(leaf.shape)
 
-    def apply(message: Message, state: PyTree, key: Key) -> tuple[Message, PyTree]:
+    def apply(message: ClientMessage, state: PyTree, key: Key) -> tuple[ClientMessage, PyTree]:
         del key
         return jax.tree.map(largest, message), state
 
@@ -70,7 +70,7 @@ def top_k(fraction: float, *, feedback: bool = True) -> Transform:
         count = min(_count(fraction, before.size), before.values)
         return Coding(count, before.bits, before.extra + count * index_bits(before.size), before.size)
 
-    sparse = Transform(lambda message: (), apply, coding, f"top_k({fraction})")
+    sparse = Transform(None, apply, coding, f"top_k({fraction})")
     return error_feedback(sparse) if feedback else sparse
 
 

@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, PyTree
 
-from jaxfed.core import tree
-from jaxfed.core.checks import check_range, plain_fields
-from jaxfed.core.protocol import Aggregate, Cohort, CohortResult, Message
+from jaxfed.core import keys, tree
+from jaxfed.core.checks import check_range, python_fields
+from jaxfed.core.protocol import Aggregate, ClientMessage, Cohort, CohortResult
 from jaxfed.core.samplers import CoinFlips, FixedSize, Sampler
 from jaxfed.core.types import Key
-from jaxfed.messages._uplink import STREAM, UNWEIGHTED, Transform, raise_unclipped
+from jaxfed.messages._uplink import UNWEIGHTED, Transform, raise_unclipped
 
 INTERVAL = 1e-3
 """Steps in which privacy losses are counted: ten times the library's default, much quicker, still a bound."""
@@ -30,14 +31,14 @@ class Central:
     """Noise that the server adds to the sum of a cohort's clipped messages; clients trust the server with these.
 
     Attributes:
-      max_norm: C > 0, the clip of every message.
-      noise_multiplier: z ≥ 0; the noise is N(0, (z·C)²) in every entry.
-      sampler: how cohorts are drawn: `CoinFlips(P)` or `FixedSize(size)`. `simulate` takes the same, as does `serve`.
-      num_clients: N.
-      delta: δ in (0, 1/N].
+        max_norm: C > 0, the clip of every message.
+        noise_multiplier: z ≥ 0; the noise is N(0, (z·C)²) in every entry.
+        sampler: how cohorts are drawn: `CoinFlips(P)` or `FixedSize(size)`. `simulate` takes the same, as does `serve`.
+        num_clients: N.
+        delta: δ in (0, 1/N].
 
     Raises:
-      ValueError: a value out of range, or another sampler.
+        ValueError: a value out of range, or another sampler.
     """
 
     max_norm: float
@@ -59,7 +60,7 @@ class Central:
                 'leave out rule="reference"'
             )
         self.sampler.num_slots(self.num_clients)
-        plain_fields(self)
+        python_fields(self)
 
     @property
     def expected_clients(self) -> float:
@@ -75,12 +76,12 @@ class Local:
     """Noise that a client adds to its own clipped message: a server that nobody trusts sees no more than this.
 
     Attributes:
-      max_norm: C > 0, the clip of every message.
-      noise_multiplier: z > 0; the noise is N(0, (z·C)²) in every entry.
-      delta: δ in (0, 1].
+        max_norm: C > 0, the clip of every message.
+        noise_multiplier: z > 0; the noise is N(0, (z·C)²) in every entry.
+        delta: δ in (0, 1].
 
     Raises:
-      ValueError: a value out of range.
+        ValueError: a value out of range.
     """
 
     max_norm: float
@@ -91,7 +92,7 @@ class Local:
         check_range("max_norm", self.max_norm, above=0.0)
         check_range("noise_multiplier", self.noise_multiplier, above=0.0)
         check_range("delta", self.delta, above=0.0, most=1.0)
-        plain_fields(self)
+        python_fields(self)
 
 
 Mechanism = TypeVar("Mechanism", Central, Local)
@@ -106,26 +107,26 @@ def clip(max_norm: float) -> Transform:
     are cut a little shorter, so that C holds after rounding as well.
 
     Args:
-      max_norm: C > 0.
+        max_norm: C > 0.
 
     Raises:
-      ValueError: `max_norm` out of range.
+        ValueError: `max_norm` out of range.
 
     Source: McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR 2018 (arXiv 1710.06963).
     """
     check_range("max_norm", max_norm, above=0.0)
 
-    def apply(message: Message, state: PyTree, key: Key) -> tuple[Message, PyTree]:
+    def apply(message: ClientMessage, state: PyTree, key: Key) -> tuple[ClientMessage, PyTree]:
         del key
         narrow = [leaf.dtype for leaf in jax.tree.leaves(message) if leaf.dtype != tree.wide(leaf.dtype)]
         rounding = max([float(jnp.finfo(dtype).eps) for dtype in narrow], default=0.0)
         clipped = tree.clip(tree.widened(message), max_norm * (1.0 - rounding))
-        return tree.cast_like(clipped, message), state
+        return optax.tree.cast_like(clipped, message), state
 
     def bound(before: float | None) -> float:
         return max_norm if before is None else min(before, max_norm)
 
-    return Transform(lambda message: (), apply, name=f"clip({max_norm})", max_norm=bound)
+    return Transform(None, apply, name=f"clip({max_norm})", max_norm=bound)
 
 
 def local_noise(mechanism: Local) -> Transform:
@@ -135,14 +136,14 @@ def local_noise(mechanism: Local) -> Transform:
     the noise is made of the run's seed, in a deployment of entropy of the client's own.
 
     Args:
-      mechanism: C and z. One message is (ε, δ)-private against its replacement by any other.
+        mechanism: C and z. One message is (ε, δ)-private against its replacement by any other.
 
     Raises:
-      ValueError: from `jaxfed.uplink`, where something else than `clip(C)` comes before it.
+        ValueError: from `jaxfed.uplink`, where something else than `clip(C)` comes before it.
     """
     name = f"local_noise({mechanism.max_norm}, {mechanism.noise_multiplier})"
 
-    def apply(message: Message, state: PyTree, key: Key) -> tuple[Message, PyTree]:
+    def apply(message: ClientMessage, state: PyTree, key: Key) -> tuple[ClientMessage, PyTree]:
         return tree.noised(message, mechanism.max_norm * mechanism.noise_multiplier, key), state
 
     def bound(before: float | None) -> float:
@@ -150,7 +151,7 @@ def local_noise(mechanism: Local) -> Transform:
             raise_unclipped(name, mechanism.max_norm, before)
         return mechanism.max_norm  # of what depends on the client's data; the noise beside it is not bounded
 
-    return Transform(lambda message: (), apply, name=name, max_norm=bound, secret=True)
+    return Transform(None, apply, name=name, max_norm=bound, secret=True)
 
 
 def central_noise(mechanism: Central) -> Aggregate:
@@ -160,23 +161,24 @@ def central_noise(mechanism: Central) -> Aggregate:
     the run's seed, in a deployment noise and cohorts are made of entropy of the server's own.
 
     Args:
-      mechanism: C, z and how clients are drawn; `epsilon` says what it guarantees. `clip(C)` comes last in the uplink.
+        mechanism: C, z and how clients are drawn; `epsilon` says what it guarantees. `clip(C)` comes last in the
+            uplink.
 
     Noise in a population's running sum never leaves it. Take algorithms whose servers keep none: FedAvg, FedProx,
     FedSAM, or FedSpeed and FedDyn with `dual_mean="cohort"`.
 
     Raises:
-      ValueError: from `jaxfed.uplink`, where the messages' norms are not bounded by C; from `jaxfed.simulate`, for
-        another sampler or population, or clients with weights.
+        ValueError: from `jaxfed.uplink`, where the messages' norms are not bounded by C; from `jaxfed.simulate`, for
+            another sampler or population, or clients with weights.
 
     Source: McMahan et al., ICLR 2018 (arXiv 1710.06963), Algorithm 1, estimator f̃_f.
     """
     deviation, expected = mechanism.max_norm * mechanism.noise_multiplier, mechanism.expected_clients
 
-    def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[Message, Array]:
+    def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[ClientMessage, Array]:
         if cohort.weights is not None or jax.tree.leaves(result.message.model_state):
             raise ValueError(UNWEIGHTED)
-        noisy = tree.noised(result.message, deviation, jax.random.fold_in(key, STREAM))
+        noisy = tree.noised(result.message, deviation, keys.noise_key(key))
         delta, average = tree.scale(1.0 / expected, (noisy.delta, noisy.average))
         return noisy._replace(delta=delta, average=average), result.used
 
@@ -189,10 +191,10 @@ class Guarantee:
     """(ε, δ)-differential privacy, of whom, and under which sampling.
 
     Attributes:
-      epsilon: ε.
-      delta: δ.
-      neighbours: which two populations are told apart no better than this.
-      sampling: how clients were drawn.
+        epsilon: ε.
+        delta: δ.
+        neighbours: which two populations are told apart no better than this.
+        sampling: how clients were drawn.
     """
 
     epsilon: float
@@ -218,12 +220,12 @@ def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
     any other, so its sensitivity is 2C.
 
     Args:
-      mechanism: what adds the noise.
-      rounds: T. A round that is played again after a stop, with noise of its own, counts again.
+        mechanism: what adds the noise.
+        rounds: T. A round that is played again after a stop, with noise of its own, counts again.
 
     Raises:
-      ImportError: dp-accounting, the extra "privacy", is not installed.
-      ValueError: an argument out of range.
+        ImportError: dp-accounting, the extra "privacy", is not installed.
+        ValueError: an argument out of range.
     """
     check_range("noise_multiplier", mechanism.noise_multiplier, above=0.0)
     check_range("rounds", rounds, least=0)
@@ -251,14 +253,14 @@ def noise_for(target_epsilon: float, mechanism: Mechanism, rounds: int, toleranc
     """The same mechanism with the smallest z, to `tolerance`, by which `epsilon` is at most `target_epsilon`.
 
     Args:
-      target_epsilon: ε > 0.
-      mechanism: all but z, which plays no part.
-      rounds: T.
-      tolerance: of z, > 0.
+        target_epsilon: ε > 0.
+        mechanism: all but z, which plays no part.
+        rounds: T.
+        tolerance: of z, > 0.
 
     Raises:
-      ImportError: see `epsilon`.
-      ValueError: an argument out of range, or an ε that no noise reaches by this accountant.
+        ImportError: see `epsilon`.
+        ValueError: an argument out of range, or an ε that no noise reaches by this accountant.
     """
     check_range("target_epsilon", target_epsilon, above=0.0)
     check_range("tolerance", tolerance, above=0.0)

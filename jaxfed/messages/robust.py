@@ -10,14 +10,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from jaxfed.core import tree
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import Aggregate, Cohort, CohortResult, Message
+from jaxfed.core.protocol import Aggregate, ClientMessage, Cohort, CohortResult
 from jaxfed.core.types import Key
 
-Location = Callable[[Message, Array], Message]
+Location = Callable[[ClientMessage, Array], ClientMessage]
 """From all messages [C, ...] and the clients used, bool [C], to one in their middle, with `total` as a mean.
 
 Messages are in float32 or wider.
@@ -30,7 +31,7 @@ def median() -> Aggregate:
     Source: Yin et al., Byzantine-Robust Distributed Learning, ICML 2018 (arXiv 1803.01498), Option I.
     """
 
-    def location(messages: Message, used: Array) -> Message:
+    def location(messages: ClientMessage, used: Array) -> ClientMessage:
         count = jnp.sum(used, dtype=jnp.int32)
 
         def middle(leaf: Array) -> Array:
@@ -47,16 +48,16 @@ def trimmed_mean(fraction: float) -> Aggregate:
     """The mean of every entry without the k largest and the k smallest of n clients, k = ⌊β·n⌋ but at least 1 if β > 0.
 
     Args:
-      fraction: β in [0, 0.5): of the clients that may be poisoned. With β > 0 a round needs three clients.
+        fraction: β in [0, 0.5): of the clients that may be poisoned. With β > 0 a round needs three clients.
 
     Raises:
-      ValueError: `fraction` out of range.
+        ValueError: `fraction` out of range.
 
     Source: Yin et al., ICML 2018 (arXiv 1803.01498), Option II.
     """
     check_range("fraction", fraction, least=0.0, most=0.499)
 
-    def location(messages: Message, used: Array) -> Message:
+    def location(messages: ClientMessage, used: Array) -> ClientMessage:
         count = jnp.sum(used, dtype=jnp.int32)
         share = jnp.floor(fraction * count.astype(jnp.float32) + 1e-6).astype(jnp.int32)
         cut = jnp.maximum(share, 1) if fraction else share
@@ -77,26 +78,26 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
     The distance is over all that a client sends together.
 
     Args:
-      iterations: steps.
-      smoothing: ν > 0.
+        iterations: steps.
+        smoothing: ν > 0.
 
     Raises:
-      ValueError: an argument out of range.
+        ValueError: an argument out of range.
 
     Source: Pillutla et al., Robust Aggregation for Federated Learning, 2022 (arXiv 1912.13445), Algorithm 2.
     """
     check_range("iterations", iterations, least=1)
     check_range("smoothing", smoothing, above=0.0)
 
-    def location(messages: Message, used: Array) -> Message:
-        def weighted(weights: Array) -> Message:
+    def location(messages: ClientMessage, used: Array) -> ClientMessage:
+        def weighted(weights: Array) -> ClientMessage:
             share = jnp.where(used, weights, 0.0)
             share = share / jnp.maximum(jnp.sum(share), 1e-30)
             return tree.masked_sum(tree.scale_rows(share, messages), used)
 
-        def step(number: int, point: Message) -> Message:
+        def step(number: int, point: ClientMessage) -> ClientMessage:
             del number
-            distance = jax.vmap(lambda message: tree.norm(tree.difference(message, point)))(messages)
+            distance = jax.vmap(lambda message: tree.norm(optax.tree.sub(message, point)))(messages)
             return weighted(1.0 / jnp.maximum(distance, smoothing))
 
         return jax.lax.fori_loop(0, int(iterations), step, weighted(jnp.ones(used.shape)))
@@ -114,11 +115,11 @@ def krum(poisoned: int, selected: int = 1) -> Aggregate:
     With fewer it uses nobody. Where `CoinFlips` draws, let P·N be well above that.
 
     Args:
-      poisoned: f ≥ 0, clients of a cohort that may be poisoned.
-      selected: m ≥ 1.
+        poisoned: f ≥ 0, clients of a cohort that may be poisoned.
+        selected: m ≥ 1.
 
     Raises:
-      ValueError: an argument out of range; by `jaxfed.simulate` or at the first round, a cohort with too few slots.
+        ValueError: an argument out of range; by `jaxfed.simulate` or at the first round, a cohort with too few slots.
 
     Source: Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, Sections 4 and 5.
     """
@@ -126,7 +127,7 @@ def krum(poisoned: int, selected: int = 1) -> Aggregate:
     check_range("selected", selected, least=1)
     least = int(max(2 * poisoned + 3, poisoned + selected))
 
-    def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[Message, Array]:
+    def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[ClientMessage, Array]:
         del cohort, key
         slots = len(result.used)
         if slots < least:
@@ -136,12 +137,12 @@ def krum(poisoned: int, selected: int = 1) -> Aggregate:
         best = jnp.zeros(slots, bool).at[closest].set(True) & _enough(result.used, least)
         delta, average, total, model_state = tree.widened(result.message)
         delta, average, model_state = tree.masked_mean((delta, average, model_state), best)
-        return Message(delta, average, tree.masked_sum(total, best), model_state), best
+        return ClientMessage(delta, average, tree.masked_sum(total, best), model_state), best
 
     return Aggregate(combine, gathers=True, name=f"krum({poisoned}, {selected})", least=least)
 
 
-def _krum_scores(messages: Message, used: Array, poisoned: int) -> Array:
+def _krum_scores(messages: ClientMessage, used: Array, poisoned: int) -> Array:
     """Sum of the n − f − 2 smallest squared distances of every message [C]; infinite for those not used."""
     squares = jax.vmap(lambda one: jax.vmap(lambda other: _squared(one, other))(messages))(messages)
     other = used[None, :] & used[:, None] & ~jnp.eye(len(used), dtype=bool)
@@ -152,8 +153,8 @@ def _krum_scores(messages: Message, used: Array, poisoned: int) -> Array:
     return jnp.where(used, scores, jnp.inf)
 
 
-def _squared(one: Message, other: Message) -> Array:
-    return jnp.square(tree.norm(tree.difference(tree.widened(one), tree.widened(other))))
+def _squared(one: ClientMessage, other: ClientMessage) -> Array:
+    return jnp.square(tree.norm(optax.tree.sub(tree.widened(one), tree.widened(other))))
 
 
 def _enough(used: Array, least: int) -> Array:
@@ -168,7 +169,7 @@ def _ranked(leaf: Array, used: Array) -> Array:
 
 
 def _located(location: Location, name: str, least: int = 1) -> Aggregate:
-    def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[Message, Array]:
+    def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[ClientMessage, Array]:
         del cohort, key
         used = _enough(result.used, least)
         middle = location(tree.widened(result.message), used)

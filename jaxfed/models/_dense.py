@@ -13,8 +13,8 @@ class MLP(nnx.Module):
     (784, 200, 200, 10) has 199,210 parameters.
 
     Attributes:
-      layers: the dense layers.
-      activation: a function of an array, `jnp.tanh` unless given (`jax.nn.relu`).
+        layers: the dense layers.
+        activation: a function of an array, `jnp.tanh` unless given (`jax.nn.relu`).
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class NextCharacter(nnx.Module):
     """An embedding of each of the last characters and an MLP over them: logits of the character that follows.
 
     Attributes:
-      embedding: one vector of `width` numbers per character of the vocabulary.
-      mlp: one hidden layer over the `context` vectors side by side.
+        embedding: one vector of `width` numbers per character of the vocabulary.
+        mlp: one hidden layer over the `context` vectors side by side.
     """
 
     def __init__(self, vocabulary: int, context: int, width: int = 16, hidden: int = 192, *, rngs: nnx.Rngs) -> None:

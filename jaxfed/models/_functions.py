@@ -59,12 +59,12 @@ def evaluator(apply: ApplyFn, samples: Batch, batch_size: int = 1024) -> Callabl
     """Return `evaluate(params)` -> {"loss", "accuracy"}: means of a classifier over all samples.
 
     Args:
-      apply: logits of inputs.
-      samples: "x" [n, ...] and "y" int [n] or [n, T], n ≥ 1.
-      batch_size: samples at a time, which bounds the memory taken.
+        apply: logits of inputs.
+        samples: "x" [n, ...] and "y" int [n] or [n, T], n ≥ 1.
+        batch_size: samples at a time, which bounds the memory taken.
 
     Raises:
-      ValueError: no sample, or arrays of different length.
+        ValueError: no sample, or arrays of different length.
     """
     lengths = {name: len(array) if np.ndim(array) else 0 for name, array in samples.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():

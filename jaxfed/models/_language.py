@@ -43,10 +43,10 @@ class LanguageModel(nnx.Module):
     """Token and place embeddings, `depth` layers, and logits from the token embedding transposed.
 
     Attributes:
-      tokens: one vector of `width` numbers per token of the vocabulary.
-      places: one vector for each of `context` places.
-      layers: the layers.
-      norm: normalises before the logits.
+        tokens: one vector of `width` numbers per token of the vocabulary.
+        places: one vector for each of `context` places.
+        layers: the layers.
+        norm: normalises before the logits.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ class ConvPool(nnx.Module):
     """Unpadded 5×5 convolution, max-pooling 2×2, bias, relu; the bias after the pooling changes nothing but its price.
 
     Attributes:
-      conv: kernel [5, 5, C, features].
-      bias: [features].
+        conv: kernel [5, 5, C, features].
+        bias: [features].
     """
 
     def __init__(self, channels: int, features: int, *, rngs: nnx.Rngs) -> None:
@@ -38,8 +38,8 @@ class LeNet(nnx.Module):
     Ten classes: 573,578 parameters at [28, 28, 1] and 797,962 at [32, 32, 3].
 
     Attributes:
-      features: the two convolutions, each with its pooling.
-      head: the dense layers.
+        features: the two convolutions, each with its pooling.
+        head: the dense layers.
     """
 
     def __init__(self, shape: Sequence[int] = (28, 28, 1), classes: int = 10, *, rngs: nnx.Rngs) -> None:

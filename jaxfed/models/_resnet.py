@@ -34,9 +34,9 @@ class Block(nnx.Module):
     """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes.
 
     Attributes:
-      first: carries the stride.
-      second: keeps the shape.
-      shortcut: None where x itself is added.
+        first: carries the stride.
+        second: keeps the shape.
+        shortcut: None where x itself is added.
     """
 
     def __init__(self, channels: int, features: int, stride: int, *, rngs: nnx.Rngs) -> None:
@@ -58,10 +58,10 @@ class ResNet18(nnx.Module):
     channels and ten classes); the CIFAR stem a 3×3 convolution.
 
     Attributes:
-      stem: the first convolution.
-      pooled: whether max-pooling follows it.
-      blocks: the eight blocks.
-      head: the logits' dense layer.
+        stem: the first convolution.
+        pooled: whether max-pooling follows it.
+        blocks: the eight blocks.
+        head: the logits' dense layer.
 
     Source: He et al., Deep Residual Learning, 2016; Hsieh et al., 2020, for group normalisation in federated learning.
     """

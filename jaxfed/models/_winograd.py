@@ -13,9 +13,9 @@ class Transforms(NamedTuple):
     """y = A·[(G·w) ∘ (B·d)] for one tile of inputs d [n], kernel w [k] and outputs y [m], n = m + k − 1.
 
     Attributes:
-      output: A [m, n].
-      kernel: G [n, k].
-      data: B [n, n].
+        output: A [m, n].
+        kernel: G [n, k].
+        data: B [n, n].
     """
 
     output: np.ndarray

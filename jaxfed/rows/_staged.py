@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 
 from jaxfed.core import tree
@@ -24,9 +25,9 @@ def single(config: RoundConfig) -> RoundFn:
     """Compile one round; rows are computed in the algorithm's dtypes and returned in the stored ones."""
 
     def run(server: Server, rows: ClientRow, world: World, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
-        used = tree.cast_like(rows, row_like(config, server))
+        used = optax.tree.cast_like(rows, row_like(config, server))
         server, new, info = one_round(config, server, used, world, ids)
-        return server, tree.cast_like(new, rows), info
+        return server, optax.tree.cast_like(new, rows), info
 
     return jax.jit(run)
 
@@ -103,7 +104,7 @@ class StagedEngine:
     def sample(self, ids: np.ndarray) -> ClientRow:
         """See `Engine`."""
         rows = self._worker.submit(self._fetch, ids).result()
-        return tree.cast_like(self._put(rows), self._start.row)
+        return optax.tree.cast_like(self._put(rows), self._start.row)
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
         """See `Engine`; every row written so far is included."""

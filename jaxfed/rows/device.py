@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, DTypeLike, PyTree
 
 from jaxfed.core import tree
@@ -63,7 +64,7 @@ def block(config: RoundConfig, store: DeviceStore, places: Places) -> BlockFn:
     round_once = jax.jit(functools.partial(one_round, config))  # jitted: its trace is used twice below
 
     def rows_of(server: Server, population: PyTree, ids: Array) -> ClientRow:
-        return tree.cast_like(store.gather(population, ids), row_like(config, server))
+        return optax.tree.cast_like(store.gather(population, ids), row_like(config, server))
 
     def body(number: Array, carry: tuple, world: World, ids: Array) -> tuple:
         server, population, infos = carry
@@ -111,7 +112,7 @@ class DeviceEngine:
 
     def sample(self, ids: np.ndarray) -> ClientRow:
         """See `Engine`."""
-        gather = jax.jit(lambda rows, ids: tree.cast_like(self._store.gather(rows, ids), self._start.row))
+        gather = jax.jit(lambda rows, ids: optax.tree.cast_like(self._store.gather(rows, ids), self._start.row))
         return gather(self._rows, put(ids, self._start.places.spread))
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:

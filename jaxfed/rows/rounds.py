@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxfed.core.protocol import ClientRow, ClientUpdate, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server, as_given
+from jaxfed.core import keys
+from jaxfed.core.protocol import (
+    ClientRow,
+    ClientUpdate,
+    Cohort,
+    FederatedAlgorithm,
+    Plan,
+    RoundInfo,
+    Server,
+    identity_fetch,
+)
 from jaxfed.core.types import Batch, Key
 from jaxfed.data.batches import Batching, ClientData, draw_indices
 
@@ -49,7 +59,7 @@ class World(NamedTuple):
 
 def cohort_of(config: RoundConfig, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
     """Return the cohort of a round; its batches are drawn on the device, as indices where `play` gathers samples."""
-    key = jax.random.fold_in(batch_key(config.seed), round_number)
+    key = keys.round_key(keys.batch_key(config.seed), round_number)
     index, mask = draw_indices(world.data, ids, key, config.batching, config.longest)
     indices = {INDEX: index, "mask": mask}
     batches = indices if config.lazy else fetched(world.data, indices)
@@ -67,8 +77,8 @@ def one_round(
 
 def play(config: RoundConfig, server: Server, cohort: Cohort, world: World) -> tuple[Server, ClientRow, RoundInfo]:
     """Do one step on a cohort with its batches."""
-    fetch = functools.partial(fetched, world.data) if config.lazy else as_given
-    return config.algorithm.step(server, cohort, training_key(config.seed), plan=config.plan, fetch=fetch)
+    fetch = functools.partial(fetched, world.data) if config.lazy else identity_fetch
+    return config.algorithm.step(server, cohort, keys.training_key(config.seed), plan=config.plan, fetch=fetch)
 
 
 def play_alone(
@@ -84,27 +94,17 @@ def play_alone(
         row: the row of the client.
         data: samples of this client alone.
         client: id of the client, int32 [].
-        noise_key: key that only the client has; used where `insides.secret`.
+        noise_key: key that only the client has; used where `parts.secret`.
     """
 
     def own(key: Key) -> Key:
-        return jax.random.fold_in(jax.random.fold_in(key, server.round), client)
+        return keys.client_key(keys.round_key(key, server.round), client)
 
-    index, mask = config.batching.slots(own(batch_key(config.seed)), data.lengths[0], config.longest)
+    index, mask = config.batching.slots(own(keys.batch_key(config.seed)), data.lengths[0], config.longest)
     member, fetch = Cohort(client, row, {INDEX: index, "mask": mask}), functools.partial(fetched, data)
-    insides = config.algorithm.insides
-    secret = {"noise_key": noise_key} if insides is not None and insides.secret else {}
-    return config.algorithm.client_update(server, member, own(training_key(config.seed)), fetch, **secret)
-
-
-def training_key(seed: int) -> Key:
-    """Return the run's key; the step folds rounds, clients and local steps into it."""
-    return jax.random.split(jax.random.key(seed))[0]
-
-
-def batch_key(seed: int) -> Key:
-    """Return the run's key for batches."""
-    return jax.random.split(jax.random.key(seed))[1]
+    parts = config.algorithm.parts
+    secret = {"noise_key": noise_key} if parts is not None and parts.secret else {}
+    return config.algorithm.client_update(server, member, own(keys.training_key(config.seed)), fetch, **secret)
 
 
 def fetched(data: ClientData, batch: Batch) -> Batch:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxfed.core.checks import check_range, plain
+from jaxfed.core.checks import check_range, python_number
 from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, checked_weights, cohorts, first_cohort, recorded, weights_of
 from jaxfed.data.batches import Batching, ClientData
@@ -138,7 +138,7 @@ def simulate(
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
-    rounds, seed, mesh = plain(rounds), plain(seed), layout.mesh
+    rounds, seed, mesh = python_number(rounds), python_number(seed), layout.mesh
     num_clients = _num_clients(server, data)
     draw = cohorts(sampler, seed, num_clients)
     if mesh is not None:

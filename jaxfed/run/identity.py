@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.core.protocol import ClientUpdate, Cohort, FederatedAlgorithm, Message, Server
+from jaxfed.core.protocol import ClientMessage, ClientUpdate, Cohort, FederatedAlgorithm, Server
 from jaxfed.core.samplers import Sampler
 from jaxfed.core.stateful import evaluate
 from jaxfed.core.types import Key
@@ -47,11 +47,11 @@ def of_client(algorithm: FederatedAlgorithm, server: Server, sample: Sample, bat
     """
     member = _member(algorithm, server, sample, batch_size)
     digests: dict[str, Any] = {MADE_WITH: made_with()}
-    if (insides := algorithm.insides) is not None:
+    if (parts := algorithm.parts) is not None:
         digests["learning rates"] = _learning_rates(algorithm)
-        if insides.loss_fn is not None:
+        if parts.loss_fn is not None:
             batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), member.batches)
-            loss = partial(evaluate, insides.loss_fn)
+            loss = partial(evaluate, parts.loss_fn)
             digests["loss function"] = fingerprints.of_function(loss, server.params, server.model_state, batch, _key())
     rows = fingerprints.of_function(algorithm.init_client, server.params, server.model_state)
     update = fingerprints.of_function(lambda *arguments: algorithm.client_update(*arguments), server, member, _key())
@@ -67,12 +67,12 @@ def of_server(
     count = jax.ShapeDtypeStruct((), jnp.int32)
     moved = fingerprints.of_function(algorithm.server_update, server, update.message, count)
     digests: dict[str, Any] = {"server update": moved}
-    if algorithm.insides is None:
+    if algorithm.parts is None:
         return digests
-    aggregate = algorithm.insides.aggregate
+    aggregate = algorithm.parts.aggregate
     every = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), (member.rows, update))
 
-    def combined(ids: Any, rows: Any, updates: ClientUpdate, key: Key) -> tuple[Message, Any]:
+    def combined(ids: Any, rows: Any, updates: ClientUpdate, key: Key) -> tuple[ClientMessage, Any]:
         cohort = Cohort(ids, rows, {"update": updates})  # type: ignore[dict-item]
         run = partial(plans.gathered, plans.vmap()) if aggregate.gathers else plans.vmap()
         result = run(lambda each, key: each.batches["update"], cohort, key)  # type: ignore[arg-type, return-value]
@@ -168,8 +168,8 @@ def _same(there: Any, here: Any) -> bool:
 
 
 def _learning_rates(algorithm: FederatedAlgorithm) -> list[float]:
-    assert algorithm.insides is not None
-    rate = jax.jit(algorithm.insides.learning_rate)
+    assert algorithm.parts is not None
+    rate = jax.jit(algorithm.parts.learning_rate)
     return [float(f"{float(rate(jnp.int32(number))):.7g}") for number in RATES]
 
 

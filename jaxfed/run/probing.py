@@ -48,7 +48,7 @@ def examine(config: RoundConfig, server: Server, data: ClientData, rounds: int) 
         UserWarning: a loss that depends on masked samples, where batches can be short; convolutions that would be slow.
     """
     check_learning_rates(config.algorithm, int(server.round), rounds)
-    loss_fn = config.algorithm.insides and config.algorithm.insides.loss_fn
+    loss_fn = config.algorithm.parts and config.algorithm.parts.loss_fn
     batching = config.batching
     if loss_fn is None or jax.process_count() > 1 or not isinstance(batching, Steps | Epochs):
         return
@@ -65,10 +65,10 @@ def examine(config: RoundConfig, server: Server, data: ClientData, rounds: int) 
 
 def check_learning_rates(algorithm: FederatedAlgorithm, first: int, rounds: int) -> None:
     """Raise ValueError, with the round, if ηₜ of one of the rounds `first` … `rounds`−1 is not finite and ≥ 0."""
-    if algorithm.insides is None or first >= rounds:
+    if algorithm.parts is None or first >= rounds:
         return
     numbers = jnp.arange(first, rounds, dtype=jnp.int32)
-    rates = np.asarray(jax.vmap(algorithm.insides.learning_rate)(numbers))
+    rates = np.asarray(jax.vmap(algorithm.parts.learning_rate)(numbers))
     wrong = ~(np.isfinite(rates) & (rates >= 0.0))
     if wrong.any():
         at = int(wrong.argmax())

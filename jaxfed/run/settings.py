@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from jaxfed.core.checks import check_choice, check_range, plain_fields
+from jaxfed.core.checks import check_choice, check_range, python_fields
 from jaxfed.core.protocol import Plan, RoundInfo, Server
 from jaxfed.core.types import Params
 from jaxfed.rows.engine import LONGEST_BLOCK, Store
@@ -67,7 +67,7 @@ class Report:
 
     def __post_init__(self) -> None:
         check_range("every", self.every, least=1, whole=True)
-        plain_fields(self)
+        python_fields(self)
         object.__setattr__(self, "callbacks", tuple(self.callbacks))
 
     def due(self, done: int) -> int:

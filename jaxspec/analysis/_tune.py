@@ -17,9 +17,9 @@ from jaxspec.analysis.cost import check_local, step_time
 from jaxspec.analysis.foresight import Foresight, foresee, foreseen, steps
 from jaxspec.analysis.timing import Primitives, Setup, measure
 from jaxspec.devices.channel import send
-from jaxspec.devices.sharding import Placement, default_placement, place, shared_home
+from jaxspec.devices.sharding import Placement, default_placement, put_model, replicated_sharding
 from jaxspec.generation import generate
-from jaxspec.generation.requests import Prompt, Sampling, encoded, request_of
+from jaxspec.generation.requests import Prompt, encoded, request_of
 from jaxspec.methods import autoregressive, candidates, mirror, speculative
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.checks import MANY_BRANCHES, check_exit, check_pair
@@ -280,7 +280,7 @@ def tune(
     check_pair(target, draft, min(grid.windows))
     draft = fitted(target, draft)
 
-    head = send(head, shared_home(where.target))
+    head = send(head, replicated_sharding(where.target))
     build, setup_draft = builder(target, draft, where, head), draft
     target, draft = _on(target, where.target), _on(draft, where.draft)
     settings = grid.settings(layers)
@@ -290,7 +290,7 @@ def tune(
     texts = [[*prompt.tolist(), *more] for prompt, more in zip(ids, new, strict=True)]
     foresight = foresee(target, draft, texts, [len(row) for row in ids], layers, kappa, head)
     asked = [ids[number % len(ids)] for number in range(batch)]
-    request, capacity = request_of(asked, Sampling(new_tokens).arrays(batch), widest)
+    request, capacity = request_of(asked, widest, new_tokens)
     setup = Setup(target, setup_draft, where, head, own, kappa, request, capacity)
     primitives = measure(setup, grid.windows, grid.branches, progress=progress)
     return Tuned(ranked(primitives, foresight, settings, progress), primitives, build)
@@ -298,5 +298,5 @@ def tune(
 
 def _on(model: Model, mesh: Any) -> Model:
     """A model whose parameters are on a mesh, so that they are moved once."""
-    network, params, _, _ = place(model, mesh)
+    network, params, _, _ = put_model(model, mesh)
     return model._replace(network=network, params=params)

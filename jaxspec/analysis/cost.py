@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from jaxspec.devices.channel import channel_between
-from jaxspec.devices.processes import here, put
-from jaxspec.devices.sharding import DATA_AXIS, Placement, axis_size, home_of
+from jaxspec.devices.processes import is_local, put
+from jaxspec.devices.sharding import DATA_AXIS, Placement, axis_size, batch_sharding
 from jaxspec.generation import Stats, generate
 from jaxspec.generation.requests import Prompt
 from jaxspec.methods.checks import check_processes
@@ -126,7 +126,7 @@ def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> floa
     check_processes(*placement)
     channel = channel_between(*placement)
     rows = math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in placement))
-    message = put(np.zeros((rows, count), np.int32), home_of(placement.target), placement.target)
+    message = put(np.zeros((rows, count), np.int32), batch_sharding(placement.target), placement.target)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -167,7 +167,7 @@ def check_local(placement: Placement) -> None:
     Raises:
         ValueError: one belongs to another process.
     """
-    if not all(map(here, placement)):
+    if not all(map(is_local, placement)):
         raise ValueError("expected both meshes in this process, which times every program, got one of another's")
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from jaxspec.analysis.cost import Parts, rendezvous
 from jaxspec.devices.channel import pack, send
-from jaxspec.devices.sharding import Placement, place
+from jaxspec.devices.sharding import Placement, put_model
 from jaxspec.drafts.plain import Window
 from jaxspec.methods import autoregressive
 from jaxspec.methods.candidates import Likeliest, Policy
@@ -244,7 +244,7 @@ class _Verifier:
     """The target's programs."""
 
     def __init__(self, setup: Setup, windows: Sequence[int]):
-        self.network, self.params, home, shared = place(setup.target, setup.placement.target)
+        self.network, self.params, home, shared = put_model(setup.target, setup.placement.target)
         self.layer, self.kappa, self.head = setup.exit_layer, setup.num_candidates, send(setup.exit, shared)
         self.cache, self.progress = prefill(self.network, self.params, send(setup.request, home), setup.capacity)
         batch = len(setup.request.lengths)
@@ -278,7 +278,7 @@ class _Roller:
     """The draft's programs on one side's mesh, for so many branches of a window."""
 
     def __init__(self, setup: Setup, side: str, branches: int, window: int):
-        self.network, self.params, self.home, _ = place(setup.draft, getattr(setup.placement, side))
+        self.network, self.params, self.home, _ = put_model(setup.draft, getattr(setup.placement, side))
         self.name = side, branches, window
         request, batch = send(setup.request, self.home), len(setup.request.lengths)
         room, kappa = setup.capacity + branches * window, -(-branches // (window + 1))

@@ -6,6 +6,7 @@ from jaxspec.cli._doctor import doctor
 from jaxspec.cli._federate import federate
 from jaxspec.cli._generate import generate
 from jaxspec.cli._probe import probe
+from jaxspec.cli._train import train
 from jaxspec.cli._tune import tune
 from jaxspec.cli._whatif import whatif
 
@@ -16,6 +17,7 @@ __all__ = [
     "federate",
     "generate",
     "probe",
+    "train",
     "tune",
     "whatif",
 ]

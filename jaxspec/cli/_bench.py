@@ -11,7 +11,7 @@ from rich.table import Table
 from jaxspec.cli._methods import Drafting, Method, load, method_of, two_devices
 from jaxspec.cli.checks import at_least, check_readable
 from jaxspec.cli.shared import Flag, report
-from jaxspec.devices.sharding import divides
+from jaxspec.devices.sharding import is_shardable
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
 from jaxspec.zoo import PAIRS
@@ -79,5 +79,5 @@ def baselines(target: Model, most: int) -> dict[int, DecodingMethod]:
     return {
         count: jaxspec.autoregressive(target, mesh)
         for count, mesh in meshes.items()
-        if divides(target.network.config, mesh)
+        if is_shardable(target.network.config, mesh)
     }

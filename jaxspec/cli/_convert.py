@@ -1,4 +1,4 @@
-"""``jaxspec convert``: published checkpoints into the checkpoint layer and back."""
+"""``jaxspec convert``: published checkpoints into the checkpoint layer's format, and back."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +10,16 @@ from jaxspec.cli.shared import Flag, report
 
 
 def convert(
-    source: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Write a published checkpoint (or llama2.c file) as a verified checkpoint, or one of ours as a published one.
+    """Convert a published checkpoint or llama2.c file to a checkpoint with digests, or such a checkpoint back.
 
     Args:
-        source: folder with config.json and safetensors, llama2.c .bin file, or directory that this command wrote.
+        source: folder with config.json and safetensors, .bin file of llama2.c, or folder written by this command.
         out: new folder.
-        json: end with one JSON object on one line.
+        json: print one JSON object as the last line.
     """
     from jaxspec.loading.store import convert as convert_model
 

@@ -1,4 +1,4 @@
-"""``jaxspec federate``: from clients' private texts to a draft that decodes."""
+"""``jaxspec federate``: train a draft on the clients' private texts."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,8 +8,8 @@ import tyro
 
 from jaxspec.cli._methods import load
 from jaxspec.cli.checks import at_least, check_readable, check_writable
-from jaxspec.cli.shared import Flag, reader, report
-from jaxspec.federated import Settings
+from jaxspec.cli.shared import Flag, report, with_tokenizer
+from jaxspec.federated import FederatedSettings
 from jaxspec.zoo import PAIRS
 
 
@@ -21,24 +21,22 @@ def federate(
     clients: int | None = None,
     method: str = "fedspeed",
     streams: int | None = None,
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008  a frozen default
+    settings: Annotated[FederatedSettings, tyro.conf.arg(name="")] = FederatedSettings(),  # noqa: B008  a frozen default
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Federate a draft over clients' private texts, supervised by the target; goes on from ``out`` if interrupted.
+    """Train a draft on the clients' private texts, supervised by the target; an interrupted run resumes from OUT.
 
     Args:
-        out: folder for the target's words, checkpoints, and the draft in OUT/draft: give it to --draft elsewhere, or
-            to convert.
-        target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
-        draft: where training starts: a smaller model over the same vocabulary; an embedded pair brings its own.
-        texts: file of JSON lines with "user" and "text" (a client is a user), or folder of .txt files (a client is a
-            file); default: the Shakespeare roles that the embedded pair never saw.
-        clients: only the first so many.
-        method: a row of jaxspec.federated.METHODS: fedspeed, fedavg, scaffold, feddyn, centralised, fedspeed-dp,
-            fedspeed-int8, fedspeed-topk.
-        streams: lookahead streams of the draft, trained along; default: none of an embedded pair's.
-        settings: the recipe.
-        json: end with one JSON object on one line.
+        out: folder for checkpoints and the result OUT/draft, which --draft of other commands and convert read.
+        target: name of an embedded pair, a folder written by train or convert, or a published checkpoint.
+        draft: initial draft: a smaller model with the same vocabulary. An embedded pair has its own.
+        texts: JSON lines with "user" and "text" (a client per user), or a folder of .txt files (a client per file).
+            Default: Shakespeare roles on which the embedded pair was not trained.
+        clients: use only this many clients, the first ones.
+        method: fedspeed, fedavg, scaffold, feddyn, centralised, fedspeed-dp, fedspeed-int8 or fedspeed-topk.
+        streams: number of lookahead streams of the draft, which are trained too. Default: none for an embedded pair.
+        settings: all settings of the training.
+        json: print one JSON object as the last line.
     """
     from jaxspec import federated
 
@@ -47,38 +45,37 @@ def federate(
     at_least(0, streams=streams)
     check_readable(texts)
     check_writable(out)
-    named = _texts(texts)
-    names = list(named)[:clients]
-    federated.check_plan(method, settings, len(names))
+    by_client = _texts(texts)
+    names = list(by_client)[:clients]
+    federated.check_federation(method, settings, len(names))
     models = load(target, draft, drafting_for="jaxspec federate")
-    small = models.drafting(streams)
-    assert small is not None
-    found = federated.federate(
+    initial = models.drafting(streams)
+    assert initial is not None
+    result = federated.federate(
         models.target,
-        small,
-        reader(models.target.text),
-        [named[name] for name in names],
+        initial,
+        with_tokenizer(models.target.text),
+        [by_client[name] for name in names],
         settings,
         method=method,
         directory=out,
         progress=True,
     )
-    report(summary(found, method, names), json)
+    report(_summary(result, method, names), json)
 
 
-def summary(found: Any, method: str, names: list[str]) -> dict[str, Any]:
-    """What was found, for machines."""
-    outcome = found.outcome
+def _summary(result: Any, method: str, names: list[str]) -> dict[str, Any]:
+    outcome = result.outcome
     return {
         "method": method,
-        "accepted": {name: round(value, 4) for name, value in found.acceptance.items()},
+        "accepted": {name: round(value, 4) for name, value in result.acceptance.items()},
         "learning_rate": outcome.learning_rate,
         "validation": dict(zip(outcome.rounds, (round(value, 4) for value in outcome.accepted), strict=True)),
         "samples": outcome.samples,
         "bytes_a_client_a_round": outcome.message_bytes,
-        "privacy": found.guarantee and asdict(found.guarantee),
-        "left_out": [names[place] for place in found.left_out],
-        "draft": str(found.directory),
+        "privacy": result.guarantee and asdict(result.guarantee),
+        "left_out": [names[index] for index in result.left_out],
+        "draft": str(result.directory),
     }
 
 

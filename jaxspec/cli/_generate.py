@@ -11,14 +11,14 @@ import tyro
 import jaxspec
 from jaxspec.cli._methods import Drafting, Method, load, method_of, two_devices
 from jaxspec.cli.shared import Flag, report
-from jaxspec.generation.requests import Sampling
+from jaxspec.generation.sampling import Sampling, checked
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.zoo import PAIRS
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How tokens are drawn: see ``jaxspec.generation.requests.Sampling``."""
+    """How tokens are drawn; see ``jaxspec.Sampling``."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -42,27 +42,28 @@ def generate(
     sampler: Annotated[Sampler, tyro.conf.arg(name="")] = Sampler(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Continue a prompt; the text is the target's, whatever the method.
+    """Continue a prompt; every method generates the target's text.
 
-    Seconds and tokens a second are those of a run in which nothing is compiled; ``compile_seconds`` are of a short one
+    Seconds and tokens per second are those of a run without compilation; compile_seconds is the time of a short run
     before it.
 
     Args:
-        prompt: raw text to continue, encoded as the tokenizer's file says; with --chat a user's message.
-        target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint, a llama2.c file.
-        draft: a smaller model over the same vocabulary, in the same forms; an embedded pair brings its own.
-        method: default: mirror for a pair, speculative with a draft, else autoregressive.
-        max_new_tokens: tokens to add.
-        dtype: of the parameters: float32, bfloat16, float16; default: float32 on CPU, else the checkpoint's own.
-        int8: keep the target's matrices in eight bits.
-        chat: put the prompt into the model's chat template.
-        stop: texts that end the sequence, beside the model's own stop tokens.
-        drafting: window, candidates, exit.
-        sampler: temperature and filters.
-        json: end with one JSON object on one line.
+        prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
+        target: name of an embedded pair, or path: written by train or convert, published checkpoint, or llama2.c file.
+        draft: a smaller model with the same vocabulary, in one of these formats. An embedded pair has its own.
+        method: decoding method. Default: mirror for a pair, speculative with a draft, else autoregressive.
+        max_new_tokens: maximum number of new tokens.
+        dtype: of the parameters: float32, bfloat16 or float16. Default: float32 on CPU, else the checkpoint's dtype.
+        int8: store the target's matrices as 8-bit integers.
+        chat: apply the model's chat template to the prompt.
+        stop: texts that end the sequence, in addition to the model's stop tokens.
+        drafting: settings of speculative and mirror decoding.
+        sampler: sampling parameters.
+        json: print one JSON object as the last line.
     """
     drafting.check()
-    Sampling(max_new_tokens, **vars(sampler)).arrays(1)
+    checked("max_new_tokens", max_new_tokens)
+    sampling = Sampling(**vars(sampler))
     if "" in stop:
         raise ValueError(f"expected stop strings that are not empty, got {stop}")
     two_devices()
@@ -71,9 +72,9 @@ def generate(
     prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
     ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
     try:
-        compiling = compiled(chosen, prompts, max_new_tokens, sampler)
+        compiling = compile_seconds(chosen, prompts, max_new_tokens, sampling)
         result = jaxspec.generate(
-            chosen, prompts, max_new_tokens, **vars(sampler), stop=ends, progress=not json and sys.stderr.isatty()
+            chosen, prompts, max_new_tokens, sampling=sampling, stop=ends, progress=not json and sys.stderr.isatty()
         )
     except jaxspec.NonFiniteLogits as error:
         print((error.output.text or [""])[0], flush=True)
@@ -88,8 +89,8 @@ def generate(
     report({name: round(value, 3) for name, value in (times | stats.to_dict()).items()}, False)
 
 
-def compiled(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampler: Sampler) -> float:
-    """Seconds of a first run that ends at its first token, whatever it is: it compiles every program of the next."""
-    start, every = time.perf_counter(), range(method.vocab_size)
-    jaxspec.generate(method, prompts, max_new_tokens, **vars(sampler), stop=every)
+def compile_seconds(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampling: Sampling) -> float:
+    """Seconds of a first run that stops after one token; it compiles every program that the next run needs."""
+    start, every_token = time.perf_counter(), range(method.vocab_size)
+    jaxspec.generate(method, prompts, max_new_tokens, sampling=sampling, stop=every_token)
     return time.perf_counter() - start

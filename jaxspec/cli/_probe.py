@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jaxspec.cli._methods import Loaded, load, two_devices
 from jaxspec.cli.checks import at_least, check_picture, check_readable
-from jaxspec.cli.shared import PROMPT, Flag, prompts_of, reader, report
+from jaxspec.cli.shared import PROMPT, Flag, prompts_of, report, with_tokenizer
 from jaxspec.text import tokens_of
 from jaxspec.zoo import PAIRS
 
@@ -87,7 +87,7 @@ def _corpus(models: Loaded, texts: Path | None) -> np.ndarray:
 
     roles = [role.text for role in split_roles(read_roles(), held_out_ids())[0]] if texts is None else []
     words = roles if texts is None else list(read_texts(texts).values())
-    return tokens_of(reader(models.target.text), "\n".join(words))
+    return tokens_of(with_tokenizer(models.target.text), "\n".join(words))
 
 
 def _found(

@@ -1,4 +1,4 @@
-"""What a command can refuse before it loads or compiles anything: paths, numbers, a draft that is missing."""
+"""Checks of a command's arguments before anything is loaded or compiled: paths, numbers, a missing draft."""
 
 import os
 from collections.abc import Iterable
@@ -10,10 +10,14 @@ from jaxspec.zoo import PAIRS
 
 
 def at_least(low: float, **numbers: float | Iterable[float] | None) -> None:
-    """Every number, or every one of several, is as large; None is no number.
+    """Check that every number is at least ``low``; None is skipped.
+
+    Args:
+        low: smallest value allowed.
+        **numbers: numbers, or sequences of numbers, by argument name.
 
     Raises:
-        ValueError: one is smaller, or there is none of several.
+        ValueError: a number is smaller, or a sequence is empty.
     """
     for name, value in numbers.items():
         values = [] if value is None else [value] if isinstance(value, int | float) else list(value)
@@ -22,35 +26,35 @@ def at_least(low: float, **numbers: float | Iterable[float] | None) -> None:
 
 
 def is_pair(target: str) -> bool:
-    """Whether it is an embedded or trained pair, which brings its own draft."""
+    """Whether this is an embedded pair or one written by train; a pair contains its own draft."""
     return target in PAIRS or (Path(target) / "pair.json").is_file()
 
 
 def check_models(target: str, draft: Path | None, dtype: str | None = None, drafting_for: str | None = None) -> None:
-    """Both are there, in a form that can be opened; a draft is there if something needs one.
+    """Check that target and draft exist in a known format, and that there is a draft if one is needed.
 
     Args:
         target: name or path.
         draft: path.
         dtype: of the parameters.
-        drafting_for: what needs a draft, in words; None: nothing does.
+        drafting_for: option or command that needs a draft, for the error message; None if nothing does.
 
     Raises:
-        ValueError: whatever is missing or unknown.
+        ValueError: a model is missing, its format is unknown, or the dtype is unknown.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected dtype {', '.join(DTYPES)}, got {dtype!r}")
     for path in ([] if is_pair(target) else [Path(target)]) + ([] if draft is None else [draft]):
         if not _holds_model(path):
             raise ValueError(
-                f"{path}: expected a folder with config.json, a checkpoint directory that jaxspec convert wrote, or a "
-                f"llama2.c .bin file, got {'none of them' if path.exists() else 'nothing'}; pass such a path, or "
+                f"{path}: expected a folder with config.json, a checkpoint folder written by jaxspec convert, or a "
+                f"llama2.c .bin file, got {'none of these' if path.exists() else 'no such path'}; pass such a path, or "
                 f"--target {PAIRS[0]} for the embedded pair"
             )
     if drafting_for is not None and draft is None and not is_pair(target):
         raise ValueError(
-            f"expected --draft for {drafting_for}, got none; name a smaller model with the same tokenizer: a sibling "
-            "of the target, or OUT/draft that jaxspec federate wrote. The embedded pair (jaxspec.zoo) brings its own: "
+            f"expected --draft for {drafting_for}, got none; pass a smaller model with the same tokenizer: one of "
+            "the target's family, or OUT/draft written by jaxspec federate. The embedded pair has its own draft: "
             f"--target {PAIRS[0]}"
         )
 
@@ -62,39 +66,39 @@ def _holds_model(path: Path) -> bool:
 
 
 def check_readable(path: Path | None) -> None:
-    """A file or folder that is to be read is there.
+    """Check that a file or folder to read exists.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it does not.
     """
     if path is not None and not path.exists():
-        raise ValueError(f"{path}: expected a file or folder to read, got nothing; check the path")
+        raise ValueError(f"{path}: expected a file or folder to read, got no such path; check its spelling")
 
 
 def check_writable(folder: Path) -> None:
-    """A folder that is to be written to exists, or can be made.
+    """Check that a folder to write to exists or can be made.
 
     Raises:
-        ValueError: a file stands in its way, or it may not be written to.
+        ValueError: a file has its name, or there is no permission to write.
     """
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(
-            f"{folder}: expected a folder that can be written to, got {there}, which "
-            f"{'cannot be' if there.is_dir() else 'is a file'}; name another one"
+            f"{folder}: expected a folder that can be written to, got {existing}, which "
+            f"{'is read-only' if existing.is_dir() else 'is a file'}; pass another folder"
         )
 
 
 def check_picture(path: Path) -> None:
-    """A picture that is to be written has a name, and a folder that can be written to.
+    """Check that a picture can be written to this path.
 
     Raises:
-        ValueError: it is a folder, or its folder cannot be written to.
+        ValueError: the path is a folder, or its folder cannot be written to.
     """
     if path.is_dir():
         raise ValueError(
-            f"{path}: expected a file to draw to, got a folder; name a file such as {path / 'picture.png'}"
+            f"{path}: expected a file name for the picture, got a folder; pass a file such as {path / 'picture.png'}"
         )
     check_writable(path.parent)

@@ -23,7 +23,7 @@ from jaxspec import federated, zoo
 from jaxspec.analysis import plots as plot
 from jaxspec.cli._bench_methods import Measurement, Setting, Worker, best_of
 from jaxspec.devices.sharding import Placement, mesh_of, replicated
-from jaxspec.federated import Federation, Report
+from jaxspec.federated import FederatedReport, Federation
 from jaxspec.generation import generate
 from jaxspec.generation.trace import Span, median_milliseconds
 from jaxspec.methods import candidates, mirror
@@ -185,7 +185,7 @@ def _warm(
 
 def federable(
     settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], progress: bool
-) -> federated.Problem:
+) -> federated.TextProblem:
     """The target continues windows of the first roles' text (training and unseen part) and of the validation roles'."""
     s, texts = settings, [role.text for role in roles]
     judges = {federated.VALIDATION: texts[s.clients :][: s.validation_roles]}
@@ -196,12 +196,13 @@ def federable(
 
 def federate(
     settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], out: Path, progress: bool
-) -> Report:
+) -> FederatedReport:
     """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
     problem = federable(settings, pair, roles, progress)
-    validation, unseen = (problem.judges[name] for name in (federated.VALIDATION, federated.UNSEEN))
-    known = pair.draft, problem.clients, validation, unseen, settings.federation
-    report = federated.compare(*known, window=settings.window, progress=progress)
+    validation, unseen = (problem.evaluation[name] for name in (federated.VALIDATION, federated.UNSEEN))
+    problem = federated.TextProblem(problem.clients, {federated.VALIDATION: validation})
+    setup = federated.FederatedSetup(pair.draft, problem, settings.federation, settings.window, progress=progress)
+    report = federated.compare(setup, unseen)
     chosen = report.outcomes["fedspeed"]
     clients = [role.id for role in roles[: settings.clients]]
     about = {"learning_rate": chosen.learning_rate, "clients": clients}
@@ -230,7 +231,7 @@ def deploy(settings: DecodingSettings, pair: zoo.Pair, setting: Setting, prompts
     return generate(method, prompts, settings.new_tokens).stats.accepted_length
 
 
-def figures(decoded: Decoded, report: Report, deployed: float, clock: Clock) -> dict[str, Any]:
+def figures(decoded: Decoded, report: FederatedReport, deployed: float, clock: Clock) -> dict[str, Any]:
     """One JSON-able object with everything the demo found."""
     speed = {name: round(m.tokens_per_second, 1) for name, m in decoded.runs.items()}
     return {

@@ -1,4 +1,4 @@
-"""What the commands share: flags, how results are printed."""
+"""Helpers that several commands share: flags, printing, prompts."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,20 @@ from jaxspec.text import Text, token_rows, tokens_of
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
-def report(found: dict[str, Any], as_json: bool) -> None:
-    """One JSON object on one line, or a line for each entry."""
-    print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+def report(results: dict[str, Any], as_json: bool) -> None:
+    """Print one JSON object on one line, or one line per entry."""
+    print(json.dumps(results) if as_json else "\n".join(f"{name}: {value}" for name, value in results.items()))
 
 
-#: Tokens of a prompt taken from a text.
+#: Length in tokens of a prompt taken from a text.
 PROMPT = 32
 
 
-def reader(text: Text | None) -> Text:
-    """How a model reads.
+def with_tokenizer(text: Text | None) -> Text:
+    """Return a model's text handling, checked to have a tokenizer.
 
     Raises:
-        ValueError: it came without a tokenizer.
+        ValueError: the model was loaded without a tokenizer.
     """
     if text is None or text.encode is None:
         raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json beside the weights")
@@ -32,21 +32,21 @@ def reader(text: Text | None) -> Text:
 
 
 def prompts_of(text: Text | None, count: int, path: Path | None = None) -> list[list[int]]:
-    """At most ``count`` prompts of ``PROMPT`` tokens, as a model reads them.
+    """Return at most ``count`` prompts of ``PROMPT`` tokens.
 
     Args:
-        text: of the model.
-        count: of prompts.
-        path: texts, as ``federated.read_texts`` reads them, whose windows they are; None: the beginnings of roles that
-            the embedded pair never saw.
+        text: the model's text handling.
+        count: number of prompts.
+        path: texts for ``federated.read_texts``, of which the prompts are windows; None: the beginnings of held-out
+            Shakespeare roles.
 
     Raises:
-        ValueError: a model without a tokenizer, or no text as long as a prompt.
+        ValueError: the model has no tokenizer, or no text is as long as a prompt.
     """
     from jaxspec.federated import read_texts
     from jaxspec.zoo.recipe import held_out_roles
 
-    text = reader(text)
+    text = with_tokenizer(text)
     if path is None:
         return [tokens_of(text, role.text)[:PROMPT].tolist() for role in held_out_roles()[:count]]
     texts = [part for part in read_texts(path).values() if len(tokens_of(text, part)) >= PROMPT]

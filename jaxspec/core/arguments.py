@@ -41,6 +41,6 @@ def whole_numbers(name: str, values: Any) -> np.ndarray:
         is_number = isinstance(value, Integral | float | np.floating) and not isinstance(value, bool)
         if not is_number or value % 1 != 0:
             value = value.item() if isinstance(value, np.generic) else value
-            where = f" at place {', '.join(map(str, place))}" if place else ""
+            where = f" at position {', '.join(map(str, place))}" if place else ""
             raise ValueError(f"expected {name} to be whole numbers, got {value!r:.80}{where}")
     return array

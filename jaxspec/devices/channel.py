@@ -1,4 +1,4 @@
-"""The token channel between the meshes of target and draft: a few hundred bytes each way, without waiting for them.
+"""The token channel between the meshes of target and draft: a few hundred bytes each way, sent asynchronously.
 
 One interface, two implementations: ``Local`` within a process, ``Remote`` between two.
 """
@@ -13,144 +13,145 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxspec.devices.processes import here
-from jaxspec.devices.sharding import DATA_AXIS, Home, axis_size, home_of
+from jaxspec.devices.processes import is_local
+from jaxspec.devices.sharding import DATA_AXIS, DeviceOrSharding, axis_size, batch_sharding
 from jaxspec.models.base import Array
 
 Tree = TypeVar("Tree")
-#: Axis of the two devices that a ``Remote`` channel joins, and their places on it.
+#: Axis of the two devices that a ``Remote`` channel connects, and their indices on it.
 SIDE_AXIS, TARGET, DRAFT = "side", 0, 1
 #: Shape and dtype of every leaf of a tree.
-Kinds = tuple[tuple[tuple[int, ...], Any], ...]
+Specs = tuple[tuple[tuple[int, ...], Any], ...]
 
 
 class Channel(Protocol):
     """Carries trees of arrays with a leading batch axis from one mesh to the other.
 
-    Both methods return (the value there, what was ``told``): ``told`` is what the hosts of both meshes may read.
+    Both methods return (the value on the other mesh, ``shared``). ``shared`` is a small tree that the hosts of both
+    meshes may read.
     """
 
-    def to_target(self, value: Any, told: Any = None) -> tuple[Any, Any]:
+    def to_target(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
         """From the draft's mesh to the target's."""
 
-    def to_draft(self, value: Any, told: Any = None) -> tuple[Any, Any]:
+    def to_draft(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
         """From the target's mesh to the draft's."""
 
-    def agree(self, call: Any) -> None:
-        """Makes sure that whoever has the other mesh is about to do the same.
+    def check_peers(self, call: Any) -> None:
+        """Called once before decoding.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the process of the other mesh was given different arguments.
         """
 
 
 class Local(NamedTuple):
-    """Two meshes of one process, whose host reads both: what is told stays where it is."""
+    """Two meshes of one process: its host reads both, so ``shared`` is returned as it is."""
 
-    target: Home
-    draft: Home
+    target: DeviceOrSharding
+    draft: DeviceOrSharding
 
-    def to_target(self, value: Any, told: Any = None) -> tuple[Any, Any]:
+    def to_target(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
         """Returns at once."""
-        return send(value, self.target), told
+        return send(value, self.target), shared
 
-    def to_draft(self, value: Any, told: Any = None) -> tuple[Any, Any]:
+    def to_draft(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
         """Returns at once."""
-        return send(value, self.draft), told
+        return send(value, self.draft), shared
 
-    def agree(self, call: Any) -> None:
-        """There is nobody else."""
+    def check_peers(self, call: Any) -> None:
+        """There is no other process."""
 
 
-#: What the next crossing between two devices waits for, whichever channel it belongs to.
+#: For each pair of devices, an output of the last transfer: the next one, of any channel, waits for it.
 _before: dict[Mesh, Array] = {}
 
 
 class Remote:
     """Meshes of two processes: ``ppermute`` of one packed array over one device of each.
 
-    Both processes call the same methods in the same order, each with arrays of its own side and the other's shapes; who
-    sends gets shapes back. A crossing begins when the one before it has ended: those that wait for the other process
-    hold one thread in all, and programs of a mesh find theirs.
+    Both processes call the same methods in the same order, with arrays of their own side and shapes of the other; the
+    sender gets shapes back. A transfer starts when the one before it has ended, so that transfers which wait for the
+    other process block one thread at most, and programs of a mesh still find a thread.
 
     Attributes:
-        crossed: how often something crossed, either way.
+        transfers: number of transfers, both directions together.
     """
 
     def __init__(self, target: Mesh, draft: Mesh):
         meshes = target, draft
-        self.crossed = 0
-        self._homes = [home_of(mesh) for mesh in meshes]
+        self.transfers = 0
+        self._shardings = [batch_sharding(mesh) for mesh in meshes]
         self._rows = math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in meshes))
         self._devices = [mesh.devices.flat[0] for mesh in meshes]
         self._pair = Mesh(np.asarray(self._devices), (SIDE_AXIS,))
-        self._own = [side for side in (TARGET, DRAFT) if here(meshes[side])]
+        self._own = [side for side in (TARGET, DRAFT) if is_local(meshes[side])]
         if self._pair not in _before:
-            _before[self._pair] = self._joined([_nothing(1, 1, self._devices[side]) for side in self._own])
+            _before[self._pair] = self._joined([_zeros(1, 1, self._devices[side]) for side in self._own])
 
-    def to_target(self, value: Any, told: Any = None) -> tuple[Any, Any]:
-        """What was told goes along."""
-        self.crossed += 1
-        return self._cross((value, told), DRAFT, TARGET)
+    def to_target(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
+        """``shared`` is sent along."""
+        self.transfers += 1
+        return self._transfer((value, shared), DRAFT, TARGET)
 
-    def to_draft(self, value: Any, told: Any = None) -> tuple[Any, Any]:
-        """What was told goes along."""
-        self.crossed += 1
-        return self._cross((value, told), TARGET, DRAFT)
+    def to_draft(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
+        """``shared`` is sent along."""
+        self.transfers += 1
+        return self._transfer((value, shared), TARGET, DRAFT)
 
-    def agree(self, call: Any) -> None:
-        """Each process sends the other a checksum of what it is about to do."""
+    def check_peers(self, call: Any) -> None:
+        """The processes exchange a checksum of their arguments."""
         own = zlib.crc32(repr(call).encode())
         mark = np.full((self._rows, 1), own, np.uint32).view(np.int32)
-        # Both ways first: who refused before the second crossing would leave the other process waiting in it.
-        sent = [self._cross((mark, None), *way)[0] for way in ((TARGET, DRAFT), (DRAFT, TARGET))]
-        marks = [np.asarray(found) for found in sent if not isinstance(found, jax.ShapeDtypeStruct)]
-        if any((found != mark).any() for found in marks):
+        # Both directions first: a process that raised after the first would leave the other waiting in the second.
+        sent = [self._transfer((mark, None), *way)[0] for way in ((TARGET, DRAFT), (DRAFT, TARGET))]
+        marks = [np.asarray(leaf) for leaf in sent if not isinstance(leaf, jax.ShapeDtypeStruct)]
+        if any((other != mark).any() for other in marks):
             raise ValueError(
                 "expected the same call in both processes, got another prompt, option, stop or setting in the other "
                 "one; pass both the same arguments"
             )
 
-    def _cross(self, tree: tuple[Any, Any], source: int, sink: int) -> tuple[Any, Any]:
+    def _transfer(self, tree: tuple[Any, Any], source: int, sink: int) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(tree)
-        kinds: Kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        shards = [self._sent(tree, source) if side == source else self._awaited(kinds, side) for side in self._own]
+        specs: Specs = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        shards = [self._sent(tree, source) if side == source else self._received(specs, side) for side in self._own]
         moved, _before[self._pair] = _moved(self._joined(shards), _before[self._pair], self._pair, (source, sink))
         if sink not in self._own:
-            return _outline(structure, kinds)[0], tree[1]
+            return _as_shapes(structure, specs)[0], tree[1]
         arrived = moved.addressable_data(self._own.index(sink))
-        return _unpacked(jax.device_put(arrived, self._homes[sink]), structure, kinds)
+        return _unpacked(jax.device_put(arrived, self._shardings[sink]), structure, specs)
 
     def _sent(self, tree: Any, side: int) -> Array:
         return jax.device_put(_packed(tree), self._devices[side])
 
-    def _awaited(self, kinds: Kinds, side: int) -> Array:
-        """What the receiving side puts in: as many zeros as will arrive."""
-        return _nothing(kinds[0][0][0], sum(_widths(kinds)), self._devices[side])
+    def _received(self, specs: Specs, side: int) -> Array:
+        """The receiving side's part of the transfer: zeros in the shape of what will arrive."""
+        return _zeros(specs[0][0][0], sum(_widths(specs)), self._devices[side])
 
     def _joined(self, shards: list[Array]) -> Array:
-        """One array over both devices, of which this process holds its part."""
+        """One array over both devices, from the parts of this process."""
         rows, *rest = shards[0].shape
         sharding = NamedSharding(self._pair, PartitionSpec(SIDE_AXIS))
         return jax.make_array_from_single_device_arrays((2 * rows, *rest), sharding, shards)
 
 
 def channel_between(target: Mesh, draft: Mesh) -> Channel:
-    """The channel of a placement: ``Remote`` if its meshes lie in two processes."""
-    if here(target) and here(draft):
-        return Local(home_of(target), home_of(draft))
+    """The channel between two meshes: ``Remote`` if they belong to two processes."""
+    if is_local(target) and is_local(draft):
+        return Local(batch_sharding(target), batch_sharding(draft))
     return Remote(target, draft)
 
 
-def send(tree: Any, home: Home) -> Any:
-    """Puts arrays onto another mesh of this process; returns at once, before they are there or even computed."""
-    return jax.device_put(tree, home)
+def send(tree: Any, sharding: DeviceOrSharding) -> Any:
+    """Puts arrays on another mesh of this process; returns at once, before they are transferred or even computed."""
+    return jax.device_put(tree, sharding)
 
 
 def pack(tree: Any) -> Array:
-    """Leaves [B, ...], side by side in one array [B, n] int32: one transfer instead of one a leaf.
+    """Concatenates leaves [B, ...] into one array [B, n] int32: one transfer instead of one for each leaf.
 
-    Leaves of 32 bits keep them; flags and smaller numbers take 32 bits each.
+    Leaves of 32 bits keep their bits; booleans and smaller numbers are widened to 32 bits.
     """
     leaves = [_bits(leaf.astype(_wide(leaf.dtype)), jnp.int32) for leaf in jax.tree.leaves(tree)]
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
@@ -161,8 +162,8 @@ def unpack(packed: Array, like: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(like)
     cuts = np.cumsum(_widths([(leaf.shape, leaf.dtype) for leaf in leaves]))[:-1].tolist()
     parts = zip(jnp.split(packed, cuts, axis=1), leaves, strict=True)
-    found = [_bits(part, _wide(leaf.dtype)).astype(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
-    return jax.tree.unflatten(structure, found)
+    arrays = [_bits(part, _wide(leaf.dtype)).astype(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
+    return jax.tree.unflatten(structure, arrays)
 
 
 _bits = jax.lax.bitcast_convert_type
@@ -170,37 +171,37 @@ _packed = jax.jit(pack)
 
 
 def _wide(dtype: Any) -> Any:
-    """The type of 32 bits that holds every number of a type."""
+    """The 32-bit type that holds every number of a type."""
     if np.dtype(dtype).itemsize == 4:
         return dtype
     return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
 
 
-def _widths(kinds: Any) -> list[int]:
-    return [int(np.prod(shape[1:], dtype=int)) for shape, _ in kinds]
+def _widths(specs: Any) -> list[int]:
+    return [int(np.prod(shape[1:], dtype=int)) for shape, _ in specs]
 
 
 @lru_cache
-def _nothing(rows: int, width: int, device: jax.Device) -> Array:
+def _zeros(rows: int, width: int, device: jax.Device) -> Array:
     return jax.device_put(np.zeros((rows, width), np.int32), device)
 
 
 @lru_cache
-def _outline(structure: Any, kinds: Kinds) -> Any:
-    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*kind) for kind in kinds])
+def _as_shapes(structure: Any, specs: Specs) -> Any:
+    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*spec) for spec in specs])
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _unpacked(packed: Array, structure: Any, kinds: Kinds) -> Any:
-    return unpack(packed, _outline(structure, kinds))
+def _unpacked(packed: Array, structure: Any, specs: Specs) -> Any:
+    return unpack(packed, _as_shapes(structure, specs))
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _moved(packed: Array, before: Array, pair: Mesh, way: tuple[int, int]) -> tuple[Array, Array]:
-    """Rows [2·B, n] of both sides, those of the sender now at the receiver; and what the next crossing waits for."""
-    cut = PartitionSpec(SIDE_AXIS)
+    """Moves the sender's rows of [2·B, n] to the receiver; also returns what the next transfer waits for."""
+    split = PartitionSpec(SIDE_AXIS)
 
-    @partial(jax.shard_map, mesh=pair, in_specs=(cut, cut), out_specs=(cut, cut))
+    @partial(jax.shard_map, mesh=pair, in_specs=(split, split), out_specs=(split, split))
     def moved(packed: Array, before: Array) -> tuple[Array, Array]:
         return jax.lax.ppermute(packed, SIDE_AXIS, (way,)), before + 1
 

@@ -1,4 +1,4 @@
-"""How many programs this process has compiled: what a second call of the same shape must not add to."""
+"""A count of the programs that this process has compiled."""
 
 import jax
 

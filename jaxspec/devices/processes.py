@@ -1,7 +1,7 @@
-"""What runs in this process: programs on its own meshes. Of everything else it knows shapes and dtypes alone.
+"""One program over two processes: each runs what lies on its own meshes, and traces the rest for shapes alone.
 
-In two processes both go through the same steps. Each runs its side; the other's programs are evaluated abstractly, so
-that every process knows what will arrive.
+Both processes take the same steps. Programs of the other process are evaluated abstractly, so every process knows the
+shapes and dtypes of what it will receive.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 Program = Callable[..., Any]
 
 
-def here(mesh: Mesh | None) -> bool:
-    """Whether a mesh lies in this process; the default device (None) does."""
+def is_local(mesh: Mesh | None) -> bool:
+    """Whether all devices of a mesh belong to this process; None, the default device, does."""
     return mesh is None or all(device.process_index == jax.process_index() for device in mesh.devices.flat)
 
 
@@ -25,35 +25,35 @@ def shapes(tree: Any) -> Any:
     return jax.eval_shape(lambda same: same, tree)
 
 
-def put(tree: Any, home: Any, mesh: Mesh | None) -> Any:
-    """A tree put onto its ``home`` on a mesh of this process, at once; on another process's mesh, its ``shapes``."""
-    return jax.device_put(tree, home) if here(mesh) else shapes(tree)
+def put(tree: Any, sharding: Any, mesh: Mesh | None) -> Any:
+    """A tree on a sharding of a local mesh, without waiting for it; for another process's mesh, its ``shapes``."""
+    return jax.device_put(tree, sharding) if is_local(mesh) else shapes(tree)
 
 
 def running(mesh: Mesh | None) -> Callable[..., Program]:
-    """From (program, first arguments) to a program of the rest: run on the mesh if it is here, else outlined."""
-    return partial if here(mesh) else outlined
+    """A function (program, first arguments) → program of the remaining arguments, abstract if the mesh is not local."""
+    return partial if is_local(mesh) else abstract
 
 
-def outlined(program: Program, *given: Any) -> Program:
-    """Gives shapes and dtypes of a program's outputs, traced once for each kind of arguments."""
-    known: dict[Any, Any] = {}
+def abstract(program: Program, *bound: Any) -> Program:
+    """A program that returns shapes and dtypes of ``program``'s outputs; traced once for each kind of arguments."""
+    outputs: dict[Any, Any] = {}
 
-    def outline(*arguments: Any) -> Any:
+    def evaluated(*arguments: Any) -> Any:
         leaves, structure = jax.tree.flatten(arguments)
-        kind = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        if kind not in known:
-            known[kind] = jax.eval_shape(program, *given, *arguments)
-        return known[kind]
+        signature = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if signature not in outputs:
+            outputs[signature] = jax.eval_shape(program, *bound, *arguments)
+        return outputs[signature]
 
-    return outline
+    return evaluated
 
 
-def present(watch: Callable[[str, str, Any], None]) -> Callable[[str, str, Any], None]:
-    """A ``Watch`` of what this process holds, without the outlines of the rest."""
+def only_local(watch: Callable[[str, str, Any], None]) -> Callable[[str, str, Any], None]:
+    """A ``Watch`` that is called for the programs of this process alone."""
 
-    def seen(lane: str, name: str, outputs: Any) -> None:
+    def watched(lane: str, name: str, outputs: Any) -> None:
         if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(outputs)):
             watch(lane, name, outputs)
 
-    return seen
+    return watched

@@ -1,4 +1,4 @@
-"""Where models live: meshes, tensor parallelism over ``model``, sequences over ``data``."""
+"""Meshes and shardings: tensor parallelism over the axis ``model``, sequences of a batch over ``data``."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,8 +15,8 @@ from jaxspec.models.config import DecoderConfig
 
 #: Names of the mesh axes: tensor parallelism, and sequences of a batch.
 MODEL_AXIS, DATA_AXIS = "model", "data"
-#: Where an array may be put. One device is named as such: ``jax.device_put`` then takes half the time.
-Home: TypeAlias = jax.Device | Sharding
+#: Target of ``jax.device_put``. For a single device a ``Device``: putting then takes half the time of a sharding.
+DeviceOrSharding: TypeAlias = jax.Device | Sharding
 
 
 class Placement(NamedTuple):
@@ -26,24 +26,24 @@ class Placement(NamedTuple):
     draft: Mesh
 
 
-class Placed(NamedTuple):
-    """A model on its mesh.
+class ShardedModel(NamedTuple):
+    """A model on a mesh.
 
     Attributes:
-        network: as it runs there; key-value heads fewer than the ``model`` axis are repeated.
-        params: on the mesh; their shapes if it is another process's.
-        home: of arrays with a leading batch axis.
-        shared: of arrays that every device needs whole.
+        network: as it runs there; if there are fewer key-value heads than devices along ``model``, they are repeated.
+        params: sharded over the mesh; their shapes if the mesh belongs to another process.
+        batch: sharding of arrays with a leading batch axis.
+        replicated: sharding of arrays that every device needs whole.
     """
 
     network: Network
     params: Params
-    home: Home
-    shared: Home
+    batch: DeviceOrSharding
+    replicated: DeviceOrSharding
 
 
 def mesh_of(devices: Any, data: int = 1) -> Mesh:
-    """A mesh over these devices: ``data`` groups that share a batch, each tensor-parallel over its ``model`` axis.
+    """A mesh of ``data`` groups of devices: a batch is split over the groups, a model over the devices of each.
 
     Raises:
         ValueError: ``data`` does not divide the devices.
@@ -55,7 +55,7 @@ def mesh_of(devices: Any, data: int = 1) -> Mesh:
 
 
 def default_placement() -> Placement:
-    """This process's first device for the target, its second for the draft; a single one is shared, without overlap."""
+    """This process's first device for the target and its second for the draft; with one device, the same for both."""
     devices = jax.local_devices()
     return Placement(mesh_of(devices[:1]), mesh_of(devices[1:2] or devices[:1]))
 
@@ -70,50 +70,50 @@ def replicated(mesh: Mesh) -> Sharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shared_home(mesh: Mesh | None) -> Home:
-    """Where small things live that every device needs: a copy on each (default: on the first device)."""
+def replicated_sharding(mesh: Mesh | None) -> DeviceOrSharding:
+    """Sharding of small arrays that every device needs whole; without a mesh, the first device."""
     if mesh is None or mesh.size == 1:
         return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
     return replicated(mesh)
 
 
-def home_of(mesh: Mesh | None) -> Home:
-    """Where arrays with a leading batch axis live: cut over ``data``, whole over ``model``."""
+def batch_sharding(mesh: Mesh | None) -> DeviceOrSharding:
+    """Sharding of arrays with a leading batch axis: split over ``data``, replicated over ``model``."""
     if mesh is None or axis_size(mesh, DATA_AXIS) == 1:
-        return shared_home(mesh)
+        return replicated_sharding(mesh)
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def place(model: Model, mesh: Mesh | None) -> Placed:
-    """Puts parameters onto a mesh, tensor-parallel over its ``model`` axis.
+def put_model(model: Model, mesh: Mesh | None) -> ShardedModel:
+    """Puts a model on a mesh, tensor-parallel over its ``model`` axis.
 
     Raises:
-        ValueError: heads or hidden features do not divide by the devices.
+        ValueError: heads or hidden features are not divisible by the devices.
     """
     network, params = model.network, model.params
-    home, shared = home_of(mesh), shared_home(mesh)
+    batch, whole = batch_sharding(mesh), replicated_sharding(mesh)
     if mesh is None or mesh.size == 1:
-        return Placed(network, put(params, home, mesh), home, shared)
+        return ShardedModel(network, put(params, batch, mesh), batch, whole)
     config = network.config
-    check_divides(config, mesh)
-    if (spread := shared_heads(config, mesh)) != config:
+    check_shardable(config, mesh)
+    if (repeated := with_repeated_heads(config, mesh)) != config:
         if network.with_config is None:
             raise ValueError(
                 f"expected num_kv_heads divisible by {axis_size(mesh, MODEL_AXIS)} devices, got {config.num_kv_heads}; "
-                "a network of one's own needs with_config to have its heads repeated"
+                "to repeat the heads of your own network, give it with_config"
             )
-        repeat = partial(jax.tree_util.tree_map_with_path, lambda path, leaf: spread_heads(path, leaf, config, mesh))
+        repeat = partial(jax.tree_util.tree_map_with_path, lambda path, leaf: repeat_heads(path, leaf, config, mesh))
         params = running(mesh)(repeat)(params)
-        network = network.with_config(spread)
-    homes = leaf_homes(network.partition(params), params, mesh)
-    return Placed(network, put(params, homes, mesh), home, shared)
+        network = network.with_config(repeated)
+    shardings = leaf_shardings(network.partition(params), params, mesh)
+    return ShardedModel(network, put(params, shardings, mesh), batch, whole)
 
 
-def check_divides(config: DecoderConfig, mesh: Mesh | None) -> None:
-    """Checks that heads and hidden features can be shared by the ``model`` axis.
+def check_shardable(config: DecoderConfig, mesh: Mesh | None) -> None:
+    """Checks that heads and hidden features can be split over the ``model`` axis.
 
     Raises:
-        ValueError: they cannot; names what and by how many devices.
+        ValueError: they cannot; names the size and the number of devices.
     """
     size = axis_size(mesh, MODEL_AXIS)
     if config.hidden % size:
@@ -125,23 +125,23 @@ def check_divides(config: DecoderConfig, mesh: Mesh | None) -> None:
         )
 
 
-def divides(config: DecoderConfig, mesh: Mesh | None) -> bool:
-    """Whether heads and hidden features can be shared by the ``model`` axis."""
+def is_shardable(config: DecoderConfig, mesh: Mesh | None) -> bool:
+    """Whether heads and hidden features can be split over the ``model`` axis."""
     try:
-        check_divides(config, mesh)
+        check_shardable(config, mesh)
     except ValueError:
         return False
     return True
 
 
-def shared_heads(config: DecoderConfig, mesh: Mesh | None) -> DecoderConfig:
-    """The configuration in which every device of the ``model`` axis has a key-value head, repeated if need be."""
+def with_repeated_heads(config: DecoderConfig, mesh: Mesh | None) -> DecoderConfig:
+    """The configuration with key-value heads repeated so that every device along ``model`` has one."""
     return replace(config, num_kv_heads=max(config.num_kv_heads, axis_size(mesh, MODEL_AXIS)))
 
 
-def spread_heads(path: tuple, leaf: Any, config: DecoderConfig, mesh: Mesh | None) -> Any:
-    """Repeats key and value rows of a fused projection [G, Q + 2, …] for ``shared_heads``: [G·r, Q/r + 2, …]."""
-    times = shared_heads(config, mesh).num_kv_heads // config.num_kv_heads
+def repeat_heads(path: tuple, leaf: Any, config: DecoderConfig, mesh: Mesh | None) -> Any:
+    """Repeats key and value rows of a fused projection [G, Q + 2, …] for ``with_repeated_heads``: [G·r, Q/r + 2, …]."""
+    times = with_repeated_heads(config, mesh).num_kv_heads // config.num_kv_heads
     if times == 1 or not any(str(getattr(step, "key", "")) in ("qkv", "qkv_bias") for step in path):
         return leaf
     library: Any = np if isinstance(leaf, np.ndarray) else jnp
@@ -150,14 +150,14 @@ def spread_heads(path: tuple, leaf: Any, config: DecoderConfig, mesh: Mesh | Non
     return library.concatenate([queries, both], axis=1)
 
 
-def leaf_homes(specs: Any, leaves: Any, mesh: Mesh | None) -> Any:
-    """A home for every leaf: cut as its specification says where that divides, else whole."""
+def leaf_shardings(specs: Any, leaves: Any, mesh: Mesh | None) -> Any:
+    """A sharding for every leaf: by its specification where the sizes are divisible, otherwise replicated."""
     if mesh is None or mesh.size == 1:
-        return jax.tree.map(lambda _: shared_home(mesh), leaves)
+        return jax.tree.map(lambda _: replicated_sharding(mesh), leaves)
 
-    def home(spec: PartitionSpec, leaf: Array) -> NamedSharding:
-        cuts = zip(leaf.shape, spec, strict=False)
-        fits = all(axis is None or size % axis_size(mesh, axis) == 0 for size, axis in cuts)
-        return NamedSharding(mesh, spec if fits else PartitionSpec())
+    def sharding(spec: PartitionSpec, leaf: Array) -> NamedSharding:
+        axes = zip(leaf.shape, spec, strict=False)
+        divisible = all(axis is None or size % axis_size(mesh, axis) == 0 for size, axis in axes)
+        return NamedSharding(mesh, spec if divisible else PartitionSpec())
 
-    return jax.tree.map(home, specs, leaves, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    return jax.tree.map(sharding, specs, leaves, is_leaf=lambda node: isinstance(node, PartitionSpec))

@@ -1,16 +1,27 @@
-"""Federated drafts: the bridge, the one package that uses jaxfed beyond its checkpoint layer.
+"""Federated training of a draft; the only room of jaxspec that uses jaxfed beyond its checkpoint layer.
 
-Clients hold private text. On a client the target continues windows of that text, and the draft learns to say what the
-target says there; only drafts travel. The gain is accepted length on text of the same clients that nobody trained on.
+Clients hold private text. On each client the target continues windows of that text, and the draft is trained to predict
+the target's tokens. Only draft parameters are sent. The gain is measured as accepted length on text of the same clients
+that was not used for training.
 """
 
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
-from jaxspec.federated._examples import Continued, Laws, accepted_length, client_examples, continued, laws
-from jaxspec.federated._methods import METHODS, Federation, FedSpeedSettings, Method, method_of, private, transformed
-from jaxspec.federated._recipe import UNSEEN, Distilling, Federated, Settings, check_plan, federate, gather
-from jaxspec.federated._runs import VALIDATION, Outcome, Problem, Report, Setup, best, compare, run
+from jaxspec.federated._examples import Continued, TopTokens, accepted_length, client_examples, continued, top_tokens
+from jaxspec.federated._gather import UNSEEN, Distilling, gather
+from jaxspec.federated._methods import (
+    METHODS,
+    FederatedMethod,
+    Federation,
+    FedSpeedSettings,
+    method_of,
+    private,
+    transformed,
+)
+from jaxspec.federated._recipe import FederatedDraft, FederatedSettings, check_federation, federate
+from jaxspec.federated._runs import best, compare, run
+from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TextProblem, TrainingOutcome
 from jaxspec.federated._texts import read_texts
-from jaxspec.text import token_rows, windows
+from jaxspec.text import token_rows
 
 __all__ = [
     "METHODS",
@@ -19,25 +30,24 @@ __all__ = [
     "Continued",
     "Distilling",
     "FedSpeedSettings",
-    "Federated",
+    "FederatedDraft",
+    "FederatedMethod",
+    "FederatedReport",
+    "FederatedSettings",
+    "FederatedSetup",
     "Federation",
-    "Laws",
-    "Method",
-    "Outcome",
-    "Problem",
-    "Report",
     "Role",
-    "Settings",
-    "Setup",
+    "TextProblem",
+    "TopTokens",
+    "TrainingOutcome",
     "accepted_length",
     "best",
-    "check_plan",
+    "check_federation",
     "client_examples",
     "compare",
     "continued",
     "federate",
     "gather",
-    "laws",
     "method_of",
     "private",
     "read_roles",
@@ -46,6 +56,6 @@ __all__ = [
     "split_roles",
     "split_text",
     "token_rows",
+    "top_tokens",
     "transformed",
-    "windows",
 ]

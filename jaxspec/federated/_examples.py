@@ -1,4 +1,4 @@
-"""What clients train on and are judged by: windows of their text, continued by the target, and the target's laws."""
+"""Training examples and evaluation texts: windows of the clients' text, continued by the target."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,17 +17,17 @@ from jaxspec.text import filled, lengths
 from jaxspec.training.train import log_probabilities
 from jaxspec.verify.sampling import guess
 
-#: Named arrays [n, ...] of one client.
+#: Arrays [n, ...] of one client, by name.
 Examples = dict[str, np.ndarray]
 
 
 class Continued(NamedTuple):
-    """Prompts, then the target's own greedy tokens.
+    """Prompts, each followed by the target's greedy tokens.
 
     Attributes:
-        tokens: [n, P + L]; −1 behind a stop token of the target, which is the last token of its row.
+        tokens: [n, P + L]; −1 after a stop token of the target, which is the last token of its row.
         prompt_length: P.
-        owners: client that each row belongs to, ascending; None where that does not matter.
+        owners: client of each row, ascending; None if rows do not belong to training clients.
     """
 
     tokens: np.ndarray
@@ -35,12 +35,12 @@ class Continued(NamedTuple):
     owners: np.ndarray | None = None
 
 
-class Laws(NamedTuple):
-    """The target's most likely next tokens after every token but the last, by falling probability.
+class TopTokens(NamedTuple):
+    """The target's k most likely next tokens after every token but the last, most likely first.
 
     Attributes:
         tokens: [n, T − 1, k] int32.
-        log_probabilities: of these, [n, T − 1, k]; nats.
+        log_probabilities: of these tokens, [n, T − 1, k]; nats.
     """
 
     tokens: np.ndarray
@@ -50,118 +50,118 @@ class Laws(NamedTuple):
 def continued(
     target: Model, prompts: np.ndarray, new_tokens: int, progress: bool = False, batch_size: int = 96
 ) -> Continued:
-    """The target's greedy continuation of prompts [n, P], as ``generate`` decodes it, ``batch_size`` rows at a time.
+    """Continue prompts [n, P] greedily with ``generate``, ``batch_size`` rows at a time.
 
-    A row ends after ``new_tokens``, or earlier at a stop token that the target came with (``Text.stop``).
+    A row ends after ``new_tokens`` tokens, or earlier at one of the model's stop tokens (``Text.stop``).
     """
-    method, new = autoregressive(target), []
+    method, rows = autoregressive(target), []
     with tqdm(total=len(prompts), desc="continue", unit="text", disable=not progress) as bar:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            new += generate(method, batch.tolist(), new_tokens).tokens
+            rows += generate(method, batch.tolist(), new_tokens).tokens
             bar.update(len(batch))
-    rows = [np.pad(np.asarray(row, np.int32), (0, new_tokens - len(row)), constant_values=-1) for row in new]
-    return Continued(np.concatenate([prompts, np.stack(rows)], axis=1), prompts.shape[1])
+    padded = [np.pad(np.asarray(row, np.int32), (0, new_tokens - len(row)), constant_values=-1) for row in rows]
+    return Continued(np.concatenate([prompts, np.stack(padded)], axis=1), prompts.shape[1])
 
 
-def laws(target: Model, tokens: np.ndarray, k: int, progress: bool = False, batch_size: int = 32) -> Laws:
-    """The target's first ``k`` next tokens along texts [n, T], by teacher-forced passes: what a client may cache.
+def top_tokens(target: Model, tokens: np.ndarray, k: int, progress: bool = False, batch_size: int = 32) -> TopTokens:
+    """Compute the target's ``k`` most likely next tokens along texts [n, T], by teacher-forced passes.
 
     Args:
-        target: whose laws these are.
-        tokens: texts; −1 behind the end of one, where a law means nothing.
-        k: tokens to keep.
+        target: the model whose probabilities are computed.
+        tokens: texts; −1 after the end of a text, where the result has no meaning.
+        k: number of tokens to keep at each position.
         progress: show a bar.
-        batch_size: texts a pass.
+        batch_size: texts per pass.
 
     Raises:
         ValueError: ``k`` is not between 1 and the vocabulary's size.
-        FloatingPointError: the target's logits are NaN or infinite; names the text.
+        FloatingPointError: the target's logits are NaN or infinite; the message names the texts.
     """
     size = target.network.config.vocab_size
     if not 1 <= k <= size:
         raise ValueError(f"expected 1 <= top_k <= {size} (tokens of the vocabulary), got {k}")
-    starts = tqdm(range(0, len(tokens), batch_size), desc="laws", unit="batch", disable=not progress)
-    read = partial(_laws, target.network, k, target.params)
+    starts = tqdm(range(0, len(tokens), batch_size), desc="top tokens", unit="batch", disable=not progress)
+    compute = partial(_top_tokens, target.network, k, target.params)
     texts = filled(tokens)[:, :-1]
-    found = [jax.device_get(read(texts[start : start + batch_size])) for start in starts]
-    ids, logs = (np.concatenate(part) for part in zip(*found, strict=True))
+    batches = [jax.device_get(compute(texts[start : start + batch_size])) for start in starts]
+    ids, logs = (np.concatenate(part) for part in zip(*batches, strict=True))
     if bad := np.flatnonzero(np.isnan(logs).any(axis=(1, 2))).tolist():
         raise FloatingPointError(
             f"expected the target's logits to be numbers, got NaN or infinity along texts {bad[:8]}; look for NaN in "
             "its weights, or load it in bfloat16 or float32 (float16 overflows above 65504)"
         )
-    return Laws(ids, logs)
+    return TopTokens(ids, logs)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _laws(network: Network, k: int, params: Params, tokens: Array) -> tuple[Array, Array]:
+def _top_tokens(network: Network, k: int, params: Params, tokens: Array) -> tuple[Array, Array]:
     logs, ids = jax.lax.top_k(jnp.moveaxis(log_probabilities(network, params, tokens), 0, -1), k)
     return ids.astype(jnp.int32), logs
 
 
-def client_examples(data: Continued, owners: Sequence[int], target_laws: Laws | None = None) -> list[Examples]:
-    """Training examples per client, for ``train.distillation_loss`` and ``stream_training.streaming_loss``.
+def client_examples(data: Continued, owners: Sequence[int], top: TopTokens | None = None) -> list[Examples]:
+    """Make each client's training examples, for ``train.distillation_loss`` and ``streams.streaming_loss``.
 
-    ``tokens``, and ``labels``: the target's own next token (−1, not counted, inside the prompt and behind a stop
-    token). With laws the target speaks after every token, in the prompt as well: ``labels`` are what follows there,
-    ``top_tokens`` and ``top_logs`` the laws.
+    ``tokens`` are the inputs. ``labels`` are the target's greedy next tokens; −1 (not counted) inside the prompt and
+    after a stop token. With ``top`` the draft also learns inside the prompt: ``labels`` are then the next tokens of the
+    text at every position, and ``top_tokens`` and ``top_logs`` hold the target's most likely tokens there.
 
     Args:
         data: continuations of all clients' prompts.
         owners: client of each row, ascending.
-        target_laws: along ``data.tokens``, by ``laws``.
+        top: the target's most likely tokens along ``data.tokens``, from ``top_tokens``.
     """
     labels = data.tokens[:, 1:].copy()
     arrays = {"tokens": filled(data.tokens)[:, :-1], "labels": labels}
-    if target_laws is None:
+    if top is None:
         labels[:, : data.prompt_length - 1] = -1
     else:
-        arrays |= {"top_tokens": target_laws.tokens, "top_logs": target_laws.log_probabilities}
+        arrays |= {"top_tokens": top.tokens, "top_logs": top.log_probabilities}
     owner = np.asarray(owners)
     return [{name: array[owner == i] for name, array in arrays.items()} for i in np.unique(owner)]
 
 
 def accepted_length(network: Network, params: Params, data: Continued, window: int) -> float:
-    """Mean num_accepted a step that greedy speculative decoding has on these continuations.
+    """Mean num_accepted per step of greedy speculative decoding on these continuations.
 
-    Drafted tokens up to the first mismatch are the target's own, so one teacher-forced pass of the draft tells every
-    acceptance; the result equals a real decode of all but the last γ tokens of ``data``. A row that ends at a stop
-    token counts up to there.
+    Drafted tokens up to the first mismatch are the target's own tokens, so one teacher-forced pass of the draft gives
+    every acceptance. The result equals that of a real decode of all but the last γ tokens of ``data``. A row that ends
+    at a stop token counts up to that token.
 
     Raises:
-        ValueError: no continuation is longer than a window, and none ends by itself.
+        ValueError: there is no continuation, or none is longer than a window or ends at a stop token.
     """
     return mean_accepted([(params, data)], network, window)
 
 
 def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, window: int) -> float:
-    """``accepted_length`` where every part of the continuations has a draft of its own.
+    """``accepted_length`` where each part of the continuations has its own draft.
 
     Raises:
-        ValueError: no continuation at all, or none longer than the window: there is no mean.
+        ValueError: there is no continuation, or none is longer than a window or ends at a stop token.
     """
     if not any(len(data.tokens) for _, data in parts):
-        raise ValueError("expected at least one continuation to judge by, got none; pass texts of one prompt or more")
-    agrees = [line for params, data in parts for line in _lines(network, params, data, window)]
-    found = [accepted for _, _, accepted in step_ends(agrees, window)]
-    if not found:
+        raise ValueError("expected at least one continuation to evaluate on, got none; pass longer texts")
+    agrees = [row for params, data in parts for row in _agreement_rows(network, params, data, window)]
+    accepted = [count for _, _, count in step_ends(agrees, window)]
+    if not accepted:
         longest = max(data.tokens.shape[1] - data.prompt_length for _, data in parts)
-        raise ValueError(f"expected more than {window} tokens behind a prompt, got {longest}; continue them further")
-    return float(np.mean(found))
+        raise ValueError(f"expected more than {window} tokens after a prompt, got {longest}; use longer continuations")
+    return float(np.mean(accepted))
 
 
-def _lines(network: Network, params: Params, data: Continued, window: int) -> list[np.ndarray]:
-    """Whether the draft agrees, token by token; behind a stop token it never does, so that the last steps are whole."""
+def _agreement_rows(network: Network, params: Params, data: Continued, window: int) -> list[np.ndarray]:
+    """Whether draft and target agree, per new token; False after a stop token, so that the last steps are complete."""
     agrees = np.asarray(_agreement(network, params, jnp.asarray(filled(data.tokens))))
-    lines = []
+    rows = []
     for row, tokens in zip(agrees, data.tokens, strict=True):
-        line = row[data.prompt_length - 1 : lengths(tokens[None])[0] - 1]
-        lines.append(np.pad(line, (0, window)) if tokens[-1] < 0 else line)
-    return lines
+        new = row[data.prompt_length - 1 : lengths(tokens[None])[0] - 1]
+        rows.append(np.pad(new, (0, window)) if tokens[-1] < 0 else new)
+    return rows
 
 
 @partial(jax.jit, static_argnums=0)
 def _agreement(network: Network, params: Params, tokens: Array) -> Array:
-    """Whether the draft's most likely next token is the one that follows, [n, T − 1]; no token if it is NaN."""
+    """Whether the draft's argmax equals the next token of the text, [n, T − 1]; False if its logits are NaN."""
     return guess(log_probabilities(network, params, tokens[:, :-1])) == tokens[:, 1:]

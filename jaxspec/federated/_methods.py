@@ -1,4 +1,4 @@
-"""The methods by which a draft learns from clients' text: rows of a table, all with the same hyperparameters."""
+"""The methods by which a draft is trained on the clients' text: one row each, all with the same hyperparameters."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +13,14 @@ from jaxspec.training.train import LossFn
 
 @dataclass(frozen=True)
 class FedSpeedSettings:
-    """What FedSpeed has beyond FedAvg: w = 1/λ, ρ, α, and over whom it averages duals; FedDyn has the same w."""
+    """Hyperparameters of FedSpeed that FedAvg does not have; FedDyn uses the same ``prox_weight``.
+
+    Attributes:
+        prox_weight: w = 1/λ.
+        ascent_radius: ρ.
+        merge_weight: α.
+        dual_mean: clients over whose duals the server takes the mean.
+    """
 
     prox_weight: float = 0.1
     ascent_radius: float = 0.01
@@ -23,19 +30,19 @@ class FedSpeedSettings:
 
 @dataclass(frozen=True)
 class Federation:
-    """How a draft is federated.
+    """Hyperparameters of the federated training; all methods share them.
 
     Attributes:
         rounds: communication rounds T.
-        cohort_size: clients a round.
-        local_steps: K.
-        batch_size: sequences a local step.
-        learning_rates: grid, the same for every method.
-        fedspeed: what FedSpeed has beyond FedAvg.
-        clip_norm: largest gradient norm of a local step, for every method.
-        learning_rate_decay: factor of the learning rate from round to round, for every method.
-        evaluate_every: rounds between two evaluations on validation roles.
-        seed: of cohorts and batches.
+        cohort_size: clients per round.
+        local_steps: optimiser steps K of a client per round.
+        batch_size: sequences per local step.
+        learning_rates: grid of client learning rates.
+        fedspeed: hyperparameters of FedSpeed alone.
+        clip_norm: largest gradient norm of a local step.
+        learning_rate_decay: factor of the learning rate per round.
+        evaluate_every: rounds between two evaluations on the validation clients.
+        seed: seed of cohorts and batches.
     """
 
     rounds: int = 10
@@ -56,10 +63,10 @@ class Federation:
 
 
 def check_counts(settings: Any) -> None:
-    """Every whole number of a dataclass but its seed counts something.
+    """Check that every integer field of a dataclass, except its seed, is at least 1.
 
     Raises:
-        ValueError: one is below 1.
+        ValueError: a field is below 1.
     """
     for name, value in vars(settings).items():
         if isinstance(value, int) and name != "seed" and value < 1:
@@ -71,16 +78,17 @@ Build = Callable[[LossFn, Federation, float], jaxfed.FederatedAlgorithm]
 
 
 @dataclass(frozen=True)
-class Method:
-    """How a draft is trained.
+class FederatedMethod:
+    """A way to train a draft.
 
     Attributes:
-        name: of its row.
+        name: key in ``METHODS``.
         build: (loss_fn, settings, learning_rate) → algorithm.
-        training: "federated"; "pooled": one client holds all text, as many samples, the best step by validation counts;
-            "alone": every client trains a draft of its own, on the batches that it would have had in a federation.
-        noise_multiplier: z, of a private one, whose cohorts are drawn by coin flips.
-        max_norm: C, of a private one: the clip of its messages.
+        training: "federated"; "pooled": one client holds all text, with as many samples in total, and the best
+            evaluated parameters are kept; "alone": every client trains its own draft, on the batches that it would have
+            in a federation.
+        noise_multiplier: z, for differential privacy; cohorts are then drawn by Poisson sampling.
+        max_norm: C, for differential privacy: the clipping norm of messages.
     """
 
     name: str
@@ -93,31 +101,31 @@ class Method:
         if (self.noise_multiplier is None) != (self.max_norm is None):
             raise ValueError(
                 f"expected noise_multiplier and max_norm or neither, got {self.noise_multiplier} and {self.max_norm}; "
-                "noise is measured by the clip"
+                "the standard deviation of the noise is their product"
             )
 
     def algorithm(
         self, loss_fn: LossFn, settings: Federation, rate: float, num_clients: int
     ) -> jaxfed.FederatedAlgorithm:
-        """What `build` makes, under the noise of a private one."""
+        """Build the algorithm; a private method also clips messages and adds noise to their sum."""
         built, noise = self.build(loss_fn, settings, rate), self.mechanism(settings, num_clients)
         return built if noise is None else jaxfed.uplink(built, clip(noise.max_norm), aggregate=central_noise(noise))
 
     def sampler(self, settings: Federation, num_clients: int) -> Any:
-        """Who takes part in a round: ``cohort_size`` clients, in the mean if every client flips a coin."""
+        """Return the cohort sampler: a fixed ``cohort_size``, or the same in the mean for a private method."""
         if self.noise_multiplier is None:
             return jaxfed.FixedSize(settings.cohort_size)
         return jaxfed.CoinFlips(settings.cohort_size / num_clients)
 
     def mechanism(self, settings: Federation, num_clients: int, delta: float | None = None) -> Central | None:
-        """The noise of a private one, δ = 1/(2N) by default; None of a method without noise."""
+        """Return the noise of a private method, δ = 1/(2N) by default; None for a method without noise."""
         if self.noise_multiplier is None or self.max_norm is None:
             return None
         sampler = self.sampler(settings, num_clients)
         return Central(self.max_norm, self.noise_multiplier, sampler, num_clients, delta or 0.5 / num_clients)
 
     def guarantee(self, settings: Federation, num_clients: int, delta: float | None = None) -> Guarantee | None:
-        """(ε, δ) of a client after all rounds, δ = 1/(2N) by default; None of a method without noise.
+        """Return (ε, δ) of a client after all rounds, δ = 1/(2N) by default; None for a method without noise.
 
         Raises:
             ImportError: dp-accounting, the extra "privacy", is not installed.
@@ -126,75 +134,71 @@ class Method:
         return None if noise is None else epsilon(noise, settings.rounds)
 
 
-def fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
-    """``jaxfed.fedspeed`` with these settings."""
-    return jaxfed.fedspeed(loss_fn, **common(settings, rate), **asdict(settings.fedspeed) | options)
-
-
-def plain(
-    factory: Callable[..., jaxfed.FederatedAlgorithm], loss_fn: LossFn, settings: Federation, rate: float
-) -> jaxfed.FederatedAlgorithm:
-    """A factory of ``jaxfed`` with nothing but what all methods have."""
-    return factory(loss_fn, **common(settings, rate))
-
-
-def feddyn(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
-    """``jaxfed.feddyn`` with FedSpeed's proximal weight."""
-    return jaxfed.feddyn(loss_fn, **common(settings, rate), prox_weight=settings.fedspeed.prox_weight)
-
-
-def common(settings: Federation, rate: float) -> dict[str, Any]:
-    """What every method has: learning rate, its decay and the clip."""
+def _common(settings: Federation, rate: float) -> dict[str, Any]:
     names = ("clip_norm", "learning_rate_decay")
     return {"client_learning_rate": rate, **{name: getattr(settings, name) for name in names}}
 
 
-def private(name: str, max_norm: float, noise_multiplier: float) -> Method:
-    """FedSpeed with differential privacy of clients: messages clipped to C, noise N(0, (z·C)²) on their sum.
+def _fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
+    return jaxfed.fedspeed(loss_fn, **_common(settings, rate), **asdict(settings.fedspeed) | options)
 
-    Its duals are averaged over the cohort, since noise in a population's running sum would never leave it; every client
-    takes part by a coin flip of its own (Poisson sampling).
+
+def _feddyn(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
+    return jaxfed.feddyn(loss_fn, **_common(settings, rate), prox_weight=settings.fedspeed.prox_weight)
+
+
+def _plain(
+    factory: Callable[..., jaxfed.FederatedAlgorithm], loss_fn: LossFn, settings: Federation, rate: float
+) -> jaxfed.FederatedAlgorithm:
+    return factory(loss_fn, **_common(settings, rate))
+
+
+def private(name: str, max_norm: float, noise_multiplier: float) -> FederatedMethod:
+    """FedSpeed with client-level differential privacy: messages clipped to C, noise N(0, (z·C)²) on their sum.
+
+    Duals are averaged over the cohort, because noise in a running sum over the population would never leave it. Clients
+    are drawn independently (Poisson sampling).
 
     Args:
-        name: of the row.
+        name: of the method.
         max_norm: C.
-        noise_multiplier: z; ``Method.guarantee`` says what it buys.
+        noise_multiplier: z; ``FederatedMethod.guarantee`` gives the resulting ε.
     """
-    build = partial(fedspeed, dual_mean="cohort")
-    return Method(name, build, noise_multiplier=noise_multiplier, max_norm=max_norm)
+    build = partial(_fedspeed, dual_mean="cohort")
+    return FederatedMethod(name, build, noise_multiplier=noise_multiplier, max_norm=max_norm)
 
 
-def transformed(name: str, *transforms: Any) -> Method:
+def transformed(name: str, *transforms: Any) -> FederatedMethod:
     """FedSpeed whose messages go through ``jaxfed.uplink`` transforms."""
 
     def build(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
-        return jaxfed.uplink(fedspeed(loss_fn, settings, rate), *transforms)
+        return jaxfed.uplink(_fedspeed(loss_fn, settings, rate), *transforms)
 
-    return Method(name, build)
+    return FederatedMethod(name, build)
 
 
 _ROWS = (
-    Method("fedspeed", fedspeed),
-    Method("fedavg", partial(plain, jaxfed.fedavg)),
-    Method("scaffold", partial(plain, jaxfed.scaffold)),
-    Method("feddyn", feddyn),
-    Method("local-only", partial(plain, jaxfed.fedavg), "alone"),
-    Method("centralised", partial(plain, jaxfed.fedavg), "pooled"),
+    FederatedMethod("fedspeed", _fedspeed),
+    FederatedMethod("fedavg", partial(_plain, jaxfed.fedavg)),
+    FederatedMethod("scaffold", partial(_plain, jaxfed.scaffold)),
+    FederatedMethod("feddyn", _feddyn),
+    FederatedMethod("local-only", partial(_plain, jaxfed.fedavg), "alone"),
+    FederatedMethod("centralised", partial(_plain, jaxfed.fedavg), "pooled"),
     private("fedspeed-dp", max_norm=0.5, noise_multiplier=1.0),
     transformed("fedspeed-int8", quantise(8)),
     transformed("fedspeed-topk", top_k(0.1)),
 )
-#: By name.
-METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
+#: The methods by name.
+METHODS: dict[str, FederatedMethod] = {method.name: method for method in _ROWS}
 
 
-def method_of(method: str | Method) -> Method:
-    """The method of that name, or the one given.
+def method_of(method: str | FederatedMethod) -> FederatedMethod:
+    """Return the method with this name; a method object is returned as it is.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: the name is unknown.
     """
-    if isinstance(method, Method):
+    if isinstance(method, FederatedMethod):
         return method
     if method not in METHODS:
         raise ValueError(f"expected a method, one of {', '.join(METHODS)}, got {method!r}")

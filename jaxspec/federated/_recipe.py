@@ -1,64 +1,33 @@
-"""The recipe: from clients' private text to a draft that decodes, in one call."""
+"""The whole recipe in one call: from the clients' private texts to a draft that decodes."""
 
-import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import numpy as np
 from tokenizers import Tokenizer
 
 from jaxfed.data.roles import split_text
 from jaxfed.messages.privacy import Guarantee
-from jaxspec.federated._examples import Continued, Laws, client_examples, continued, laws
-from jaxspec.federated._methods import Federation, Method, check_counts, method_of
-from jaxspec.federated._runs import VALIDATION, Outcome, Problem, Setup, best
+from jaxspec.federated._gather import UNSEEN, Distilling, gather
+from jaxspec.federated._methods import FederatedMethod, Federation, method_of
+from jaxspec.federated._runs import best
+from jaxspec.federated._setup import VALIDATION, FederatedSetup, TrainingOutcome
 from jaxspec.loading.store import save_model
 from jaxspec.methods.checks import check_pair
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.vocabulary import check_trainable
-from jaxspec.text import Text, token_rows, tokens_of
-
-#: The judge of what was gained: text of the training clients that nobody trained on.
-UNSEEN = "unseen"
+from jaxspec.text import Text, tokens_of
 
 
 @dataclass(frozen=True)
-class Distilling:
-    """What the target says of clients' text.
+class FederatedSettings:
+    """Settings of the whole recipe.
 
     Attributes:
-        client_prompts: windows of each client's text that it continues for training.
-        test_prompts: windows of each client's unseen text, and of each judge's.
-        prompt_tokens: length of a window.
-        new_tokens: length of its continuation.
-        window: γ of reported acceptance; judges' continuations are so much longer.
-        top_k: cache the target's first k next tokens with their probabilities, and learn these; None: learn its own
-            greedy token. A draft learns after the tokens of the prompt as well if there are probabilities.
-    """
-
-    client_prompts: int = 12
-    test_prompts: int = 4
-    prompt_tokens: int = 32
-    new_tokens: int = 64
-    window: int = 7
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        check_counts(self)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The whole recipe.
-
-    Attributes:
-        distilling: what the target says of clients' text.
+        distilling: how the target labels the clients' text.
         federation: rounds, cohort, steps and learning rates.
-        validation_share: clients who do not train, but choose the learning rate; at least one.
+        validation_share: share of the clients that do not train but choose the learning rate; at least one client.
     """
 
     distilling: Distilling = Distilling()
@@ -70,21 +39,21 @@ class Settings:
             raise ValueError(f"expected validation_share in (0, 1), got {self.validation_share}")
 
 
-class Federated(NamedTuple):
-    """A federated draft.
+class FederatedDraft(NamedTuple):
+    """A draft trained by ``federate``.
 
     Attributes:
         draft: network, parameters and text.
-        acceptance: mean num_accepted a step on the training clients' unseen text, "before" and "after".
+        acceptance: mean num_accepted per step on the training clients' unseen text, "before" and "after".
         outcome: of the chosen learning rate.
         guarantee: (ε, δ) of a private method.
-        left_out: clients, by their place, whose text is too short for a window.
-        directory: checkpoint of the draft, if there is one.
+        left_out: indices of the clients whose text is too short for a window.
+        directory: checkpoint of the draft, if one was written.
     """
 
     draft: Model
     acceptance: dict[str, float]
-    outcome: Outcome
+    outcome: TrainingOutcome
     guarantee: Guarantee | None
     left_out: list[int]
     directory: Path | None
@@ -95,30 +64,31 @@ def federate(
     draft: Model,
     tokenizer: Tokenizer | Text,
     clients: Sequence[str],
-    settings: Settings = Settings(),  # noqa: B008  a frozen default
+    settings: FederatedSettings = FederatedSettings(),  # noqa: B008  a frozen default
     *,
-    method: str | Method = "fedspeed",
+    method: str | FederatedMethod = "fedspeed",
     directory: Path | None = None,
     progress: bool = True,
-) -> Federated:
-    """Federates a draft over clients' private texts, supervised by what the target says there.
+) -> FederatedDraft:
+    """Train a draft on the clients' private texts, supervised by the target.
 
-    The target continues windows of the first four fifths of each text (``Distilling``); the rest is unseen and tells
-    what was gained. The last clients do not train; they choose the learning rate of the grid.
+    The target continues windows of the first four fifths of each text (``Distilling``); the rest is unseen and measures
+    the gain. The last clients do not train; they choose the learning rate from the grid.
 
     Args:
-        target: stays as it is.
-        draft: where training starts; if it has lookahead streams they are trained along.
-        tokenizer: of both.
-        clients: one text for each.
-        settings: the recipe.
-        method: a name of ``METHODS``, or a method of one's own.
-        directory: for the target's words, checkpoints, and the result in ``directory/draft``, which
-            ``models.store.load_model`` and the commands' ``--draft`` load. The same call goes on from there.
+        target: is not changed.
+        draft: start of the training; lookahead streams are trained too if it has them.
+        tokenizer: of both models.
+        clients: one text per client.
+        settings: of the recipe.
+        method: a name in ``METHODS``, or a method of your own.
+        directory: for the target's continuations, checkpoints, and the result in ``directory/draft``, which
+            ``loading.store.load_model`` and the commands' ``--draft`` load. The same call resumes from there.
         progress: show bars.
 
     Raises:
-        ValueError: a pair that does not fit, a method that makes no single draft, fewer clients than a cohort.
+        ValueError: target and draft do not match, the method does not make a single draft, or there are fewer clients
+            than a cohort.
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings
@@ -127,152 +97,83 @@ def federate(
     size = target.network.config.vocab_size
     if (s.distilling.top_k or 1) > size:
         raise ValueError(f"expected top_k <= {size} (tokens of the vocabulary), got {s.distilling.top_k}")
-    texts, left_out = long_enough(clients, tokenizer, s.distilling.prompt_tokens)
-    judges = check_plan(method, s, len(texts), len(clients))
-    guarantee = method.guarantee(s.federation, len(texts) - judges)
-    validation = {VALIDATION: texts[-judges:]}
-    problem = gather(target, tokenizer, texts[:-judges], validation, s.distilling, directory, progress)
+    texts, left_out = _long_enough(clients, tokenizer, s.distilling.prompt_tokens)
+    num_validation = check_federation(method, s, len(texts), len(clients))
+    guarantee = method.guarantee(s.federation, len(texts) - num_validation)
+    train, validation = texts[:-num_validation], {VALIDATION: texts[-num_validation:]}
+    problem = gather(target, tokenizer, train, validation, s.distilling, directory, progress)
     runs = None if directory is None else Path(directory) / "runs"
-    setup = Setup(draft, problem, s.federation, s.distilling.window, runs, progress)
+    setup = FederatedSetup(draft, problem, s.federation, s.distilling.window, runs, progress)
     outcome = best(setup, method)
-    text = tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)
-    if draft.text is not None:
-        text = draft.text if draft.text.encode else text.completed(draft.text)
-    made = Model(draft.network, outcome.params, text)
-    acceptance = {"before": setup.before[UNSEEN], "after": setup.judge(made.params)[UNSEEN]}
-    if directory is None:
-        return Federated(made, acceptance, outcome, guarantee, left_out, None)
-    folder = Path(directory) / "draft"
-    save_model(made, folder)
-    return Federated(made, acceptance, outcome, guarantee, left_out, folder)
+    trained = Model(draft.network, outcome.params, _text_of(draft, tokenizer))
+    acceptance = {"before": setup.before[UNSEEN], "after": setup.evaluate(trained.params)[UNSEEN]}
+    folder = None if directory is None else Path(directory) / "draft"
+    if folder is not None:
+        save_model(trained, folder)
+    return FederatedDraft(trained, acceptance, outcome, guarantee, left_out, folder)
 
 
-def check_plan(method: str | Method, settings: Settings, clients: int, of: int | None = None) -> int:
-    """Refuses a plan that cannot be carried out, before anything is loaded or the target has said a word.
+def check_federation(
+    method: str | FederatedMethod, settings: FederatedSettings, num_clients: int, total: int | None = None
+) -> int:
+    """Check method and settings before a model is loaded or a text is continued.
 
     Args:
-        method: a name of ``METHODS``, or a method of one's own.
-        settings: the recipe.
-        clients: how many have text enough.
-        of: so many.
+        method: a name in ``METHODS``, or a method of your own.
+        settings: of the recipe.
+        num_clients: clients whose text is long enough.
+        total: all clients, for the error message.
 
     Returns:
-        How many of the clients do not train, but choose the learning rate.
+        The number of clients that do not train but choose the learning rate.
 
     Raises:
-        ValueError: a method that makes no single draft or refuses its settings, fewer clients than a cohort.
+        ValueError: the method does not make a single draft or rejects its settings, or there are fewer clients than a
+            cohort.
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings.federation
     if method.training == "alone":
         raise ValueError(
             f"expected a method that makes one draft, got {method.name!r}, which makes one for every client; "
-            "jaxspec.federated.run judges these"
+            "evaluate it with jaxspec.federated.run"
         )
-    judges = max(1, round(settings.validation_share * clients))
-    if clients - judges < s.cohort_size:
+    num_validation = max(1, round(settings.validation_share * num_clients))
+    if num_clients - num_validation < s.cohort_size:
         raise ValueError(
-            f"expected at least {s.cohort_size} clients (a cohort) with text enough for two windows, beside "
-            f"{judges} for validation, got {clients} of {of or clients}; lower cohort_size or prompt_tokens"
+            f"expected at least {s.cohort_size} clients (a cohort) with text long enough for two windows, besides "
+            f"{num_validation} for validation, got {num_clients} of {total or num_clients}; lower cohort_size or "
+            "prompt_tokens"
         )
     for rate in s.learning_rates:
-        method.build(_unasked, s, rate)
-    method.guarantee(s, clients - judges)
-    return judges
+        method.build(_unused_loss, s, rate)
+    method.guarantee(s, num_clients - num_validation)
+    return num_validation
 
 
-def _unasked(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-    """The loss of an algorithm that is made so that it checks its settings, and never run."""
+def _unused_loss(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+    """Loss of an algorithm that is only built to check its settings."""
     raise NotImplementedError
 
 
-def long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: int) -> tuple[list[str], list[int]]:
-    """Texts of which both parts hold a window, and the places of the others."""
+def _long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: int) -> tuple[list[str], list[int]]:
+    """The texts of which both parts hold a window, and the indices of the others."""
     kept, left_out = [], []
-    for place, text in enumerate(clients):
+    for index, text in enumerate(clients):
         try:
             enough = all(len(tokens_of(tokenizer, part)) >= length for part in split_text(text))
         except ValueError:  # too short to be split
             enough = False
-        kept += [text] if enough else []
-        left_out += [] if enough else [place]
+        if enough:
+            kept.append(text)
+        else:
+            left_out.append(index)
     return kept, left_out
 
 
-def gather(
-    target: Model,
-    tokenizer: Tokenizer | Text,
-    clients: Sequence[str],
-    judges: Mapping[str, Sequence[str]],
-    settings: Distilling,
-    directory: Path | None = None,
-    progress: bool = True,
-) -> Problem:
-    """What the target says of clients' and judges' texts; kept in ``directory``, and read from there again.
-
-    Args:
-        target: who speaks.
-        tokenizer: its tokenizer.
-        clients: texts that train with their first part and are judged, as ``UNSEEN``, by the rest.
-        judges: more texts by name, which only judge.
-        settings: how much of it.
-        directory: of the cache.
-        progress: show a bar.
-
-    Raises:
-        ValueError: a text that is too short for a window.
-    """
-    s, halves = settings, [split_text(text) for text in clients]
-    texts = {UNSEEN: [rest for _, rest in halves], **judges}
-    train, owners = token_rows(tokenizer, [seen for seen, _ in halves], s.prompt_tokens, s.client_prompts)
-    rows = {name: token_rows(tokenizer, each, s.prompt_tokens, s.test_prompts) for name, each in texts.items()}
-    prompts = np.concatenate([train, *(prompts for prompts, _ in rows.values())])
-    said, target_laws = _said(target, prompts, len(train), s, directory, progress)
-    cuts = np.cumsum([len(train), *(len(prompts) for prompts, _ in rows.values())])[:-1]
-    seen, *unseen = np.split(said, cuts)
-    found = {name: Continued(part, s.prompt_tokens) for name, part in zip(rows, unseen, strict=True)}
-    found[UNSEEN] = found[UNSEEN]._replace(owners=np.asarray(rows[UNSEEN][1]))
-    return Problem(client_examples(Continued(seen, s.prompt_tokens), owners, target_laws), found)
-
-
-def _said(
-    target: Model, prompts: np.ndarray, count: int, s: Distilling, directory: Path | None, progress: bool
-) -> tuple[np.ndarray, Laws | None]:
-    """Continuations of all prompts, and laws along the first ``count``; cached."""
-    new, digest = s.new_tokens + s.window, _digest(target, prompts, s.new_tokens + s.window)
-    said = _cached(directory, f"said-{digest}", lambda: {"tokens": continued(target, prompts, new, progress).tokens})
-    if s.top_k is None:
-        return said["tokens"], None
-    k, along = s.top_k, said["tokens"][:count]
-    found = _cached(directory, f"laws-{digest}-{count}-{k}", lambda: laws(target, along, k, progress)._asdict())
-    return said["tokens"], Laws(**found)
-
-
-def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:
-    """Of everything that the target's words depend on; of every parameter, evenly spread numbers."""
-    stop = sorted(target.text.stop) if target.text else []
-    found = hashlib.sha256(f"{target.network.config} {prompts.shape} {new_tokens} {stop}".encode())
-    for leaf in jax.tree.leaves(target.params):
-        part = np.asarray(leaf.ravel()[:: max(1, leaf.size // 4096)])
-        found.update(f"{leaf.shape} {part.dtype}".encode() + part.tobytes())
-    return hashlib.sha256(found.digest() + prompts.tobytes()).hexdigest()[:12]
-
-
-def _cached(directory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Arrays by name from a file, or made and written there."""
-    path = None if directory is None else Path(directory) / f"{name}.npz"
-    if path is not None and path.exists():
-        with np.load(path) as file:
-            return dict(file)
-    arrays = make()
-    if path is not None:
-        _write(path, arrays)
-    return arrays
-
-
-def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """A whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)
-    os.replace(partial, path)
+def _text_of(draft: Model, tokenizer: Tokenizer | Text) -> Text:
+    """The draft's own text handling, completed by the tokenizer where it has none."""
+    text = tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)
+    if draft.text is None:
+        return text
+    return draft.text if draft.text.encode else text.completed(draft.text)

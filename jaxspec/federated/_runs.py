@@ -1,155 +1,64 @@
-"""One method at one learning rate; the grid of learning rates; methods side by side."""
+"""Run one method at one learning rate, a grid of learning rates, or several methods."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 import jaxfed
 from jaxfed import checkpoint
-from jaxfed.core.samplers import cohorts
-from jaxspec.federated._examples import Continued, Examples, accepted_length, mean_accepted
-from jaxspec.federated._methods import Federation, Method, method_of
-from jaxspec.models.base import Array, Model, Params
-from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import LossFn, distillation_loss
-
-#: The judge by whom learning rates and the centralised step are chosen.
-VALIDATION = "validation"
-
-
-class Problem(NamedTuple):
-    """What a draft is trained and judged on.
-
-    Attributes:
-        clients: examples of each client.
-        judges: continuations by name, ``VALIDATION`` among them.
-    """
-
-    clients: list[Examples]
-    judges: dict[str, Continued]
-
-
-class Outcome(NamedTuple):
-    """One method at one learning rate, the best of the grid if there was one.
-
-    Attributes:
-        params: the draft; of clients that trained alone theirs, by client.
-        learning_rate: by accepted length on validation roles.
-        rounds, accepted: that curve.
-        judged: the curves of all judges.
-        samples: sequences trained on, as often as they came.
-        message_bytes: what a client sends a round; None where nothing is sent.
-    """
-
-    params: Params
-    learning_rate: float
-    rounds: list[int]
-    accepted: list[float]
-    judged: dict[str, list[float]]
-    samples: int
-    message_bytes: float | None
-
-
-class Report(NamedTuple):
-    """Accepted length (mean num_accepted a step) on unseen text before and after, and each method's outcome."""
-
-    acceptance: dict[str, float]
-    outcomes: dict[str, Outcome]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all runs share.
-
-    Attributes:
-        draft: where they start.
-        problem: clients and judges.
-        settings: rounds and steps.
-        window: γ of every accepted length.
-        directory: of checkpoints, a folder for each run; the same run goes on from there.
-        progress: show bars.
-    """
-
-    draft: Model
-    problem: Problem
-    settings: Federation = Federation()
-    window: int = 7
-    directory: Path | None = None
-    progress: bool = True
-
-    @cached_property
-    def before(self) -> dict[str, float]:
-        """What the judges say of the draft as it is."""
-        return self.judge(self.draft.params)
-
-    @property
-    def loss(self) -> LossFn:
-        """Of a plain draft, or of one with streams."""
-        network = self.draft.network
-        return distillation_loss(network) if network.streams is None else streaming_loss(network)
-
-    def judge(self, params: Params) -> dict[str, float]:
-        """Accepted length by judge."""
-        network = self.draft.network
-        return {name: accepted_length(network, params, d, self.window) for name, d in self.problem.judges.items()}
-
-    def folder(self, *names: Any) -> Path | None:
-        """Where a run keeps something."""
-        return None if self.directory is None else self.directory / "-".join(map(str, names))
+from jaxspec.federated._alone import alone
+from jaxspec.federated._examples import Continued, accepted_length
+from jaxspec.federated._methods import FederatedMethod, method_of
+from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TrainingOutcome
+from jaxspec.models.base import Params
 
 
 def compare(
-    draft: Model,
-    clients: list[Examples],
-    validation: Continued,
-    unseen: Continued,
-    settings: Federation,
-    *,
-    names: Sequence[str] = ("fedspeed", "fedavg", "centralised"),
-    window: int = 7,
-    directory: Path | None = None,
-    progress: bool = True,
-) -> Report:
-    """Trains a draft by the ``names`` of ``METHODS``, at equal numbers of samples.
+    setup: FederatedSetup, unseen: Continued, names: Sequence[str] = ("fedspeed", "fedavg", "centralised")
+) -> FederatedReport:
+    """Train a draft by each method in ``names``, at equal numbers of samples.
 
-    Every method runs the whole learning-rate grid and is judged on validation roles: the federated ones by their last
-    round, the centralised one, as an upper bound, by its best. Each run has its checkpoints in ``directory``.
+    Every method runs the whole grid of learning rates. Federated methods are judged by their last round, the
+    centralised one, an upper bound, by its best. Each run has its checkpoints in ``setup.directory``.
+
+    Args:
+        setup: draft, data and settings.
+        unseen: continuations on which the untrained draft and each method's best draft are compared.
+        names: of ``METHODS``.
     """
-    setup = Setup(draft, Problem(clients, {VALIDATION: validation}), settings, window, directory, progress)
-    report = Report({"before": accepted_length(draft.network, draft.params, unseen, window)}, {})
+    network = setup.draft.network
+    report = FederatedReport({"before": accepted_length(network, setup.draft.params, unseen, setup.window)}, {})
     for name in names:
         outcome = best(setup, name)
         report.outcomes[name] = outcome
-        report.acceptance[name] = accepted_length(draft.network, outcome.params, unseen, window)
+        report.acceptance[name] = accepted_length(network, outcome.params, unseen, setup.window)
     return report
 
 
-def best(setup: Setup, method: str | Method) -> Outcome:
-    """The learning rate of the grid whose draft validation roles accept most of."""
+def best(setup: FederatedSetup, method: str | FederatedMethod) -> TrainingOutcome:
+    """Run the grid of learning rates; return the outcome with the largest accepted length on the validation set."""
     outcomes = [run(setup, method, rate) for rate in setup.settings.learning_rates]
     return max(outcomes, key=lambda outcome: outcome.accepted[-1])
 
 
-def run(setup: Setup, method: str | Method, rate: float) -> Outcome:
-    """One method at one learning rate.
+def run(setup: FederatedSetup, method: str | FederatedMethod, rate: float) -> TrainingOutcome:
+    """Run one method at one learning rate.
 
     Raises:
         ValueError: an unknown method, or a cohort larger than the population.
     """
     method = method_of(method)
     algorithm = method.algorithm(setup.loss, setup.settings, rate, len(setup.problem.clients))
-    trained = {"federated": _federated, "pooled": _pooled, "alone": _alone}[method.training]
-    return trained(setup, method, algorithm, rate)
+    train = {"federated": _federated, "pooled": _pooled, "alone": alone}[method.training]
+    return train(setup, method, algorithm, rate)
 
 
-def _federated(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, rate: float) -> Outcome:
+def _federated(
+    setup: FederatedSetup, method: FederatedMethod, algorithm: jaxfed.FederatedAlgorithm, rate: float
+) -> TrainingOutcome:
     s, clients = setup.settings, setup.problem.clients
     server, history = jaxfed.simulate(
         algorithm,
@@ -157,40 +66,42 @@ def _federated(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorith
         jaxfed.data.client_data(clients),
         batching=jaxfed.Steps(s.local_steps, s.batch_size),
         sampler=method.sampler(s, len(clients)),
-        report=jaxfed.Report(setup.judge, s.evaluate_every, progress=setup.progress),
+        report=jaxfed.Report(setup.evaluate, s.evaluate_every, progress=setup.progress),
         **_options(setup, method, rate),
     )
     return _outcome(setup, server.params, rate, history, history.last_known("sent_bytes"))
 
 
-def _pooled(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, rate: float) -> Outcome:
-    """One client with all text: a local step of it for every one of a cohort; the best of what was judged."""
+def _pooled(
+    setup: FederatedSetup, method: FederatedMethod, algorithm: jaxfed.FederatedAlgorithm, rate: float
+) -> TrainingOutcome:
+    """One client with all text takes the local steps of a whole cohort; the best evaluated parameters are kept."""
     s, clients = setup.settings, setup.problem.clients
-    everything = {name: np.concatenate([client[name] for client in clients]) for name in clients[0]}
+    pooled = {name: np.concatenate([client[name] for client in clients]) for name in clients[0]}
     kept = _Best(setup.before[VALIDATION], setup.draft.params, setup.folder(method.name, rate, "best"))
 
-    def judge(params: Params) -> dict[str, float]:
-        found = setup.judge(params)
-        kept.offer(found[VALIDATION], params)
-        return found
+    def evaluate(params: Params) -> dict[str, float]:
+        accepted = setup.evaluate(params)
+        kept.offer(accepted[VALIDATION], params)
+        return accepted
 
     _, history = jaxfed.simulate(
         algorithm,
         algorithm.init(setup.draft.params, 1),
-        jaxfed.data.client_data([everything]),
+        jaxfed.data.client_data([pooled]),
         batching=jaxfed.Steps(s.local_steps * s.cohort_size, s.batch_size),
         sampler=jaxfed.FixedSize(1),
-        report=jaxfed.Report(judge, s.evaluate_every, progress=setup.progress),
+        report=jaxfed.Report(evaluate, s.evaluate_every, progress=setup.progress),
         **_options(setup, method, rate),
     )
-    found = _outcome(setup, kept.params, rate, history, None)
-    until = int(np.argmax(found.accepted)) + 1
-    judged = {name: curve[:until] for name, curve in found.judged.items()}
-    return found._replace(rounds=found.rounds[:until], accepted=found.accepted[:until], judged=judged)
+    outcome = _outcome(setup, kept.params, rate, history, None)
+    until = int(np.argmax(outcome.accepted)) + 1
+    curves = {name: curve[:until] for name, curve in outcome.curves.items()}
+    return outcome._replace(rounds=outcome.rounds[:until], accepted=outcome.accepted[:until], curves=curves)
 
 
-def _options(setup: Setup, method: Method, rate: float) -> dict[str, Any]:
-    """What every simulation is given. One client after the other is the fastest plan on a CPU."""
+def _options(setup: FederatedSetup, method: FederatedMethod, rate: float) -> dict[str, Any]:
+    """Arguments that every simulation shares. One client after the other is the fastest plan on a CPU."""
     s = setup.settings
     return {
         "rounds": s.rounds,
@@ -200,71 +111,17 @@ def _options(setup: Setup, method: Method, rate: float) -> dict[str, Any]:
     }
 
 
-def _outcome(setup: Setup, params: Params, rate: float, history: jaxfed.History, sent: float | None) -> Outcome:
-    found = history.evaluations
-    judged = {name: [before, *found[name]] for name, before in setup.before.items()}
+def _outcome(
+    setup: FederatedSetup, params: Params, rate: float, history: jaxfed.History, sent: float | None
+) -> TrainingOutcome:
+    evaluations = history.evaluations
+    curves = {name: [before, *evaluations[name]] for name, before in setup.before.items()}
     samples = sum(history.rounds["samples"])
-    return Outcome(params, rate, [0, *found["round"]], judged[VALIDATION], judged, samples, sent)
-
-
-def _alone(setup: Setup, method: Method, algorithm: jaxfed.FederatedAlgorithm, rate: float) -> Outcome:
-    """Clients are drawn and their batches made as in a federation, but each goes on from its own draft."""
-    s, clients, start = setup.settings, setup.problem.clients, setup.draft.params
-    data, batching = jaxfed.data.client_data(clients), jaxfed.data.Steps(s.local_steps, s.batch_size)
-    longest, cohort = int(np.max(data.lengths)), cohorts(method.sampler(s, len(clients)), s.seed, len(clients))
-    draw = jax.jit(lambda ids, key: jaxfed.data.draw_batches(data, ids, key, batching, longest))
-    train, key = jax.jit(_trained_on(algorithm)), jax.random.key(s.seed)
-    own: dict[int, Params] = {}
-    samples, rounds, judged = 0, [0], [judge_own(setup, own)]
-    bar = tqdm(range(1, s.rounds + 1), f"{method.name} {rate:g}", unit="round", disable=not setup.progress)
-    for number in bar:
-        ids = cohort(number - 1)
-        round_key = jax.random.fold_in(key, number)
-        batches = draw(jnp.asarray(ids), round_key)
-        samples += int(jnp.sum(batches["mask"]))
-        for slot in np.flatnonzero(ids >= 0).tolist():
-            client = int(ids[slot])
-            mine = {name: array[slot] for name, array in batches.items()}
-            own[client] = train(own.get(client, start), mine, jax.random.fold_in(round_key, client), number - 1)
-        if number % s.evaluate_every == 0 or number == s.rounds:
-            rounds.append(number)
-            judged.append(judge_own(setup, own))
-    curves = {name: [each[name] for each in judged] for name in judged[0]}
-    return Outcome(own, rate, rounds, curves[VALIDATION], curves, samples, None)
-
-
-def _trained_on(algorithm: jaxfed.FederatedAlgorithm) -> Any:
-    """(params, batches [K, B, ...], key, round) → params after one client's local steps with the round's ηₜ."""
-
-    def train(params: Params, batches: Mapping[str, Any], key: Any, number: Array) -> Params:
-        server = algorithm.init(params, 1)._replace(round=jnp.asarray(number, jnp.int32))
-        member = jaxfed.Cohort(jnp.int32(0), algorithm.init_client(params), dict(batches))
-        moved = algorithm.client_update(server, member, key).message.delta
-        return jax.tree.map(jnp.add, params, moved)
-
-    return train
-
-
-def judge_own(setup: Setup, own: Mapping[int, Params]) -> dict[str, float]:
-    """Accepted length by judge, where every client has a draft of its own (or still the first one).
-
-    Rows that belong to a client are judged with its draft. Rows of nobody's are dealt out to the clients in turn: they
-    tell what a stranger's draft is worth.
-    """
-    count, network = len(setup.problem.clients), setup.draft.network
-    found = {}
-    for name, data in setup.problem.judges.items():
-        owners = np.arange(len(data.tokens)) % count if data.owners is None else np.asarray(data.owners)
-        parts = [
-            (own.get(int(client), setup.draft.params), data._replace(tokens=data.tokens[owners == client]))
-            for client in np.unique(owners)
-        ]
-        found[name] = mean_accepted(parts, network, setup.window)
-    return found
+    return TrainingOutcome(params, rate, [0, *evaluations["round"]], curves[VALIDATION], curves, samples, sent)
 
 
 class _Best:
-    """The best draft that a run has evaluated; kept in a folder of its own, so that a resumed run still has it."""
+    """The best parameters evaluated so far; saved in a folder of their own, so that a resumed run still has them."""
 
     def __init__(self, accepted: float, params: Params, directory: Path | None):
         self.accepted, self.params, self._directory = accepted, params, directory
@@ -273,7 +130,7 @@ class _Best:
             self.accepted = checkpoint.manifest(directory).metadata["accepted"]
 
     def offer(self, accepted: float, params: Params) -> None:
-        """Keeps these parameters if they accept more than the best so far."""
+        """Keep these parameters if their accepted length is larger."""
         if accepted <= self.accepted:
             return
         self.accepted, self.params = accepted, params

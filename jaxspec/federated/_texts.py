@@ -1,4 +1,4 @@
-"""Users' own texts: one client for every user of a file, for every file of a folder, or for a file of plain text."""
+"""Read the users' own texts: one client per user of a JSON Lines file, per file of a folder, or per text file."""
 
 from pathlib import Path
 
@@ -6,15 +6,16 @@ from jaxfed.data.roles import read_roles
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """Clients' texts by name.
+    """Read the clients' texts, by client name.
 
     Args:
-        path: ``.jsonl`` (or ``.jsonl.xz``) with an object {"user": ..., "text": ...} on every line, lines of one user
-            being one client; or a folder, of which every ``.txt`` file is one client; or one ``.txt`` file.
+        path: a ``.jsonl`` (or ``.jsonl.xz``) file with an object {"user": ..., "text": ...} on every line, where all
+            lines of a user form one client; or a folder in which every ``.txt`` file is one client; or one ``.txt``
+            file.
 
     Raises:
-        ValueError: a line that is no such object, or nobody's text there.
-        OSError: no such file.
+        ValueError: a line is not such an object, or there is no text at all.
+        OSError: the file does not exist.
     """
     path = Path(path)
     if path.suffix == ".txt" and path.is_file():

@@ -1,12 +1,15 @@
-"""The loop: prompts in; tokens, text and statistics out, whatever the decoding method."""
+"""Decoding: prompts in; tokens, text and statistics out, with any decoding method."""
 
-from jaxspec.generation._generate import Generation, NonFiniteLogits, Stats, generate, stream
+from jaxspec.generation._generate import generate, stream
+from jaxspec.generation._results import Generation, NonFiniteLogits, Stats
+from jaxspec.generation.sampling import Sampling
 from jaxspec.generation.trace import Passes, Span, Timeline, median_milliseconds, perfetto
 
 __all__ = [
     "Generation",
     "NonFiniteLogits",
     "Passes",
+    "Sampling",
     "Span",
     "Stats",
     "Timeline",

@@ -15,7 +15,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxspec.core.files import read_json, reading
-from jaxspec.devices.sharding import MODEL_AXIS, axis_size, check_divides, leaf_homes, shared_heads, spread_heads
+from jaxspec.devices.sharding import (
+    MODEL_AXIS,
+    axis_size,
+    check_shardable,
+    leaf_shardings,
+    repeat_heads,
+    with_repeated_heads,
+)
 from jaxspec.loading._families import FAMILIES, Family, family_for, family_of
 from jaxspec.loading._unsupported import check_plain
 from jaxspec.loading._weights import SHARD_BYTES, Weights, write
@@ -85,10 +92,10 @@ def load_huggingface(
         _check_layers(published, weights)
         config = _tied(family, family.config_of(published), weights)
         sources = _sources(family, config, weights)
-    check_divides(config, mesh)
+    check_shardable(config, mesh)
     check_memory(config, kind, mesh, int8)
     params = _read(config, sources, weights, mesh, kind, int8, progress)
-    return Model(network(shared_heads(config, mesh)), params, Text.read(folder))
+    return Model(network(with_repeated_heads(config, mesh)), params, Text.read(folder))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -222,15 +229,15 @@ def _read(
     int8: bool,
     progress: bool,
 ) -> Params:
-    like = like_params(shared_heads(config, mesh), dtype, int8)
-    homes = leaf_homes(partition(like), like, mesh)
+    like = like_params(with_repeated_heads(config, mesh), dtype, int8)
+    homes = leaf_shardings(partition(like), like, mesh)
 
     def leaf(path: tuple, home: Any) -> Any:
         rule, names = sources[path]
         rounded = int8 and is_quantized(path)
         kind = jnp.float32 if rounded else leaf_dtype(path, dtype)
         array = rule.join([_cast(weights[name], kind, name) for name in names], config)
-        array = spread_heads(path, array, config, mesh)
+        array = repeat_heads(path, array, config, mesh)
         return jax.device_put(quantized_matrix(array) if rounded else array, home)
 
     pairs = jax.tree_util.tree_leaves_with_path(homes, is_leaf=_is_int8)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jaxfed import checkpoint
 from jaxspec.core.files import reading
-from jaxspec.devices.sharding import Home, check_divides, leaf_homes
+from jaxspec.devices.sharding import DeviceOrSharding, check_shardable, leaf_shardings
 from jaxspec.drafts import streams
 from jaxspec.loading.huggingface import (
     carried,
@@ -87,18 +87,18 @@ def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
         net, like, stop = network(config), like_params(config, dtype, int8), [int(token) for token in about["stop"]]
         if about.get("streams"):
             net, like = streams.like(net, like, **about["streams"])
-    check_divides(config, mesh)
+    check_shardable(config, mesh)
     check_memory(config, dtype, mesh, int8)
-    homes = jax.tree.map(_sharding, leaf_homes(net.partition(like), like, mesh))
-    params = checkpoint.load(directory, like={"params": like}, shardings={"params": homes})["params"]
+    shardings = jax.tree.map(_sharding, leaf_shardings(net.partition(like), like, mesh))
+    params = checkpoint.load(directory, like={"params": like}, shardings={"params": shardings})["params"]
     text = Text.read(directory / TEXT) if (directory / TEXT).is_dir() else None
     if text is not None or stop:
         text = (text or Text()).stopping(stop)
     return Model(net, params, text)
 
 
-def _sharding(home: Home) -> Sharding:
-    return home if isinstance(home, Sharding) else SingleDeviceSharding(home)
+def _sharding(where: DeviceOrSharding) -> Sharding:
+    return where if isinstance(where, Sharding) else SingleDeviceSharding(where)
 
 
 def _is_int8(node: Any) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
-from jaxspec.devices.sharding import place
+from jaxspec.devices.sharding import put_model
 from jaxspec.methods.checks import check_dtype, check_processes
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
 from jaxspec.models.base import Model, Network, Params
@@ -27,7 +27,7 @@ def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
     """
     check_processes(mesh)
     check_dtype(target, "target")
-    network, params, home, _ = place(target, mesh)
+    network, params, home, _ = put_model(target, mesh)
 
     def init(request: Request, capacity: int) -> TargetState:
         return prefill(network, params, send(request, home), capacity)

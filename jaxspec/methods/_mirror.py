@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jaxspec.devices.channel import Channel, channel_between
-from jaxspec.devices.processes import Program, here, present, put, running
-from jaxspec.devices.sharding import Placement, default_placement, place
+from jaxspec.devices.processes import Program, is_local, only_local, put, running
+from jaxspec.devices.sharding import Placement, default_placement, put_model
 from jaxspec.drafts.plain import Window
 from jaxspec.methods import candidates
 from jaxspec.methods.candidates import Policy
@@ -100,8 +100,8 @@ def mirror(
     check_meshes(where.target, where.draft)
     if policy.ahead is not None:
         check_candidates(target, policy.num_candidates)
-    network, target_params, target_home, target_shared = place(target, where.target)
-    drafter, draft_params, draft_home, _ = place(draft, where.draft)
+    network, target_params, target_home, target_shared = put_model(target, where.target)
+    drafter, draft_params, draft_home, _ = put_model(draft, where.draft)
     head = put(exit, target_shared, where.target)
     side = Drafter(drafter, rule, policy, num_candidates, fallback)
     branches = sum(side.branches(window))
@@ -126,10 +126,10 @@ def mirror(
     step = _step(programs, exit_layer, policy, channel, where)
     sizes = window, num_candidates, exit_layer, policy, fallback
 
-    def agree(call: Any) -> None:
-        channel.agree((sizes, call))
+    def check_peers(call: Any) -> None:
+        channel.check_peers((sizes, call))
 
-    return method_of(target, init, step, window, where.target, where.draft)._replace(agree=agree)
+    return method_of(target, init, step, window, where.target, where.draft)._replace(check_peers=check_peers)
 
 
 class Programs(NamedTuple):
@@ -147,7 +147,7 @@ def _step(
     programs: Programs, exit_layer: int, policy: Policy, channel: Channel, where: Placement
 ) -> Callable[..., tuple[MirrorState, StepInfo]]:
     ahead, exits = policy.ahead is not None, policy.exit is not None
-    target_here, draft_here = here(where.target), here(where.draft)
+    target_here, draft_here = is_local(where.target), is_local(where.draft)
     local = target_here and draft_here
     # A copy to another platform waits for its program here, and would hold back the suffix. Between processes the
     # crossing is a program itself, which would wait its turn behind the suffix.
@@ -155,7 +155,7 @@ def _step(
 
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
         (cache, progress), (rows, standing), (window, law) = state
-        watch = watch if local else present(watch)
+        watch = watch if local else only_local(watch)
         rolled: Rolled | None = None
         if exits:
             x, lower, sent = programs.prefix(cache[:exit_layer], progress, window)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
-from jaxspec.devices.sharding import place
+from jaxspec.devices.sharding import put_model
 from jaxspec.drafts.branches import Pending, Proposer
 from jaxspec.drafts.plain import Window, drafted_next, first_window
 from jaxspec.methods.checks import check_pair, check_processes
@@ -49,8 +49,8 @@ def speculative(
     check_processes(mesh)
     window = check_pair(target, draft, window)
     draft = fitted(target, draft)
-    rule, (network, target_params, home, _) = acceptance or match(), place(target, mesh)
-    drafter, draft_params, _, _ = place(draft, mesh)
+    rule, (network, target_params, home, _) = acceptance or match(), put_model(target, mesh)
+    drafter, draft_params, _, _ = put_model(draft, mesh)
 
     def init(request: Request, capacity: int) -> SpeculativeState:
         request = send(request, home)

@@ -13,16 +13,16 @@ from jaxspec.models.base import Model
 from jaxspec.text import Text
 from jaxspec.verify.target import StepInfo
 
-#: Called with (lane, name, outputs) for every program that a step enqueues.
 Watch = Callable[[str, str, Any], None]
+"""Called with (lane, name, outputs) for every program that a step enqueues."""
 
 
 def unwatched(lane: str, name: str, outputs: Any) -> None:
     """The default ``Watch``: looks at nothing."""
 
 
-def unasked(call: Any) -> None:
-    """The default of ``DecodingMethod.agree``: there is no other process."""
+def no_peers(call: Any) -> None:
+    """The default of ``DecodingMethod.check_peers``: there is no other process."""
 
 
 class DecodingMethod(NamedTuple):
@@ -37,7 +37,8 @@ class DecodingMethod(NamedTuple):
         groups: sequences of a batch must divide by it (the ``data`` axis of the meshes).
         max_length: most tokens of a sequence that the target can tell apart (learned positions), if limited.
         not_numbers: names the arrays of the target's parameters that hold NaN or infinity; reads all of them.
-        agree: called with all that a decoding hangs on before it begins; raises where another process has other plans.
+        check_peers: called once before decoding, with all arguments that decoding depends on; raises ValueError if the
+            other process was given different ones.
     """
 
     init: Callable[..., Any]
@@ -47,7 +48,7 @@ class DecodingMethod(NamedTuple):
     text: Text | None = None
     groups: int = 1
     max_length: int | None = None
-    agree: Callable[[Any], None] = unasked
+    check_peers: Callable[[Any], None] = no_peers
     not_numbers: Callable[[], list[str]] = list
 
 

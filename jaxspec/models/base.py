@@ -13,14 +13,14 @@ import jax
 from jaxspec.models.config import DecoderConfig, Scores
 from jaxspec.text import Text
 
-#: A ``jax.Array``.
 Array = jax.Array
-#: A plain pytree of arrays.
+"""A ``jax.Array``."""
 Params = Any
-#: Key rows and value rows of one layer, each [B, G, S, head_size].
+"""A plain pytree of arrays."""
 Rows = tuple[Array, Array]
-#: One ``Rows`` per layer.
+"""Key rows and value rows of one layer, each [B, G, S, head_size]."""
 Cache = tuple[Rows, ...]
+"""One ``Rows`` per layer."""
 
 
 class Attend(Protocol):

@@ -9,8 +9,8 @@ BROKEN = "\ufffd"
 #: Tokens of a prompt that are decoded together with the first new ones, at least.
 CONTEXT = 16
 
-#: Why a sequence ended: at a stop token or string, at its length, or since the logits were not numbers.
 Finish = Literal["stop", "length", "error"]
+"""Why a sequence ended: at a stop token or string, at its length, or since the logits were not numbers."""
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""Grown models: larger ones that compute a small one's function, to measure systems at scale with a real acceptance.
+"""Grown models: large models that compute a small one's function, to time systems at scale with a real acceptance rate.
 
-Width and depth are added so that nothing changes: new features of the residual stream stay zero, new heads and hidden
-units are random but are projected to nothing, new layers likewise. New layers lie evenly between the old ones, so that
-an exit knows at each fraction of the depth what the small model's exit knows there. A grown model costs what its size
-says; that it is no better than the small one must be said wherever it is used.
+Width and depth are added so that the output does not change: new features of the residual stream stay zero; new heads
+and hidden units are random, but their output projection is zero; new layers add zero to the residual stream. New layers
+are spread evenly between the old ones, so an exit at a fraction of the depth sees what the small model's exit sees
+there. A grown model costs what a model of its size costs. Its text is no better than the small one's; state this
+wherever its figures are shown.
 """
 
 from dataclasses import replace
@@ -13,24 +14,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxspec import models
 from jaxspec.drafts.streams import init_streams, limited, network
-from jaxspec.models import _decoder as decoder
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import Block, DecoderConfig, Ends
 
 
 def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
-    """The same function, ``width`` times as wide (features, heads, hidden units) and ``depth`` times as deep.
+    """Return a model of the same function, ``width`` times as wide and ``depth`` times as deep.
 
     Args:
-        model: Llama's blocks with a tied head, in floating point, which stays what it is; a draft may have lookahead
-            streams.
-        width: factor of D, H, G and F; the size of a head stays.
-        depth: factor of N; layer i·N′/N of the grown model is layer i.
-        seed: of the weights that make no difference.
+        model: with Llama's blocks and a tied head, in floating point; a draft may have lookahead streams. The dtype is
+            kept.
+        width: factor of features D, heads H and G, and hidden units F; the size of a head is kept.
+        depth: factor of the number of layers N; layer i·N′/N of the grown model is layer i.
+        seed: of the random weights that do not change the output.
 
     Raises:
-        ValueError: a factor below 1, or a model of another kind.
+        ValueError: a factor is below 1, or the model has another architecture.
     """
     config = model.network.config
     if width < 1 or depth < 1:
@@ -38,7 +39,7 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
     if width == depth == 1:
         return model
     if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends():
-        raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another kind")
+        raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another architecture")
     if model.network.streams is not None:
         return _grown_streams(model, width, depth, seed)
     if config.tracks is not None:
@@ -48,29 +49,29 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
     one, keys = replace(large, num_layers=1), jax.random.split(jax.random.key(seed), large.num_layers)
     table, scale = small["embedding"], small["final_norm"]["scale"]
     params = {
-        "embedding": _within(jnp.zeros((large.vocab_size, large.width), table.dtype), table),
-        "final_norm": {"scale": _within(jnp.ones(large.width, scale.dtype), scale * shrink)},
+        "embedding": _embed(jnp.zeros((large.vocab_size, large.width), table.dtype), table),
+        "final_norm": {"scale": _embed(jnp.ones(large.width, scale.dtype), scale * shrink)},
         "layers": [
             _layer(one, index in kept, small["layers"][kept.get(index, 0)], shrink, key)
             for index, key in enumerate(keys)
         ],
     }
-    return Model(decoder.network(large), params, model.text)
+    return Model(models.network(large), params, model.text)
 
 
 def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
-    """Streams of a grown draft: they start where they did, at its fraction of the depth."""
+    """Grow a draft with streams; they start at the same fraction of the depth."""
     streams: Any = model.network.streams
     plain = grow(limited(model, 0), width, depth, seed)
     rank = model.params["streams"]["reduce"].shape[1]
     blank = init_streams(plain.network.config, streams.count, rank, jax.random.key(seed))
-    own = jax.tree.map(lambda new, old: _within(jnp.zeros_like(new), old), blank, model.params["streams"])
+    own = jax.tree.map(lambda new, old: _embed(jnp.zeros_like(new), old), blank, model.params["streams"])
     made = network(plain.network, streams.count, streams.start * depth)
     return Model(made, {"draft": plain.params, "streams": own}, model.text)
 
 
 def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig:
-    """Sizes of the grown model; what depends on the width of the residual stream is made up for."""
+    """Configuration of the grown model; ε and the embedding scale compensate for the width of the residual stream."""
     block: Block = replace(config.block, epsilon=config.block.epsilon / width)
     scale = config.width**0.5 if config.ends.embedding_scale is None else config.ends.embedding_scale
     return replace(
@@ -87,22 +88,22 @@ def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig
 
 @partial(jax.jit, static_argnames=("config", "kept"))
 def _layer(config: DecoderConfig, kept: bool, small: Params, shrink: float, key: Array) -> Params:
-    """A random layer that adds nothing to the residual stream, or no more than the small one does.
+    """A random layer that adds zero to the residual stream, or what the small layer adds if ``kept``.
 
-    One program, so that of a large layer no more is ever made than what is returned.
+    Compiled as one program, so that no intermediate copies of a large layer are made.
     """
-    nothing = {("attention", "out"), ("mlp", "down")}
+    zeroed = {("attention", "out"), ("mlp", "down")}
     norms = ("attention_norm", "mlp_norm")
-    found: dict[str, Any] = {}
-    for part, leaves in decoder.init_params(config, key)["layers"][0].items():
-        found[part] = {}
+    grown: dict[str, Any] = {}
+    for part, leaves in models.init_params(config, key)["layers"][0].items():
+        grown[part] = {}
         for name, leaf in leaves.items():
             old = small[part][name]
-            base = (jnp.zeros_like(leaf) if (part, name) in nothing else leaf).astype(old.dtype)
-            found[part][name] = _within(base, old * (shrink if part in norms else 1.0)) if kept else base
-    return found
+            base = (jnp.zeros_like(leaf) if (part, name) in zeroed else leaf).astype(old.dtype)
+            grown[part][name] = _embed(base, old * (shrink if part in norms else 1.0)) if kept else base
+    return grown
 
 
-def _within(large: Array, small: Array) -> Array:
-    """The small array in the first corner of the large one."""
+def _embed(large: Array, small: Array) -> Array:
+    """The large array with the small one written at its start in every dimension."""
     return large.at[tuple(slice(size) for size in small.shape)].set(small)

@@ -1,4 +1,4 @@
-"""Embedded pairs: target, draft, exit and tokenizer that travel inside the package; no download."""
+"""Embedded pairs: target, draft, exit and tokenizer stored inside the package; no download."""
 
 import json
 from dataclasses import asdict
@@ -20,17 +20,23 @@ from jaxspec.models.config import DecoderConfig, build
 from jaxspec.text import Text
 from jaxspec.verify.exits import AffineLens, LogitLens
 
-#: Names that ``load`` knows.
+#: Names that ``load`` accepts.
 PAIRS = ("shakespeare",)
-#: File of a pair's folder that holds lookahead streams, if there are any.
+#: File of a pair's folder with lookahead streams, if the pair has any.
 STREAMS = "streams.safetensors"
 
 
 class Pair(NamedTuple):
-    """A target and what makes it fast: a draft, an exit head with its layer, and the tokenizer they share.
+    """A target with its draft, exit head, exit layer and the shared tokenizer.
 
     Attributes:
-        streaming: the same draft with lookahead streams, if any were trained (``models.streams``).
+        target: verifies.
+        draft: drafts.
+        exit: head on the hidden states after ``exit_layer``.
+        exit_layer: layers in the prefix ℓₑ.
+        tokenizer: of both models.
+        figures: measured when the pair was trained, by name.
+        streaming: the draft with lookahead streams, if any were trained (``drafts.streams``).
     """
 
     target: Model
@@ -43,16 +49,16 @@ class Pair(NamedTuple):
 
 
 def load(name_or_path: str | Path = "shakespeare") -> Pair:
-    """Loads an embedded pair by name, or one written by ``save`` by path; float32 on the default device.
+    """Load an embedded pair by name, or one written by ``save`` by path; float32 on the default device.
 
     Raises:
-        ValueError: unknown name, a damaged file, or weights that do not have the configured structure and shapes; names
+        ValueError: the name is unknown, a file is damaged, or weights do not match the configuration; the message names
             the file and the weight.
     """
     folder = resources.files("jaxspec.zoo") / str(name_or_path) if name_or_path in PAIRS else Path(name_or_path)
     if not (folder / "pair.json").is_file():
         raise ValueError(f"expected one of {PAIRS} or a folder written by save, got {str(name_or_path)!r}")
-    with reading(str(folder), "what save writes of a pair"):
+    with reading(str(folder), "a pair written by save"):
         return _load(folder)
 
 
@@ -67,12 +73,18 @@ def _load(folder: Any) -> Pair:
     with reading(folder / "tokenizer.json", "a tokenizer"):
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
     models = {name: model._replace(text=Text.of(tokenizer)) for name, model in models.items()}
-    known = models["target"], models["draft"], exit_head, about["exit_layer"], tokenizer, about["figures"]
-    return Pair(*known, streaming=_streaming(models["draft"], folder / STREAMS))
+    return Pair(
+        **models,
+        exit=exit_head,
+        exit_layer=about["exit_layer"],
+        tokenizer=tokenizer,
+        figures=about["figures"],
+        streaming=_streaming(models["draft"], folder / STREAMS),
+    )
 
 
 def save(pair: Pair, folder: str | Path) -> None:
-    """Writes ``pair.safetensors`` (bfloat16), ``pair.json`` and ``tokenizer.json`` into ``folder``."""
+    """Write ``pair.safetensors`` (bfloat16), ``pair.json`` and ``tokenizer.json`` into ``folder``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trees = {"target": pair.target.params, "draft": pair.draft.params, "exit": pair.exit._asdict()}
@@ -88,7 +100,7 @@ def save(pair: Pair, folder: str | Path) -> None:
 
 
 def save_streams(draft: Model, path: str | Path) -> None:
-    """Writes a streaming draft's streams alone (bfloat16)."""
+    """Write only the streams of a streaming draft (bfloat16)."""
     own = {name: leaf.astype(jnp.bfloat16) for name, leaf in draft.params["streams"].items()}
     safetensors.save_file(own, path, {"start": str(draft.network.streams.start)})  # type: ignore[union-attr]
 
@@ -104,11 +116,11 @@ def _streaming(draft: Model, path: Any) -> Model | None:
 
 
 def _check_layers(about: dict[str, Any], most: int) -> None:
-    """Before as many layers are made as the file says there are."""
+    """Refuse a damaged number of layers before that many layers are made."""
     for name in ("target", "draft"):
         count = about[name]["num_layers"]
         if not 0 < count <= most:
-            raise ValueError(f"expected num_layers of the {name} from 1 to the {most} arrays there are, got {count}")
+            raise ValueError(f"expected num_layers of the {name} from 1 to {most} (arrays in the file), got {count}")
 
 
 def _named(prefix: str, tree: Params) -> list[tuple[str, jax.Array]]:
@@ -123,7 +135,7 @@ def _model(config: DecoderConfig, prefix: str, weights: dict[str, jax.Array]) ->
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     leaves = []
     for name, leaf in _named(prefix, shapes):
-        got = weights[name].shape if name in weights else "nothing"
+        got = weights[name].shape if name in weights else "no such weight"
         if got != leaf.shape:
             raise ValueError(
                 f"weight {name}: expected shape {leaf.shape}, got {got}; the file belongs to another configuration"

@@ -1,4 +1,4 @@
-"""The benchmarks run, at toy size, and say what they should."""
+"""The benchmarks at toy size: what they print, draw and record."""
 
 import dataclasses
 import gzip
@@ -40,8 +40,8 @@ def toy_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_reproduce_says_which_orderings_hold(toy_images, monkeypatch, capsys):
-    """Rows in the order promised, equal to `simulate`'s accuracies, and not run twice."""
+def test_reproduce_compares_with_the_published_orderings(toy_images, monkeypatch, capsys):
+    """Rows in the documented order, equal to `simulate`'s accuracies, and not run twice."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import reproduce
     import reproduction
@@ -88,7 +88,7 @@ def test_reproduce_says_which_orderings_hold(toy_images, monkeypatch, capsys):
     assert jax.default_backend() == rows[0]["device"]
 
 
-def test_reproduce_without_images_says_so(monkeypatch, capsys):
+def test_reproduce_without_images_is_skipped(monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.delenv("JAXFED_FASHION_MNIST", raising=False)
     import reproduce
@@ -99,7 +99,7 @@ def test_reproduce_without_images_says_so(monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.peers("torch")
-def test_rounds_times_what_fits_and_names_what_does_not(monkeypatch, capsys):
+def test_rounds_times_the_plans_that_fit_in_memory(monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import rounds
     import sides
@@ -119,13 +119,13 @@ def test_rounds_times_what_fits_and_names_what_does_not(monkeypatch, capsys):
     assert timed["gemm_ms"] > 0
     import tables
 
-    (told,) = next(tables.rounds(rows)).rows
-    assert told[:2] == ["mlp, fedspeed, 10", "map"]
+    (row,) = next(tables.rounds(rows)).rows
+    assert row[:2] == ["mlp, fedspeed, 10", "map"]
 
 
 @pytest.mark.slow
-def test_the_mirror_suite_proposes_by_the_law(monkeypatch, tmp_path):
-    """Shorter windows and fewer branches where the draft is dear; a case for every target and draft; a picture."""
+def test_the_mirror_suite_proposes_settings_by_the_cost_model(monkeypatch, tmp_path):
+    """Shorter windows and fewer branches if the draft is expensive; one case per target and draft; a picture."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import mirror
 
@@ -137,20 +137,23 @@ def test_the_mirror_suite_proposes_by_the_law(monkeypatch, tmp_path):
         ((2, 2, 2, 2), 50),
     ]
     tiny = zoo.Pair(models.target(), models.draft(), jaxspec.LogitLens(), 2, pair.tokenizer, {})
-    read = mirror.Read.of(tiny, [[1, 5, 3], [7, 2, 9], [4, 4, 8]], 48)
+    replay = mirror.PairReplay.of(tiny, [[1, 5, 3], [7, 2, 9], [4, 4, 8]], 48)
 
     def proposed(draft_pass):
         passes = {window: Pass(10.0 + 0.1 * window, 5.0, 5.0, 0.0) for window in mirror.WINDOWS}
         drafting = Drafting(0.0, {1: draft_pass, 64: 8 * draft_pass}, {1: 0.0, 64: 0.0})
         rough = Primitives(9.0, passes, 2, 4, drafting, drafting, 0.0)
-        return mirror.shortlist(read, rough, (1, 1, 1, 1), 2)
+        return mirror.shortlist(replay, rough, (1, 1, 1, 1), 2)
 
-    cheap, dear = proposed(0.01), proposed(5.0)
+    cheap, expensive = proposed(0.01), proposed(5.0)
     assert list(cheap) == [
         "autoregressive", "sd", "mirror", "pearl", "saguaro", "ahead", "hybrid", "mirror+streaming"
     ]  # fmt: skip
-    assert dear["sd"][0].window < cheap["sd"][0].window
-    assert dear["mirror"][0].window * dear["mirror"][0].budget < cheap["mirror"][0].window * cheap["mirror"][0].budget
+    assert expensive["sd"][0].window < cheap["sd"][0].window
+    assert (
+        expensive["mirror"][0].window * expensive["mirror"][0].budget
+        < cheap["mirror"][0].window * cheap["mirror"][0].budget
+    )
     assert [setting.streams for setting in cheap["mirror+streaming"]] == [1, 2]
     line = {"target_parameters": 5e7, "draft_over_target": 0.1, "ratio_to_autoregressive": 2.0}
     lines = [{**line, "method": name, "step_ms": 3.0, "law_ms": 2.5} for name in ("sd", "mirror")]
@@ -158,29 +161,29 @@ def test_the_mirror_suite_proposes_by_the_law(monkeypatch, tmp_path):
     assert (tmp_path / "mirror.png").stat().st_size > 0
 
 
-def test_the_page_of_figures_is_made_of_the_lines(monkeypatch, tmp_path):
-    """A recorded run has a section, what was not recorded is named; a command that fails leaves the old lines."""
+def test_the_page_of_figures_is_made_from_the_lines(monkeypatch, tmp_path):
+    """Recorded runs have a section, others are listed; a command that fails does not change the old lines."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import page
 
     recorded = {path.stem for path in page.RESULTS.glob("*.jsonl")}
-    assert recorded <= page.REPORTS.keys()
+    assert recorded <= page.SECTIONS.keys()
     whole = page.page()
-    assert [name for name, report in page.REPORTS.items() if f"## {report.title}\n" in whole] == [
-        name for name in page.REPORTS if name in recorded
+    assert [name for name, section in page.SECTIONS.items() if f"## {section.title}\n" in whole] == [
+        name for name in page.SECTIONS if name in recorded
     ]
 
     printed = {"vocabulary": 73, "characters_per_token": 1.0, "accepted_length": 6.671, "ratio_to_autoregressive": 3.4}
-    told = f"import json; print('words'); print(json.dumps({printed}))"
-    report = page.REPORTS["vocabulary"]
-    monkeypatch.setitem(page.REPORTS, "vocabulary", dataclasses.replace(report, command=f'python -c "{told}"'))
+    script = f"import json; print('words'); print(json.dumps({printed}))"
+    section = page.SECTIONS["vocabulary"]
+    monkeypatch.setitem(page.SECTIONS, "vocabulary", dataclasses.replace(section, command=f'python -c "{script}"'))
     page.record("vocabulary", tmp_path)
     assert "| 73 | 1.00 | 6.67 | 3.40 |" in (shown := page.page(tmp_path))
     assert "- Scaling: `python benchmarks/scaling.py" in shown
 
-    told = "import json, os; print(json.dumps({'card': os.environ['CARD'], 'plan': 'all', 'skipped': 'no time'}))"
-    report = page.REPORTS["rounds_gpu"]
-    monkeypatch.setitem(page.REPORTS, "rounds_gpu", dataclasses.replace(report, command=f'CARD=X1 python -c "{told}"'))
+    script = "import json, os; print(json.dumps({'card': os.environ['CARD'], 'plan': 'all', 'skipped': 'no time'}))"
+    section, command = page.SECTIONS["rounds_gpu"], f'CARD=X1 python -c "{script}"'
+    monkeypatch.setitem(page.SECTIONS, "rounds_gpu", dataclasses.replace(section, command=command))
     page.record("rounds_gpu", tmp_path)
     run, lines = page.read("rounds_gpu", tmp_path)
     assert (run["card"], lines[0]["card"]) == ("X1", "X1")
@@ -188,15 +191,15 @@ def test_the_page_of_figures_is_made_of_the_lines(monkeypatch, tmp_path):
     assert "card" not in page.read("vocabulary", tmp_path)[0]
     shown = page.page(tmp_path)
 
-    broken = dataclasses.replace(page.REPORTS["vocabulary"], command='python -c "raise SystemExit(1)"')
-    monkeypatch.setitem(page.REPORTS, "vocabulary", broken)
+    broken = dataclasses.replace(page.SECTIONS["vocabulary"], command='python -c "raise SystemExit(1)"')
+    monkeypatch.setitem(page.SECTIONS, "vocabulary", broken)
     with pytest.raises(subprocess.CalledProcessError):
         page.record("vocabulary", tmp_path)
     assert page.page(tmp_path) == shown
 
 
 def test_tables_of_a_gpu(monkeypatch):
-    """A table a target and draft, with the law's below; every plan beside torch with and without graphs."""
+    """One table per target and draft, then the cost model's; every plan compared with torch and CUDA graphs."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import tables
 
@@ -207,31 +210,38 @@ def test_tables_of_a_gpu(monkeypatch):
     plain = {**found, "method": "autoregressive", "window": 0, "budget": 0, "draft_on": None, "floor_ms": 3.817}
     mirrored = {**found, "method": "mirror", **way}
     parts = "prefix", "suffix", "ahead", "rollout", "select", "fallback", "rendezvous", "law", "step"
-    law = {"kind": "law", **pair, "method": "mirror", **way, **{f"{name}_ms": 1.0 for name in parts}, "overlap": None}
-    skipped = {"kind": "skipped", **pair, "why": "time is spent"}
-    small, other, laws = tables.mirror_gpu(
-        [plain, mirrored, skipped, {**plain, "target": "1B"}, law, {**skipped, "law": "ahead"}]
+    predicted = {
+        "kind": "law",
+        **pair,
+        "method": "mirror",
+        **way,
+        **{f"{name}_ms": 1.0 for name in parts},
+        "overlap": None,
+    }
+    skipped = {"kind": "skipped", **pair, "why": "no time left"}
+    small, other, predictions = tables.mirror_gpu(
+        [plain, mirrored, skipped, {**plain, "target": "1B"}, predicted, {**skipped, "law": "ahead"}]
     )
     assert "7B, draft 0.4M" in small.title
     assert "3.82 ms" in small.title
     assert [row[:2] for row in small.rows] == [["autoregressive", "–"], ["mirror, 7, 8", "processor"]]
     assert small.rows[1][2:] == ["3.37", "951", "5.36", "4.78", "76.2 %", "100.0 %"]
     assert len(other.rows) == 1
-    assert laws.rows == [["7B, 0.4M; mirror, 7, 8", *["1.00"] * len(parts)]]
+    assert predictions.rows == [["7B, 0.4M; mirror, 7, 8", *["1.00"] * len(parts)]]
 
     case = {"model": "mlp", "algorithm": "fedavg", "cohort": 10, "plan": "vmap"}
-    times = {"ms_per_local_step": 0.01, "torch_ms": 0.11, "floor_ms": 0.02, "ratio_to_torch": 11.0}
+    local = {"ms_per_local_step": 0.01, "torch_ms": 0.11, "floor_ms": 0.02, "ratio_to_torch": 11.0}
     sides = {"contiguous": 1.3, "channels_last": 1.2, "contiguous, graph": 0.11}
-    timed = {**case, **times, "ratio_to_floor": 0.5, "torch_sides_ms": sides}
+    timed = {**case, **local, "ratio_to_floor": 0.5, "torch_sides_ms": sides}
     (table,) = tables.rounds_gpu([timed, {**case, "plan": "map", "skipped": "needs 20.0 GB"}])
     expected = ["mlp, fedavg, 10", "vmap", "0.0100", "0.110", "1.200", "0.020", "11.00", "120.00", "0.50"]
     assert table.rows == [expected]
-    assert all(len(row) == len(each.head) for each in (small, other, laws, table) for row in each.rows)
+    assert all(len(row) == len(each.head) for each in (small, other, predictions, table) for row in each.rows)
 
 
 @pytest.mark.slow
-def test_drafts_is_run_once_and_makes_its_page(monkeypatch, tmp_path, capsys):
-    """A line for each method and seed; a second call only reads them; picture and table of what there is."""
+def test_drafts_runs_once_and_writes_its_page(monkeypatch, tmp_path, capsys):
+    """One line per method and seed; a second call only reads them; picture and tables are written."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import drafts
 
@@ -240,15 +250,15 @@ def test_drafts_is_run_once_and_makes_its_page(monkeypatch, tmp_path, capsys):
     federation = Federation(2, 2, 1, 2, learning_rates=(0.1,), evaluate_every=2)
     methods = ("fedspeed", "centralised")
     scope = drafts.Scope(3, 1, 1, (4,), methods, federation, Distilling(2, 1, 16, 8, window=3))
-    monkeypatch.setattr(drafts, "DECODING", drafts.Decoding(prompts=1, new_tokens=8, runs=1))
+    monkeypatch.setattr(drafts, "DECODING", drafts.DecodingRuns(prompts=1, new_tokens=8, runs=1))
     page = tmp_path / "docs" / "federated_drafts.md"
     page.parent.mkdir()
     page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
     options = drafts.Options(tmp_path / "out", docs=page.parent, json=True)
     drafts.main(scope, options)
     *lines, aim = map(json.loads, capsys.readouterr().out.splitlines())
-    told = [(line["method"], line["seed"]) for line in lines if "method" in line]
-    assert told == [(name, seed) for name in methods for seed in scope.seeds]
+    runs = [(line["method"], line["seed"]) for line in lines if "method" in line]
+    assert runs == [(name, seed) for name in methods for seed in scope.seeds]
     assert {line["samples"] for line in lines if "method" in line} == {2 * 2 * 2}
     assert [line["identical"] for line in lines if "decoded" in line] == [True, True]
     assert set(aim) <= {"held_out", "unseen"}

@@ -1,4 +1,4 @@
-"""The notebooks: executed at toy size, built from public names alone, and committed with their outputs."""
+"""The notebooks: executed at toy size, written with public names only, and committed with their outputs."""
 
 import ast
 import base64
@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.long.notebooks import NOTEBOOKS, ROOT, executed, names, parameters, pictures
 
-#: Constants by which a notebook takes seconds, and pictures that it draws.
+#: Constants with which a notebook runs in seconds, and the number of pictures that it draws.
 TOY = {
     "01_fedspeed": (
         {"SAMPLES": 240, "CLIENTS": 12, "COHORT": 4, "ROUNDS": 6, "EVALUATE_EVERY": 3, "SEEDS": 1}
@@ -23,8 +23,16 @@ TOY = {
         5,
     ),
     "03_federated_draft": (
-        {"CLIENTS": 3, "JUDGES": 1, "CLIENT_WINDOWS": 1, "TEST_WINDOWS": 1, "PROMPT_TOKENS": 8, "NEW_TOKENS": 8}
-        | {"WINDOW": 2, "ROUNDS": 1, "COHORT": 2, "LOCAL_STEPS": 1, "BATCH": 1, "LEARNING_RATES": (0.5,)},
+        {"CLIENTS": 3, "VALIDATION_CLIENTS": 1, "CLIENT_WINDOWS": 1, "TEST_WINDOWS": 1, "PROMPT_TOKENS": 8}
+        | {
+            "NEW_TOKENS": 8,
+            "WINDOW": 2,
+            "ROUNDS": 1,
+            "COHORT": 2,
+            "LOCAL_STEPS": 1,
+            "BATCH": 1,
+            "LEARNING_RATES": (0.5,),
+        },
         2,
     ),
 }
@@ -39,12 +47,12 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def tree_of(cell: nbformat.NotebookNode) -> ast.Module:
-    """A cell without IPython's magics."""
+    """The syntax tree of a cell, with IPython's magics replaced by `pass`."""
     return ast.parse(re.sub(r"(?m)^(\s*)%.*", r"\1pass", cell.source))
 
 
 def texts(notebook: nbformat.NotebookNode) -> list[str]:
-    """Everything that outputs say in words."""
+    """All text of the outputs."""
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     return [output.get("text", "") + "\n".join(output.get("traceback", ())) for output in outputs]
 
@@ -61,19 +69,19 @@ def test_every_notebook_has_a_toy_size():
 @every_notebook
 def test_runs_at_toy_size(path):
     constants, count = TOY[path.stem]
-    found = executed(path, constants)
-    assert len(pictures(found)) == count
-    assert not [output for cell in code(found) for output in cell.outputs if output.get("name") == "stderr"]
-    assert all(cell.execution_count for cell in code(found))
+    notebook = executed(path, constants)
+    assert len(pictures(notebook)) == count
+    assert not [output for cell in code(notebook) for output in cell.outputs if output.get("name") == "stderr"]
+    assert all(cell.execution_count for cell in code(notebook))
 
 
-def test_constants_are_parameters():
+def test_unknown_parameters_are_refused():
     with pytest.raises(ValueError, match=r"01_fedspeed.ipynb: expected parameters out of .*, got \['ROUND'\]"):
         executed(NOTEBOOKS[0], {"ROUND": 1})
 
 
 @every_notebook
-def test_an_essay_of_short_cells(path):
+def test_cells_are_short(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
@@ -87,10 +95,10 @@ def test_an_essay_of_short_cells(path):
 
 @every_notebook
 def test_installs_and_opens_on_colab(path):
-    """Badge and install name one repository; where the packages are, nothing is installed."""
+    """Badge and installation name one repository; nothing is installed if the packages are present."""
     notebook = read(path)
     links = [re.findall(r"github(?:\.com)?/([\w.-]+/[\w.-]+)", cell.source) for cell in notebook.cells]
-    assert len({repository for found in links for repository in found}) == 1
+    assert len({repository for names in links for repository in names}) == 1
     assert f"/blob/main/notebooks/{path.name}" in notebook.cells[0].source
     installing = [cell for cell in code(notebook) if "%pip" in cell.source]
     assert len(installing) == 1
@@ -99,7 +107,7 @@ def test_installs_and_opens_on_colab(path):
 
 
 @every_notebook
-def test_public_names_alone(path):
+def test_public_names_only(path):
     modules, used = set(), set()
     for node in [node for cell in code(read(path)) for node in ast.walk(tree_of(cell))]:
         if isinstance(node, ast.ImportFrom):
@@ -115,7 +123,7 @@ def test_public_names_alone(path):
 
 @every_notebook
 def test_committed_with_outputs(path):
-    """Outputs of one run from top to bottom, pictures among them, and nothing of the machine that made them."""
+    """Outputs are of one run from top to bottom, with pictures, and contain no path of the machine."""
     notebook, (_, count) = read(path), TOY[path.stem]
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     assert not [output for cell in code(notebook) for output in cell.outputs if output.output_type == "error"]
@@ -123,7 +131,7 @@ def test_committed_with_outputs(path):
     assert len(images) == count
     assert sum(map(len, images)) < 300_000
     assert all(min(Image.open(io.BytesIO(image)).size) > 100 for image in images)
-    told = "\n".join(texts(notebook))
-    assert not re.search(r"(?<![\w/])/(?!\s)[\w.]+/", told), "an absolute path"
-    assert str(ROOT) not in told
+    text = "\n".join(texts(notebook))
+    assert not re.search(r"(?<![\w/])/(?!\s)[\w.]+/", text), "an absolute path"
+    assert str(ROOT) not in text
     assert not any("execution" in cell.metadata for cell in notebook.cells)

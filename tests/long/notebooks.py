@@ -1,4 +1,4 @@
-"""Runs the notebooks; ``make notebooks`` does so in full, in place, and leaves nothing in them but their outputs."""
+"""Run the notebooks. ``make notebooks`` runs them in full and writes their outputs into the files."""
 
 import argparse
 import ast
@@ -23,12 +23,12 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-#: tqdm's bars want a package which nothing here needs, and are off.
+#: tqdm warns that ipywidgets is missing; its bars are off in the notebooks.
 QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel of this interpreter, whatever others are registered under the same name; it listens to no network."""
+    """A kernel of this interpreter, even if others are registered under its name; it opens no network port."""
 
     transport = "ipc"
 
@@ -38,38 +38,41 @@ class Kernel(AsyncKernelManager):
 
 
 def parameters(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The one cell tagged "parameters"."""
+    """Return the cell tagged "parameters"."""
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     return cell
 
 
 def names(source: str) -> set[str]:
-    """Names which a cell of parameters assigns."""
+    """Return the names that a cell assigns."""
     targets = [target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets]
     return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
 
 
 def pictures(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Outputs that are pictures."""
+    """Return the outputs that are pictures."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return [output for output in outputs if "image/png" in output.get("data", ())]
 
 
 def executed(path: Path, constants: Mapping[str, Any]) -> nbformat.NotebookNode:
-    """The notebook with outputs, run by this interpreter in a folder of its own, with the packages of this checkout.
+    """Run a notebook with this interpreter and the packages of this checkout, in a temporary folder.
 
     Args:
         path: of the notebook.
-        constants: set after its cell of parameters, which must have assigned them.
+        constants: values set after the cell of parameters, which must assign the same names.
+
+    Returns:
+        The notebook with outputs.
 
     Raises:
-        ValueError: a constant that is no parameter.
-        CellExecutionError: a cell that fails, with its traceback.
+        ValueError: a constant is not a parameter.
+        CellExecutionError: a cell failed; with its traceback.
     """
     notebook = nbformat.read(path, as_version=4)
     cell = parameters(notebook)
-    if strange := constants.keys() - names(cell.source):
-        raise ValueError(f"{path.name}: expected parameters out of {sorted(names(cell.source))}, got {sorted(strange)}")
+    if unknown := constants.keys() - names(cell.source):
+        raise ValueError(f"{path.name}: expected parameters out of {sorted(names(cell.source))}, got {sorted(unknown)}")
     written = cell.source
     cell.source = "\n".join([written, *(f"{name} = {value!r}" for name, value in constants.items())])
     outside = {name: value for name, value in one_device().items() if name != "MPLBACKEND"}
@@ -85,7 +88,7 @@ def executed(path: Path, constants: Mapping[str, Any]) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drops what would differ from run to run beside the outputs, and stores pictures with 256 colours."""
+    """Drop metadata that differs between runs, and store pictures with 256 colours."""
     notebook.metadata["language_info"] = {"name": "python"}
     for output in pictures(notebook):
         written = io.BytesIO()
@@ -96,9 +99,9 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
 
 
 def main() -> None:
-    """Runs the notebooks whose names begin as asked for, or all."""
+    """Run the notebooks whose names start with an argument, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("begin", nargs="*", help="how names begin, such as 01")
+    parser.add_argument("begin", nargs="*", help="start of a name, such as 01")
     begin = tuple(parser.parse_args().begin) or ("",)
     for path in NOTEBOOKS:
         if path.name.startswith(begin):

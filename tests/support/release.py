@@ -1,11 +1,11 @@
-"""Checkpoints that a release leaves for all later ones: ``python -m tests.support.release tests/data/release_0_1_0``.
+"""Checkpoints that a release leaves for later ones: ``python -m tests.support.release tests/data/NAME.tar.xz``.
 
 Made once, when a version is released, and never again: ``tests/house/test_release.py`` loads them with today's code.
-What they hold is said here (`LEAVES`) or lies beside them as plain arrays (``run.npz``, ``model.npz``, ``draft.npz``).
+Their contents are `leaves` below, and plain arrays in the same archive (``run.npz``, ``model.npz``, ``draft.npz``).
 """
 
-import shutil
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,29 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in pairs}
 
 
-def main(folder: Path) -> None:
-    """Writes everything into a new folder, by way of another one: orbax notes the path that it wrote to."""
-    with tempfile.TemporaryDirectory() as directory:
-        write(Path(directory))
-        shutil.copytree(directory, folder)
+def main(archive: Path) -> None:
+    """Writes everything into a new archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        with tarfile.open(archive, "x:xz") as file:
+            for path in sorted(Path(folder).iterdir()):
+                file.add(path, path.name, filter=anonymous)
+
+
+def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The same member without owner and time."""
+    return member.replace(deep=False, uid=0, gid=0, uname="", gname="", mtime=0)
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpacks an archive into a folder, and returns the folder."""
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return folder
 
 
 def write(folder: Path) -> None:
-    """Writes everything into a folder."""
+    """Writes every checkpoint, and the arrays it must give, into a folder."""
     checkpoint.save(folder / "leaves", 1, leaves(), metadata={"made by": "jaxfed 0.1.0"}, kind="leaves")
     run(folder / "run", 2)
     np.savez_compressed(folder / "run.npz", **named(checkpoint.load(folder / "run")))

@@ -1,4 +1,4 @@
-"""Puts parts together: a client function and a server update make a federated algorithm."""
+"""Compose a client function and a server update into a federated algorithm."""
 
 import functools
 from collections.abc import Callable
@@ -10,29 +10,29 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxfed.algorithms.parts import corrections
-from jaxfed.algorithms.parts.local import ClientContext, LocalResult, Solver
+from jaxfed.algorithms.parts._local import ClientContext, LocalResult, Solver
 from jaxfed.algorithms.parts.optimisers import check_descends
-from jaxfed.core import tree
+from jaxfed.core import keys, tree
 from jaxfed.core.checks import check_range
 from jaxfed.core.losses import check_params
 from jaxfed.core.protocol import (
     ClientFn,
     ClientInfo,
+    ClientMessage,
     ClientRow,
     ClientUpdate,
     Cohort,
     CohortResult,
     FederatedAlgorithm,
     Fetch,
-    Insides,
-    Message,
+    Parts,
     Plan,
     Received,
     RoundInfo,
     Server,
     ServerUpdate,
     StepFn,
-    as_given,
+    identity_fetch,
 )
 from jaxfed.core.stateful import policy_of
 from jaxfed.core.types import Key, Params, Scalar
@@ -40,10 +40,10 @@ from jaxfed.layout import plans
 
 
 class ClientResult(NamedTuple):
-    """What a client function returns: its local training, the message for the server, and the memory it keeps."""
+    """Result of a client function: its local training, the message for the server, and the memory it keeps."""
 
     local: LocalResult
-    message: Message
+    message: ClientMessage
     memory: PyTree = ()
 
 
@@ -53,16 +53,16 @@ def compose(
     solver: Solver,
     *,
     init_memory: Callable[[Params], PyTree] = lambda params: (),
-    advance: Callable[[PyTree, PyTree], PyTree] = tree.total,
+    advance: Callable[[PyTree, PyTree], PyTree] = optax.tree.add,
 ) -> FederatedAlgorithm:
-    """Make an algorithm of what one client does and what the server does with the cohort's message.
+    """Compose an algorithm from the client's and the server's part of a round.
 
     Args:
-      client: one client's round, written for a single client.
-      server_update: from the cohort's message to the next parameters.
-      solver: what `client` trains with; gives ηₜ, the relaxed initialisation and the policy for model state.
-      init_memory: memory of a client that was never drawn, from the initial parameters.
-      advance: see `Insides`; by default all of the memory is what the server sums up.
+        client: `client(context) -> ClientResult`, one client's round, written for a single client.
+        server_update: from the cohort's message to the next parameters.
+        solver: the solver that `client` calls; determines ηₜ, relaxed initialisation and the policy for model state.
+        init_memory: memory of a client that was never drawn, from the initial parameters.
+        advance: see `jaxfed.core.Parts`; by default the server sums up the whole memory.
     """
     rule, policy = solver.rule, policy_of(solver.loss_fn)
     relaxed, local, averaged = rule.relaxation > 0.0, policy == "local", policy == "average"
@@ -82,20 +82,20 @@ def compose(
         _check_state(policy, model_state)
         return ClientRow(init_memory(params), params if relaxed else (), model_state if local else ())
 
-    def client_update(server: Server, member: Cohort, key: Key, fetch: Fetch = as_given) -> ClientUpdate:
+    def client_update(server: Server, member: Cohort, key: Key, fetch: Fetch = identity_fetch) -> ClientUpdate:
         start, row = server.params, member.rows
         if relaxed:
             start = corrections.relaxed_start(start, row.last_params, rule.relaxation)
         model_state = row.model_state if local else server.model_state
         learning_rate = rule.learning_rate(server.round)
-        given = ClientContext(server, start, row.memory, model_state, member.batches, fetch, learning_rate, key)
-        found = client(given)
-        after = found.local.model_state
-        row = ClientRow(found.memory, found.local.params if relaxed else (), after if local else (), row.uplink)
-        found = found._replace(message=found.message._replace(model_state=after if averaged else ()))
-        return ClientUpdate(found.message, row, client_info(found, member))
+        context = ClientContext(server, start, row.memory, model_state, member.batches, fetch, learning_rate, key)
+        result = client(context)
+        after = result.local.model_state
+        row = ClientRow(result.memory, result.local.params if relaxed else (), after if local else (), row.uplink)
+        result = result._replace(message=result.message._replace(model_state=after if averaged else ()))
+        return ClientUpdate(result.message, row, client_info(result, member))
 
-    def update(server: Server, message: Message, num_used: Array) -> Server:
+    def update(server: Server, message: ClientMessage, num_used: Array) -> Server:
         counts = (number.astype(jnp.result_type(float)) for number in (num_used, server.num_clients))
         after = server_update.apply(server.params, server.extra, Received(message, *counts))
         state = message.model_state if averaged else server.model_state
@@ -103,65 +103,60 @@ def compose(
         params, extra, state = tree.where(num_used > 0, (*after, state), before)
         return server._replace(params=params, extra=extra, model_state=state, round=server.round + 1)
 
-    def message(params: Params) -> Message:
-        return Message(**{name: optax.tree.zeros_like(params) for name in ("delta", *server_update.reads)})
-
-    insides = Insides(rule.learning_rate, message, advance, plans.MEAN, averaged, solver.loss_fn)
-    step = stepping(client_update, update, insides)
-    return FederatedAlgorithm(init, init_client, step, client_update, update, insides=insides)
+    parts = Parts(rule.learning_rate, advance, plans.MEAN, averaged, solver.loss_fn)
+    step = make_step(client_update, update, parts)
+    return FederatedAlgorithm(init, init_client, step, client_update, update, parts=parts)
 
 
-def stepping(
-    client_update: Callable[..., ClientUpdate], server_update: Callable[..., Server], insides: Insides
-) -> StepFn:
-    """One round of its two halves: all clients of the cohort, their messages made one, the server."""
+def make_step(client_update: Callable[..., ClientUpdate], server_update: Callable[..., Server], parts: Parts) -> StepFn:
+    """Make one round of its two halves: all clients of the cohort, the aggregate, the server."""
 
     def step(
-        server: Server, cohort: Cohort, key: Key, *, plan: Plan = plans.vmap(), fetch: Fetch = as_given
+        server: Server, cohort: Cohort, key: Key, *, plan: Plan = plans.vmap(), fetch: Fetch = identity_fetch
     ) -> tuple[Server, ClientRow, RoundInfo]:
         _check_cohort(cohort)
 
         def member_update(member: Cohort, client_key: Key) -> ClientUpdate:
             return client_update(server, member, client_key, fetch)
 
-        round_key = jax.random.fold_in(key, server.round)
-        run = functools.partial(plans.gathered, plan) if insides.aggregate.gathers else plan
+        round_key = keys.round_key(key, server.round)
+        run = functools.partial(plans.gathered, plan) if parts.aggregate.gathers else plan
         result = run(member_update, cohort, round_key)
-        message, used = insides.aggregate.combine(result, cohort, round_key)
+        message, used = parts.aggregate.combine(result, cohort, round_key)
         rows = result.rows if used is result.used else tree.where(used, result.rows, cohort.rows)
         result = result._replace(used=used, rows=rows)
-        info = round_info(result, message, cohort, insides.learning_rate(server.round))
+        info = round_info(result, message, cohort, parts.learning_rate(server.round))
         if _narrow((server.params, server.model_state)):
-            message = tree.cast_like(message, _sent(member_update, cohort, round_key))
-        received = info.num_used if insides.aggregate.noise is None else jnp.maximum(info.num_used, 1)
+            message = optax.tree.cast_like(message, _sent(member_update, cohort, round_key))
+        received = info.num_used if parts.aggregate.noise is None else jnp.maximum(info.num_used, 1)
         return server_update(server, message, received), rows, info
 
     return step
 
 
 def _narrow(values: PyTree) -> bool:
-    """Whether some of it is added up in a wider dtype than its own."""
+    """Whether some leaves are summed in a wider dtype than their own."""
     return any(leaf.dtype != tree.wide(leaf.dtype) for leaf in jax.tree.leaves(values))
 
 
-def _sent(client: ClientFn, cohort: Cohort, key: Key) -> Message:
+def _sent(client: ClientFn, cohort: Cohort, key: Key) -> ClientMessage:
     """Shapes and dtypes of one client's message."""
     return jax.eval_shape(lambda: client(jax.tree.map(lambda leaf: leaf[0], cohort), key).message)
 
 
-def client_info(found: ClientResult, member: Cohort) -> ClientInfo:
-    """Facts about one client: means over the steps that had data."""
-    steps, mask = found.local.steps, member.batches["mask"]
+def client_info(result: ClientResult, member: Cohort) -> ClientInfo:
+    """Metrics of one client: means over the steps that had data."""
+    steps, mask = result.local.steps, member.batches["mask"]
     loss, gradient_norm, aux = tree.masked_mean(steps[:3], steps.active)
-    norms = tree.norm(found.local.delta), tree.norm(found.memory)
+    norms = tree.norm(result.local.delta), tree.norm(result.memory)
     padding = 1.0 - jnp.mean(mask.astype(jnp.float32))
     samples = jnp.sum(mask, dtype=jnp.int32)
-    size = jnp.float32(sum(leaf.nbytes for leaf in jax.tree.leaves(found.message)))
-    return ClientInfo(loss, gradient_norm, *norms, found.local.num_steps, padding, samples, size, aux)
+    size = jnp.float32(sum(leaf.nbytes for leaf in jax.tree.leaves(result.message)))
+    return ClientInfo(loss, gradient_norm, *norms, result.local.num_steps, padding, samples, size, aux)
 
 
-def round_info(result: CohortResult, message: Message, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:
-    """Facts about one round; ‖Uᵢ − Ū‖² is averaged as mean ‖Uᵢ‖² − ‖Ū‖². Means over no client are NaN."""
+def round_info(result: CohortResult, message: ClientMessage, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:
+    """Metrics of one round; the mean of ‖Uᵢ − Ū‖² is mean ‖Uᵢ‖² − ‖Ū‖². Means over no client are NaN."""
     num_used = jnp.sum(result.used, dtype=jnp.int32)
     client = tree.masked_mean(result.clients, result.used)
     squares = plans.weighted_sum(jnp.square(result.clients.delta_norm), cohort, result.used)
@@ -176,12 +171,14 @@ def _check_state(policy: str | None, model_state: PyTree) -> None:
     if policy == "average" and whole:
         raise ValueError(f"model state must be floating-point to be averaged, got {whole[0]}; keep it local or frozen")
     if bool(jax.tree.leaves(model_state)) != (policy is not None):
-        given, remedy = ("no", "pass model_state=...") if policy else ("a", "wrap the loss function in jaxfed.Stateful")
-        raise ValueError(f"expected model state just where the loss function is Stateful, got {given} state; {remedy}")
+        got, remedy = ("no", "pass model_state=...") if policy else ("a", "wrap the loss function in jaxfed.Stateful")
+        raise ValueError(
+            f"expected model state if the loss function is Stateful, and none otherwise, got {got} state; {remedy}"
+        )
 
 
 def _check_cohort(cohort: Cohort) -> None:
-    """Shapes only, so it costs nothing in a compiled round: [C] ids, [C, K, B] mask, [C, K, B, ...] arrays."""
+    """Raise ValueError unless shapes are ids [C], mask [C, K, B] and arrays [C, K, B, ...]."""
     if "mask" not in cohort.batches:
         raise ValueError(f'cohort.batches needs "mask", bool [C, K, B], beside {sorted(cohort.batches)}')
     expected = cohort.batches["mask"].shape

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from jaxfed.core import tree
@@ -12,7 +13,7 @@ def prox(params: Params, anchor: Params, prox_weight: float) -> Params | None:
     """w·(x − x⁰): the pull of the proximal term w/2·‖x − x⁰‖² to where the round began; left out at w = 0."""
     if prox_weight == 0.0:
         return None
-    return tree.scale(prox_weight, tree.difference(params, anchor))
+    return tree.scale(prox_weight, optax.tree.sub(params, anchor))
 
 
 def prox_at_origin(anchor: Params, prox_weight: float) -> Params | None:
@@ -32,17 +33,17 @@ def dual(dual_variable: Params, prox_weight: float) -> Params:
 
 def updated_dual(dual_variable: Params, delta: Params) -> Params:
     """hᵢ ← hᵢ + U with U = x_K − x⁰ (ĝᵢ ← ĝᵢ − (x_K − xᵗ)/λ of the paper)."""
-    return tree.total(dual_variable, delta)
+    return optax.tree.add(dual_variable, delta)
 
 
 def control_variate(server_control: Params, client_control: Params) -> Params:
     """c − cᵢ: takes the client's own drift out of its gradient and puts everybody's in."""
-    return tree.difference(server_control, client_control)
+    return optax.tree.sub(server_control, client_control)
 
 
 def updated_control(client_control: Params, server_control: Params, mean_step: Params) -> Params:
     """cᵢ' = cᵢ − c + D with D = −U/(K·ηₜ), the client's mean direction of the round (SCAFFOLD, option II)."""
-    return tree.total(tree.difference(client_control, server_control), mean_step)
+    return optax.tree.add(optax.tree.sub(client_control, server_control), mean_step)
 
 
 def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar | float, otherwise: Params) -> Params:
@@ -67,4 +68,4 @@ def momentum(direction: Params, fresh_weight: float) -> Params:
 
 def relaxed_start(params: Params, last_params: Params, relaxation: float) -> Params:
     """x⁰ = xᵗ + β·(xᵗ − wᵢ): relaxed initialisation, away from the client's last result wᵢ."""
-    return tree.total(params, tree.scale(relaxation, tree.difference(params, last_params)))
+    return optax.tree.add(params, tree.scale(relaxation, optax.tree.sub(params, last_params)))

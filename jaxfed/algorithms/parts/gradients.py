@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
 
 from jaxfed.core import tree
 from jaxfed.core.checks import check_range
@@ -14,10 +15,10 @@ class Estimate(NamedTuple):
     """An estimator's answer for one mini-batch.
 
     Attributes:
-      gradient: what the step descends along, like the parameters.
-      memory: the estimator's own memory after this step (empty for all but FedSMOO).
-      loss: loss at the parameters given, [].
-      aux: the loss function's aux.
+        gradient: what the step descends along, like the parameters.
+        memory: the estimator's own memory after this step (empty for all but FedSMOO).
+        loss: loss at the parameters given, [].
+        aux: the loss function's aux.
     """
 
     gradient: Params
@@ -63,9 +64,9 @@ def merged(ascent_radius: float, merge_weight: float, perturbation: Perturbation
     """g̃ = (1−α)·g₁ + α·g₂, the merged quasi-gradient (FedSpeed, Algorithm 1).
 
     Args:
-      ascent_radius: ρ.
-      merge_weight: α in [0, 1]; at 0 the ascent step is left out altogether, at 1 the plain gradient g₁ is dropped.
-      perturbation: how the ascent step e follows from g₁ and ρ: `raw` or `normalised`.
+        ascent_radius: ρ.
+        merge_weight: α in [0, 1]; at 0 the ascent step is left out altogether, at 1 the plain gradient g₁ is dropped.
+        perturbation: how the ascent step e follows from g₁ and ρ: `raw` or `normalised`.
     """
     check_range("ascent_radius", ascent_radius, least=0.0)
     check_range("merge_weight", merge_weight, least=0.0, most=1.0)
@@ -106,18 +107,18 @@ def aligned(ascent_radius: float) -> Estimator:
 
     def estimate(objective: Objective, params: Params, memory: Ascent) -> Estimate:
         first = plain(objective, params, ())
-        towards = tree.difference(tree.difference(first.gradient, memory.own), memory.shared)
+        towards = optax.tree.sub(optax.tree.sub(first.gradient, memory.own), memory.shared)
         ascent = normalised(towards, ascent_radius)
-        own = tree.difference(tree.total(memory.own, ascent), memory.shared)
+        own = optax.tree.sub(optax.tree.add(memory.own, ascent), memory.shared)
         return first._replace(gradient=_at(objective, params, ascent), memory=memory._replace(own=own))
 
     return estimate
 
 
 def _at(objective: Objective, params: Params, ascent: Params) -> Params:
-    gradient, _ = jax.grad(objective, has_aux=True)(tree.total(params, ascent))
+    gradient, _ = jax.grad(objective, has_aux=True)(optax.tree.add(params, ascent))
     return gradient
 
 
 def _blend(first: Params, second: Params, weight: float) -> Params:
-    return second if weight == 1.0 else tree.total(tree.scale(1.0 - weight, first), tree.scale(weight, second))
+    return second if weight == 1.0 else optax.tree.add(tree.scale(1.0 - weight, first), tree.scale(weight, second))

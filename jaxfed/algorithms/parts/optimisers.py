@@ -8,11 +8,8 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from jaxfed.core import tree
+from jaxfed.core import keys
 from jaxfed.core.types import Key, Params
-
-STREAM = 2**32 - 2
-"""Folded into a client's key for its optimiser; the number of no local step, and not the stream of `jaxfed.uplink`."""
 
 PROBED = 4
 """Steps of a probe: those that a warm-up, a look-ahead or an accumulation of gradients spends without descending."""
@@ -56,7 +53,7 @@ def _moved(optimiser: optax.GradientTransformation, params: Params, sign: float)
     for _ in range(PROBED):
         updates, state = optimiser.update(gradient, state, moved)
         moved = optax.apply_updates(moved, updates)
-    return tree.difference(moved, params)
+    return optax.tree.sub(moved, params)
 
 
 def reseeded(state: optax.OptState, key: Key) -> optax.OptState:
@@ -65,14 +62,11 @@ def reseeded(state: optax.OptState, key: Key) -> optax.OptState:
     An optimiser that is begun anew would draw the same numbers for every client and in every round. Keys are typed, or
     uint32 arrays of the shape of a key's data, which no other optimiser's state has.
     """
-    words = jax.random.bits(jax.random.fold_in(key, STREAM), (2,))
-
-    def fold(own: Key) -> Key:
-        return jax.random.fold_in(jax.random.fold_in(own, words[0]), words[1])
+    words = keys.optimiser_words(key)
 
     def renew(leaf: Array) -> Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.vmap(fold)(leaf.reshape(-1)).reshape(leaf.shape)
+            return jax.vmap(keys.fold_words, in_axes=(0, None))(leaf.reshape(-1), words).reshape(leaf.shape)
         if leaf.dtype == np.uint32 and leaf.ndim and leaf.shape[-1] == _key_size():
             return jax.random.key_data(renew(jax.random.wrap_key_data(leaf)))
         return leaf

@@ -1,4 +1,4 @@
-"""Server updates: what the server does with the cohort's message. One pair (init, apply) each."""
+"""Server updates: pairs (init, apply) that turn the cohort's message into the next parameters."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ Pair = tuple[Params, Params]
 
 
 def mean(learning_rate: float = 1.0) -> ServerUpdate:
-    """xᵗ⁺¹ = xᵗ + η_g·Ū; nothing is kept."""
+    """xᵗ⁺¹ = xᵗ + η_g·Ū, without state."""
 
     def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
         return _moved(params, received, learning_rate), extra
@@ -25,7 +25,7 @@ def mean(learning_rate: float = 1.0) -> ServerUpdate:
 
 
 def optimiser(transformation: optax.GradientTransformation) -> ServerUpdate:
-    """Any whole optax optimiser on the pseudo-gradient −Ū; keeps its state (FedOpt, Reddi et al. 2021).
+    """Any whole optax optimiser of the pseudo-gradient −Ū (FedOpt, Reddi et al. 2021).
 
     `init` raises ValueError for one whose updates ascend.
     """
@@ -47,23 +47,23 @@ def cohort_dual_mean() -> ServerUpdate:
     """xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1); clients send hᵢ' in `average`."""
 
     def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
-        return tree.total(params, received.message.delta, received.message.average), extra
+        return optax.tree.add(params, received.message.delta, received.message.average), extra
 
-    return ServerUpdate(lambda params: (), apply, reads=("average",))
+    return ServerUpdate(lambda params: (), apply)
 
 
 def population_dual_mean() -> ServerUpdate:
     """xᵗ⁺¹ = mean over Sₜ of x_K + mean over all N clients of h (FedDyn's rule; absent clients keep their h).
 
-    The mean of all duals is kept as a running mean, h̄ ← h̄ + 1/N · Σ over Sₜ of (hᵢ' − hᵢ), so that the rows of the
-    population are never read; clients send hᵢ' − hᵢ in `total`.
+    The server keeps the mean of all duals as a running mean, h̄ ← h̄ + 1/N · Σ over Sₜ of (hᵢ' − hᵢ), so that the
+    rows of the population are never read; clients send hᵢ' − hᵢ in `total`.
     """
 
     def apply(params: Params, dual_mean: Params, received: Received) -> Pair:
         dual_mean = running_mean(dual_mean, received)
-        return tree.total(params, received.message.delta, dual_mean), dual_mean
+        return optax.tree.add(params, received.message.delta, dual_mean), dual_mean
 
-    return ServerUpdate(optax.tree.zeros_like, apply, reads=("total",))
+    return ServerUpdate(optax.tree.zeros_like, apply)
 
 
 def control_mean(learning_rate: float = 1.0) -> ServerUpdate:
@@ -72,7 +72,7 @@ def control_mean(learning_rate: float = 1.0) -> ServerUpdate:
     def apply(params: Params, control: Params, received: Received) -> Pair:
         return _moved(params, received, learning_rate), running_mean(control, received)
 
-    return ServerUpdate(optax.tree.zeros_like, apply, reads=("total",))
+    return ServerUpdate(optax.tree.zeros_like, apply)
 
 
 def momentum_mean(learning_rate: float = 1.0) -> ServerUpdate:
@@ -82,11 +82,11 @@ def momentum_mean(learning_rate: float = 1.0) -> ServerUpdate:
         del direction
         return _moved(params, received, learning_rate), received.message.average
 
-    return ServerUpdate(optax.tree.zeros_like, apply, reads=("average",))
+    return ServerUpdate(optax.tree.zeros_like, apply)
 
 
 class Aligned(NamedTuple):
-    """What `aligned_dual_mean` keeps: h̄, the mean of all duals, and s, the direction that ascent steps share."""
+    """State of `aligned_dual_mean`: h̄, the mean of all duals, and s, the shared direction of the ascent steps."""
 
     dual_mean: Params
     ascent: Params
@@ -103,21 +103,21 @@ def aligned_dual_mean(ascent_radius: float) -> ServerUpdate:
     def init(params: Params) -> Aligned:
         return Aligned(duals.init(params), optax.tree.zeros_like(params))
 
-    return ServerUpdate(init, apply, reads=("average", "total"))
+    return ServerUpdate(init, apply)
 
 
 def running_mean(mean_of_rows: Params, received: Received) -> Params:
-    """m + 1/N · Σ over Sₜ of changes: the mean over all N clients' rows, of which only the cohort's changed.
+    """m + 1/N · Σ over Sₜ of changes: the mean over all N clients' rows, where only the cohort's rows changed.
 
-    It is kept in the parameters' dtype. In bfloat16 a change below 1/256 of it is lost: keep parameters in float32, and
-    compute in bfloat16 by `jaxfed.mixed_precision`.
+    It has the parameters' dtype. In bfloat16 a change below 1/256 of it is lost: keep parameters in float32, and
+    compute in bfloat16 with `jaxfed.mixed_precision`.
     """
     change = tree.scale(1.0 / received.num_clients, tree.widened(received.message.total))
-    return tree.cast_like(tree.total(tree.widened(mean_of_rows), change), mean_of_rows)
+    return optax.tree.cast_like(optax.tree.add(tree.widened(mean_of_rows), change), mean_of_rows)
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², m/(√v + ε): Adam without bias correction (FedAdam), as optax lacks it."""
+    """m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², m/(√v + ε): Adam without bias correction (FedAdam); not in optax."""
 
     def init(params: Params) -> optax.ScaleByAdamState:
         zeros = optax.tree.zeros_like(params)
@@ -137,4 +137,4 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
 
 def _moved(params: Params, received: Received, learning_rate: float) -> Params:
     delta = received.message.delta
-    return tree.total(params, delta if learning_rate == 1.0 else tree.scale(learning_rate, delta))
+    return optax.tree.add(params, delta if learning_rate == 1.0 else tree.scale(learning_rate, delta))

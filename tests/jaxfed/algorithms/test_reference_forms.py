@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import jaxfed
-from jaxfed.algorithms.parts.local import LocalOptions
-from tests.support import reference
-from tests.support.jaxfed import problems
+from jaxfed.algorithms.parts import LocalOptions
+from tests.support import fedspeed_reference
+from tests.support.jaxfed import problems, reference_forms
 
 TOLERANCE = 1e-11
 BATCH, EPOCHS = 4, 2
 COHORTS = [[0, 3], [1, 2, 4], [2], [3, 0, 1], [4, 0]]
-GRADIENT = reference.softmax_regression_gradient(problems.CLASSES)
+GRADIENT = fedspeed_reference.softmax_regression_gradient(problems.CLASSES)
 
 # Our word for each symbol of the oracle; a factory is given those that it takes.
 WORDS = {
@@ -97,9 +97,9 @@ def test_rows_cover_every_pair():
             assert len({(row[first], row[second]) for row in values}) == 4, (first, second)
 
 
-def hyperparameters(setting: Setting, problem: problems.Problem) -> reference.ReferenceHyperparameters:
+def hyperparameters(setting: Setting, problem: problems.Problem) -> reference_forms.ReferenceHyperparameters:
     nominal = EPOCHS * len(problem.clients[0]["x"]) / BATCH + 0.25 if setting.nominal else None
-    return reference.ReferenceHyperparameters(
+    return reference_forms.ReferenceHyperparameters(
         **(ALT if setting.alt else BASE),
         beta=0.15 if setting.relaxed else 0.0,
         max_norm=0.3 if setting.clipped else 10.0,
@@ -107,7 +107,7 @@ def hyperparameters(setting: Setting, problem: problems.Problem) -> reference.Re
     )
 
 
-def build(name: str, hyper: reference.ReferenceHyperparameters, **options) -> jaxfed.FederatedAlgorithm:
+def build(name: str, hyper: reference_forms.ReferenceHyperparameters, **options) -> jaxfed.FederatedAlgorithm:
     given = {ours: getattr(hyper, theirs) for theirs, ours in WORDS.items() if ours in TAKES[name] | COMMON}
     return jaxfed.algorithms.get(name)(problems.loss_fn, **{"clip_norm": hyper.max_norm, **given, **options})
 
@@ -135,7 +135,7 @@ def replay(name: str, setting: Setting, **options):
     step = jax.jit(algorithm.step)
     server = algorithm.init(problem.params, problems.CLIENTS)
     rows = store.init(algorithm.init_client(problem.params), problems.CLIENTS)
-    oracle = reference.ReferenceRun(name, GRADIENT, problems.flat(problem.params), problems.CLIENTS, hyper)
+    oracle = reference_forms.ReferenceRun(name, GRADIENT, problems.flat(problem.params), problems.CLIENTS, hyper)
     for number, ids in enumerate(COHORTS):
         index = visits(problem, number, ids, setting.partial)
         oracle.round(problems.oracle_cohort(problem, ids, index))
@@ -151,7 +151,7 @@ def assert_close(actual, expected, what: str) -> None:
     np.testing.assert_allclose(problems.flat(actual), expected, rtol=0, atol=TOLERANCE, err_msg=what)
 
 
-def held_by_server(name: str, extra, oracle: reference.ReferenceRun) -> dict:
+def held_by_server(name: str, extra, oracle: reference_forms.ReferenceRun) -> dict:
     """What the server keeps beside the parameters, ours and the oracle's."""
     match name:
         case "fedadam":
@@ -168,7 +168,7 @@ def held_by_server(name: str, extra, oracle: reference.ReferenceRun) -> dict:
     return {}
 
 
-def held_by_client(name: str, memory, oracle: reference.ReferenceRun, client: int) -> dict:
+def held_by_client(name: str, memory, oracle: reference_forms.ReferenceRun, client: int) -> dict:
     match name:
         case "scaffold" | "fedgamma":
             return {"c_i": (memory, oracle.c_i[client])}
@@ -180,7 +180,7 @@ def held_by_client(name: str, memory, oracle: reference.ReferenceRun, client: in
     return {}
 
 
-def assert_same(name: str, server: jaxfed.Server, rows: jaxfed.ClientRow, oracle: reference.ReferenceRun) -> None:
+def assert_same(name: str, server: jaxfed.Server, rows: jaxfed.ClientRow, oracle: reference_forms.ReferenceRun) -> None:
     assert_close(server.params, oracle.x, f"x after round {oracle.t}")
     for what, pair in held_by_server(name, server.extra, oracle).items():
         assert_close(*pair, f"{what} after round {oracle.t}")
@@ -216,7 +216,7 @@ def test_the_clip_of_the_oracle_binds(row):
     ends = []
     for max_norm in (hyper.max_norm, np.inf):
         given = dataclasses.replace(hyper, max_norm=max_norm)
-        run = reference.ReferenceRun("fedavg", GRADIENT, problems.flat(problem.params), problems.CLIENTS, given)
+        run = reference_forms.ReferenceRun("fedavg", GRADIENT, problems.flat(problem.params), problems.CLIENTS, given)
         index = visits(problem, 0, COHORTS[0], partial=True)
         ends.append(run.round(problems.oracle_cohort(problem, COHORTS[0], index)))
     assert np.linalg.norm(ends[0] - ends[1]) > 1e-3

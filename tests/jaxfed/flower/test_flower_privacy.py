@@ -59,5 +59,5 @@ def test_a_deployment_with_other_cohorts_than_the_noise_is_refused(tmp_path):
     deployed = Deployed(tmp_path, algorithm)
     with pytest.raises(ValueError, match="expected the sampling that central_noise"):
         deployed.serve(rounds=1, sampler=jaxfed.FixedSize(2), **OPTIONS)
-    with pytest.raises(ValueError, match="count alike"):
+    with pytest.raises(ValueError, match="equal weights"):
         deployed.serve(rounds=1, sampler=jaxfed.CoinFlips(0.5, weights="samples"), **OPTIONS)

@@ -12,10 +12,10 @@ import jaxfed
 from jaxfed.cli._options import Rounds
 from jaxfed.cli._sending import Sending, mechanism, sampler_of, with_sending
 from jaxfed.core import tree
-from jaxfed.core.protocol import ClientInfo, ClientUpdate, Cohort, CohortResult, Message
+from jaxfed.core.protocol import ClientInfo, ClientMessage, ClientUpdate, Cohort, CohortResult
 from jaxfed.layout import plans
 from jaxfed.messages import compression, privacy, robust
-from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, plain
+from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, in_memory
 from tests.support.jaxfed import problems
 from tests.support.jaxfed.runs import arguments
 
@@ -30,10 +30,10 @@ def fedavg() -> jaxfed.FederatedAlgorithm:
     return jaxfed.fedavg(problems.loss_fn)
 
 
-def message_of(*shapes, dtype="float32", norm=30.0) -> Message:
+def message_of(*shapes, dtype="float32", norm=30.0) -> ClientMessage:
     generator = np.random.default_rng(3)
     drawn = [jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes]
-    return Message([leaf.astype(dtype) for leaf in tree.scale(norm / float(tree.norm(drawn)), drawn)])
+    return ClientMessage([leaf.astype(dtype) for leaf in tree.scale(norm / float(tree.norm(drawn)), drawn)])
 
 
 def sent_by(transforms, message, rounds=1):
@@ -87,7 +87,10 @@ TAKEN = {
     "rounded noise": lambda: jaxfed.uplink(fedavg(), CLIP, privacy.local_noise(LOCAL), compression.quantise(4)),
 }
 REFUSED = {
-    "no clip": (lambda: jaxfed.uplink(fedavg(), aggregate=NOISE), "got messages whose norm nothing bounds; clip after"),
+    "no clip": (
+        lambda: jaxfed.uplink(fedavg(), aggregate=NOISE),
+        "got messages without a bound of their norm; clip after",
+    ),
     "another clip": (lambda: jaxfed.uplink(fedavg(), OTHER, aggregate=NOISE), r"expected privacy.clip\(0.5\) last"),
     "shorter clip": (lambda: jaxfed.uplink(fedavg(), privacy.clip(0.1), aggregate=NOISE), "got a clip to 0.1"),
     "top-k after": (
@@ -96,30 +99,30 @@ REFUSED = {
     ),
     "sparse after": (
         lambda: jaxfed.uplink(fedavg(), CLIP, compression.top_k(0.1, feedback=False), aggregate=NOISE),
-        "nothing bounds",
+        "without a bound",
     ),
-    "bits after": (lambda: jaxfed.uplink(fedavg(), CLIP, compression.quantise(8), aggregate=NOISE), "nothing bounds"),
-    "own after": (lambda: jaxfed.uplink(fedavg(), CLIP, OWN, aggregate=NOISE), "nothing bounds"),
+    "bits after": (lambda: jaxfed.uplink(fedavg(), CLIP, compression.quantise(8), aggregate=NOISE), "without a bound"),
+    "own after": (lambda: jaxfed.uplink(fedavg(), CLIP, OWN, aggregate=NOISE), "without a bound"),
     "residual after": (
         lambda: jaxfed.uplink(fedavg(), error_feedback(chain(CLIP, OWN)), aggregate=NOISE),
-        "nothing bounds",
+        "without a bound",
     ),
-    "around": (lambda: jaxfed.uplink(jaxfed.uplink(fedavg(), CLIP, aggregate=NOISE), OWN), "nothing bounds"),
-    "noise around": (lambda: jaxfed.uplink(jaxfed.uplink(fedavg(), CLIP, OWN), aggregate=NOISE), "nothing bounds"),
+    "around": (lambda: jaxfed.uplink(jaxfed.uplink(fedavg(), CLIP, aggregate=NOISE), OWN), "without a bound"),
+    "noise around": (lambda: jaxfed.uplink(jaxfed.uplink(fedavg(), CLIP, OWN), aggregate=NOISE), "without a bound"),
     "local, no clip": (lambda: jaxfed.uplink(fedavg(), privacy.local_noise(LOCAL)), "before local_noise"),
     "local, other": (lambda: jaxfed.uplink(fedavg(), OTHER, privacy.local_noise(LOCAL)), "got a clip to 1.0"),
-    "local, bits": (lambda: jaxfed.uplink(fedavg(), CLIP, OWN, privacy.local_noise(LOCAL)), "nothing bounds"),
-    "local, nested": (lambda: jaxfed.uplink(fedavg(), error_feedback(privacy.local_noise(LOCAL))), "nothing bounds"),
+    "local, bits": (lambda: jaxfed.uplink(fedavg(), CLIP, OWN, privacy.local_noise(LOCAL)), "without a bound"),
+    "local, nested": (lambda: jaxfed.uplink(fedavg(), error_feedback(privacy.local_noise(LOCAL))), "without a bound"),
     "bits of noise": (
         lambda: jaxfed.uplink(fedavg(), CLIP, privacy.local_noise(LOCAL), compression.quantise(4), aggregate=NOISE),
-        "nothing bounds",
+        "without a bound",
     ),
 }
 
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_orders_that_noise_covers_are_taken(name):
-    assert TAKEN[name]().insides.max_norm in (0.5, None)
+    assert TAKEN[name]().parts.max_norm in (0.5, None)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -135,7 +138,7 @@ def test_orders_that_noise_does_not_cover_are_refused_at_construction(name):
         (jaxfed.CoinFlips(0.2), 100, r"CoinFlips\(participation=0.1, .* of 100 clients, got CoinFlips"),
         (jaxfed.FixedSize(10), 100, "got FixedSize"),
         (jaxfed.CoinFlips(0.1), 50, "of 50; give both the same"),
-        (jaxfed.CoinFlips(0.1, weights="samples"), 100, "count alike"),
+        (jaxfed.CoinFlips(0.1, weights="samples"), 100, "equal weights"),
     ],
 )
 def test_a_run_with_other_cohorts_than_the_noise_is_refused(sampler, clients, words):
@@ -159,7 +162,7 @@ def test_the_command_line_clips_last_and_draws_as_the_noise_presumes():
     schedule, sending = Rounds(clients=32, cohort_size=8), Sending(0.5, 1.0, bits=2, top_k=0.1)
     algorithm = with_sending(fedavg(), sending, schedule)
     assert algorithm.hyperparameters["uplink"].endswith("quantise(bits=2), clip(0.5)")
-    assert algorithm.insides.aggregate.noise == mechanism(sending, schedule)
+    assert algorithm.parts.aggregate.noise == mechanism(sending, schedule)
     check_cohorts(algorithm, sampler_of(sending, schedule), schedule.clients, weighted=False)
 
 
@@ -207,11 +210,11 @@ EVERYWHERE = {
 
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_a_leaf_without_entries_passes_every_transform(name):
-    message = Message({leaf: jnp.ones(shape) for leaf, shape in EMPTY.items()})
+    message = ClientMessage({leaf: jnp.ones(shape) for leaf, shape in EMPTY.items()})
     (sent,), _ = sent_by(EVERYWHERE[name], message)
     chex.assert_trees_all_equal_shapes_and_dtypes(sent, message)
     assert tree.all_finite(sent)
-    assert chain(*EVERYWHERE[name]).coding(plain(message.delta["none"])).num_bytes == 0
+    assert chain(*EVERYWHERE[name]).coding(in_memory(message.delta["none"])).num_bytes == 0
 
 
 LEAST = {
@@ -232,7 +235,7 @@ def test_robust_aggregates_count_clients_not_slots(name):
     values = np.random.default_rng(5).normal(size=(9, 3)).astype(np.float32)
     for used in ([], [0], [6], [3, 8], [2, 4, 8], [1, 4, 5, 7], [2, 3, 5, 7, 8]):
         mask = np.isin(np.arange(9), used)
-        there = Message({"x": np.where(mask[:, None], values, np.nan), "none": np.zeros((9, 0), np.float32)})
+        there = ClientMessage({"x": np.where(mask[:, None], values, np.nan), "none": np.zeros((9, 0), np.float32)})
         found, kept = combine(
             CohortResult(there, jnp.float32(len(used)), (), (), jnp.asarray(mask), jnp.asarray(~mask))
         )
@@ -259,7 +262,7 @@ def test_liars_move_no_cohort_of_coin_flips(name):
             continue
         values[liars] = 200.0
         found, kept = combine(
-            CohortResult(Message(values), jnp.float32(1), (), (), jnp.asarray(used), ~jnp.asarray(used))
+            CohortResult(ClientMessage(values), jnp.float32(1), (), (), jnp.asarray(used), ~jnp.asarray(used))
         )
         believed += bool(kept.any())
         assert not kept.any() or np.abs(found.delta).max() < 10.0
@@ -305,7 +308,7 @@ def test_sums_of_narrow_messages_do_not_stand_still(name, dtype):
     def client(member, key):
         none = jnp.float32(0)
         info = ClientInfo(none, none, none, none, jnp.int32(1), none, jnp.int32(1), none, ())
-        return ClientUpdate(Message([small, large], total=[small]), member.rows, info)
+        return ClientUpdate(ClientMessage([small, large], total=[small]), member.rows, info)
 
     for weights in (None, jnp.full(2000, 257.0)):
         cohort = Cohort(jnp.arange(2000, dtype=jnp.int32), jaxfed.ClientRow((), ()), {}, weights)
@@ -340,7 +343,7 @@ def test_means_of_narrow_numbers(dtype):
     assert found.dtype == dtype
     assert float(found) == 300.0
     located = {"median": robust.median(), "trimmed": robust.trimmed_mean(0.1), "geometric": robust.geometric_median()}
-    messages = Message(jnp.full((257, 2), 40_000.0 if dtype == "float16" else 300.0, dtype))
+    messages = ClientMessage(jnp.full((257, 2), 40_000.0 if dtype == "float16" else 300.0, dtype))
     result = CohortResult(messages, jnp.float32(257), (), (), jnp.ones(257, bool), jnp.zeros(257, bool))
     for aggregate in located.values():
         middle, _ = aggregate.combine(result, Cohort(jnp.arange(257), (), {}), jax.random.key(0))

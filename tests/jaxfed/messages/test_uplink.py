@@ -6,15 +6,18 @@ import math
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxfed
+from jaxfed.algorithms import parts
 from jaxfed.core import tree
-from jaxfed.core.protocol import Cohort, CohortResult, Message
+from jaxfed.core.protocol import ClientMessage, Cohort, CohortResult, ServerUpdate
 from jaxfed.messages import compression, privacy, robust
-from jaxfed.messages._uplink import Coding, chain, error_feedback, plain
+from jaxfed.messages._uplink import Coding, chain, error_feedback, in_memory
 from tests.jaxfed.algorithms.test_conformance import COHORTS, ROWS, mesh_of
 from tests.support.jaxfed import problems
 
@@ -84,13 +87,65 @@ def test_every_other_algorithm_learns_with_compressed_messages(name):
     assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:2]), losses
 
 
-def message_of(*shapes) -> Message:
+def fed_histogram(loss_fn, reads_samples: bool) -> jaxfed.FederatedAlgorithm:
+    """FedAvg whose clients send U as one vector, its norm and, if `reads_samples`, a histogram of labels."""
+    solver = parts.Solver(loss_fn, parts.gradients.plain, parts.LocalRule(client_learning_rate=0.2))
+
+    def client(context):
+        local = solver(context)
+        vector, _ = jax.flatten_util.ravel_pytree(local.delta)
+        average = {"drift": tree.norm(local.delta)}
+        if reads_samples:
+            labels = context.fetch(jax.tree.map(lambda leaf: leaf[0], context.batches))["y"]
+            average["histogram"] = jnp.mean(jax.nn.one_hot(labels, problems.CLASSES), axis=0)
+        return parts.ClientResult(local, ClientMessage({"vector": vector}, average=average))
+
+    def apply(params, extra, received):
+        vector, unravel = jax.flatten_util.ravel_pytree(params)
+        return unravel(vector + received.message.delta["vector"]), received.message.average
+
+    def init(params):
+        extra = {"drift": jnp.zeros(())}
+        return extra | {"histogram": jnp.zeros(problems.CLASSES)} if reads_samples else extra
+
+    return parts.compose(client, ServerUpdate(init, apply), solver)
+
+
+def simulated(algorithm):
+    data = jaxfed.data.client_data(problem().clients)
+    server = algorithm.init(problem().params, problems.CLIENTS)
+    batching, sampler, report = jaxfed.Steps(3, 4), jaxfed.FixedSize(4), jaxfed.Report(progress=False)
+    return jaxfed.simulate(algorithm, server, data, rounds=8, batching=batching, sampler=sampler, report=report)
+
+
+@pytest.mark.parametrize("reads_samples", [False, True])
+def test_messages_unlike_the_parameters(reads_samples):
+    """Clip and quantisation take any structure; top_k too, unless the message needs samples to have a shape."""
+    algorithm = fed_histogram(problems.loss_fn, reads_samples)
+    whole, _ = simulated(algorithm)
+    bare, _ = simulated(jaxfed.fedavg(problems.loss_fn, client_learning_rate=0.2))
+    chex.assert_trees_all_close(whole.params, bare.params, atol=1e-6)
+    lossless = jaxfed.uplink(algorithm, privacy.clip(1e3), compression.quantise(16))
+    server, history = simulated(lossless)
+    chex.assert_trees_all_close((server.params, server.extra), (whole.params, whole.extra), atol=1e-2)
+    entries = [15, 1] + [problems.CLASSES] * reads_samples
+    assert history.rounds["sent_bytes"] == [sum(2 * size + 4 for size in entries)] * 8
+    sparse = jaxfed.uplink(algorithm, compression.top_k(1.0), compression.quantise(16), privacy.clip(1e3))
+    if reads_samples:
+        with pytest.raises(ValueError, match="expected a message whose shapes are known without samples"):
+            sparse.init_client(problem().params)
+    else:
+        server, _ = simulated(sparse)
+        chex.assert_trees_all_close((server.params, server.extra), (whole.params, whole.extra), atol=1e-2)
+
+
+def message_of(*shapes) -> ClientMessage:
     generator = np.random.default_rng(3)
-    return Message([jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes])
+    return ClientMessage([jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes])
 
 
 def test_clip_bounds_the_norm_of_everything_together():
-    message = Message({"a": jnp.full(9, 2.0)}, average={"a": jnp.full(16, 2.0)})  # norms 6, 8: 10 together
+    message = ClientMessage({"a": jnp.full(9, 2.0)}, average={"a": jnp.full(16, 2.0)})  # norms 6, 8: 10 together
     sent, _ = privacy.clip(1.0).apply(message, (), jax.random.key(0))
     chex.assert_trees_all_close(sent, tree.scale(0.1, message), rtol=1e-6)
     kept, _ = privacy.clip(10.5).apply(message, (), jax.random.key(0))
@@ -131,7 +186,7 @@ def test_error_feedback_sends_everything_in_the_end():
     for number, message in enumerate(messages):
         received, state = transform.apply(message, state, jax.random.key(number))
         sent.append(received)
-    chex.assert_trees_all_close(tree.total(*sent, state[0]), tree.total(*messages), atol=1e-5)
+    chex.assert_trees_all_close(optax.tree.add(*sent, state[0]), optax.tree.add(*messages), atol=1e-5)
 
 
 def test_bytes_are_those_of_the_code():
@@ -145,7 +200,7 @@ def test_bytes_are_those_of_the_code():
         (23, chain(compression.top_k(0.1), compression.quantise(8))),
     ]
     for expected, transform in sizes:
-        assert transform.coding(plain(leaf)).num_bytes == expected
+        assert transform.coding(in_memory(leaf)).num_bytes == expected
     assert Coding(3, 5, 2, 9).num_bytes == 3
     algorithm = jaxfed.uplink(jaxfed.scaffold(problems.loss_fn), compression.quantise(8))
     _, _, infos = played(algorithm, rounds=1)
@@ -156,7 +211,7 @@ def test_bytes_are_those_of_the_code():
 
 def result_of(values: np.ndarray, used: list[bool]) -> CohortResult:
     """A gathered result of messages with one quantity each, values [C, D]."""
-    messages = Message({"x": jnp.asarray(values)}, total={"x": jnp.asarray(2 * values)})
+    messages = ClientMessage({"x": jnp.asarray(values)}, total={"x": jnp.asarray(2 * values)})
     none = ()
     return CohortResult(messages, jnp.float32(sum(used)), none, none, jnp.array(used), jnp.zeros(len(used), bool))
 
@@ -298,7 +353,7 @@ def central(max_norm: float, multiplier: float, cohort_size: int = 4) -> privacy
 
 def test_central_noise_is_that_of_the_mean():
     """Without noise the plain sum over a constant; with it, its deviation is z·C/n in every entry."""
-    sums = Message({"x": jnp.ones(3)}, total={"x": jnp.full(20_000, 4.0)})
+    sums = ClientMessage({"x": jnp.ones(3)}, total={"x": jnp.full(20_000, 4.0)})
     used = jnp.array([True, True, False])
     result = CohortResult(sums, jnp.float32(2), (), (), used, ~used)
     cohort = Cohort(jnp.arange(3), (), {})
@@ -309,7 +364,7 @@ def test_central_noise_is_that_of_the_mean():
     drawn = np.asarray(noisy.total["x"]) - 4.0
     assert abs(drawn.std() - 1.5) < 0.05
     assert abs(drawn.mean()) < 0.05
-    mean = Message({"x": jnp.zeros(20_000)})
+    mean = ClientMessage({"x": jnp.zeros(20_000)})
     noisy, _ = privacy.central_noise(central(0.5, 3.0)).combine(
         result._replace(message=mean), cohort, jax.random.key(1)
     )
@@ -334,7 +389,7 @@ def test_noise_differs_by_round_and_client_and_not_by_plan():
     other, _, _ = step(server, cohort, jax.random.key(0), plan=jaxfed.map())
     later, _, _ = step(server._replace(round=jnp.int32(1)), cohort, jax.random.key(0), plan=jaxfed.vmap())
     chex.assert_trees_all_close(first, other, atol=1e-6)
-    assert float(tree.norm(tree.difference(first.params, later.params))) > 1e-2
+    assert float(tree.norm(optax.tree.sub(first.params, later.params))) > 1e-2
 
 
 def test_epsilon_of_one_full_round_is_the_gaussian_mechanism():
@@ -389,7 +444,7 @@ def stateful_loss(params, model_state, batch, key):
         (lambda: privacy.Central(1.0, 1.0, jaxfed.FixedSize(101), 100, 1e-3), "larger than the population"),
         (lambda: privacy.Local(1.0, 0.0, 1e-3), "noise_multiplier must be"),
         (
-            lambda: jaxfed.uplink(jaxfed.fedavg(problems.loss_fn)._replace(insides=None)),
+            lambda: jaxfed.uplink(jaxfed.fedavg(problems.loss_fn)._replace(parts=None)),
             "jaxfed.algorithms.parts.compose",
         ),
         (lambda: jaxfed.uplink(jaxfed.fedavg(jaxfed.Stateful(stateful_loss)), privacy.clip(1.0)), "no model state"),
@@ -410,7 +465,7 @@ def test_refusals_of_a_cohort():
     noise = privacy.central_noise(central(1.0, 1.0, 2))
     noisy = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), privacy.clip(1.0), aggregate=noise)
     rows = cohort.rows._replace(uplink=((), ((),)))
-    with pytest.raises(ValueError, match="count alike"):
+    with pytest.raises(ValueError, match="equal weights"):
         noisy.step(server, cohort._replace(weights=jnp.ones(2), rows=rows), jax.random.key(0))
 
 

@@ -11,7 +11,7 @@ from jaxspec.analysis import cost as latency
 from jaxspec.analysis.cost import Measured, Parts, accepted_length, speed_up, step_time
 from jaxspec.analysis.whatif import Assumptions, surface
 from jaxspec.cli._doctor import verdict
-from jaxspec.generation._generate import Stats
+from jaxspec.generation import Stats
 from jaxspec.methods import candidates
 from tests.support.jaxspec import models
 

@@ -1,4 +1,4 @@
-"""``python -m jaxspec generate`` and ``convert``: what they print and write, and how they refuse."""
+"""``python -m jaxspec``: what the commands print and write, and their errors."""
 
 import json
 
@@ -49,18 +49,18 @@ def test_every_method_writes_the_target_s_text(method, published, expected, caps
 
 
 def test_a_pair_needs_no_draft(capsys):
-    """The embedded one needs no name either."""
+    """The embedded pair is the default target."""
     expected = jaxspec.generate(jaxspec.autoregressive(zoo.load().target), [PROMPT], 12)
     found = run(capsys, "generate", "--prompt", PROMPT, "--max-new-tokens", 12)
     assert found["tokens"] == expected.tokens[0]
     assert found["stats"]["accepted"] > 0
 
 
-def test_a_target_of_no_numbers_ends_the_command_with_what_was_written(tmp_path, capsys):
-    """Here nothing was, since even its first logits are NaN."""
+def test_a_target_with_nan_ends_the_command_after_the_text_so_far(tmp_path, capsys):
+    """Here the text is empty, since even the first logits are NaN."""
     target = small.pair().target
-    spoilt = jax.tree.map(lambda leaf: leaf.at[...].set(np.nan), target.params["layers"][1])
-    layers = [target.params["layers"][0], spoilt]
+    broken = jax.tree.map(lambda leaf: leaf.at[...].set(np.nan), target.params["layers"][1])
+    layers = [target.params["layers"][0], broken]
     jaxspec.save_huggingface(target._replace(params={**target.params, "layers": layers}), tmp_path / "nan")
     where = ["--target", str(tmp_path / "nan"), "--max-new-tokens", "4", "--method", "autoregressive"]
     with pytest.raises(SystemExit, match=r"jaxspec: .* NaN or infinity in sequence 0 \(position \d+\).*layers/1"):
@@ -68,7 +68,7 @@ def test_a_target_of_no_numbers_ends_the_command_with_what_was_written(tmp_path,
     assert capsys.readouterr().out.strip() == ""
 
 
-def test_people_see_the_prompt_and_what_follows(small_pair, expected, capsys):
+def test_without_json_prompt_and_continuation_are_printed(small_pair, expected, capsys):
     where = ["--target", str(small_pair)]
     main(["generate", *where, "--prompt", PROMPT, "--max-new-tokens", "12", "--method", "autoregressive"])
     assert capsys.readouterr().out.startswith(PROMPT + expected.text[0])
@@ -77,7 +77,9 @@ def test_people_see_the_prompt_and_what_follows(small_pair, expected, capsys):
 def test_options_reach_the_sampler(small_pair, capsys):
     pair = small.pair()
     options = {"temperature": 0.9, "top_p": 0.8, "top_k": 9, "seed": 5}
-    expected = jaxspec.generate(jaxspec.autoregressive(pair.target), [PROMPT], 30, **options, stop=["a"])
+    expected = jaxspec.generate(
+        jaxspec.autoregressive(pair.target), [PROMPT], 30, sampling=jaxspec.Sampling(**options), stop=["a"]
+    )
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     where = "--target", small_pair, "--prompt", PROMPT
     found = run(capsys, "generate", *where, "--max-new-tokens", 30, *flags, "--stop", "a")
@@ -86,7 +88,7 @@ def test_options_reach_the_sampler(small_pair, capsys):
     assert "a" not in found["text"]
 
 
-def test_convert_there_and_back_changes_no_number(published, tmp_path, expected, capsys):
+def test_converting_there_and_back_changes_no_weight(published, tmp_path, expected, capsys):
     assert run(capsys, "convert", published / "target", tmp_path / "ours")["wrote"] == "checkpoint"
     assert run(capsys, "convert", tmp_path / "ours", tmp_path / "back")["wrote"] == "huggingface"
     before, after = (load_file(folder / "model.safetensors") for folder in (published / "target", tmp_path / "back"))
@@ -108,7 +110,7 @@ def test_a_converted_model_loads_onto_a_mesh(published, tmp_path, expected):
         assert jaxspec.generate(method, [PROMPT], 12).tokens == expected.tokens
 
 
-def test_eight_bits_go_through_a_checkpoint(tmp_path):
+def test_int8_weights_are_saved_and_loaded(tmp_path):
     from jaxspec.loading.store import load_model, save_model
 
     pair = zoo.load()
@@ -134,8 +136,8 @@ def test_bad_input_is_one_line(args, words, tmp_path, monkeypatch):
         main(args)
 
 
-NO_DRAFT = "expected --draft for {}, got none; name a smaller model with the same tokenizer"
-#: Commands after which "--target BROKEN" stands, and what is said before anybody sees that it is broken.
+NO_DRAFT = "expected --draft for {}, got none; pass a smaller model with the same tokenizer"
+#: Commands to which "--target BROKEN" is added, and the error that comes before BROKEN is opened.
 EARLY = {
     "generate": ("generate --prompt x --method mirror", NO_DRAFT.format("--method mirror")),
     "doctor": ("doctor", NO_DRAFT.format("jaxspec doctor")),
@@ -148,13 +150,13 @@ EARLY = {
     "streams": ("generate --prompt x --streams -1", "expected streams >= 0, got -1"),
     "empty stop": ("generate --prompt x --stop", "expected stop strings that are not empty"),
     "dtype": ("generate --prompt x --dtype int4", "expected dtype float32, bfloat16, float16, got 'int4'"),
-    "draft": ("generate --prompt x --draft NOWHERE", "NOWHERE: expected a folder with config.json, .*got nothing"),
+    "draft": ("generate --prompt x --draft NOWHERE", "NOWHERE: expected a folder with config.json, .*got no such path"),
     "doctor's tokens": ("doctor --max-new-tokens 0", "expected max_new_tokens >= 1, got 0"),
     "probe's window": ("probe --window 0", "expected window >= 1, got 0"),
     "probe's candidates": ("probe --num-candidates 0 4", r"expected num_candidates >= 1, got \(0, 4\)"),
     "probe's tokens": ("probe --window 7 --new-tokens 7", "expected new_tokens >= 8, got 7"),
     "probe's picture": ("probe --plot FILE/picture.png", "FILE: expected a folder that can be written to, .*is a file"),
-    "probe's texts": ("probe --texts NOWHERE", "NOWHERE: expected a file or folder to read, got nothing"),
+    "probe's texts": ("probe --texts NOWHERE", "NOWHERE: expected a file or folder to read, got no such path"),
     "questions": ("bench NOWHERE", "NOWHERE: expected a file or folder to read"),
     "runs": ("bench QUESTIONS --runs 0", "expected runs >= 1, got 0"),
     "federate's out": ("federate --out FILE", "FILE: expected a folder that can be written to"),
@@ -169,7 +171,7 @@ EARLY = {
 
 @pytest.fixture
 def broken(tmp_path):
-    """What looks like a published target from outside, a file, and a question."""
+    """A folder with an empty config.json, a file, and a file of one question."""
     (tmp_path / "BROKEN").mkdir()
     (tmp_path / "BROKEN" / "config.json").write_text("{}")
     (tmp_path / "FILE").write_text("mine")
@@ -178,7 +180,7 @@ def broken(tmp_path):
 
 
 @pytest.mark.parametrize("name", EARLY)
-def test_arguments_are_looked_at_before_anything_is_loaded(name, broken, monkeypatch):
+def test_arguments_are_checked_before_anything_is_loaded(name, broken, monkeypatch):
     monkeypatch.chdir(broken)
     command, words = EARLY[name]
     parts = [*command.split(), *([""] if name == "empty stop" else [])]
@@ -194,8 +196,8 @@ def test_arguments_are_looked_at_before_anything_is_loaded(name, broken, monkeyp
         ("--distilling.top-k 0", "top_k >= 1"),
     ],
 )
-def test_settings_are_looked_at_as_they_are_read(option, words, capsys):
-    """The library of the command line says so on standard error, and ends with 2."""
+def test_settings_are_checked_while_they_are_parsed(option, words, capsys):
+    """tyro prints the error to standard error and exits with status 2."""
     with pytest.raises(SystemExit, match="2"):
         main(["federate", *option.split()])
     assert f"expected {words}" in " ".join(capsys.readouterr().err.replace("│", " ").split())
@@ -210,7 +212,7 @@ def test_settings_are_looked_at_as_they_are_read(option, words, capsys):
         ("--batch 0", "expected batch >= 1, got 0"),
     ],
 )
-def test_tune_looks_at_its_arguments_before_it_loads(options, words, broken, monkeypatch):
+def test_tune_checks_its_arguments_before_it_loads(options, words, broken, monkeypatch):
     monkeypatch.chdir(broken)
     with pytest.raises(SystemExit, match=f"jaxspec: .*{words}"):
         main(["tune", "BROKEN", *options.split()])
@@ -219,20 +221,20 @@ def test_tune_looks_at_its_arguments_before_it_loads(options, words, broken, mon
 @pytest.mark.parametrize(
     "command", ["convert BROKEN FILE/out", "whatif --plot FILE/picture.png", "demo --out FILE", "train --out FILE/out"]
 )
-def test_where_nothing_can_be_written(command, broken, monkeypatch):
+def test_an_output_that_cannot_be_written(command, broken, monkeypatch):
     monkeypatch.chdir(broken)
     with pytest.raises(SystemExit, match="jaxspec: FILE.*: expected a folder that can be written to, got FILE, which"):
         main(command.split())
 
 
-def test_a_pair_takes_the_dtype_and_the_bits_that_are_asked_for(small_pair):
+def test_dtype_and_int8_apply_to_a_pair(small_pair):
     found = methods.load(str(small_pair), None, "bfloat16", int8=True)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(found.target.params)}
     assert {"int8", "bfloat16"} <= kinds
     assert "bfloat16" in {leaf.dtype.name for leaf in jax.tree.leaves(found.draft.params)}
 
 
-def test_convert_overwrites_nothing(published, tmp_path):
+def test_convert_does_not_overwrite(published, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SystemExit, match="expected a new or empty folder"):
         main(["convert", str(published / "target"), str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The token channel: what arrives is bit for bit what was sent, in one array."""
+"""The token channel: the bits that were sent arrive, in one array."""
 
 import sys
 
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import jaxspec
+from jaxspec import Sampling
 from jaxspec.devices import channel
 from jaxspec.devices.channel import Local, Remote, pack, send, unpack
-from jaxspec.devices.sharding import home_of, mesh_of, replicated
-from jaxspec.generation.requests import Sampling, request_of
+from jaxspec.devices.sharding import batch_sharding, mesh_of, replicated
+from jaxspec.generation.requests import request_of
 from jaxspec.verify._message import Message, message, message_like
 from jaxspec.verify.acceptance import ratio
 from jaxspec.verify.verdict import longest_match, verdict_like
@@ -56,8 +57,8 @@ def test_no_number_is_special():
 
 
 def test_send_moves_to_another_mesh():
-    home = replicated(mesh_of(jax.devices()[1:3]))
-    sent = send(a_message(), home)
+    sharding = replicated(mesh_of(jax.devices()[1:3]))
+    sent = send(a_message(), sharding)
     assert all(leaf.devices() == set(jax.devices()[1:3]) for leaf in sent)
     jax.tree.map(np.testing.assert_array_equal, sent, a_message())
 
@@ -66,8 +67,12 @@ def sent_in_a_step(monkeypatch, **options):
     """Bytes that cross in one step, per sequence of two; sampled, with the paper's window and κ."""
     crossed, method = [], models.mirror(7, 8, 2, **options)
     prompts = [np.asarray(prompt, np.int32) for prompt in models.PROMPTS]
-    state = method.init(*request_of(prompts, Sampling(max_new_tokens=8, temperature=1.0).arrays(2), method))
-    counted = lambda tree, home: crossed.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) or send(tree, home)  # noqa: E731
+    state = method.init(*request_of(prompts, method, 8, Sampling(temperature=1.0)))
+
+    def counted(tree, sharding):
+        crossed.append(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        return send(tree, sharding)
+
     monkeypatch.setattr(channel, "send", counted)
     method.step(state)
     return [size / 2 for size in crossed]
@@ -80,11 +85,11 @@ def test_a_step_sends_less_than_a_kibibyte(monkeypatch):
     assert window + message + verdict <= 1024
 
 
-def test_the_ratio_test_sends_the_drafts_law_besides(monkeypatch):
+def test_the_ratio_test_also_sends_the_drafts_distribution(monkeypatch):
     """Its most likely tokens and their log-probabilities for every drafted one: at most 64 of them."""
     message, verdict, window = sent_in_a_step(monkeypatch, acceptance=ratio())
-    law = 7 * min(64, models.VOCAB) * 8
-    assert (window - law, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
+    distribution = 7 * min(64, models.VOCAB) * 8
+    assert (window - distribution, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
 
 
 def test_flags_and_short_numbers_come_back():
@@ -97,40 +102,40 @@ def test_flags_and_short_numbers_come_back():
 
 @pytest.mark.parametrize(("sizes", "data"), [((1, 1), 1), ((2, 1), 1), ((2, 4), 2)], ids=str)
 def test_both_channels_carry_the_same(sizes, data):
-    """Between two meshes of one process, either does; what arrives lies where the receiving mesh wants it."""
+    """Between two meshes of one process both work, and the value arrives in the sharding of the receiving mesh."""
     cuts = sizes[0], sum(sizes)
     meshes = mesh_of(jax.devices()[: cuts[0]]), mesh_of(jax.devices()[cuts[0] : cuts[1]], data)
-    remote, local = Remote(*meshes), Local(*map(home_of, meshes))
-    told = jnp.asarray([True, False])
+    remote, local = Remote(*meshes), Local(*map(batch_sharding, meshes))
+    shared = jnp.asarray([True, False])
     for ways in ((remote.to_draft, local.to_draft), (remote.to_target, local.to_target)):
-        found, expected = (way(a_message(), told) for way in ways)
+        found, expected = (way(a_message(), shared) for way in ways)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
         for one, other in zip(found[0], expected[0], strict=True):
             assert one.dtype == other.dtype
             assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
-    assert remote.crossed == 2
+    assert remote.transfers == 2
 
 
 SETTINGS = {
-    "greedy": ({}, {}),
-    "the ratio's law": ({"acceptance": ratio(4)}, {"temperature": 1.0, "seed": 3}),
-    "without a message": ({"policy": jaxspec.candidates.saguaro(6, num_candidates=4)}, {"temperature": 1.0}),
+    "greedy": ({}, Sampling()),
+    "ratio": ({"acceptance": ratio(4)}, Sampling(1.0, seed=3)),
+    "without a message": ({"policy": jaxspec.candidates.saguaro(6, num_candidates=4)}, Sampling(1.0)),
 }
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), pytest.param((2, 1), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize(("building", "asking"), SETTINGS.values(), ids=SETTINGS)
-def test_decoding_is_the_same_over_both_channels(monkeypatch, building, asking, sizes):
+@pytest.mark.parametrize(("building", "sampling"), SETTINGS.values(), ids=SETTINGS)
+def test_decoding_is_the_same_over_both_channels(monkeypatch, building, sampling, sizes):
     """Token for token, with the same steps; three crossings a step at most, and the first window."""
     found, steps, made = [], [], []
     for between in (channel.channel_between, lambda *meshes: made.append(Remote(*meshes)) or made[-1]):
-        monkeypatch.setattr(sys.modules["jaxspec.mirror"], "channel_between", between)
+        monkeypatch.setattr(sys.modules["jaxspec.methods._mirror"], "channel_between", between)
         method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
         steps.clear()
-        found.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch))
+        found.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch))
     local, remote = found
     assert remote.tokens == local.tokens
     assert remote.log_probabilities == local.log_probabilities
     counts = "steps", "new_tokens", "accepted", "needed", "reused"
     assert [getattr(remote.stats, name) for name in counts] == [getattr(local.stats, name) for name in counts]
-    assert made[0].crossed == 1 + sum(2 if "whole" in steps else 3 for name in steps if name == "select")
+    assert made[0].transfers == 1 + sum(2 if "whole" in steps else 3 for name in steps if name == "select")

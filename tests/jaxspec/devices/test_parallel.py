@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxspec
 from jaxspec import DecoderConfig
-from jaxspec.devices.sharding import mesh_of, place
-from jaxspec.generation.requests import Sampling, request_of
+from jaxspec.devices.sharding import mesh_of, put_model
+from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import cached, init_cache
 from jaxspec.models.config import Attention, Block, Ends
@@ -62,7 +62,7 @@ def hidden(network, params, x, positions, cache):
 
 def blocks_on(model, where, batch=4, length=3):
     """Every layer over ``length`` tokens of a batch, compiled for a mesh."""
-    network, params, home, _ = place(model, where)
+    network, params, home, _ = put_model(model, where)
     cut = PartitionSpec("data") if "data" in where.axis_names else PartitionSpec()
     x = jax.device_put(
         jnp.ones((model.network.config.width, batch, length)), NamedSharding(where, PartitionSpec(None, *cut))
@@ -85,8 +85,8 @@ def test_two_all_reduces_a_layer_and_nothing_else(model, size, data):
 def test_the_vocabulary_is_never_gathered(model, size):
     """A step: one exchange more for the embedding, two for log-sum-exp, one pair a shard for the argmax."""
     method = jaxspec.autoregressive(model, mesh(size))
-    request, capacity = request_of([np.asarray(p) for p in PROMPTS], Sampling(8).arrays(len(PROMPTS)), method)
-    network, params, _, _ = place(model, mesh(size))
+    request, capacity = request_of([np.asarray(p) for p in PROMPTS], method, 8)
+    network, params, _, _ = put_model(model, mesh(size))
     found = collectives(_step.lower(network, params, method.init(request, capacity)).compile())
     layers, width = model.network.config.num_layers, model.network.config.width
     wide = [kind for shape, kind in found if elements(shape) >= width * len(PROMPTS)]
@@ -116,8 +116,8 @@ def test_drafts_on_meshes(method, size, data):
     """Sampled, so that noise and filters are spread as well."""
     model = models.random_model(CONFIGS["untied"], 5)
     draft = models.random_model(DecoderConfig(VOCAB, 16, 1, 4, 2, 4, 32), 6)
-    options = {"temperature": 0.8, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1, "seed": 7}
-    expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS, 10, **options)
+    sampling = jaxspec.Sampling(0.8, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=7)
+    expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS, 10, sampling=sampling)
     if method == "speculative":
         draft = models.random_model(DecoderConfig(VOCAB, 16, 1, 8, 4, 4, 32), 6)
         built = jaxspec.speculative(model, draft, 3, mesh(size, data))
@@ -125,7 +125,7 @@ def test_drafts_on_meshes(method, size, data):
         halves = jax.devices()[: size // 2], jax.devices()[size // 2 : size]
         where = jaxspec.Placement(*(mesh_of(half, data) for half in halves))
         built = jaxspec.mirror(model, draft, window=3, num_candidates=2, exit_layer=2, placement=where)
-    assert jaxspec.generate(built, PROMPTS, 10, **options).tokens == expected.tokens
+    assert jaxspec.generate(built, PROMPTS, 10, sampling=sampling).tokens == expected.tokens
 
 
 def test_a_batch_that_the_data_axis_does_not_divide():

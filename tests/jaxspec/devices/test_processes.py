@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.devices.processes import outlined, present, shapes
+from jaxspec.devices.processes import abstract, only_local, shapes
 from tests.support import loopback
 from tests.support.jaxspec.processes import CROSSINGS, SETTINGS, decode, plain, traced
 
@@ -136,7 +136,7 @@ def test_an_outline_is_traced_once_for_each_kind_of_arguments():
         traces.append(x.shape)
         return {"sum": scale * jnp.sum(x, axis=0), "x": x}
 
-    outline = outlined(program, jax.ShapeDtypeStruct((), jnp.float32))
+    outline = abstract(program, jax.ShapeDtypeStruct((), jnp.float32))
     for size in (3, 3, 4, 3):
         found = outline(jax.ShapeDtypeStruct((2, size), jnp.float32))
         assert {name: leaf.shape for name, leaf in found.items()} == {"sum": (size,), "x": (2, size)}
@@ -146,7 +146,7 @@ def test_an_outline_is_traced_once_for_each_kind_of_arguments():
 
 def test_a_watch_sees_no_outlines():
     seen, array = [], jnp.ones(3)
-    watch = present(lambda *call: seen.append(call))
+    watch = only_local(lambda *call: seen.append(call))
     for name, outputs in (("here", (array, None)), ("elsewhere", shapes((array, None))), ("half", (array, shapes(1)))):
         watch("target", name, outputs)
     assert seen == [("target", "here", (array, None))]

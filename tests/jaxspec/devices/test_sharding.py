@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import jaxspec
-from jaxspec.devices.sharding import home_of
+from jaxspec.devices.sharding import batch_sharding
 from tests.support.jaxspec import models
 
 #: Four key-value heads, so that four devices can share the target.
@@ -86,9 +86,9 @@ def test_mirror_on_any_meshes(sizes, temperature, wide_text):
 
 def test_a_mesh_really_shares_the_work():
     """Weights of heads and hidden features are cut, the caches by heads."""
-    from jaxspec.devices.sharding import place
+    from jaxspec.devices.sharding import put_model
 
-    params = place(wide(), mesh(4)).params
+    params = put_model(wide(), mesh(4)).params
     qkv, down = params["layers"][0]["attention"]["qkv"], params["layers"][0]["mlp"]["down"]
     assert qkv.sharding.shard_shape(qkv.shape)[0] == WIDE.num_kv_heads // 4
     assert down.sharding.shard_shape(down.shape)[1] == WIDE.hidden // 4
@@ -115,6 +115,6 @@ def test_mirror_needs_no_placement():
 
 
 def test_small_things_live_on_the_device_or_on_all_of_the_mesh():
-    assert home_of(None) == jax.devices()[0]
-    assert home_of(mesh(1)) == jax.devices()[0]
-    assert home_of(mesh(2)).device_set == set(jax.devices()[:2])
+    assert batch_sharding(None) == jax.devices()[0]
+    assert batch_sharding(mesh(1)) == jax.devices()[0]
+    assert batch_sharding(mesh(2)).device_set == set(jax.devices()[:2])

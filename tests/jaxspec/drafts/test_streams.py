@@ -38,8 +38,8 @@ METHODS = {
 }
 
 
-def decode(name, draft, settings):
-    return jaxspec.generate(METHODS[name](draft), models.PROMPTS, models.NEW_TOKENS, **settings)
+def decode(name, draft, sampling):
+    return jaxspec.generate(METHODS[name](draft), models.PROMPTS, models.NEW_TOKENS, sampling=sampling)
 
 
 @cache
@@ -60,10 +60,10 @@ def trained(frozen):
     return fit_streams(untrained(), texts(), frozen=frozen, schedule=schedule, progress=False)
 
 
-@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n != "mirror" else ()) for n in METHODS])
-def test_windows_are_those_of_the_plain_draft(name, settings):
-    plain, streamed = (decode(name, draft, settings) for draft in (models.draft(), models.streaming()))
+def test_windows_are_those_of_the_plain_draft(name, sampling):
+    plain, streamed = (decode(name, draft, sampling) for draft in (models.draft(), models.streaming()))
     assert streamed.tokens == plain.tokens
     counts = ("steps", "accepted", "reused", "needed")
     assert [getattr(streamed.stats, n) for n in counts] == [getattr(plain.stats, n) for n in counts]

@@ -1,4 +1,4 @@
-"""The bridge: accepted length without decoding, clients' examples, every method, the recipe and its command."""
+"""Federated drafts: accepted length without decoding, training examples, every method, the recipe, its command."""
 
 import json
 from dataclasses import replace
@@ -12,10 +12,20 @@ import jaxfed
 import jaxspec
 from jaxspec import federated, zoo
 from jaxspec.__main__ import main
-from jaxspec.federated import METHODS, Continued, Distilling, Federation, Problem, Settings, Setup
-from jaxspec.federated._examples import accepted_length
-from jaxspec.federated._runs import _trained_on
+from jaxspec.federated import (
+    METHODS,
+    VALIDATION,
+    Continued,
+    Distilling,
+    FederatedSettings,
+    FederatedSetup,
+    Federation,
+    TextProblem,
+    _examples,
+)
+from jaxspec.federated._alone import _local_training
 from jaxspec.loading.store import load_model
+from jaxspec.text import windows
 from jaxspec.text.tokenizer import train_tokenizer
 from jaxspec.training.streams import streaming_loss
 from jaxspec.training.train import distillation_loss
@@ -37,7 +47,7 @@ def data():
     return federated.continued(models.target(), prompts(4), 16)
 
 
-def test_continued_text_is_the_targets_own(data):
+def test_continuations_are_greedy_tokens_of_the_target(data):
     assert data.prompt_length == PROMPT
     np.testing.assert_array_equal(data.tokens[:, :PROMPT], prompts(4))
     expected = [models.greedy_text(models.target(), row, 16) for row in prompts(4).tolist()]
@@ -52,14 +62,14 @@ def test_accepted_length_is_that_of_a_real_decode(data, window, draft):
     assert found == pytest.approx(real.stats.accepted_length, abs=1e-9)
 
 
-def test_accepted_length_tells_drafts_apart(data):
+def test_a_better_draft_has_a_larger_accepted_length(data):
     lengths = [
         federated.accepted_length(*draft()[:2], data, 3) for draft in (models.stranger, models.draft, models.target)
     ]
     assert lengths[0] < lengths[1] < lengths[2] == 3.0
 
 
-def test_client_examples_learn_what_the_target_said():
+def test_labels_are_the_target_s_tokens():
     tokens = np.arange(24, dtype=np.int32).reshape(3, 8)
     first, second = federated.client_examples(Continued(tokens, 3), [0, 0, 4])
     np.testing.assert_array_equal(first["tokens"], tokens[:2, :-1])
@@ -75,17 +85,17 @@ def test_client_examples_learn_what_the_target_said():
 )
 def test_windows_are_evenly_spread_and_overlap_by_half_at_most(size, count, starts):
     tokens = np.arange(100, 100 + size)
-    found = federated.windows(tokens, 10, count)
+    found = windows(tokens, 10, count)
     assert (found[:, 0] - 100).tolist() == starts
     assert np.all(np.diff(found, axis=1) == 1)
 
 
 def test_a_text_shorter_than_a_window():
     with pytest.raises(ValueError, match="expected at least 10 tokens for one prompt, got 9"):
-        federated.windows(np.arange(9), 10, 1)
+        windows(np.arange(9), 10, 1)
 
 
-def test_token_rows_know_their_texts():
+def test_token_rows_return_the_text_of_each_row():
     texts = ["abcdefghij", "abcd", "jihgfedcba"]
     rows, owners = federated.token_rows(train_tokenizer(texts), texts, 4, 3)
     assert rows.shape == (len(owners), 4)
@@ -99,14 +109,14 @@ def report(tmp_path_factory):
     clients = federated.client_examples(federated.continued(models.target(), prompts(4, 1), 8), [0, 0, 1, 1])
     validation, unseen = (federated.continued(models.target(), prompts(3, seed), 10) for seed in (2, 5))
     directory = tmp_path_factory.mktemp("compare")
-    arguments = (models.draft(), clients, validation, unseen, FEDERATION)
-    found = federated.compare(*arguments, window=3, directory=directory, progress=False)
-    return found, validation, unseen, arguments, directory
+    problem = TextProblem(clients, {VALIDATION: validation})
+    setup = FederatedSetup(models.draft(), problem, FEDERATION, 3, directory, progress=False)
+    return federated.compare(setup, unseen), setup, unseen
 
 
 @pytest.mark.slow
-def test_compare_gives_four_acceptances(report):
-    found, _, unseen, *_ = report
+def test_compare_reports_four_accepted_lengths(report):
+    found, _, unseen = report
     assert list(found.acceptance) == ["before", "fedspeed", "fedavg", "centralised"]
     network, params, _ = models.draft()
     assert found.acceptance["before"] == federated.accepted_length(network, params, unseen, 3)
@@ -116,7 +126,8 @@ def test_compare_gives_four_acceptances(report):
 
 @pytest.mark.slow
 def test_compare_keeps_each_methods_curve(report):
-    found, validation, *_ = report
+    found, setup, _ = report
+    validation = setup.problem.evaluation[VALIDATION]
     network, before, _ = models.draft()
     for outcome in found.outcomes.values():
         assert outcome.learning_rate in FEDERATION.learning_rates
@@ -138,21 +149,21 @@ def test_federated_drafts_have_learned_something(report):
 
 
 @pytest.mark.slow
-def test_compare_goes_on_from_its_checkpoints(report):
-    found, _, _, arguments, directory = report
+def test_compare_resumes_from_its_checkpoints(report):
+    found, setup, unseen = report
     with pytest.warns(jaxfed.NothingTrainedWarning):
-        again = federated.compare(*arguments, window=3, directory=directory, progress=False)
+        again = federated.compare(setup, unseen)
     assert again.acceptance == found.acceptance
 
 
 @pytest.mark.slow
 def test_compare_chooses_the_learning_rate_by_validation(report):
-    _, _, _, (draft, clients, validation, unseen, settings), _ = report
+    _, setup, unseen = report
     rates = (1e-6, 3.0)
 
     def run(learning_rates):
-        grid = replace(settings, learning_rates=learning_rates, rounds=2)
-        return federated.compare(draft, clients, validation, unseen, grid, window=3, progress=False).outcomes
+        grid = replace(FEDERATION, learning_rates=learning_rates, rounds=2)
+        return federated.compare(replace(setup, settings=grid, directory=None), unseen).outcomes
 
     singles, outcomes = [run((rate,)) for rate in rates], run(rates)
     for name, outcome in outcomes.items():
@@ -161,23 +172,23 @@ def test_compare_chooses_the_learning_rate_by_validation(report):
         assert outcome.learning_rate == rates[int(np.argmax(reached))]
 
 
-#: What a vanishing noise does to a private method: nothing, so that it must learn as well.
+#: A private method with negligible noise, which must learn too.
 FAINT = federated.private("faint", max_norm=10.0, noise_multiplier=1e-6)
 
 
 @pytest.fixture(scope="module")
 def setup(data):
-    """Three clients of four windows each, and two judges; one of them knows whose its rows are."""
+    """Three clients of four windows each, and two evaluation sets; the rows of one of them have owners."""
     clients = federated.client_examples(
         federated.continued(models.target(), prompts(12, 1), 16), np.repeat([0, 1, 2], 4)
     )
-    judges = {"validation": data, "unseen": data._replace(owners=np.asarray([0, 1, 1, 2]))}
+    evaluation = {"validation": data, "unseen": data._replace(owners=np.asarray([0, 1, 1, 2]))}
     settings = Federation(rounds=3, cohort_size=2, local_steps=2, batch_size=2, evaluate_every=2, seed=1)
-    return Setup(models.draft(), Problem(clients, judges), settings, window=3, progress=False)
+    return FederatedSetup(models.draft(), TextProblem(clients, evaluation), settings, window=3, progress=False)
 
 
 def losses(setup, params):
-    """Of a draft, or of one for each client, on every client's examples."""
+    """Loss of one draft, or of one draft per client, on every client's examples."""
     loss_fn = jax.jit(distillation_loss(models.draft().network))
     own = params if isinstance(params, dict) and 0 in params else dict.fromkeys(range(3), params)
     return {i: float(loss_fn(own[i], setup.problem.clients[i], jax.random.key(0))[0]) for i in own}
@@ -197,8 +208,8 @@ def test_every_method_learns(setup, outcomes):
         after = losses(setup, outcome.params)
         assert sum(after.values()) < sum(before[i] for i in after), name
         assert outcome.rounds[0] == 0
-        assert outcome.judged.keys() == setup.problem.judges.keys()
-        assert all(len(curve) == len(outcome.rounds) for curve in outcome.judged.values())
+        assert outcome.curves.keys() == setup.problem.evaluation.keys()
+        assert all(len(curve) == len(outcome.rounds) for curve in outcome.curves.values())
 
 
 @pytest.mark.slow
@@ -207,7 +218,7 @@ def test_methods_train_on_equally_many_samples(outcomes):
 
 
 @pytest.mark.slow
-def test_what_a_client_sends_is_smaller_after_compression(outcomes):
+def test_compressed_messages_are_smaller(outcomes):
     size = {name: outcome.message_bytes for name, outcome in outcomes.items()}
     assert size["local-only"] is None is size["centralised"]
     assert size["fedspeed"] == 4 * 2 * sum(leaf.size for leaf in jax.tree.leaves(models.draft().params))
@@ -215,26 +226,26 @@ def test_what_a_client_sends_is_smaller_after_compression(outcomes):
 
 
 @pytest.mark.slow
-def test_who_trains_alone_is_judged_by_its_own_text(setup, outcomes):
+def test_clients_that_train_alone_are_evaluated_on_their_own_text(setup, outcomes):
     network, start, _ = models.draft()
-    outcome, unseen = outcomes["local-only"], setup.problem.judges["unseen"]
+    outcome, unseen = outcomes["local-only"], setup.problem.evaluation["unseen"]
     rows = [
         federated.accepted_length(network, outcome.params.get(owner, start), Continued(row[None], PROMPT), 3)
         for owner, row in zip(unseen.owners, unseen.tokens, strict=True)
     ]
     steps = [
-        len(federated.examples.step_ends(_agrees(outcome.params.get(owner, start), row), 3))
+        len(_examples.step_ends(_agrees(outcome.params.get(owner, start), row), 3))
         for owner, row in zip(unseen.owners, unseen.tokens, strict=True)
     ]
-    assert outcome.judged["unseen"][-1] == pytest.approx(np.average(rows, weights=steps))
+    assert outcome.curves["unseen"][-1] == pytest.approx(np.average(rows, weights=steps))
 
 
 def _agrees(params, row):
-    said = np.asarray(federated.examples._agreement(models.draft().network, params, row[None]))
-    return said[:, PROMPT - 1 :]
+    agrees = np.asarray(_examples._agreement(models.draft().network, params, row[None]))
+    return agrees[:, PROMPT - 1 :]
 
 
-def test_a_private_method_says_what_it_guarantees():
+def test_a_private_method_has_a_guarantee():
     pytest.importorskip("dp_accounting")
     settings = Federation(rounds=5, cohort_size=8)
     few, many = (METHODS["fedspeed-dp"].guarantee(settings, clients, 1e-3) for clients in (40, 400))
@@ -248,32 +259,32 @@ def test_an_unknown_method():
         federated.method_of("fedfast")
 
 
-def test_the_first_laws_of_a_target_are_its_law(data):
-    """Of the whole vocabulary they give the loss with the target at hand; of one token, the loss of its labels."""
+def test_all_top_tokens_are_the_target_s_distribution(data):
+    """With the whole vocabulary the loss is that with the target itself; with one token, that of the labels."""
     network, params, _ = models.draft()
     tokens, owners, key = data.tokens[:, :-1], [0] * len(data.tokens), jax.random.key(0)
     compiled = jax.jit(distillation_loss(network))
 
-    def told(k):
-        (client,) = federated.client_examples(data, owners, federated.laws(models.target(), data.tokens, k))
+    def loss(k):
+        (client,) = federated.client_examples(data, owners, federated.top_tokens(models.target(), data.tokens, k))
         return compiled(params, client, key)
 
     wanted = jax.jit(distillation_loss(network, models.target()))(params, {"tokens": tokens}, key)
-    np.testing.assert_allclose(told(models.VOCAB)[0], wanted[0], rtol=1e-5)
-    np.testing.assert_allclose(told(models.VOCAB)[1]["agreement"], wanted[1]["agreement"], rtol=1e-6)
+    np.testing.assert_allclose(loss(models.VOCAB)[0], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(loss(models.VOCAB)[1]["agreement"], wanted[1]["agreement"], rtol=1e-6)
     (plain,) = federated.client_examples(data, owners)
-    (sure,) = federated.client_examples(data, owners, federated.laws(models.target(), data.tokens, 1))
-    sure["labels"] = plain["labels"]  # only behind the prompt, where the text is the target's own
-    np.testing.assert_allclose(compiled(params, sure, key)[0], compiled(params, plain, key)[0], rtol=1e-5)
+    (single,) = federated.client_examples(data, owners, federated.top_tokens(models.target(), data.tokens, 1))
+    single["labels"] = plain["labels"]  # only after the prompt, where the text is the target's
+    np.testing.assert_allclose(compiled(params, single, key)[0], compiled(params, plain, key)[0], rtol=1e-5)
 
 
-def test_laws_of_more_tokens_than_there_are(data):
+def test_more_top_tokens_than_the_vocabulary(data):
     with pytest.raises(ValueError, match="expected 1 <= top_k <= 11"):
-        federated.laws(models.target(), data.tokens, 12)
+        federated.top_tokens(models.target(), data.tokens, 12)
 
 
-def test_streams_learn_what_the_target_said(data):
-    """With labels everywhere it is the loss of the text itself; what is −1 or masked does not count."""
+def test_streams_learn_the_target_s_tokens(data):
+    """With labels everywhere it is the loss of the text itself; labels of −1 and masked rows do not count."""
     draft = models.streaming()
     compiled, key = jax.jit(streaming_loss(draft.network)), jax.random.key(0)
     tokens = data.tokens
@@ -288,7 +299,7 @@ def test_streams_learn_what_the_target_said(data):
 
 WORDS = "the crown the king the queen and all the world to be or not to be that is the question of a rose "
 TEXTS = {f"user{i}": " ".join(np.random.default_rng(i).permutation(WORDS.split() * 6)) for i in range(5)}
-RECIPE = Settings(
+RECIPE = FederatedSettings(
     Distilling(client_prompts=2, test_prompts=1, prompt_tokens=16, new_tokens=8, window=3),
     Federation(rounds=2, cohort_size=2, local_steps=1, batch_size=2, learning_rates=(0.1,), evaluate_every=1),
 )
@@ -296,7 +307,7 @@ RECIPE = Settings(
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The whole recipe on a tiny pair: a letter is a token."""
+    """The whole recipe on a tiny pair of models; every letter is a token."""
     pair, folder = zoo.load(), tmp_path_factory.mktemp("recipe")
     config = replace(models.DRAFT, vocab_size=pair.target.network.config.vocab_size)
     draft = jaxspec.decoder(config, jax.random.key(0))
@@ -316,34 +327,34 @@ def test_a_federated_draft_decodes_and_is_published(recipe, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, found.draft.params)
     prompt = ["to be or"]
     wanted = jaxspec.generate(jaxspec.autoregressive(target._replace(text=loaded.text)), prompt, 12)
-    spoken = jaxspec.generate(jaxspec.speculative(target._replace(text=loaded.text), loaded, 3), prompt, 12)
-    assert spoken.tokens == wanted.tokens
+    drafted = jaxspec.generate(jaxspec.speculative(target._replace(text=loaded.text), loaded, 3), prompt, 12)
+    assert drafted.tokens == wanted.tokens
     jaxspec.save_huggingface(loaded, tmp_path)
     again = jaxspec.load_huggingface(tmp_path)
-    said = [jaxspec.generate(jaxspec.autoregressive(model), prompt, 12).tokens for model in (loaded, again)]
-    assert said[0] == said[1]
+    tokens = [jaxspec.generate(jaxspec.autoregressive(model), prompt, 12).tokens for model in (loaded, again)]
+    assert tokens[0] == tokens[1]
     assert again.text.encode("to be").tolist() == loaded.text.encode("to be").tolist()
 
 
 @pytest.mark.slow
-def test_the_recipe_goes_on_from_its_folder(recipe):
+def test_the_recipe_resumes_from_its_folder(recipe):
     arguments, found, folder = recipe
-    said = sorted(folder.glob("said-*.npz"))
-    written = [path.stat().st_mtime_ns for path in said]
+    cached = sorted(folder.glob("said-*.npz"))
+    written = [path.stat().st_mtime_ns for path in cached]
     with pytest.warns(jaxfed.NothingTrainedWarning):
         again = federated.federate(*arguments, directory=folder, progress=False)
     jax.tree.map(np.testing.assert_array_equal, again.draft.params, found.draft.params)
     assert again.acceptance == found.acceptance
-    assert len(said) == 1
-    assert [path.stat().st_mtime_ns for path in said] == written
+    assert len(cached) == 1
+    assert [path.stat().st_mtime_ns for path in cached] == written
 
 
 @pytest.mark.slow
 def test_a_draft_with_streams_is_federated_with_them(recipe):
     (target, draft, tokenizer, texts, settings), *_ = recipe
     streaming = jaxspec.streaming(draft, 2)
-    laws = replace(settings, distilling=replace(settings.distilling, top_k=4))
-    found = federated.federate(target, streaming, tokenizer, texts, laws, progress=False)
+    with_top = replace(settings, distilling=replace(settings.distilling, top_k=4))
+    found = federated.federate(target, streaming, tokenizer, texts, with_top, progress=False)
     assert found.directory is None
     before, after = streaming.params["streams"], found.draft.params["streams"]
     assert (before["expand"] != after["expand"]).any()
@@ -360,7 +371,7 @@ def test_the_recipe_refuses(recipe):
 
 @pytest.mark.slow
 def test_the_command_federates_users_texts(tmp_path, capsys):
-    """Lines of one user are one client; a folder of the same texts gives the same draft."""
+    """All lines of a user are one client; a folder of the same texts gives the same draft."""
     lines = [{"user": user, "text": part} for user, text in TEXTS.items() for part in (text[:200], text[200:])]
     (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert federated.read_texts(tmp_path / "texts.jsonl")["user3"] == f"{TEXTS['user3'][:200]}\n{TEXTS['user3'][200:]}"
@@ -391,7 +402,7 @@ def test_the_command_federates_users_texts(tmp_path, capsys):
     assert any((after != before).any() for after, before in learned)
 
 
-def test_texts_that_are_not_there(tmp_path):
+def test_a_folder_without_texts(tmp_path):
     with pytest.raises(ValueError, match="expected .txt files or lines of JSON"):
         federated.read_texts(tmp_path)
 
@@ -400,12 +411,12 @@ def test_the_learning_rate_decays_for_clients_that_train_alone():
     def loss_fn(params, batch, key):
         return jaxfed.masked_mean(batch["x"] * params["w"], batch["mask"]), {}
 
-    train = _trained_on(jaxfed.fedavg(loss_fn, client_learning_rate=0.5, learning_rate_decay=0.5))
+    train = _local_training(jaxfed.fedavg(loss_fn, client_learning_rate=0.5, learning_rate_decay=0.5))
     batches = {"x": np.ones((1, 2), np.float32), "mask": np.ones((1, 2), bool)}
     moved = [float(train({"w": np.float32(0)}, batches, jax.random.key(0), number)["w"]) for number in (0, 2)]
     assert moved == [-0.5, -0.125]
 
 
-def test_nothing_to_judge_by_is_refused():
-    with pytest.raises(ValueError, match="at least one continuation to judge by, got none"):
-        accepted_length(None, None, Continued(np.zeros((0, 8), np.int32), 4), 2)
+def test_no_continuation_to_evaluate_on():
+    with pytest.raises(ValueError, match="at least one continuation to evaluate on, got none"):
+        federated.accepted_length(None, None, Continued(np.zeros((0, 8), np.int32), 4), 2)

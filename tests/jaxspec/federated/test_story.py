@@ -1,4 +1,4 @@
-"""Recipe and demo at toy size: the same code that trains the embedded pair and tells the story."""
+"""The recipe of the embedded pair, and the demo, at toy size."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from jaxspec.zoo import recipe as recipes
 
 pytestmark = pytest.mark.slow
 
-TOY = recipes.Recipe(
+TOY = recipes.PairRecipe(
     target=DecoderConfig(1, 16, 2, 2, 2, 8, 32),
     draft=DecoderConfig(1, 8, 1, 2, 2, 4, 16),
     exit_layer=1,
@@ -46,28 +46,28 @@ FEDERATING = demo.FederatingSettings(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A pair trained by the recipe at toy size, and the figures it printed."""
+    """A pair trained by the recipe at toy size, and its figures."""
     out = tmp_path_factory.mktemp("recipe")
     return out, recipes.main(TOY, out)
 
 
-def test_recipe_prints_the_cost_of_the_exit(trained: tuple[Path, dict]):
+def test_the_recipe_reports_the_cost_of_the_exit_loss(trained: tuple[Path, dict]):
     """Held-out bits per character of the target with and without the exit loss, and their ratio."""
     bits = trained[1]["held_out_bits_per_character"]
     assert trained[1]["cost_of_exit_loss"] == pytest.approx(bits["target"] / bits["control"] - 1, abs=1e-4)
     assert bits["target"] != bits["control"]
 
 
-def test_recipe_repeats_itself(trained: tuple[Path, dict], tmp_path: Path):
-    """The same recipe gives the same weights; run again in its folder it only loads them."""
+def test_the_recipe_is_deterministic(trained: tuple[Path, dict], tmp_path: Path):
+    """The same recipe gives the same weights; run again in the same folder it only loads them."""
     again = recipes.main(TOY, tmp_path)
     assert again == trained[1] == recipes.main(TOY, trained[0])
     same = (zoo.load(folder / "pair").target.params for folder in (tmp_path, trained[0]))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), *same))
 
 
-def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Figures that the demo names are there, tokens agree, pictures and the federated draft are written."""
+def test_the_demo_at_toy_size(trained: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All figures are present, tokens agree, pictures and the federated draft are written."""
     settings = demo.DemoSettings(str(trained[0] / "pair"), DECODING, FEDERATING)
     found = demo.run(settings, tmp_path, progress=False)
     assert found["identical"] is True
@@ -90,8 +90,8 @@ def test_demo_tells_the_whole_story(trained: tuple[Path, dict], tmp_path: Path, 
     assert [row[0] for row in speed.rows + gains.rows] == [*found["tokens_per_second"], *found["acceptance"]]
 
 
-def test_commands_answer_for_help():
-    """The command line lists its commands without starting any work."""
+def test_help_lists_the_commands():
+    """``--help`` lists the commands and starts no work."""
     done = subprocess.run([sys.executable, "-m", "jaxspec", "--help"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("demo", "train", "generate"))

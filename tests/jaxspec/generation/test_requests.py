@@ -1,4 +1,4 @@
-"""From what is asked for to arrays: options spread over a batch, seeds, buckets, and what a second call compiles."""
+"""From arguments to arrays: settings repeated over a batch, seeds, buckets, and what a second call compiles."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec.generation.requests import Sampling, bucket, encoded, request_of, text_of
+from jaxspec import Sampling
+from jaxspec.generation.requests import bucket, encoded, request_of, text_of
 from jaxspec.text._text import Text
 from jaxspec.text.tokenizer import train_tokenizer
 from tests.support.jaxspec import models
 
-#: Sampling of three sequences.
+#: Settings of three sequences.
 LISTS = {
-    "max_new_tokens": [3, 1, 2],
     "temperature": [0.5, 0.0, 1.0],
     "top_k": [0, 5, 1],
     "top_p": [1.0, 0.5, 0.9],
@@ -28,18 +28,17 @@ def method():
     return jaxspec.autoregressive(models.target())
 
 
-def asked(method, prompts, **options):
-    ids = encoded(prompts, None)
-    return request_of(ids, Sampling(**options).arrays(len(ids)), method)
+def request(method, prompts, max_new_tokens=8, **settings):
+    return request_of(encoded(prompts, None), method, max_new_tokens, Sampling(**settings))
 
 
 @pytest.mark.parametrize("name", [name for name in LISTS if name != "seed"])
-def test_one_option_is_that_of_all_sequences(name):
+def test_one_number_holds_for_all_sequences(name):
     assert Sampling(**{name: 1}).arrays(3)[name].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_list_of_options_has_one_for_each(name):
+def test_a_list_has_one_number_for_each_sequence(name):
     assert Sampling(**{name: LISTS[name]}).arrays(3)[name].tolist() == LISTS[name]
     with pytest.raises(ValueError, match=rf"expected one {name} or 4, one for each prompt, got shape \(3,\)"):
         Sampling(**{name: LISTS[name]}).arrays(4)
@@ -57,9 +56,9 @@ def test_a_list_of_options_has_one_for_each(name):
 )
 def test_a_single_seed_is_counted_up(seed, seeds, method):
     assert Sampling(seed=seed).arrays(3)["seed"].tolist() == seeds
-    request, _ = asked(method, [[1], [2], [3]], seed=seed, temperature=1.0)
-    assert request.sampling.seed.tolist() == seeds
-    assert request.sampling.seed.dtype == np.uint32
+    made, _ = request(method, [[1], [2], [3]], seed=seed, temperature=1.0)
+    assert made.sampling.seed.tolist() == seeds
+    assert made.sampling.seed.dtype == np.uint32
 
 
 @pytest.mark.parametrize(
@@ -72,42 +71,40 @@ def test_lengths_share_buckets(length, size):
 
 def test_prompts_are_padded_to_the_bucket_of_the_longest(method):
     prompts = [[1, 2, 3], list(range(10)) * 4]
-    request, capacity = asked(method, prompts, max_new_tokens=[5, 9])
-    assert request.tokens.shape == (2, 64)
-    for row, length, prompt in zip(request.tokens, request.lengths, prompts, strict=True):
+    made, capacity = request(method, prompts, max_new_tokens=[5, 9])
+    assert made.tokens.shape == (2, 64)
+    for row, length, prompt in zip(made.tokens, made.lengths, prompts, strict=True):
         assert length == len(prompt)
         assert row[:length].tolist() == prompt
         assert not row[length:].any()
-    assert request.max_new_tokens.tolist() == [5, 9]
+    assert made.max_new_tokens.tolist() == [5, 9]
     assert capacity == bucket(64 + 9 + 2)
-    assert {leaf.dtype for leaf in (request.tokens, request.lengths, request.max_new_tokens)} == {np.dtype("int32")}
+    assert {leaf.dtype for leaf in (made.tokens, made.lengths, made.max_new_tokens)} == {np.dtype("int32")}
 
 
 @pytest.mark.parametrize("window", [1, 7])
 def test_the_cache_has_room_for_two_windows(window):
-    _, capacity = asked(models.speculative(window), [[1]], max_new_tokens=1000)
+    _, capacity = request(models.speculative(window), [[1]], max_new_tokens=1000)
     assert capacity >= 32 + 1000 + 2 * (window + 1)
 
 
-def test_tokens_seen_are_noted_only_where_repetition_is_penalised(method):
+def test_tokens_seen_are_kept_only_where_repetition_is_penalised(method):
     prompts = [[1, 5, 1], [10]]
-    assert asked(method, prompts)[0].seen is None
-    request, _ = asked(method, prompts, repetition_penalty=[1.0, 1.3])
-    assert [np.flatnonzero(row).tolist() for row in request.seen] == [[1, 5], [10]]
+    assert request(method, prompts)[0].seen is None
+    made, _ = request(method, prompts, repetition_penalty=[1.0, 1.3])
+    assert [np.flatnonzero(row).tolist() for row in made.seen] == [[1, 5], [10]]
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 8)])
 def test_a_batch_is_filled_up_to_whole_groups(method, count, size):
-    request, _ = asked(method._replace(groups=4), [[3, index] for index in range(count)], repetition_penalty=1.5)
-    for leaf in (*request[:3], *request.sampling, request.seen):
+    made, _ = request(method._replace(groups=4), [[3, index] for index in range(count)], repetition_penalty=1.5)
+    for leaf in (*made[:3], *made.sampling, made.seen):
         assert len(leaf) == size
-    assert request.tokens[:count, :2].tolist() == [[3, index] for index in range(count)]
-    np.testing.assert_array_equal(
-        request.tokens[count:], np.broadcast_to(request.tokens[count - 1], (size - count, 32))
-    )
+    assert made.tokens[:count, :2].tolist() == [[3, index] for index in range(count)]
+    np.testing.assert_array_equal(made.tokens[count:], np.broadcast_to(made.tokens[count - 1], (size - count, 32)))
 
 
-def test_the_tokenizer_given_goes_before_the_targets_own(method):
+def test_a_tokenizer_passed_goes_before_the_targets_own(method):
     own, given = Text.of(train_tokenizer(["ab"])), train_tokenizer(["abcd"])
     carrying = method._replace(text=own)
     assert text_of(method, None) is None
@@ -123,10 +120,10 @@ def test_more_tokens_than_learned_positions(method):
         jaxspec.generate(limited, [[1] * 17], 4)
 
 
-def test_every_sequence_has_its_own_options(method):
+def test_every_sequence_has_its_own_settings(method):
     """In one batch as alone: greedy, drawn, filtered, penalised; each as long as it may be."""
-    options = {
-        "max_new_tokens": [14, 9, 12, 5],
+    new_tokens = [14, 9, 12, 5]
+    settings = {
         "temperature": [0.0, 1.5, 1.5, 0.0],
         "top_k": [0, 0, 3, 0],
         "top_p": [1.0, 1.0, 0.8, 1.0],
@@ -135,19 +132,19 @@ def test_every_sequence_has_its_own_options(method):
         "seed": [1, 2, 3, 4],
     }
     prompts = [models.PROMPTS[index % 2] for index in range(4)]
-    together = jaxspec.generate(method, prompts, **options)
+    together = jaxspec.generate(method, prompts, new_tokens, sampling=Sampling(**settings))
     for index, prompt in enumerate(prompts):
         # Alone, but in a batch of the same size: the program is the same, the neighbours are not.
-        own = {name: values[index] for name, values in options.items()} | {"seed": [options["seed"][index]] * 4}
-        alone = jaxspec.generate(method, [prompt] * 4, **own | {"repetition_penalty": [own["repetition_penalty"]] * 4})
+        own = Sampling(**{name: [values[index]] * 4 for name, values in settings.items()})
+        alone = jaxspec.generate(method, [prompt] * 4, new_tokens[index], sampling=own)
         assert together.tokens[index] == alone.tokens[0]
-        assert len(together.tokens[index]) == options["max_new_tokens"][index]
+        assert len(together.tokens[index]) == new_tokens[index]
     assert together.tokens[0] == models.expected()[0]
     assert together.tokens[3] != models.expected()[1][:5], "the penalty has changed something"
 
 
 def test_equal_prompts_differ_by_their_seeds_and_repeat_themselves(method):
-    run = lambda seed: jaxspec.generate(method, [[1, 5, 3]] * 4, 14, temperature=2.0, seed=seed).tokens  # noqa: E731
+    run = lambda seed: jaxspec.generate(method, [[1, 5, 3]] * 4, 14, sampling=Sampling(2.0, seed=seed)).tokens  # noqa: E731
     first = run(5)
     assert len(set(map(tuple, first))) == 4
     assert first == run(5) == run([5, 6, 7, 8])
@@ -171,7 +168,7 @@ def test_only_the_first_call_in_a_bucket_compiles(build):
     first = jaxspec.generate(method, prompts, 6)
     again = jaxspec.generate(method, prompts, 6)
     drawn = jaxspec.generate(method, prompts, 6, temperature=0.7)
-    other = jaxspec.generate(method, [[7] * 32, [3]], [9, 2], temperature=[0.9, 0.0], top_k=3, top_p=0.7, seed=4)
+    other = jaxspec.generate(method, [[7] * 32, [3]], [9, 2], sampling=Sampling([0.9, 0.0], top_k=3, top_p=0.7, seed=4))
     assert min(first.stats.compiled, drawn.stats.compiled) > 0
     assert again.tokens == first.tokens
     assert (again.stats.compiled, other.stats.compiled) == (0, 0)

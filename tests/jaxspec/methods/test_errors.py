@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import jaxspec
-from jaxspec import DecoderConfig, Text
+from jaxspec import DecoderConfig, Sampling, Text
 from jaxspec.cli import _methods as methods
 from jaxspec.methods import candidates, fallbacks
 from jaxspec.text.tokenizer import train_tokenizer
@@ -96,7 +96,7 @@ TABLE = {
     "a nested prompt": (lambda: generate([[[1, 2]]]), r"prompt 0: expected .*got shape \(1, 2\)"),
     "a negative token": (
         lambda: generate([[1], [3, -1]]),
-        r"prompt 1: expected token ids in \[0, 11\), got -1 at place 1",
+        r"prompt 1: expected token ids in \[0, 11\), got -1 at position 1",
     ),
     "a token too large": (lambda: generate([[11]]), r"prompt 0: expected token ids in \[0, 11\), got 11"),
     "a prompt too long": (
@@ -105,42 +105,42 @@ TABLE = {
     ),
     "no new tokens": (lambda: generate([[1]], 0), "expected max_new_tokens >= 1, got 0"),
     "no new tokens for one": (lambda: generate([[1], [2]], [4, 0]), r"expected max_new_tokens >= 1, got \[4, 0\]"),
-    "a negative temperature": (lambda: generate([[1]], temperature=-0.1), "expected temperature >= 0, got -0.1"),
-    "no temperature": (lambda: generate([[1]], temperature=float("nan")), "expected temperature >= 0, got nan"),
-    "top-p 0": (lambda: generate([[1]], top_p=0.0), r"expected top_p in \(0, 1\], got 0.0"),
-    "top-p above 1": (lambda: generate([[1]], top_p=1.1), r"expected top_p in \(0, 1\], got 1.1"),
+    "a negative temperature": (lambda: Sampling(temperature=-0.1), "expected temperature >= 0, got -0.1"),
+    "no temperature": (lambda: Sampling(temperature=float("nan")), "expected temperature >= 0, got nan"),
+    "top-p 0": (lambda: Sampling(top_p=0.0), r"expected top_p in \(0, 1\], got 0.0"),
+    "top-p above 1": (lambda: Sampling(top_p=1.1), r"expected top_p in \(0, 1\], got 1.1"),
     "a negative top-k": (
-        lambda: generate([[1]], top_k=-1),
+        lambda: Sampling(top_k=-1),
         r"expected top_k >= 0 \(0: all tokens\) and < 2\^31, got -1",
     ),
-    "half a token": (lambda: generate([[1]], top_k=2.5), "expected top_k to be whole numbers, got 2.5"),
+    "half a token": (lambda: Sampling(top_k=2.5), "expected top_k to be whole numbers, got 2.5"),
     "a top-k that would wrap to 1": (
-        lambda: generate([[1]], top_k=2**32 + 1),
+        lambda: Sampling(top_k=2**32 + 1),
         r"expected top_k >= 0 \(0: all tokens\) and < 2\^31, got 4294967297",
     ),
-    "a flag for a count": (lambda: generate([[1]], top_k=True), "expected top_k to be whole numbers, got True"),
-    "a flag for a number": (lambda: generate([[1]], temperature=True), "expected temperature to be numbers, got True"),
-    "no number at all": (lambda: generate([[1]], top_p=None), "expected top_p to be numbers, got None"),
-    "a seed beyond every type": (lambda: generate([[1]], seed=2**70), r"expected seed in \[0, 2\^32\), got 1180"),
+    "a flag for a count": (lambda: Sampling(top_k=True), "expected top_k to be whole numbers, got True"),
+    "a flag for a number": (lambda: Sampling(temperature=True), "expected temperature to be numbers, got True"),
+    "no number at all": (lambda: Sampling(top_p=None), "expected top_p to be numbers, got None"),
+    "a seed beyond every type": (lambda: Sampling(seed=2**70), r"expected seed in \[0, 2\^32\), got 1180"),
     "new tokens beyond every type": (lambda: generate([[1]], 2**70), "fit the cache of 4096, got 1 [+] 1180"),
     "new tokens that would wrap to 3": (lambda: generate([[1]], 2**32 + 3), "fit the cache of 4096, got 1 [+] 42949"),
     "half a token of a prompt": (
         lambda: generate([[1], [3, 5.7]]),
-        "expected token ids of prompt 1 to be whole numbers, got 5.7 at place 1",
+        "expected token ids of prompt 1 to be whole numbers, got 5.7 at position 1",
     ),
     "a token that would wrap to 5": (
         lambda: generate([[1, 2**32 + 5]]),
-        r"prompt 0: expected token ids in \[0, 11\), got 4294967301 at place 1",
+        r"prompt 0: expected token ids in \[0, 11\), got 4294967301 at position 1",
     ),
     "an array's token that would wrap to 5": (
         lambda: generate([np.array([2**32 + 5])]),
-        r"prompt 0: expected token ids in \[0, 11\), got 4294967301 at place 0",
+        r"prompt 0: expected token ids in \[0, 11\), got 4294967301 at position 0",
     ),
     "a token beyond every type": (lambda: generate([[2**70]]), r"expected token ids in \[0, 11\), got 1180591620717"),
     "flags as tokens": (lambda: generate([[True, False]]), "token ids of prompt 0 to be whole numbers, got True at"),
-    "no number among the tokens": (lambda: generate([[1, float("nan")]]), "to be whole numbers, got nan at place 1"),
-    "text among the tokens": (lambda: generate([[1, "2"]]), "to be whole numbers, got '1' at place 0"),
-    "nothing among the tokens": (lambda: generate([[1, None]]), "to be whole numbers, got None at place 1"),
+    "no number among the tokens": (lambda: generate([[1, float("nan")]]), "to be whole numbers, got nan at position 1"),
+    "text among the tokens": (lambda: generate([[1, "2"]]), "to be whole numbers, got '1' at position 0"),
+    "nothing among the tokens": (lambda: generate([[1, None]]), "to be whole numbers, got None at position 1"),
     "tokens at two depths": (
         lambda: generate([[1, [2]]]),
         r"token ids of prompt 0 to be whole numbers, got \[1, \[2\]\]",
@@ -149,7 +149,7 @@ TABLE = {
     "half a stop token": (lambda: generate([[1]], stop=[5.7]), "expected stop tokens to be whole numbers, got 5.7"),
     "a stop token that would never come": (
         lambda: generate([[1]], stop=[3, 11]),
-        r"stop: expected token ids in \[0, 11\), got 11 at place 1",
+        r"stop: expected token ids in \[0, 11\), got 11 at position 1",
     ),
     "a flag as stop token": (
         lambda: generate([[1]], stop=[True]),
@@ -183,21 +183,25 @@ TABLE = {
         lambda: models.speculative(draft=cast("float8_e5m2")),
         "expected a draft that computes in one of float32, .*, got float8_e5m2; cast",
     ),
-    "min-p above 1": (lambda: generate([[1]], min_p=1.5), r"expected min_p in \[0, 1\], got 1.5"),
-    "a negative min-p": (lambda: generate([[1]], min_p=-0.5), r"expected min_p in \[0, 1\], got -0.5"),
+    "min-p above 1": (lambda: Sampling(min_p=1.5), r"expected min_p in \[0, 1\], got 1.5"),
+    "a negative min-p": (lambda: Sampling(min_p=-0.5), r"expected min_p in \[0, 1\], got -0.5"),
     "no repetition penalty": (
-        lambda: generate([[1]], repetition_penalty=0),
+        lambda: Sampling(repetition_penalty=0),
         "expected repetition_penalty > 0 .*, got 0",
     ),
-    "a negative seed": (lambda: generate([[1]], seed=-1), r"expected seed in \[0, 2\^32\), got -1"),
-    "a seed too large": (lambda: generate([[1]], seed=2**32), r"expected seed in \[0, 2\^32\), got 4294967296"),
-    "options for other prompts": (
-        lambda: generate([[1], [2]], temperature=[0.5, 0.5, 0.5]),
+    "a negative seed": (lambda: Sampling(seed=-1), r"expected seed in \[0, 2\^32\), got -1"),
+    "a seed too large": (lambda: Sampling(seed=2**32), r"expected seed in \[0, 2\^32\), got 4294967296"),
+    "temperature twice": (
+        lambda: generate([[1]], temperature=0.5, sampling=Sampling(0.5)),
+        r"expected temperature or sampling, got both; pass sampling=Sampling\(temperature=",
+    ),
+    "settings of other prompts": (
+        lambda: generate([[1], [2]], sampling=Sampling([0.5, 0.5, 0.5])),
         r"expected one temperature or 2, one for each prompt, got shape \(3,\)",
     ),
-    "a table of options": (
-        lambda: generate([[1], [2]], top_k=[[1], [2]]),
-        r"expected one top_k or 2, one for each prompt, got shape \(2, 1\)",
+    "a table of settings": (
+        lambda: Sampling(top_k=[[1], [2]]),
+        r"expected one top_k, or one for each prompt, got shape \(2, 1\)",
     ),
     "text without a tokenizer": (lambda: generate(["abc"]), "expected token ids, got text"),
     "messages without a tokenizer": (lambda: generate([[{"role": "user", "content": "a"}]]), "expected token ids, got"),
@@ -245,7 +249,8 @@ def test_the_longest_prompt_that_fits_is_taken():
 def test_integers_of_any_kind_are_taken():
     expected = generate([[1, 2, 3]]).tokens
     assert generate(np.array([[1, 2, 3]], np.uint8)).tokens == expected
-    assert generate([jnp.array([1, 2, 3])], np.int64(4), top_k=np.uint64(2**31 - 1)).tokens == expected
+    assert generate([jnp.array([1, 2, 3])], np.int64(4), temperature=np.float32(0)).tokens == expected
+    assert Sampling(top_k=np.uint64(2**31 - 1)) == Sampling(top_k=2**31 - 1)
     assert generate([[1.0, np.int8(2), 3]], jnp.int32(4), max_length=np.int16(64)).tokens == expected
     first = expected[0][0]
     assert generate([[1, 2, 3]], stop=first).tokens == generate([[1, 2, 3]], stop=np.array([first])).tokens == [[first]]

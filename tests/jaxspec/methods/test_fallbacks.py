@@ -34,7 +34,7 @@ def test_tokens_are_those_of_plain_decoding(name, policy, mode):
 @pytest.mark.parametrize("length", [1, 2, 3, 9])
 def test_a_short_window_holds_no_more(length):
     """With a draft that is always right, the windows' lengths are what is accepted."""
-    stats = decode(fallbacks.Short(length), draft=models.target(), settings={"stop": []}).stats
+    stats = decode(fallbacks.Short(length), draft=models.target()).stats
     prompts = len(models.PROMPTS)
     first, later = 4 * prompts, min(length, 4) * (stats.steps - prompts)
     assert stats.accepted <= first + later

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec.generation.requests import Sampling, request_of
+from jaxspec import Sampling
+from jaxspec.generation.requests import request_of
 from jaxspec.methods import candidates
 from jaxspec.training.train import log_probabilities
 from jaxspec.verify import acceptance
@@ -110,7 +111,7 @@ def test_an_oracle_exit_is_always_reused_when_tokens_are_drawn():
     """It sees the target's noise, so that its top-1 is the very token that the target draws."""
     for temperature in (0.7, 1.0):
         oracle = models.mirror(3, 1, models.TARGET.num_layers)
-        result = jaxspec.generate(oracle, models.PROMPTS, models.NEW_TOKENS, temperature=temperature, seed=4)
+        result = jaxspec.generate(oracle, models.PROMPTS, models.NEW_TOKENS, sampling=Sampling(temperature, seed=4))
         assert result.stats.needed > 4
         assert result.stats.reuse_rate == 1.0
 
@@ -206,19 +207,19 @@ def test_pairs_like_families_say_something(name):
 def test_branches_of_a_draft_equal_to_the_target_are_accepted_in_full(name):
     """Whatever its positions and windows, a branch sees what the same text in the cache would have seen."""
     method = models.mirror(6, 1, 1, target=pairs.target(name), draft=pairs.target(name))
-    options = pairs.options_of(name, 3, 6, 0.8)
-    stats = jaxspec.generate(method, pairs.PROMPTS[:3], 28, **options).stats
+    sampling = pairs.sampling_of(name, 3, 6, 0.8)
+    stats = jaxspec.generate(method, pairs.PROMPTS[:3], 28, sampling=sampling).stats
     assert stats.verified == 6 * stats.steps
     assert stats.steps == 3 * 4
 
 
 def test_a_difference_is_found_and_measured():
     """Otherwise the array could say nothing but yes."""
-    options, prompts = pairs.options_of("mistral", 3, 1, 0.7), pairs.PROMPTS[:3]
-    expected = jaxspec.generate(pairs.autoregressive("mistral"), prompts, 6, **options).tokens
+    sampling, prompts = pairs.sampling_of("mistral", 3, 1, 0.7), pairs.PROMPTS[:3]
+    expected = jaxspec.generate(pairs.autoregressive("mistral"), prompts, 6, sampling=sampling).tokens
     found = [list(row) for row in expected]
     found[1][4] = (found[1][4] + 1) % pairs.VOCAB
-    ((sequence, place, gap),) = pairs.partings("mistral", found, expected, options)
+    ((sequence, place, gap),) = pairs.partings("mistral", found, expected, sampling)
     assert (sequence, place) == (1, 4)
     assert gap > pairs.TIE
 
@@ -240,9 +241,11 @@ def test_neighbours_change_nothing(name):
         method,
         [pairs.PROMPTS[row] for row in rows],
         [5 + row for row in rows],
-        temperature=[temperature[row] for row in rows],
-        top_p=[1.0 - row / 20 for row in rows],
-        seed=[100 + row for row in rows],
+        sampling=Sampling(
+            [temperature[row] for row in rows],
+            top_p=[1.0 - row / 20 for row in rows],
+            seed=[100 + row for row in rows],
+        ),
     )
     together = run(range(8))
     assert [len(row) for row in together.tokens] == [5 + row for row in range(8)]
@@ -254,9 +257,9 @@ def test_neighbours_change_nothing(name):
 @pytest.mark.slow
 def test_drafts_of_mirror_are_those_of_speculative_decoding():
     """The same windows, hence the same steps: rolling out ahead only changes when they are drafted."""
-    settings = {"temperature": 0.8, "top_k": 6, "seed": 4}
+    sampling = Sampling(0.8, top_k=6, seed=4)
     one, other = (
-        jaxspec.generate(METHODS[name](), pairs.PROMPTS, 20, **settings) for name in ("speculative", "mirror")
+        jaxspec.generate(METHODS[name](), pairs.PROMPTS, 20, sampling=sampling) for name in ("speculative", "mirror")
     )
     assert one.tokens == other.tokens
     assert (one.stats.steps, one.stats.accepted) == (other.stats.steps, other.stats.accepted)
@@ -269,8 +272,7 @@ SEEDS, SETTINGS = 4000, {"temperature": 1.1, "top_p": 0.9}
 def two_steps(method, first_seed):
     """What two steps say after one prompt, for many seeds as one batch: (tokens, counts) of both, and who reused."""
     prompt = np.asarray(models.PROMPTS[0], np.int32)
-    options = Sampling(max_new_tokens=8, seed=first_seed, **SETTINGS).arrays(SEEDS)
-    request, _ = request_of([prompt] * SEEDS, options, method)
+    request, _ = request_of([prompt] * SEEDS, method, 8, Sampling(seed=first_seed, **SETTINGS))
     state = method.init(request._replace(tokens=request.tokens[:, : len(prompt)]), 16)
     state, first = method.step(state)
     _, second = method.step(state)

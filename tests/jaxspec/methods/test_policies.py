@@ -27,8 +27,8 @@ def method(policy, **options):
     return models.mirror(policy=policy, **{"window": 3, "num_candidates": 4} | options)
 
 
-def decode(policy, prompts=models.PROMPTS, settings=None, **options):
-    return jaxspec.generate(method(policy, **options), prompts, models.NEW_TOKENS, **settings or {})
+def decode(policy, prompts=models.PROMPTS, sampling=None, **options):
+    return jaxspec.generate(method(policy, **options), prompts, models.NEW_TOKENS, sampling=sampling)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -40,7 +40,8 @@ def test_tokens_are_those_of_plain_decoding(name):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_sampled_tokens_are_those_of_plain_decoding(name):
-    plain = jaxspec.generate(jaxspec.autoregressive(models.target()), pairs.PROMPTS, models.NEW_TOKENS, **SAMPLED)
+    target = jaxspec.autoregressive(models.target())
+    plain = jaxspec.generate(target, pairs.PROMPTS, models.NEW_TOKENS, sampling=SAMPLED)
     assert decode(POLICIES[name], pairs.PROMPTS, SAMPLED).tokens == plain.tokens
 
 
@@ -60,10 +61,10 @@ def test_windows_are_those_of_speculative_decoding(name):
 
 
 @pytest.mark.parametrize("name", AHEAD)
-@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_a_draft_equal_to_the_target_foresees_everything(name, settings):
+@pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
+def test_a_draft_equal_to_the_target_foresees_everything(name, sampling):
     """It accepts every window, and its own next token is the target's: what it rolled out itself always comes true."""
-    stats = decode(POLICIES[name], settings=settings, draft=models.target()).stats
+    stats = decode(POLICIES[name], sampling=sampling, draft=models.target()).stats
     assert stats.verified == 3 * stats.steps
     assert stats.reuse_rate == 1.0
 
@@ -91,8 +92,8 @@ def test_the_ratio_test_goes_through_every_policy(name):
     """At temperature 0 it is greedy decoding; above, a draft equal to the target is never rejected."""
     rule = acceptance.ratio(4)
     assert decode(POLICIES[name], acceptance=rule).tokens == models.expected()
-    warm = {"temperature": 1.0, "seed": 3}
-    stats = decode(POLICIES[name], settings=warm, acceptance=acceptance.ratio(64), draft=models.target()).stats
+    warm = jaxspec.Sampling(1.0, seed=3)
+    stats = decode(POLICIES[name], sampling=warm, acceptance=acceptance.ratio(64), draft=models.target()).stats
     assert stats.verified == 3 * stats.steps
 
 

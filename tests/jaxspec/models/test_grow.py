@@ -11,7 +11,7 @@ import jaxspec
 from jaxspec import zoo
 from jaxspec.generation.trace import Passes
 from jaxspec.training.train import hidden_states
-from jaxspec.zoo._grow import grow
+from jaxspec.zoo import grow
 from jaxspec.zoo.recipe import containment
 from tests.support.jaxspec import models
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec import Model, federated
+from jaxspec import Model, Sampling, federated
 from jaxspec.methods import candidates, fallbacks
 from jaxspec.text.tokenizer import train_tokenizer
 from jaxspec.verify import acceptance
@@ -25,7 +25,7 @@ PROMPTS = [[0], [6, 7]]
 TOKEN, PLACE = 5, 4
 #: What logits may look like that are no numbers.
 BROKEN = {"nan": np.nan, "infinity": np.inf, "nothing possible": -np.inf}
-SAMPLED = {"temperature": 0.9, "top_k": 6, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 4}
+SAMPLED = Sampling(0.9, top_k=6, top_p=0.95, min_p=0.01, repetition_penalty=1.2, seed=4)
 
 
 @cache
@@ -62,8 +62,8 @@ def mirror(target, **options):
 
 
 @cache
-def text(**options):
-    return jaxspec.generate(jaxspec.autoregressive(table()), PROMPTS, NEW, **options).tokens
+def text(sampling=None):
+    return jaxspec.generate(jaxspec.autoregressive(table()), PROMPTS, NEW, sampling=sampling).tokens
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -88,7 +88,7 @@ def test_a_drawn_text_stops_there_as_well(rule):
     bad = table()._replace(params={"table": table().params["table"].at[:, 2].set(-np.nan)})
     for method in (jaxspec.autoregressive(bad), jaxspec.speculative(bad, draft(), 3, acceptance=rule)):
         with pytest.raises(jaxspec.NonFiniteLogits, match=r"sequence 0 \(position 1\), 1 \(position 2\)") as caught:
-            jaxspec.generate(method, PROMPTS, NEW, **SAMPLED)
+            jaxspec.generate(method, PROMPTS, NEW, sampling=SAMPLED)
         assert caught.value.output.tokens == [[], []]
         assert caught.value.output.stats.accepted == 0
 
@@ -123,14 +123,14 @@ DRAFTED = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", DRAFTED)
-def test_a_draft_of_no_numbers_changes_nothing_and_is_never_accepted(name, settings):
+def test_a_draft_of_no_numbers_changes_nothing_and_is_never_accepted(name, sampling):
     """Its most likely token would be token 0, which the target says at times."""
     method = DRAFTED[name](draft=draft()._replace(params={"table": jnp.full((VOCAB, VOCAB), jnp.nan)}))
     with pytest.warns(RuntimeWarning, match="the draft's logits were NaN or infinite at"):
-        result = jaxspec.generate(method, PROMPTS, NEW, **settings)
-    assert result.tokens == text(**settings)
+        result = jaxspec.generate(method, PROMPTS, NEW, sampling=sampling)
+    assert result.tokens == text(sampling)
     assert 0 in sum(result.tokens, [])
     stats = result.stats
     assert (stats.accepted, stats.verified, stats.steps) == (0, 0, 2 * NEW)
@@ -182,11 +182,12 @@ def test_what_is_foretold_without_decoding_says_the_same():
     (known,) = jaxspec.probe(table(), nothing, texts, 1, window=3, num_candidates=(1, 10), exit=silent)
     assert set(known.contained.values()) == set(known.foreseen.values()) == {0.0}
     with pytest.raises(FloatingPointError, match=r"NaN or infinity along texts \[0\]"):
-        federated.laws(nothing, texts, 2)
+        federated.top_tokens(nothing, texts, 2)
 
 
 def test_filters_leave_a_token_whatever_they_ask():
     """The narrowest of every filter is the most likely token."""
     for narrow in ({"top_p": 1e-300}, {"min_p": 1.0}, {"top_k": 1}, {"temperature": 1e-6}):
-        found = jaxspec.generate(jaxspec.autoregressive(table()), PROMPTS, 5, **({"temperature": 1.0} | narrow))
+        sampling = Sampling(**{"temperature": 1.0} | narrow)
+        found = jaxspec.generate(jaxspec.autoregressive(table()), PROMPTS, 5, sampling=sampling)
         assert found.tokens == [row[:5] for row in text()]

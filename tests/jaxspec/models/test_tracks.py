@@ -13,7 +13,7 @@ import pytest
 
 import jaxspec
 from jaxspec import DecoderConfig, Tracks, federated, zoo
-from jaxspec.devices.sharding import place
+from jaxspec.devices.sharding import put_model
 from jaxspec.loading.store import load_model, save_model
 from jaxspec.models._decoder import network
 from jaxspec.models.attention import cached, causal, fill, init_cache
@@ -21,8 +21,7 @@ from jaxspec.models.config import build
 from jaxspec.models.quantize import quantized
 from jaxspec.text.tokenizer import train_tokenizer
 from jaxspec.training.train import Schedule, distillation_loss, fit
-from jaxspec.zoo import recipe
-from jaxspec.zoo._grow import grow
+from jaxspec.zoo import grow, recipe
 from tests.support.jaxspec import models, pairs
 
 #: Four key-value heads, so that four tracks can share the layers.
@@ -152,12 +151,12 @@ def test_cached_decoding_equals_one_pass(parts):
 
 def decoding_program(model, where, length=3):
     """The layers as a draft on a mesh runs them after a prompt, compiled: the program's text."""
-    placed = place(model, where)
+    placed = put_model(model, where)
     count = placed.network.config.num_layers
     cache = jax.jit(partial(fill, placed.network), static_argnums=2)(
-        placed.params, jax.device_put(TOKENS, placed.home), 16
+        placed.params, jax.device_put(TOKENS, placed.batch), 16
     )
-    x = jax.device_put(jnp.ones((WIDE.width, 2, length)), placed.shared)
+    x = jax.device_put(jnp.ones((WIDE.width, 2, length)), placed.replicated)
 
     def run(params, x, cache):
         at = positions_of(x, LENGTH)
@@ -227,8 +226,8 @@ def with_biases():
 @pytest.mark.parametrize("name", MODELS)
 def test_what_tracks_compute_does_not_depend_on_the_mesh(name, size):
     model = MODELS[name]()
-    placed = place(model, mesh(size))
-    found = hidden(placed.network, placed.params, jax.device_put(TOKENS, placed.home))
+    placed = put_model(model, mesh(size))
+    found = hidden(placed.network, placed.params, jax.device_put(TOKENS, placed.batch))
     expected = hidden(*model[:2], TOKENS)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
@@ -290,7 +289,7 @@ def test_training_lowers_the_loss_of_a_draft_in_tracks():
 def test_the_recipe_trains_a_draft_in_tracks(tmp_path):
     """As ``jaxspec train shakespeare … recipe.draft.tracks:tracks --recipe.draft.tracks.count 2`` does."""
     plan = replace(
-        recipe.Recipe(target_schedule=replace(SCHEDULE, steps=2), draft_schedule=replace(SCHEDULE, steps=2)),
+        recipe.PairRecipe(target_schedule=replace(SCHEDULE, steps=2), draft_schedule=replace(SCHEDULE, steps=2)),
         target=replace(WIDE, num_layers=1),
         draft=DecoderConfig(1, 16, 2, 4, 2, 4, 16, tracks=Tracks(2)),
     )

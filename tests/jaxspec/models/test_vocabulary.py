@@ -52,8 +52,7 @@ def read():
 
 
 def decoded(method):
-    options = {"temperature": [0.0, 1.0], "seed": [3, 4]}
-    out = jaxspec.generate(method, PROMPTS, NEW_TOKENS, **options)
+    out = jaxspec.generate(method, PROMPTS, NEW_TOKENS, sampling=jaxspec.Sampling([0.0, 1.0], seed=[3, 4]))
     return out.tokens, out.stats
 
 
@@ -108,8 +107,8 @@ def test_a_token_that_the_draft_lacks_reads_as_its_last_one():
 def test_heads_are_repeated_over_a_mesh():
     mesh = jaxspec.mesh_of(jax.devices()[:4])
     fitted = jaxspec.fit_vocabulary(draft(64), ROWS)
-    assert jaxspec.devices.sharding.place(fitted, mesh).network.config.num_kv_heads == 4
-    assert jaxspec.devices.sharding.place(fitted, mesh).network.config.vocab_size == ROWS
+    assert jaxspec.devices.sharding.put_model(fitted, mesh).network.config.num_kv_heads == 4
+    assert jaxspec.devices.sharding.put_model(fitted, mesh).network.config.vocab_size == ROWS
 
 
 def test_a_network_is_fitted_once_and_undone():

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 import jaxspec
 from jaxspec import Text, federated
 from jaxspec.__main__ import main
-from jaxspec.federated import Continued
+from jaxspec.federated import Continued, _examples
 from jaxspec.loading.store import load_model, save_model
 from jaxspec.text._text import sentencepiece
 from jaxspec.training.streams import streaming_loss
@@ -136,7 +136,7 @@ def test_nothing_is_learnt_behind_a_stop_token(ended):
     """The loss and its gradient are those of the rows one by one, each cut where it ends."""
     network, params, _ = models.draft()
     compiled = jax.jit(jax.value_and_grad(distillation_loss(network), has_aux=True))
-    for laws in (None, federated.laws(ending(), ended.tokens, 3)):
+    for laws in (None, federated.top_tokens(ending(), ended.tokens, 3)):
         (client,) = federated.client_examples(ended, [0] * 12, laws)
         assert client["tokens"].min() >= 0
         (loss, _), grads = compiled(params, client, jax.random.key(0))
@@ -167,7 +167,7 @@ def test_streams_learn_nothing_behind_a_stop_token(ended):
 def test_accepted_length_of_texts_that_end(ended, window):
     """Step by step by hand: a step that would go beyond the stop token ends there."""
     network, params, _ = models.draft()
-    agrees = np.asarray(federated.examples._agreement(network, params, np.maximum(ended.tokens, 0)))[:, PROMPT - 1 :]
+    agrees = np.asarray(_examples._agreement(network, params, np.maximum(ended.tokens, 0)))[:, PROMPT - 1 :]
     found = []
     for line, row in zip(agrees.tolist(), ended.tokens[:, PROMPT:].tolist(), strict=True):
         size, place = sum(token >= 0 for token in row), 0
@@ -186,13 +186,13 @@ def test_accepted_length_of_texts_that_end(ended, window):
 def test_a_real_decode_of_texts_that_end_takes_as_many_steps(ended):
     finished = ended.tokens[ended.tokens[:, -1] < 0]
     real = jaxspec.generate(jaxspec.speculative(ending(), models.draft(), 3), finished[:, :PROMPT].tolist(), 16)
-    lines = federated.examples._lines(*models.draft()[:2], Continued(finished, PROMPT), 3)
-    assert len(federated.examples.step_ends(lines, 3)) == real.stats.steps
+    lines = _examples._agreement_rows(*models.draft()[:2], Continued(finished, PROMPT), 3)
+    assert len(_examples.step_ends(lines, 3)) == real.stats.steps
 
 
 def test_texts_too_short_to_judge():
     data = federated.continued(models.target(), prompts(4), 16)
-    with pytest.raises(ValueError, match="expected more than 16 tokens behind a prompt, got 16"):
+    with pytest.raises(ValueError, match="expected more than 16 tokens after a prompt, got 16"):
         federated.accepted_length(*models.draft()[:2], data, 16)
 
 

@@ -1,4 +1,4 @@
-"""Embedded pairs: what is saved is what is loaded, what is broken is named, what was held out stayed out."""
+"""Embedded pairs: save and load, errors that name the damaged file, held-out roles kept out of training."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ from jaxspec import LogitLens, zoo
 from jaxspec.federated import read_roles, split_roles
 from jaxspec.text.tokenizer import encode, train_tokenizer
 from jaxspec.verify.exits import init_affine_lens
-from jaxspec.zoo.recipe import Recipe, corpus, draw_held_out, held_out_ids
+from jaxspec.zoo.recipe import PairRecipe, corpus, held_out_ids
 from tests.support.jaxspec import models
 
 EMBEDDED = resources.files("jaxspec.zoo") / "shakespeare"
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("exit_head", EXITS.values(), ids=EXITS.keys())
-def test_a_pair_comes_back_in_bfloat16_precision(tmp_path, exit_head):
+def test_a_saved_pair_is_loaded_in_bfloat16_precision(tmp_path, exit_head):
     pair = tiny(exit_head)
     zoo.save(pair, tmp_path / "new" / "pair")
     loaded = zoo.load(tmp_path / "new" / "pair")
@@ -78,7 +78,7 @@ def test_a_truncated_file_is_named(folder, keep):
 
 @pytest.mark.parametrize("name", ["target.layers.3.attention.qkv", "draft.embedding", "draft.layers.0.mlp_norm.scale"])
 @pytest.mark.parametrize("change", ["missing", "another shape"])
-def test_a_weight_that_does_not_fit_is_named(folder, name, change):
+def test_a_weight_of_another_shape_is_named(folder, name, change):
     weights = safetensors.load_file(folder / "pair.safetensors")
     weight = weights.pop(name)
     if change == "another shape":
@@ -89,7 +89,7 @@ def test_a_weight_that_does_not_fit_is_named(folder, name, change):
 
 
 def header(path):
-    """The JSON in front of a safetensors file: dtype and shape of each weight."""
+    """The JSON header of a safetensors file: dtype and shape of each weight."""
     raw = path.read_bytes()
     return json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
 
@@ -115,7 +115,7 @@ def test_the_embedded_pair_is_float32_in_use():
     assert sum(leaf.size for leaf in leaves) > 1_000_000
 
 
-def test_the_embedded_parts_fit_each_other():
+def test_the_embedded_parts_match():
     pair = embedded()
     sizes = {pair.target.network.config.vocab_size, pair.draft.network.config.vocab_size}
     assert sizes == {pair.tokenizer.get_vocab_size()}
@@ -123,7 +123,7 @@ def test_the_embedded_parts_fit_each_other():
     assert zoo.load().exit_layer == pair.exit_layer
 
 
-def test_the_embedded_pair_quotes_its_figures():
+def test_the_exit_loss_costs_at_most_one_per_cent():
     """Held-out bits per character of the target within 1 % of the same model trained without the exit loss."""
     bits = embedded().figures["held_out_bits_per_character"]
     assert bits["target"] <= 1.01 * bits["control"]
@@ -138,20 +138,21 @@ def test_held_out_roles_are_many_and_long():
     assert json.loads((EMBEDDED / "held_out.json").read_text()) == list(ids)
 
 
-def test_the_committed_list_is_its_own_draw():
-    assert tuple(draw_held_out()) == held_out_ids()
+def test_held_out_roles_were_drawn_at_random():
+    ids = [role.id for role in read_roles(min_chars=2000)]
+    assert held_out_ids() == tuple(sorted(np.random.default_rng(0).permutation(ids)[:160].tolist()))
 
 
 @pytest.mark.slow
 def test_no_held_out_text_is_in_the_training_tokens():
-    """Windows of 200 characters of every role that stays out, against all that the recipe trains on."""
-    data = corpus(Recipe())
+    """Compares windows of 200 characters of every held-out role with all training text of the recipe."""
+    data = corpus(PairRecipe())
     seen = data.tokenizer.decode(data.train.tolist())
-    stay, out = split_roles(read_roles(), held_out_ids())
-    assert all(role.text[:200] in seen for role in stay)
+    train, held_out = split_roles(read_roles(), held_out_ids())
+    assert all(role.text[:200] in seen for role in train)
     leaked = [
         role.user
-        for role in out
+        for role in held_out
         for start in range(0, len(role.text) - 200, 200)
         if role.text[start : start + 200] in seen
     ]

@@ -3,6 +3,7 @@
 from functools import cache
 
 import jaxspec
+from jaxspec import Sampling
 from jaxspec.methods import candidates, fallbacks
 from jaxspec.verify import acceptance
 from tests.support.jaxspec import models, pairs
@@ -19,20 +20,21 @@ POLICIES = {
     "mirror": candidates.mirror(2),
     "hybrid": candidates.hybrid(2, 2, num_candidates=4),
 }
-SAMPLED = {"temperature": 0.9, "top_k": 6, "repetition_penalty": 1.1, "seed": 5}
+SAMPLED = Sampling(temperature=0.9, top_k=6, repetition_penalty=1.1, seed=5)
 #: Drafted tokens matched greedily, or with the target's own noise; or judged by the ratio test, greedily and not.
 MODES = ("greedy", "sampled", "ratio", "ratio sampled")
 
 
-def decode(fallback, policy="none", prompts=models.PROMPTS, settings=None, **options):
+def decode(fallback, policy="none", prompts=models.PROMPTS, sampling=None, **options):
     options = {"policy": POLICIES[policy], "window": 4, "num_candidates": 4} | options
-    return jaxspec.generate(models.mirror(fallback=fallback, **options), prompts, models.NEW_TOKENS, **settings or {})
+    return jaxspec.generate(models.mirror(fallback=fallback, **options), prompts, models.NEW_TOKENS, sampling=sampling)
 
 
 @cache
 def sampled():
     """Plain decoding's."""
-    return jaxspec.generate(jaxspec.autoregressive(models.target()), pairs.PROMPTS, models.NEW_TOKENS, **SAMPLED).tokens
+    method = jaxspec.autoregressive(models.target())
+    return jaxspec.generate(method, pairs.PROMPTS, models.NEW_TOKENS, sampling=SAMPLED).tokens
 
 
 def tokens_of(name, policy, mode):
@@ -44,5 +46,5 @@ def tokens_of(name, policy, mode):
         return decode(fallback, policy, pairs.PROMPTS, SAMPLED).tokens, sampled()
     if mode == "ratio":
         return decode(fallback, policy, acceptance=rule).tokens, models.expected()
-    found = decode(fallback, policy, settings={"temperature": 0.8, "seed": 2}, acceptance=rule).tokens
+    found = decode(fallback, policy, sampling=Sampling(0.8, seed=2), acceptance=rule).tokens
     return [len(row) for row in found], [models.NEW_TOKENS] * 2

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxspec
-from jaxspec import Model
-from jaxspec.generation.requests import Sampling, request_of
+from jaxspec import Model, Sampling
+from jaxspec.generation.requests import request_of
 from jaxspec.loading._families import family_of
 from jaxspec.models._decoder import network
 from jaxspec.training.train import hidden_states
@@ -103,19 +103,19 @@ def _shaken(params, key, share, zeros):
     return jax.tree.unflatten(tree, moved)
 
 
-def options_of(name, batch, window, temperature):
-    """Sampling of one row, another filter for every sequence; whether repetitions are penalised hangs on the batch."""
+def sampling_of(name, batch, window, temperature):
+    """Settings of one row, another filter for every sequence; the batch decides whether repetitions are penalised."""
     number = list(FAMILIES).index(name) + 3 * window + BATCHES.index(batch)
     filters = [FILTERS[(number + i) % len(FILTERS)] for i in range(batch)]
     penalised = (list(FAMILIES).index(name) + BATCHES.index(batch)) % 2
-    return {
-        "temperature": temperature,
-        "top_k": [row.get("top_k", 0) for row in filters],
-        "top_p": [row.get("top_p", 1.0) for row in filters],
-        "min_p": [row.get("min_p", 0.0) for row in filters],
-        "repetition_penalty": [PENALTIES[i % 3] if penalised else 1.0 for i in range(batch)],
-        "seed": 100 * number,
-    }
+    return Sampling(
+        temperature,
+        top_k=[row.get("top_k", 0) for row in filters],
+        top_p=[row.get("top_p", 1.0) for row in filters],
+        min_p=[row.get("min_p", 0.0) for row in filters],
+        repetition_penalty=[PENALTIES[i % 3] if penalised else 1.0 for i in range(batch)],
+        seed=100 * number,
+    )
 
 
 def speculative(name, window):
@@ -143,26 +143,26 @@ class Parting(NamedTuple):
     gap: float
 
 
-def partings(name, found, expected, options):
+def partings(name, found, expected, sampling):
     """One for every sequence that differs."""
     rows = []
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
         if one != other:
             place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-            rows.append(Parting(index, place, gap(name, options, index, len(found), other[:place])))
+            rows.append(Parting(index, place, gap(name, sampling, index, len(found), other[:place])))
     return rows
 
 
-def gap(name, options, index, batch, said):
+def gap(name, sampling, index, batch, said):
     """Top-2 gap of what the next token of a sequence is the argmax of, by a pass over its whole text."""
     method, prompts = autoregressive(name), [np.asarray(prompt, np.int32) for prompt in PROMPTS[:batch]]
-    request, _ = request_of(prompts, Sampling(**options).arrays(batch), method)
+    request, _ = request_of(prompts, method, NEW_TOKENS, sampling)
     text = [*PROMPTS[index], *said]
     seen = None if request.seen is None else np.isin(np.arange(VOCAB), text)[None, None]
-    sampling = jax.tree.map(lambda leaf: jnp.asarray(leaf[index : index + 1]), request.sampling)
+    own = jax.tree.map(lambda leaf: jnp.asarray(leaf[index : index + 1]), request.sampling)
     padded = np.zeros((1, 64), np.int32)
     padded[0, : len(text)] = text
-    values = _scores(target(name).network, target(name).params, padded, np.int32(len(text)), sampling, seen)
+    values = _scores(target(name).network, target(name).params, padded, np.int32(len(text)), own, seen)
     best = np.sort(np.asarray(values))[::-1]
     return float(best[0] - best[1])
 
@@ -175,8 +175,8 @@ def _scores(net, params, tokens, length, sampling, seen):
 
 
 def compared(kind, name, batch, window, temperature, new_tokens=NEW_TOKENS):
-    """One method against plain decoding with the same options: (result, partings)."""
-    options, prompts = options_of(name, batch, window, temperature), PROMPTS[:batch]
-    expected = jaxspec.generate(autoregressive(name), prompts, new_tokens, **options)
-    found = jaxspec.generate(METHODS[kind](name, window), prompts, new_tokens, **options)
-    return found, partings(name, found.tokens, expected.tokens, options)
+    """One method against plain decoding with the same settings: (result, partings)."""
+    sampling, prompts = sampling_of(name, batch, window, temperature), PROMPTS[:batch]
+    expected = jaxspec.generate(autoregressive(name), prompts, new_tokens, sampling=sampling)
+    found = jaxspec.generate(METHODS[kind](name, window), prompts, new_tokens, sampling=sampling)
+    return found, partings(name, found.tokens, expected.tokens, sampling)

@@ -4,6 +4,7 @@ from functools import cache
 from itertools import combinations, product
 
 import jaxspec
+from jaxspec import Sampling
 from jaxspec.methods import candidates
 from tests.support.jaxspec import models, pairs
 
@@ -36,15 +37,12 @@ def covering():
     return chosen
 
 
-def settings(temperature):
-    return {"temperature": temperature, "seed": 7}
-
-
 @cache
 def expected(batch, temperature):
     """Plain decoding."""
     method = jaxspec.autoregressive(models.target())
-    return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, **settings(temperature)).tokens
+    sampling = Sampling(temperature, seed=7)
+    return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, sampling=sampling).tokens
 
 
 def decode(row, temperature):
@@ -52,4 +50,5 @@ def decode(row, temperature):
     policy, draft, window, kappa, exit_layer, batch = row
     chosen = {"policy": POLICIES[policy](kappa), "draft": DRAFTS[draft]()}
     method = models.mirror(window, kappa, exit_layer, **chosen)
-    return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, **settings(temperature)).tokens
+    sampling = Sampling(temperature, seed=7)
+    return jaxspec.generate(method, pairs.PROMPTS[:batch], models.NEW_TOKENS, sampling=sampling).tokens

@@ -8,29 +8,31 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 
 import jaxspec
+from jaxspec import Sampling
 from jaxspec.devices.channel import Remote
-from jaxspec.devices.processes import here, shapes
+from jaxspec.devices.processes import is_local, shapes
 from jaxspec.generation.trace import Timeline
 from jaxspec.methods import candidates, fallbacks
 from jaxspec.verify import acceptance
 from tests.support.jaxspec import models
 
-SAMPLED = {"temperature": 1.0, "seed": 3}
-#: Options of ``mirror`` and of ``generate``.
+GREEDY, SAMPLED = Sampling(), Sampling(temperature=1.0, seed=3)
+#: Options of ``mirror``, and how tokens are drawn.
 SETTINGS = {
-    "mirror": ({}, {}),
+    "mirror": ({}, GREEDY),
     "mirror sampled": ({}, SAMPLED),
-    "saguaro": ({"policy": candidates.saguaro(6, num_candidates=4)}, {}),
+    "saguaro": ({"policy": candidates.saguaro(6, num_candidates=4)}, GREEDY),
     "saguaro sampled": ({"policy": candidates.saguaro(6, num_candidates=4)}, SAMPLED),
     "pearl": ({"policy": candidates.pearl()}, SAMPLED),
-    "none": ({"policy": candidates.none()}, {}),
-    "hybrid": ({"policy": candidates.hybrid(3, 3, num_candidates=4)}, SAMPLED | {"repetition_penalty": 1.1}),
-    "look-up": ({"fallback": fallbacks.NGram(2), "policy": candidates.mirror(1)}, {}),
+    "none": ({"policy": candidates.none()}, GREEDY),
+    "hybrid": ({"policy": candidates.hybrid(3, 3, num_candidates=4)}, replace(SAMPLED, repetition_penalty=1.1)),
+    "look-up": ({"fallback": fallbacks.NGram(2), "policy": candidates.mirror(1)}, GREEDY),
     "ratio": ({"acceptance": acceptance.ratio(4)}, SAMPLED),
 }
 #: What crosses in a step: window, message, verdict; a whole pass has no message.
@@ -39,10 +41,10 @@ CROSSINGS = dict.fromkeys(SETTINGS, 3) | dict.fromkeys(("saguaro", "saguaro samp
 
 def decode(name, placement=None, **more):
     """What one setting gives, as plain values, the counts of the run and its steps included."""
-    building, asking = SETTINGS[name]
+    building, sampling = SETTINGS[name]
     method, seen = models.mirror(placement=placement or models.meshes(), **building, **more), []
     watch = lambda lane, name, outputs: seen.append(name)  # noqa: E731
-    found = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking, watch=watch)
+    found = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch)
     stats = found.stats
     return {
         "tokens": found.tokens,
@@ -64,8 +66,8 @@ def traced(placement=None):
 
 def plain(name):
     """What plain decoding gives."""
-    method, asking = jaxspec.autoregressive(models.target()), SETTINGS[name][1]
-    return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **asking).tokens
+    method, sampling = jaxspec.autoregressive(models.target()), SETTINGS[name][1]
+    return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling).tokens
 
 
 def counted(run):
@@ -78,14 +80,14 @@ def counted(run):
 
     Remote.__init__ = noted
     try:
-        return run() | {"crossed": sum(channel.crossed for channel in made)}
+        return run() | {"crossed": sum(channel.transfers for channel in made)}
     finally:
         Remote.__init__ = kept
 
 
 def owned(model, mesh):
     """A model without weights where another process runs it."""
-    return model if here(mesh) else model._replace(params=shapes(model.params))
+    return model if is_local(mesh) else model._replace(params=shapes(model.params))
 
 
 def refused():

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 from jaxspec import Model, zoo
-from jaxspec.models._decoder import network
+from jaxspec.models import network
 
 LAYERS, EXIT = 2, 1
 

@@ -1,0 +1,124 @@
+"""Collect what the target predicts on the clients' texts, and cache it on disk."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxfed.data.roles import split_text
+from jaxspec.federated._examples import Continued, TopTokens, client_examples, continued, top_tokens
+from jaxspec.federated._methods import check_counts
+from jaxspec.federated._setup import TextProblem
+from jaxspec.models.base import Model
+from jaxspec.text import Text, token_rows
+
+#: Name of the evaluation set made of the training clients' text that is not used for training.
+UNSEEN = "unseen"
+
+
+@dataclass(frozen=True)
+class Distilling:
+    """How the target labels the clients' text.
+
+    Attributes:
+        client_prompts: windows of each client's text that the target continues for training.
+        test_prompts: windows of each client's unseen text, and of each evaluation text.
+        prompt_tokens: length of a window.
+        new_tokens: length of its continuation.
+        window: γ of reported acceptance; continuations for evaluation are longer by γ tokens.
+        top_k: train on the target's k most likely tokens with their probabilities, at prompt positions too; None: train
+            on the target's greedy tokens.
+    """
+
+    client_prompts: int = 12
+    test_prompts: int = 4
+    prompt_tokens: int = 32
+    new_tokens: int = 64
+    window: int = 7
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self)
+
+
+def gather(
+    target: Model,
+    tokenizer: Tokenizer | Text,
+    clients: Sequence[str],
+    evaluation: Mapping[str, Sequence[str]],
+    settings: Distilling,
+    directory: Path | None = None,
+    progress: bool = True,
+) -> TextProblem:
+    """Label the clients' and the evaluation texts with the target, or read the labels from ``directory``.
+
+    Args:
+        target: the model that labels.
+        tokenizer: of the target.
+        clients: texts; the first part of each trains, the rest forms the evaluation set ``UNSEEN``.
+        evaluation: further evaluation texts, by name of the set.
+        settings: number and length of windows.
+        directory: of the cache.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a text is too short for a window.
+    """
+    s, halves = settings, [split_text(text) for text in clients]
+    texts = {UNSEEN: [rest for _, rest in halves], **evaluation}
+    train, owners = token_rows(tokenizer, [seen for seen, _ in halves], s.prompt_tokens, s.client_prompts)
+    rows = {name: token_rows(tokenizer, each, s.prompt_tokens, s.test_prompts) for name, each in texts.items()}
+    prompts = np.concatenate([train, *(prompts for prompts, _ in rows.values())])
+    tokens, top = _labels(target, prompts, len(train), s, directory, progress)
+    cuts = np.cumsum([len(train), *(len(prompts) for prompts, _ in rows.values())])[:-1]
+    seen, *others = np.split(tokens, cuts)
+    sets = {name: Continued(part, s.prompt_tokens) for name, part in zip(rows, others, strict=True)}
+    sets[UNSEEN] = sets[UNSEEN]._replace(owners=np.asarray(rows[UNSEEN][1]))
+    return TextProblem(client_examples(Continued(seen, s.prompt_tokens), owners, top), sets)
+
+
+def _labels(
+    target: Model, prompts: np.ndarray, num_train: int, s: Distilling, directory: Path | None, progress: bool
+) -> tuple[np.ndarray, TopTokens | None]:
+    """Continuations of all prompts, and top tokens along the first ``num_train``; cached."""
+    new, digest = s.new_tokens + s.window, _digest(target, prompts, s.new_tokens + s.window)
+    # "said" and "laws" are names of files on disk: folders written earlier are still found.
+    cached = _cached(directory, f"said-{digest}", lambda: {"tokens": continued(target, prompts, new, progress).tokens})
+    tokens = cached["tokens"]
+    if s.top_k is None:
+        return tokens, None
+    name, train = f"laws-{digest}-{num_train}-{s.top_k}", tokens[:num_train]
+    top = _cached(directory, name, lambda: top_tokens(target, train, s.top_k or 1, progress)._asdict())
+    return tokens, TopTokens(**top)
+
+
+def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:
+    """Hash of everything that the continuations depend on; of each parameter, a sample of its values."""
+    stop = sorted(target.text.stop) if target.text else []
+    digest = hashlib.sha256(f"{target.network.config} {prompts.shape} {new_tokens} {stop}".encode())
+    for leaf in jax.tree.leaves(target.params):
+        part = np.asarray(leaf.ravel()[:: max(1, leaf.size // 4096)])
+        digest.update(f"{leaf.shape} {part.dtype}".encode() + part.tobytes())
+    return hashlib.sha256(digest.digest() + prompts.tobytes()).hexdigest()[:12]
+
+
+def _cached(directory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Read named arrays from a file, or make them and write the file; it is never left half written."""
+    if directory is None:
+        return make()
+    path = Path(directory) / f"{name}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return dict(file)
+    arrays = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)
+    os.replace(partial, path)
+    return arrays

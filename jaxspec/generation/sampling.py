@@ -1,0 +1,117 @@
+"""How tokens are drawn, as a user writes it: numbers for a whole batch, or one for each prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.core.arguments import whole_numbers
+
+Number = TypeVar("Number")
+#: One number for all prompts, or one for each.
+Each: TypeAlias = Number | Sequence[Number]
+
+#: Lowest and highest value of each setting, and how an error states them.
+RANGES: dict[str, tuple[float, float, str]] = {
+    "max_new_tokens": (1, float("inf"), ">= 1"),
+    "temperature": (0, 1e6, ">= 0"),
+    "top_k": (0, 2**31 - 1, ">= 0 (0: all tokens) and < 2^31"),
+    "top_p": (1e-300, 1, "in (0, 1]"),
+    "min_p": (0, 1, "in [0, 1]"),
+    "repetition_penalty": (0, 1e6, "> 0"),
+    "seed": (0, 2**32 - 1, "in [0, 2^32)"),
+}
+#: Settings that are whole numbers.
+WHOLE = ("max_new_tokens", "top_k", "seed")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; each field is one number, or a sequence with one number for each prompt.
+
+    Logits are first penalised, then divided by the temperature, then filtered by top-k, top-p and min-p, in this order.
+
+    Attributes:
+        temperature: 0: the most likely token; otherwise a token is drawn from softmax(logits / temperature).
+        top_k: keep the k most likely tokens; 0: all.
+        top_p: keep the fewest tokens whose probabilities add up to this; 1: all.
+        min_p: keep tokens with at least this share of the highest probability; 0: all.
+        repetition_penalty: logits of tokens already in the sequence are divided by it (multiplied where negative); 1:
+            unchanged.
+        seed: of the noise, below 2³². One seed is counted up over the prompts, so that equal prompts get other noise.
+
+    Raises:
+        ValueError: a number outside its range, a fraction for a whole number, or no number.
+    """
+
+    temperature: Each[float] = 0.0
+    top_k: Each[int] = 0
+    top_p: Each[float] = 1.0
+    min_p: Each[float] = 0.0
+    repetition_penalty: Each[float] = 1.0
+    seed: Each[int] = 0
+
+    def __post_init__(self) -> None:
+        for name, value in self._items():
+            object.__setattr__(self, name, _plain(checked(name, value)))
+        if any(0 < value < 1e-6 for value in np.ravel(self.temperature)):
+            raise ValueError(f"expected temperature 0 or >= 1e-6, got {self.temperature}")
+        if np.any(np.less(self.repetition_penalty, 1e-6)):
+            raise ValueError(f"expected repetition_penalty > 0 (1e-6 at least), got {self.repetition_penalty}")
+
+    def arrays(self, batch: int) -> dict[str, np.ndarray]:
+        """Every field as an array [B].
+
+        Raises:
+            ValueError: a sequence whose length is not the batch.
+        """
+        arrays = {name: per_prompt(name, value, batch) for name, value in self._items()}
+        arrays["top_p"] = np.maximum(arrays["top_p"], 1e-9)  # in float32 a smaller one would keep no token
+        if np.ndim(self.seed) == 0:
+            arrays["seed"] = (arrays["seed"].astype(np.int64) + np.arange(batch)) % 2**32
+        return arrays
+
+    def _items(self) -> list[tuple[str, Any]]:
+        return [(each.name, getattr(self, each.name)) for each in fields(self)]
+
+
+def checked(name: str, value: Any) -> np.ndarray:
+    """A setting as an array of no or one axis, every number within ``RANGES``.
+
+    Raises:
+        ValueError: a number outside its range, a fraction for a whole number, no number, or a table of numbers.
+    """
+    values = whole_numbers(name, value) if name in WHOLE else _reals(name, value)
+    if values.ndim > 1:
+        raise ValueError(f"expected one {name}, or one for each prompt, got shape {values.shape}")
+    low, high, range_text = RANGES[name]
+    if not np.all((values >= low) & (values <= high)):
+        raise ValueError(f"expected {name} {range_text}, got {_plain(values, list)}")
+    return values
+
+
+def per_prompt(name: str, value: Any, batch: int) -> np.ndarray:
+    """A setting as an array [B].
+
+    Raises:
+        ValueError: as ``checked``, or another number of values than prompts.
+    """
+    values = checked(name, value)
+    if values.shape not in ((), (batch,)):
+        raise ValueError(f"expected one {name} or {batch}, one for each prompt, got shape {values.shape}")
+    return np.broadcast_to(values, (batch,))
+
+
+def _reals(name: str, value: Any) -> np.ndarray:
+    """Numbers in float64, of any shape; flags, text and None are refused."""
+    values = np.asarray(value)
+    if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise ValueError(f"expected {name} to be numbers, got {value!r:.80}")
+    return values.astype(np.float64)
+
+
+def _plain(values: np.ndarray, sequence: type = tuple) -> Any:
+    """Python's own number, or a sequence of them."""
+    return sequence(values.tolist()) if values.ndim else values.item()
