@@ -5,9 +5,9 @@ from itertools import product
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxspec.verify.message import exit_message
 
 from jaxspec.methods import candidates
+from jaxspec.verify.message import exit_message
 
 VOCAB, WINDOW, BATCH = 5, 3, 4
 
