@@ -1,4 +1,4 @@
-# The house: `make demo` and `make test` are all a newcomer needs; both call `make setup` first.
+# `make demo` and `make fast` are all a newcomer needs; both call `make setup` first.
 
 VENV ?= .venv
 ifneq ($(filter-out undefined default,$(origin PYTHON)),)
@@ -18,6 +18,7 @@ OTHER_FLWR ?= 1.41.0
 NOTEBOOKS ?=
 
 RUN := $(VENV)/bin/python
+PYTEST = $(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(RUN) -m pip --disable-pip-version-check install -qq --no-compile
 MINOR := -c 'import sys; print("%d%d" % sys.version_info[:2])'
 USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
@@ -39,24 +40,24 @@ demo: setup  ## the whole story on the embedded pair (DEMO_FLAGS="--json --out D
 	$(RUN) -m jaxspec demo $(DEMO_FLAGS)
 
 notebooks: setup  ## execute the notebooks at full size, in place (NOTEBOOKS=01)
-	AS_USERS=1 $(RUN) -m tests.long.notebooks $(NOTEBOOKS)
+	$(RUN) -m tests.long.notebooks $(NOTEBOOKS)
 
 test: setup  ## every test, in two processes (PEERS=1 also compares with torch and transformers and runs flwr; TESTS=path, WORKERS=n)
-	$(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
-	$(if $(TESTS),,AS_USERS=1 $(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) $$(grep -rl --include='test_*.py' as_users tests))
+	$(if $(TESTS),$(PYTEST) $(TESTS),$(PYTEST) -m "fast or optimised")
+	$(if $(TESTS),,QUICK_COMPILE=1 $(PYTEST) -m "not fast and not optimised")
 
-fast: setup  ## the tests that take no longer than a few seconds each
-	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
+fast: setup  ## one test for each promise (tests/promises.py): about a minute on two cores
+	$(PYTEST) -m fast $(or $(TESTS),$$($(RUN) -m tests.promises))
 
 matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical" (WORKERS=n)
-	WORKERS=$(WORKERS) $(RUN) -m tests.long.matrix
+	QUICK_COMPILE=1 WORKERS=$(WORKERS) $(RUN) -m tests.long.matrix
 
-soak: setup  ## work killed thirty-six times, ten thousand rounds, a hundred thousand tokens, long properties, fuzz (PEERS=1: another flwr)
+soak: setup  ## work killed 36 times, 10,000 rounds, 100,000 tokens, long properties, fuzz (PEERS=1: another flwr)
 	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(RUN) -m tests.long.soak
-	HYPOTHESIS_PROFILE=long FUZZ_CASES=60 $(RUN) -m pytest -q tests/jaxfed/run/test_properties.py \
+	QUICK_COMPILE=1 HYPOTHESIS_PROFILE=long FUZZ_CASES=60 $(RUN) -m pytest -q tests/jaxfed/run/test_properties.py \
 	  tests/jaxspec/methods/test_properties.py tests/jaxspec/loading/test_fuzz.py
 	$(if $(PEERS),$(PIP) --target out/flwr-$(OTHER_FLWR) --no-deps flwr==$(OTHER_FLWR))
-	$(if $(PEERS),PYTHONPATH=out/flwr-$(OTHER_FLWR) $(RUN) -m pytest -q tests/jaxfed/flower/test_flower.py)
+	$(if $(PEERS),QUICK_COMPILE=1 PYTHONPATH=out/flwr-$(OTHER_FLWR) $(RUN) -m pytest -q tests/jaxfed/flower/test_flower.py)
 
 lint: setup  ## ruff, and who may import whom
 	$(RUN) -m ruff check .

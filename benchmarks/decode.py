@@ -36,7 +36,7 @@ from peers import transformers_model
 
 import jaxspec
 from jaxspec import zoo
-from jaxspec.cli._bench_methods import batch_scheduling
+from jaxspec.cli._methods import batch_scheduling
 from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import init_cache
@@ -220,7 +220,7 @@ def engine(options: DecodeOptions) -> Iterator[dict[str, Any]]:
 def quality() -> dict[str, Any]:
     """Compare 8-bit weights of the embedded target with the original ones on held-out text."""
     from jaxspec.text.tokenizer import encode
-    from jaxspec.training.train import bits_per_character, hidden_states
+    from jaxspec.training import bits_per_character, hidden_states
     from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()
@@ -245,7 +245,7 @@ def quality() -> dict[str, Any]:
 def divergences(new_tokens: int = 64, prompts: int = 16) -> dict[str, Any]:
     """Compare plain and speculative greedy decoding in bfloat16: first difference, and the gap of logits there."""
     from jaxspec.text.tokenizer import encode
-    from jaxspec.training.train import hidden_states
+    from jaxspec.training import hidden_states
     from jaxspec.zoo.recipe import held_out_roles
 
     pair = zoo.load()

@@ -1,15 +1,15 @@
 """The suite ``mirror`` of decode.py: Mirror-SD's policies and other methods on grown models, over the draft's cost.
 
-Models are *grown*: the embedded pair's function at the size and cost of a larger one (``jaxspec.zoo.grow``), so that
-the acceptance rate is real and the system is measured at scale; their text is no better than the small pair's. Prompts
-are held-out roles. For every method the cost model proposes two settings (windows 1 to 8, budgets, κ) from rough times;
-the one that is faster on one prompt is used, with or without Eigen threads, whichever is faster (all policies as
-mirror). Then all methods are measured in turns (A B C A B C …); medians are reported.
+Models are *grown*: the embedded pair's function at the size and cost of a larger one (``jaxspec.zoo._grow``), so that
+the acceptance rate is real and the system is measured at scale; they are no better than the small pair. Prompts are
+held-out roles. Of every method the cost model proposes two settings (windows 1 to 8, budgets, κ), from programs timed
+roughly; the better one on one prompt is taken, with or without Eigen threads, whichever is faster (all policies as
+mirror). Then all methods are measured in turns (A B C A B C …); medians.
 
-``draft_over_target`` = T_draft(γ = 7, one branch) / T_target(8 tokens), each alone on its device. ``law_ms``: time of a
-step that the cost model predicts from the programs measured one at a time; for speculative decoding T_target + T_draft.
-``step_ms`` was measured in turns with the programs, since a machine's speed varies. ``overlap``: the share of
-the time that could be hidden and was. Lines with ``peer`` are transformers' assisted generation with the same weights.
+``draft_over_target`` = T_draft(γ = 7, one branch) / T_target(8 tokens), each alone on its device. ``law_ms``: the cost
+model's prediction from the programs measured one at a time; for speculative decoding T_target + T_draft. ``step_ms``
+was measured in turns with them, because a machine's speed varies. ``overlap``: the share of ``hidden`` time that really
+overlaps. Lines with ``peer`` are transformers' assisted generation with the same exported weights.
 """
 
 import sys
@@ -27,13 +27,24 @@ from peers import transformers_model
 from tqdm import tqdm
 
 from jaxspec import federated, zoo
-from jaxspec.analysis._tune import Setting as Tried
+from jaxspec.analysis import replay
 from jaxspec.analysis._tune import predict
-from jaxspec.analysis.foresight import Foresight, Steps, foresee, foreseen, steps
-from jaxspec.analysis.timing import Drafting, Pass, Primitives
-from jaxspec.cli._bench_methods import Measurement, Prompts, Setting, Worker, best_of, grown
+from jaxspec.analysis.cost import StepTiming
+from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
+from jaxspec.cli._bench_methods import (
+    BenchSetting,
+    Measurement,
+    Prompts,
+    Worker,
+    best_of,
+    grown,
+    measure,
+    step_timing,
+    warm,
+)
+from jaxspec.cli._methods import policy_named
 from jaxspec.drafts import num_streams
-from jaxspec.methods import candidates
+from jaxspec.methods import DecodeSpec
 from jaxspec.models._decoder import init_params
 from jaxspec.text.tokenizer import encode
 from jaxspec.zoo import grown_config
@@ -60,7 +71,7 @@ PEER_PARAMETERS = 30_000_000
 
 
 class Case(NamedTuple):
-    """Sizes of a target and a draft; ``growth`` as in ``Setting``."""
+    """A target and a draft; growth as in ``BenchSetting``."""
 
     growth: tuple[int, int, int, int]
     target_parameters: int
@@ -90,32 +101,33 @@ def prompts_of(pair: zoo.Pair, count: int) -> list[list[int]]:
 
 
 class PairReplay(NamedTuple):
-    """Replay of the pair's decoding on continuations of the prompts; the same for all grown sizes."""
+    """The pair along the prompts' own continuations, the same for any growth."""
 
-    foresight: Foresight
-    steps: dict[int, Steps]
+    recording: replay.Recording
+    steps: dict[int, replay.RecordedSteps]
 
     @classmethod
     def of(cls, pair: zoo.Pair, prompts: list[list[int]], new: int = 128) -> "PairReplay":
-        """Continue the prompts and replay decoding on them."""
+        """Continue the prompts and read them once."""
         texts = federated.continued(pair.target, np.asarray(prompts, np.int32), new).tokens.tolist()
         lengths = [len(prompt) for prompt in prompts]
-        foresight = foresee(pair.target, pair.draft, texts, lengths, (pair.exit_layer,), 2 * KAPPA, pair.exit)
-        return cls(foresight, {window: steps(foresight, window) for window in WINDOWS})
+        recording = replay.record(pair.target, pair.draft, texts, lengths, (pair.exit_layer,), 2 * KAPPA, pair.exit)
+        return cls(recording, {window: replay.steps(recording, window) for window in WINDOWS})
 
-    def fallback_rate(self, setting: Setting, exit_layer: int) -> float:
-        """Share of the steps that need the fallback."""
-        policy = candidates.named(setting.method, setting.budget)
-        hits = foreseen(self.foresight, self.steps[setting.window], policy, setting.num_candidates, exit_layer)
+    def fallback_rate(self, spec: DecodeSpec, exit_layer: int) -> float:
+        """Return the FF of a policy; 1 without one."""
+        if spec.policy is None:
+            return 1.0
+        hits = replay.hits(self.recording, self.steps[spec.window], spec.policy, spec.num_candidates, exit_layer)
         return 1 - float(hits.mean())
 
 
 def shortlist(
-    replay: PairReplay, rough: Primitives, growth: tuple[int, int, int, int], streams: int
-) -> dict[str, list[Setting]]:
-    """Return the two settings of every method that are fastest by the cost model, from rough times."""
+    recorded: PairReplay, rough: Primitives, growth: tuple[int, int, int, int], streams: int
+) -> dict[str, list[BenchSetting]]:
+    """Return the two fastest settings of every method by the cost model, from roughly measured times."""
     layer = rough.exit_layer // growth[1]
-    every = {"sd": [Setting("speculative", window=window, growth=growth) for window in WINDOWS]}
+    every = {"sd": [DecodeSpec(window) for window in WINDOWS]}
     for name, budgets in (
         ("mirror", (2, 4, 8, 16)),
         ("pearl", (1,)),
@@ -123,69 +135,76 @@ def shortlist(
         ("ahead", (2, 4, 8)),
         ("hybrid", (1, 2, 4, 8)),
     ):
-        tried = [(window, budget) for window in WINDOWS[1:] for budget in budgets]
-        every[name] = [Setting(name, 1, True, *each, KAPPA, growth=growth) for each in tried]
+        every[name] = [
+            DecodeSpec(window, policy_named(name, budget), KAPPA) for window in WINDOWS[1:] for budget in budgets
+        ]
 
-    def speed(setting: Setting) -> float:
-        length, vanilla = replay.steps[setting.window].accepted_length, setting.method == "speculative"
-        policy = None if vanilla else candidates.named(setting.method, setting.budget)
-        rate = 1.0 if vanilla else replay.fallback_rate(setting, layer)
-        tried = Tried(setting.method, setting.window, policy, setting.num_candidates, rough.exit_layer)
-        return predict(rough, tried, length, rate).tokens_per_second
+    def speed(spec: DecodeSpec) -> float:
+        length, rate = recorded.steps[spec.window].accepted_length, recorded.fallback_rate(spec, layer)
+        return predict(rough, spec, length, rate).tokens_per_second
 
-    best = {name: sorted(settings, key=speed, reverse=True)[:2] for name, settings in every.items()}
+    best = {
+        name: [BenchSetting(spec, growth=growth) for spec in sorted(specs, key=speed, reverse=True)[:2]]
+        for name, specs in every.items()
+    }
     if streams:
         best["mirror+streaming"] = [replace(best["mirror"][0], streams=count) for count in range(1, streams + 1)]
-    return {"autoregressive": [Setting("autoregressive", growth=growth)], **best}
+    return {"autoregressive": [BenchSetting(growth=growth)], **best}
 
 
 def roughly(worker: Worker, case: Case, pair: zoo.Pair, prompts: Prompts, new: int) -> tuple[Primitives, float]:
-    """Time two steps, with and without branches, and extrapolate to all windows; return also T_draft / T_target."""
-    without = program_times(worker, Setting("none", window=WINDOW, growth=case.growth), prompts, new)
-    with_8 = program_times(
-        worker, Setting("mirror", window=WINDOW, budget=8, num_candidates=4, growth=case.growth), prompts, new
+    """Return times of two steps, with and without branches, extrapolated to all windows; and T_draft / T_target."""
+    no_branches, branches = (
+        DecodeSpec(WINDOW, policy_named("none", 0)),
+        DecodeSpec(WINDOW, policy_named("mirror", 8), 4),
     )
-    vanilla = Setting("autoregressive", growth=case.growth)
-    worker.measure(vanilla, prompts[:1], new)  # compiles
-    plain = worker.measure(vanilla, prompts[:1], new).step_seconds
-    longer = (without["suffix"] - plain) / WINDOW
+    without, with_8 = (
+        timing(worker, BenchSetting(spec, growth=case.growth), prompts, new) for spec in (no_branches, branches)
+    )
+    plainly, times, more = BenchSetting(growth=case.growth), without.times, with_8.times
+    worker.run(measure, plainly, prompts[:1], new)  # compiles
+    plain = worker.run(measure, plainly, prompts[:1], new).step_seconds
+    longer = (times.suffix - plain) / WINDOW
     passes = {}
     for window in WINDOWS:
         whole = plain + window * longer
-        share = whole / without["suffix"]
-        passes[window] = Pass(whole, share * with_8["prefix"], share * with_8["suffix"], 0.0)
-    one, eight = without["fallback"] / WINDOW, with_8["rollout"] / WINDOW
-    drafting, layers = Drafting(0.0, {1: one, 8: max(one, eight), 64: max(one, eight) * 6}), pair.target.network.config
+        share = whole / times.suffix
+        passes[window] = TargetPass(whole, share * more.prefix, share * more.suffix, 0.0)
+    one, eight = times.fallback / WINDOW, more.rollout / WINDOW
+    drafting, layers = (
+        DraftTimes(0.0, {1: one, 8: max(one, eight), 64: max(one, eight) * 6}),
+        pair.target.network.config,
+    )
     rough = Primitives(
         plain,
         passes,
         pair.exit_layer * case.growth[1],
         layers.num_layers * case.growth[1],
-        drafting._replace(selects={1: with_8["select"], 8: with_8["select"]}),
+        drafting._replace(selects={1: more.select, 8: more.select}),
         drafting,
-        without["rendezvous"],
-        min(1.0, max(0.0, with_8["overlap"] or 0.0)),
+        times.rendezvous,
+        min(1.0, max(0.0, with_8.overlap or 0.0)),
     )
-    return rough, without["fallback"] / without["suffix"]
+    return rough, times.fallback / times.suffix
 
 
-def rows(pair: zoo.Pair, replay: PairReplay, case: Case, options: Any, show: Any) -> Iterator[dict[str, Any]]:
+def rows(pair: zoo.Pair, recorded: PairReplay, case: Case, options: Any, show: Any) -> Iterator[dict[str, Any]]:
     """Lines of one target and draft."""
     prompts, new = prompts_of(pair, options.prompts + 1), options.new_tokens
     with Worker("shakespeare", True) as threaded, Worker("shakespeare", False) as single:
         workers = {True: threaded, False: single}
         show("programs one by one")
         rough, ratio = roughly(threaded, case, pair, prompts, new)
-        best: dict[str, Setting] = {}
-        for name, tried in shortlist(replay, rough, case.growth, _streams(pair)).items():
+        best: dict[str, BenchSetting] = {}
+        for name, tried in shortlist(recorded, rough, case.growth, _streams(pair)).items():
             show(name)
             best[name] = _best(workers, tried, prompts[:1], new, best.get("mirror"))
         show("all in turns")
         runs = _interleaved(workers, best, prompts[1:], new, options.rounds)
         for name, many in runs.items():
             about = {"method": name, **_sizes(case), "draft_over_target": round(ratio, 3)}
-            line = about | _summary(many, runs["autoregressive"]) | {"settings": str(best[name])}
-            yield line | _predicted(best[name], workers, prompts[1:], new)
+            found = about | _results(many, runs["autoregressive"]) | {"settings": str(best[name])}
+            yield found | _predicted(best[name], workers, prompts[1:], new)
         if options.transformers and case.target_parameters <= PEER_PARAMETERS:
             show("transformers")
             yield from peer(pair, case, ratio, workers, best["mirror"], prompts[1:], new)
@@ -195,8 +214,8 @@ def _streams(pair: zoo.Pair) -> int:
     return 0 if pair.streaming is None else num_streams(pair.streaming.network)
 
 
-def _summary(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
-    """Figures of a method's runs, compared with those of plain decoding."""
+def _results(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
+    """Return the median run of a method, and its ratio to plain decoding."""
     own = sorted(many, key=lambda run: run.seconds)[len(many) // 2]
     plain_seconds = float(np.median([run.seconds for run in plain]))
     return {
@@ -211,33 +230,36 @@ def _summary(many: list[Measurement], plain: list[Measurement]) -> dict[str, Any
     }
 
 
-def _predicted(setting: Setting, workers: dict[bool, Worker], prompts: Prompts, new: int) -> dict[str, Any]:
-    """Measured time of a step, and the cost model's from programs that were timed one at a time."""
-    if setting.method == "autoregressive":
+def _predicted(setting: BenchSetting, workers: dict[bool, Worker], prompts: Prompts, new: int) -> dict[str, Any]:
+    """Return the time of a step, measured and by the cost model from programs that were timed one at a time."""
+    if not setting.spec.window:
         return {}
     worker = workers[setting.eigen_threads]
-    if setting.method == "speculative":
-        # The same two programs on two meshes, timed between two runs of the method.
-        step = worker.measure(setting, prompts[:1], new).step_seconds
-        parts = program_times(worker, replace(setting, method="none"), prompts, new)
-        step = (step + worker.measure(setting, prompts[:1], new).step_seconds) / 2
-        return {"step_ms": round(1e3 * step, 3), "law_ms": round(1e3 * (parts["suffix"] + parts["fallback"]), 3)}
-    parts = program_times(worker, setting, prompts, new)
-    hidden = parts["overlap"]
-    times = {f"{name}_ms": round(1e3 * parts[name], 3) for name in ("step", "law")}
-    return times | {"overlap": None if hidden is None else round(hidden, 3)}
+    if setting.spec.policy is None:
+        # The same two programs on two meshes, between two runs of the method itself.
+        step = worker.run(measure, setting, prompts[:1], new).step_seconds
+        two_meshes = replace(setting, spec=replace(setting.spec, policy=policy_named("none", 0)))
+        times = timing(worker, two_meshes, prompts, new).times
+        step = (step + worker.run(measure, setting, prompts[:1], new).step_seconds) / 2
+        return {"step_ms": round(1e3 * step, 3), "law_ms": round(1e3 * (times.suffix + times.fallback), 3)}
+    timed = timing(worker, setting, prompts, new)
+    overlap = None if timed.overlap is None else round(timed.overlap, 3)
+    return {"step_ms": round(1e3 * timed.step, 3), "law_ms": round(1e3 * timed.predicted, 3), "overlap": overlap}
 
 
-def program_times(worker: Worker, setting: Setting, prompts: Prompts, new: int) -> dict[str, float]:
-    """Seconds of a step's programs one at a time, of the step, and of the step by the cost model."""
-    worker.send("law", [setting], prompts[:1], new)
-    return worker.receive()
+def timing(worker: Worker, setting: BenchSetting, prompts: Prompts, new: int) -> StepTiming:
+    """Time the programs of a step one at a time, and the step in normal operation."""
+    return worker.run(step_timing, setting, prompts[:1], new)
 
 
 def _best(
-    workers: dict[bool, Worker], tried: list[Setting], prompts: Prompts, new: int, like: Setting | None = None
-) -> Setting:
-    """Return the fastest setting, with or without Eigen threads; with `like`, threads are as there."""
+    workers: dict[bool, Worker],
+    tried: list[BenchSetting],
+    prompts: Prompts,
+    new: int,
+    like: BenchSetting | None = None,
+) -> BenchSetting:
+    """Return the fastest setting with Eigen threads, then with or without; with `like`, as that setting."""
     if like is not None:
         tried = [replace(setting, eigen_threads=like.eigen_threads) for setting in tried]
     best = tried[0]
@@ -251,22 +273,22 @@ def _best(
     return best_of(workers, both, prompts, new)
 
 
-def _warm(workers: dict[bool, Worker], tried: Sequence[Setting], prompts: Prompts, new: int) -> None:
-    """Compile in both processes in parallel."""
+def _warm(workers: dict[bool, Worker], tried: Sequence[BenchSetting], prompts: Prompts, new: int) -> None:
+    """Compiles, in both processes side by side."""
     for threads, worker in workers.items():
         if own := [setting for setting in tried if setting.eigen_threads == threads]:
-            worker.send("warm", own, prompts[:1], new)
+            worker.send(warm, own, prompts[:1], new)
     for setting in tried:
         workers[setting.eigen_threads].receive()
 
 
 def _interleaved(
-    workers: dict[bool, Worker], best: dict[str, Setting], prompts: Prompts, new: int, rounds: int
+    workers: dict[bool, Worker], best: dict[str, BenchSetting], prompts: Prompts, new: int, rounds: int
 ) -> dict[str, list[Measurement]]:
     runs: dict[str, list[Measurement]] = {name: [] for name in best}
     for _ in range(rounds):
         for name, setting in best.items():
-            runs[name].append(workers[setting.eigen_threads].measure(setting, prompts, new))
+            runs[name].append(workers[setting.eigen_threads].run(measure, setting, prompts, new))
     return runs
 
 
@@ -275,7 +297,7 @@ def peer(
     case: Case,
     ratio: float,
     workers: dict[bool, Worker],
-    setting: Setting,
+    setting: BenchSetting,
     prompts: Prompts,
     new: int,
 ) -> Iterator[dict[str, Any]]:
@@ -285,7 +307,7 @@ def peer(
     trial = {count: seconds_of(lambda count=count: assisted(count, prompts[0])) for count in (3, 5, 7, 10)}
     count, theirs, ours = min(trial, key=lambda count: trial[count]), [], []
     for _ in range(3):
-        ours.append(workers[setting.eigen_threads].measure(setting, prompts, new).seconds)
+        ours.append(workers[setting.eigen_threads].run(measure, setting, prompts, new).seconds)
         theirs.append(sum(seconds_of(lambda prompt=prompt: assisted(count, prompt)) for prompt in prompts))
     yield {
         "peer": "transformers assisted generation",
@@ -319,7 +341,7 @@ def _sizes(case: Case) -> dict[str, int]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw speed-up over plain decoding, and measured and predicted time of a step, over the draft's cost."""
+    """Over the draft's cost beside one target: speed over plain decoding, and a step against the cost model."""
     sizes = [line["target_parameters"] for line in lines]
     swept = [line for line in lines if "method" in line and line["target_parameters"] == max(sizes, key=sizes.count)]
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
@@ -350,10 +372,10 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
     yield {"kind": "memory", "read_gb_s": {count: round(read_bandwidth(threads=count) / 1e9, 1) for count in (1, 2)}}
     pair, lines = zoo.load(), []
     targets, drafts = options.sizes or tuple(TARGETS), options.drafts or tuple(DRAFTS)
-    chosen, replay = cases(pair, targets, drafts), PairReplay.of(pair, prompts_of(pair, 16))
+    chosen, recorded = cases(pair, targets, drafts), PairReplay.of(pair, prompts_of(pair, 16))
     with tqdm(total=len(chosen), desc="mirror", disable=options.json or not sys.stderr.isatty()) as bar:
         for case in chosen:
-            for line in rows(pair, replay, case, options, bar.set_postfix_str):
+            for line in rows(pair, recorded, case, options, bar.set_postfix_str):
                 lines.append(line)
                 yield line
             bar.update()

@@ -28,14 +28,12 @@ from mirror import DRAFTS as ALL_DRAFTS
 from mirror import prompts_of
 
 from jaxspec import zoo
-from jaxspec.analysis import cost as latency
+from jaxspec.analysis import cost
 from jaxspec.cli._bench_methods import Measurement, measure
+from jaxspec.cli._methods import policy_named
 from jaxspec.devices.sharding import Placement, mesh_of
 from jaxspec.loading.huggingface import leaf_dtype
-from jaxspec.methods import candidates
-from jaxspec.methods._autoregressive import autoregressive
-from jaxspec.methods._mirror import mirror
-from jaxspec.methods._speculative import speculative
+from jaxspec.methods import DecodeSpec
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
 from jaxspec.zoo import grow
@@ -75,23 +73,13 @@ def specs() -> list[MethodSpec]:
     return methods + [MethodSpec(method, 7, 4, "processor") for method in ("mirror", "ahead")]
 
 
-def build(way: MethodSpec, case: Case) -> DecodingMethod:
+def build(spec: MethodSpec, case: Case) -> DecodingMethod:
     """Build the decoding method."""
-    if way.draft_on is None:
-        return autoregressive(case.target, case.placements["accelerator"].target)
-    draft, placement = case.drafts[way.draft_on], case.placements[way.draft_on]
-    if way.method == "speculative":
-        return speculative(case.target, draft, way.window, placement.target)
-    policy = candidates.named(way.method, way.budget)
-    return mirror(
-        case.target,
-        draft,
-        window=way.window,
-        num_candidates=KAPPA,
-        exit_layer=case.exit_layer,
-        policy=policy,
-        placement=placement,
-    )
+    if spec.draft_on is None:
+        return DecodeSpec().build(case.target, placement=case.placements["accelerator"])
+    policy = None if spec.method == "speculative" else policy_named(spec.method, spec.budget)
+    decoding = DecodeSpec(spec.window, policy, KAPPA, case.exit_layer)
+    return decoding.build(case.target, case.drafts[spec.draft_on], placement=case.placements[spec.draft_on])
 
 
 def in_bfloat16(model: Model) -> Model:
@@ -154,12 +142,12 @@ def compiled(
     plain, *others = methods
     first = run(methods[plain])  # alone: all methods share its prefill
     with ThreadPoolExecutor(COMPILED_AT_ONCE) as pool:
-        errors = dict(zip(methods, [first, *pool.map(run, (methods[way] for way in others))], strict=True))
-    lines = [{"kind": "skipped", **way._asdict(), "why": why} for way, why in errors.items() if why is not None]
-    return {way: methods[way] for way, why in errors.items() if why is None}, lines
+        errors = dict(zip(methods, [first, *pool.map(run, (methods[spec] for spec in others))], strict=True))
+    lines = [{"kind": "skipped", **spec._asdict(), "why": why} for spec, why in errors.items() if why is not None]
+    return {spec: methods[spec] for spec, why in errors.items() if why is None}, lines
 
 
-def summary(way: MethodSpec, runs: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
+def summary(spec: MethodSpec, runs: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
     """Figures of a method's runs, compared with those of plain decoding."""
     own = sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
     plain_seconds, seconds = (float(np.median([run.seconds for run in many])) for many in (plain, runs))
@@ -167,7 +155,7 @@ def summary(way: MethodSpec, runs: list[Measurement], plain: list[Measurement]) 
     differs = [next((i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), None) for pair in pairs]
     agreeing = sum(len(tokens) if at is None else at for (tokens, _), at in zip(pairs, differs, strict=True))
     return {
-        **way._asdict(),
+        **spec._asdict(),
         "rounds": len(runs),
         "ratio_to_autoregressive": round(plain_seconds / seconds, 3),
         "tokens_per_second": round(sum(map(len, own.tokens)) / seconds, 1),
@@ -180,11 +168,11 @@ def summary(way: MethodSpec, runs: list[Measurement], plain: list[Measurement]) 
 
 
 def program_times(method: DecodingMethod, placement: Placement, prompt: list[int], new: int) -> dict[str, Any]:
-    """Return milliseconds of a step's programs one at a time, of the step by the cost model, and of the step."""
-    cost = latency.measure(method, placement, [prompt], new, repeats=2)
-    times = {**vars(cost.parts), "law": cost.law, "step": cost.step}
-    hidden = None if cost.overlap is None else round(cost.overlap, 3)
-    return {**{f"{name}_ms": round(1e3 * value, 3) for name, value in times.items()}, "overlap": hidden}
+    """Time the programs of a step one at a time, the step by the cost model and in normal operation; milliseconds."""
+    timing = cost.measure(method, placement, [prompt], new, repeats=2)
+    times = {**vars(timing.times), "law": timing.predicted, "step": timing.step}
+    overlap = None if timing.overlap is None else round(timing.overlap, 3)
+    return {**{f"{name}_ms": round(1e3 * value, 3) for name, value in times.items()}, "overlap": overlap}
 
 
 def rows(
@@ -192,31 +180,31 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the lines of one target and draft."""
     start, new, plain = time.perf_counter(), options.new_tokens, MethodSpec("autoregressive")
-    built = {way: build(way, case) for way in (plain, *specs())}
+    built = {spec: build(spec, case) for spec in (plain, *specs())}
     methods, skipped = compiled(built, prompts[0], new, left)
     yield from skipped
     yield {"kind": "compiled", "methods": len(methods), "seconds": round(time.perf_counter() - start, 1)}
     if plain not in methods:
         return
-    runs: dict[MethodSpec, list[Measurement]] = {way: [] for way in methods}
+    runs: dict[MethodSpec, list[Measurement]] = {spec: [] for spec in methods}
     for turn in range(options.rounds):
         if turn and left() < 0:
             yield {"kind": "skipped", "rounds": options.rounds - turn, "why": SPENT}
             break
-        for way, method in methods.items():
-            runs[way].append(measure(method, prompts, new))
+        for spec, method in methods.items():
+            runs[spec].append(measure(method, prompts, new))
     floor = 1e3 * count(case.target)[1] / speed
-    for way, many in runs.items():
-        line = summary(way, many, runs[plain])
-        beside = {"floor_ms": round(floor, 3), "over_floor": round(line["step_ms"] / floor, 3)}
-        yield {"kind": "method", **line, **(beside if way == plain else {})}
-    spent = {way: float(np.median([run.seconds for run in many])) for way, many in runs.items()}
+    for spec, many in runs.items():
+        line = summary(spec, many, runs[plain])
+        floors = {"floor_ms": round(floor, 3), "over_floor": round(line["step_ms"] / floor, 3)}
+        yield {"kind": "method", **line, **(floors if spec == plain else {})}
+    spent = {spec: float(np.median([run.seconds for run in many])) for spec, many in runs.items()}
     for name in ("mirror", "ahead", "none"):
-        own = [way for way in methods if way.method == name and way.draft_on == "processor"]
+        own = [spec for spec in methods if spec.method == name and spec.draft_on == "processor"]
         if not own or left() < 0:
             yield {"kind": "skipped", "law": name, "why": SPENT if own else "no such method ran"}
             continue
-        best = min(own, key=lambda way: spent[way])
+        best = min(own, key=lambda spec: spent[spec])
         yield {
             "kind": "law",
             **best._asdict(),
@@ -233,10 +221,10 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
         "accelerator": Placement(mesh_of([accelerator]), mesh_of([accelerator])),
         "processor": Placement(mesh_of([accelerator]), mesh_of([processor])),
     }
-    speed, message = bandwidth(accelerator), latency.rendezvous(placements["processor"])
+    speed, message = bandwidth(accelerator), cost.rendezvous(placements["processor"])
     yield {"kind": "machine", **card(), "copy_gb_s": round(speed / 1e9, 1), "rendezvous_ms": round(1e3 * message, 4)}
-    for name, way in (("to the processor", (accelerator, processor)), ("back", (processor, accelerator))):
-        yield {"kind": "crossing", **card(), "way": name, **crossing(*way)}
+    for name, devices in (("to the processor", (accelerator, processor)), ("back", (processor, accelerator))):
+        yield {"kind": "crossing", **card(), "way": name, **crossing(*devices)}
     pair = zoo.load()
     prompts = prompts_of(pair, options.prompts)
     target_of = lru_cache(None)(lambda size: jax.block_until_ready(grow(in_bfloat16(pair.target), *TARGETS[size])))

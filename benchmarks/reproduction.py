@@ -17,7 +17,7 @@ from jaxfed.core.checks import check_range
 from jaxfed.core.protocol import Plan
 from jaxfed.core.types import Params
 from jaxfed.data import Steps, channel_statistics, dirichlet, iid, mnist, normalised, partitioned
-from jaxfed.layout.sharding import Places
+from jaxfed.layout.sharding import Shardings
 from jaxfed.rows.device import block
 from jaxfed.rows.rounds import RoundConfig, World
 
@@ -162,7 +162,7 @@ def program(task: ImageProblem, name: str, epochs: int, most: int, plan: Plan) -
     @functools.partial(jax.jit, donate_argnums=1)
     def play(server: Any, population: Any, world: World, ids: Any, count: Any, seed: Any) -> tuple:
         config = RoundConfig(algorithm, batching, plan, longest, seed)
-        return block(config, jaxfed.DeviceStore(), Places.of(None))(server, population, world, ids, count)
+        return block(config, jaxfed.DeviceStore(), Shardings.of(None))(server, population, world, ids, count)
 
     return Program(algorithm, play, most)
 

@@ -19,7 +19,7 @@ import jaxspec
 from jaxspec.cli._bench_methods import measure
 from jaxspec.models.config import DecoderConfig
 from jaxspec.text.tokenizer import encode
-from jaxspec.training.train import Schedule
+from jaxspec.training import Schedule
 from jaxspec.zoo.recipe import PairRecipe, corpus, held_out_roles, train_draft, train_target
 
 SMALL = PairRecipe(

@@ -21,8 +21,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, FloatingPointError, OSError, CheckpointError) as error:
         sys.exit(f"jaxfed: {error}")
     except KeyboardInterrupt as stopped:
-        told = str(stopped) or "stopped before the first round"
-        print(f"jaxfed: {told} (run the same command again)", file=sys.stderr)
+        reason = str(stopped) or "stopped before the first round"
+        print(f"jaxfed: {reason} (run the same command again)", file=sys.stderr)
         sys.exit(130)
 
 

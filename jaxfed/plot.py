@@ -1,4 +1,4 @@
-"""Pictures; matplotlib is imported here and nowhere else in the package."""
+"""Pictures; the only module of the package that imports matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,11 +34,11 @@ STYLES: Mapping[str, tuple[str, Any]] = {
 
 
 class Line(NamedTuple):
-    """What one algorithm came to.
+    """One algorithm in a comparison.
 
     Attributes:
-        along: label of a horizontal axis -> places of the measurements [n]; without one, it is in no such panel.
-        values: what was measured with every seed, [seeds, n].
+        along: label of a horizontal axis -> positions of the measurements [n]; without one, it is not in that panel.
+        values: the measurements with every seed, [seeds, n].
     """
 
     along: Mapping[str, Sequence[float]]
@@ -52,7 +52,7 @@ def curves(
 
     Args:
         panels: label of the vertical axis -> name of the curve -> (rounds, values).
-        path: picture file to write as well, its ending says the format.
+        path: picture file to write as well; its suffix is the format.
     """
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     for axes, (label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -82,7 +82,7 @@ def comparison(
     Args:
         lines: name of the algorithm -> its line.
         label: of the vertical axis, which is a fraction.
-        path: picture file to write as well, its ending says the format.
+        path: picture file to write as well; its suffix is the format.
         target: a value to mark.
     """
     axes_of = list(dict.fromkeys(axis for line in lines.values() for axis in line.along))
@@ -90,14 +90,14 @@ def comparison(
     figure = Figure(figsize=(3.4 * len(axes_of) + 1.6, 3.4), layout=ConstrainedLayoutEngine(wspace=0.04))
     panels = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
     for axes, axis in zip(panels, axes_of, strict=True):
-        for place, name in enumerate(ranked):
+        for rank, name in enumerate(ranked):
             if axis in lines[name].along:
-                _band(axes, name, lines[name], axis, len(ranked) - place)
+                _band(axes, name, lines[name], axis, len(ranked) - rank)
         if target is not None:
             axes.axhline(target, color="0.6", linewidth=0.8, linestyle=DOTTED, zorder=0)
         scaled, unit = _unit(axis, axes.get_xlim()[1])
         axes.set(xlabel=f"{axis}{unit}", xlim=(0, None))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _, scale=scaled: f"{place / scale:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _, scale=scaled: f"{tick / scale:g}"))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(axis="y", color="0.92", linewidth=0.7)
         axes.set_axisbelow(True)
@@ -108,8 +108,8 @@ def comparison(
         edge = panels[-1].get_yaxis_transform()
         panels[-1].text(0.995, target, "target", ha="right", va="top", color="0.45", fontsize=8, transform=edge)
     named = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
-    told = [f"{name}  {100 * np.mean(lines[name].values[:, -1]):.1f} %" for name in ranked]
-    figure.legend([named[name] for name in ranked], told, loc="outside right center", frameon=False, handlelength=2.6)
+    labels = [f"{name}  {100 * np.mean(lines[name].values[:, -1]):.1f} %" for name in ranked]
+    figure.legend([named[name] for name in ranked], labels, loc="outside right center", frameon=False, handlelength=2.6)
     return _saved(figure, path, 200)
 
 
@@ -117,11 +117,11 @@ def _band(axes: Axes, name: str, line: Line, axis: str, order: int) -> None:
     """One line of `comparison`; a name without a style of its own takes the colours in turn, dash-dotted."""
     turn = list(dict.fromkeys(colour for colour, _ in STYLES.values())) + [PURPLE]
     colour, dash = STYLES.get(name, (turn[sum(map(ord, name)) % len(turn)], "-."))
-    mean, spread, place = np.mean(line.values, axis=0), np.std(line.values, axis=0), line.along[axis]
+    mean, spread, at = np.mean(line.values, axis=0), np.std(line.values, axis=0), line.along[axis]
     width = 2.4 if name == "fedspeed" else 1.4
-    axes.plot(place, mean, color=colour, linestyle=dash, linewidth=width, label=name, zorder=2 + order / 100)
+    axes.plot(at, mean, color=colour, linestyle=dash, linewidth=width, label=name, zorder=2 + order / 100)
     if len(line.values) > 1:
-        axes.fill_between(place, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0, zorder=1)
+        axes.fill_between(at, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0, zorder=1)
 
 
 def _floor(values: Sequence[np.ndarray]) -> float | None:
@@ -150,20 +150,20 @@ def label_distribution(
 
     Args:
         counts: samples of every class that every client has, at least one a client, [N, C].
-        path: picture file to write as well, its ending says the format.
+        path: picture file to write as well; its suffix is the format.
         classes: names of the classes [C]; by default their numbers.
     """
     names = [str(name) for name in (range(counts.shape[1]) if classes is None else classes)]
     shown = np.linspace(0, len(counts) - 1, min(len(counts), MOST_CLIENTS)).astype(int)
     figure = Figure(figsize=(min(12.0, 6.0 + 0.06 * len(shown)), 5.2), layout="constrained")
     sizes, shares = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
-    place, samples = np.arange(len(shown)), counts[shown].sum(axis=1)
+    at, samples = np.arange(len(shown)), counts[shown].sum(axis=1)
     _columns(sizes, np.zeros(len(shown)), samples, color="0.55")
     sizes.set(ylabel="samples", ylim=(0, None))
-    law = counts[shown] / samples[:, None]
-    (_bars if len(names) <= MOST_COLOURS else _heat_map)(figure, shares, law, names)
+    fractions = counts[shown] / samples[:, None]
+    (_bars if len(names) <= MOST_COLOURS else _heat_map)(figure, shares, fractions, names)
     ticks = [tick for tick in MaxNLocator(10, integer=True).tick_values(0, len(counts) - 1) if 0 <= tick < len(counts)]
-    shares.set_xticks(np.interp(ticks, shown, place), [f"{tick:,.0f}" for tick in ticks])
+    shares.set_xticks(np.interp(ticks, shown, at), [f"{tick:,.0f}" for tick in ticks])
     some = "" if len(shown) == len(counts) else f" ({len(shown)} of {len(counts):,})"
     shares.set(xlabel=f"client{some}", xlim=(-0.5, len(shown) - 0.5))
     for axes in (sizes, shares):
@@ -179,19 +179,21 @@ def _columns(axes: Axes, bottom: np.ndarray, top: np.ndarray, **style: Any) -> N
         axes.stairs(top, np.arange(len(top) + 1) - 0.5, baseline=bottom, fill=True, **style)
 
 
-def _bars(figure: Figure, axes: Axes, law: np.ndarray, names: Sequence[str]) -> None:
+def _bars(figure: Figure, axes: Axes, fractions: np.ndarray, names: Sequence[str]) -> None:
     colours = colormaps["tab10" if len(names) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    tops = np.cumsum(law, axis=1)
+    tops = np.cumsum(fractions, axis=1)
     for number, name in enumerate(names):
-        _columns(axes, tops[:, number] - law[:, number], tops[:, number], color=colours[number], label=name)
+        _columns(axes, tops[:, number] - fractions[:, number], tops[:, number], color=colours[number], label=name)
     axes.set(ylabel="share of the client's samples", ylim=(0, 1))
     bars, labels = axes.get_legend_handles_labels()
     figure.legend(bars[::-1], labels[::-1], loc="outside right center", title="class", frameon=False)
 
 
-def _heat_map(figure: Figure, axes: Axes, law: np.ndarray, names: Sequence[str]) -> None:
-    order = np.argsort(-law.mean(axis=0), kind="stable")
-    image = axes.imshow(law.T[order], aspect="auto", norm=PowerNorm(0.5, 0), interpolation="nearest", cmap="magma_r")
+def _heat_map(figure: Figure, axes: Axes, fractions: np.ndarray, names: Sequence[str]) -> None:
+    order = np.argsort(-fractions.mean(axis=0), kind="stable")
+    image = axes.imshow(
+        fractions.T[order], aspect="auto", norm=PowerNorm(0.5, 0), interpolation="nearest", cmap="magma_r"
+    )
     ticks = np.arange(0, len(names), -(-len(names) // MOST_TICKS))
     axes.set_yticks(ticks, [names[order[tick]] for tick in ticks], fontsize=6)
     axes.set(ylabel="class, commonest first")

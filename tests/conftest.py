@@ -16,6 +16,7 @@ from collections.abc import Iterator
 if "jax" in sys.modules:
     raise RuntimeError("expected to set XLA_FLAGS before jax is imported, but a pytest plugin has imported it already")
 
+from tests.promises import PROMISES  # noqa: E402
 from tests.support import environment  # noqa: E402, F401
 
 # isort: split
@@ -33,10 +34,12 @@ for _name, _value in STRICT.items():
     jax.config.update(_name, _value)
 gc.set_threshold(50_000, 20, 100)  # tracing makes many short-lived objects, which the default looks through too often
 
-#: Files that take a minute or more, begun first, so that no worker is left alone with one in the end.
+TESTS = pathlib.Path(__file__).parent
+#: Files and folders that take a minute or more: begun first, so that no worker is left alone with one in the end.
 LONG = (
-    "test_identity", "test_policies", "test_docs", "test_flower", "test_conformance", "test_story", "test_processes",
-    "test_streams", "test_foresight", "test_federated", "test_tune", "test_notebooks", "test_benchmarks",
+    "jaxspec/methods/test_identity.py", "jaxspec/methods/test_policies.py", "house/test_docs.py", "jaxfed/flower",
+    "jaxfed/algorithms/test_conformance.py", "jaxspec/federated", "jaxspec/devices/test_processes.py",
+    "jaxspec/drafts/test_streams.py", "jaxspec/analysis", "house/test_notebooks.py", "house/test_benchmarks.py", "long",
 )  # fmt: skip
 
 # Properties: the same few examples each time; `HYPOTHESIS_PROFILE=long` draws others, and many.
@@ -91,8 +94,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="random order of files, and of tests in each")
 
 
+def begins(item: pytest.Item, name: str) -> bool:
+    """Whether a test is the one named, a case of it, or in the file or folder of that name."""
+    path, _, test = name.partition("::")
+    own = item.nodeid.partition("::")[2]
+    inside = item.path.is_relative_to(TESTS / path)
+    return inside and (not test or own == test or own.startswith(f"{test}["))
+
+
+def mark_fast(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests that `PROMISES` names; refuses a name without a file, or without a test in a collected file."""
+    paths, some = {item.path for item in items}, any("::" in each for each in config.args)
+    for name in (name for names in PROMISES.values() for name in names):
+        named, file = [item for item in items if begins(item, name)], TESTS / name.partition("::")[0]
+        for item in named:
+            item.add_marker(pytest.mark.fast)
+        if not named and (not file.exists() or (file in paths and not some)):
+            raise pytest.UsageError(f"tests/promises.py names {name}, but there is no such test: rename it there too")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    mark_fast(config, items)
+    items.sort(key=lambda item: next((rank for rank, name in enumerate(LONG) if begins(item, name)), len(LONG)))
     seed = config.getoption("--shuffle")
     if seed is not None:
         chance = random.Random(seed)

@@ -1,7 +1,8 @@
-"""The algorithms, each a composition of the same parts, and the registry that resolves their names."""
+"""Federated algorithms, each a composition of `jaxfed.algorithms.parts`, and a registry of their names."""
 
 from collections.abc import Callable
 
+from jaxfed.algorithms import parts
 from jaxfed.algorithms._fedadam import fedadam
 from jaxfed.algorithms._fedavg import averaging, fedavg
 from jaxfed.algorithms._fedcm import fedcm
@@ -51,6 +52,7 @@ __all__ = [
     "fedspeed",
     "get",
     "mofedsam",
+    "parts",
     "registry",
     "scaffold",
 ]

@@ -7,9 +7,7 @@ import optax
 from jaxfed.algorithms._fedavg import averaging
 from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, FederatedAlgorithm, check_range
 
 
 @algorithm_factory

@@ -1,4 +1,4 @@
-"""FedAvg, and the shape of every algorithm whose clients keep nothing between rounds."""
+"""FedAvg, and the common form of algorithms whose clients have no state."""
 
 from typing import Unpack
 
@@ -16,13 +16,11 @@ from jaxfed.algorithms.parts import (
 )
 from jaxfed.algorithms.parts import server_updates as server
 from jaxfed.algorithms.parts.optimisers import check_optimiser
-from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm, ServerUpdate
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, ServerUpdate, check_range
 
 
 def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm:
-    """Clients send U = x_K − x⁰ and keep nothing: FedAvg and its kin, by gradient, rule and server."""
+    """Compose an algorithm whose clients send U = x_K − x⁰ and have no state: FedAvg, FedProx, FedSAM, FedAdam."""
 
     def client(context: ClientContext) -> ClientResult:
         local = solver(context)
@@ -34,7 +32,7 @@ def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm
 def averaging_server(
     server_learning_rate: float, server_optimiser: optax.GradientTransformation | None
 ) -> ServerUpdate:
-    """The mean scaled by η_g, or an optax optimiser, which brings a learning rate of its own."""
+    """Return the mean scaled by η_g, or an optax optimiser, which has its own learning rate."""
     check_range("server_learning_rate", server_learning_rate, above=0.0)
     check_optimiser("server_optimiser", server_optimiser)
     if server_optimiser is None:

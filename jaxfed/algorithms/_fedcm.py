@@ -1,4 +1,4 @@
-"""FedCM: every client's step keeps a part of the last round's mean direction."""
+"""FedCM: client steps with momentum along the last round's mean direction."""
 
 from typing import Unpack
 
@@ -18,9 +18,7 @@ from jaxfed.algorithms.parts import (
 )
 from jaxfed.algorithms.parts import server_updates as server
 from jaxfed.algorithms.parts.gradients import Estimator
-from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, check_range
 
 
 def client_momentum(
@@ -31,7 +29,7 @@ def client_momentum(
     server_learning_rate: float,
     nominal_steps: float | None,
 ) -> FederatedAlgorithm:
-    """Clients descend along α·g + (1−α)·D and send −U/(K·ηₜ) beside U: FedCM, MoFedSAM, by gradient."""
+    """Compose an algorithm whose clients descend along α·g + (1−α)·D and send U and −U/(K·ηₜ): FedCM, MoFedSAM."""
     check_range("momentum_weight", momentum_weight, above=0.0, most=1.0)
     check_range("server_learning_rate", server_learning_rate, above=0.0)
     if nominal_steps is not None:
@@ -59,7 +57,7 @@ def fedcm(
     """FedCM: xₖ₊₁ = xₖ − ηₜ·(α·∇Fᵢ(xₖ; ξ) + (1−α)·D), D = mean over the last cohort of −U/(K·ηₜ₋₁), 0 at first.
 
     The server does xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of U. Clients keep nothing. A client without a step, or of a round with
-    ηₜ = 0, sends D as it was; under a client optimiser −U/(K·ηₜ) is the mean of the directions that it was given.
+    ηₜ = 0, sends D as it was; under a client optimiser −U/(K·ηₜ) is the mean of its inputs.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

@@ -1,4 +1,4 @@
-"""FedDyn, and the shape of every algorithm whose clients keep a dual variable."""
+"""FedDyn, and the common form of algorithms whose clients keep a dual variable."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Unpack
@@ -17,14 +17,11 @@ from jaxfed.algorithms.parts import (
     gradients,
 )
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.checks import check_choice
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm, ServerUpdate
-from jaxfed.core.stateful import AnyLossFn
-from jaxfed.core.types import Params
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, Params, ServerUpdate, check_choice
 
 
 class DualMean(NamedTuple):
-    """Over whom the duals are averaged: the message from (x_K − xᵗ, hᵢ, hᵢ'), and the server update it is for."""
+    """How the server averages the duals: the message from (x_K − xᵗ, hᵢ, hᵢ'), and its server update."""
 
     message: Callable[[Params, Params, Params], ClientMessage]
     server_update: ServerUpdate
@@ -46,13 +43,15 @@ DUAL_MEANS = {"cohort": cohort_mean, "population": population_mean}
 
 
 def check_prox(rule: LocalRule) -> None:
-    """Raise ValueError if there is no proximal term that could answer the duals."""
+    """Raise ValueError if there is no proximal term to balance the duals."""
     if rule.prox_weight == 0.0:
-        raise ValueError("prox_weight must be > 0 with a dual: the message grows by hᵢ without a force that answers it")
+        raise ValueError(
+            "prox_weight must be > 0 with a dual: otherwise nothing balances the dual, and it grows without bound"
+        )
 
 
 def dual_averaging(solver: Solver, dual_mean: DualMean) -> FederatedAlgorithm:
-    """Clients keep a dual hᵢ, add w·hᵢ to every gradient and U to hᵢ after the round: FedSpeed, FedDyn."""
+    """Compose an algorithm whose clients keep a dual hᵢ, add w·hᵢ to every gradient and U to hᵢ after the round."""
     check_prox(solver.rule)
 
     def client(context: ClientContext) -> ClientResult:

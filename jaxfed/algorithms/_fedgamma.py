@@ -6,8 +6,7 @@ import optax
 
 from jaxfed.algorithms._scaffold import control_variates
 from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
-from jaxfed.core.protocol import FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, FederatedAlgorithm
 
 
 @algorithm_factory

@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose clients are held near the server's parameters."""
+"""FedProx: FedAvg with a proximal term that pulls clients to the server's parameters."""
 
 from typing import Unpack
 
@@ -6,8 +6,7 @@ import optax
 
 from jaxfed.algorithms._fedavg import averaging, averaging_server
 from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
-from jaxfed.core.protocol import FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, FederatedAlgorithm
 
 
 @algorithm_factory

@@ -1,4 +1,4 @@
-"""FedSAM: FedAvg whose clients descend along the gradient a step uphill."""
+"""FedSAM: FedAvg with the gradient after an ascent step."""
 
 from typing import Unpack
 
@@ -6,8 +6,7 @@ import optax
 
 from jaxfed.algorithms._fedavg import averaging, averaging_server
 from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
-from jaxfed.core.protocol import FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, FederatedAlgorithm
 
 
 @algorithm_factory

@@ -17,13 +17,11 @@ from jaxfed.algorithms.parts import (
     gradients,
 )
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
-from jaxfed.core.types import Params
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, Params
 
 
 class Duals(NamedTuple):
-    """What a client keeps: hᵢ of the parameters and μᵢ of the ascent step."""
+    """State of a client: the duals hᵢ of the parameters and μᵢ of the ascent step."""
 
     params: Params
     ascent: Params
@@ -38,9 +36,9 @@ def fedsmoo(
     ascent_radius: float = 0.1,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedSMOO.
+    """Build FedSMOO.
 
-    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's direction s of the last round::
+    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's direction s of the last round:
 
         e    = ρ·g/(‖g‖₂ + 1e-7)                g = ∇Fᵢ(xₖ; ξ) − μᵢ − s
         μᵢ   ← μᵢ + e − s                       every step

@@ -8,9 +8,7 @@ from jaxfed.algorithms._fedavg import averaging
 from jaxfed.algorithms._feddyn import DUAL_MEANS, dual_averaging
 from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.checks import check_choice
-from jaxfed.core.protocol import FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, FederatedAlgorithm, check_choice
 
 PERTURBATIONS = {"raw": gradients.raw, "normalised": gradients.normalised}
 
@@ -27,9 +25,9 @@ def fedspeed(
     perturbation: Literal["raw", "normalised"] = "normalised",
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedSpeed.
+    """Build FedSpeed.
 
-    Every client of the cohort Sₜ, from x⁰ = xᵗ, does K local steps, carrying h = −λ·ĝ and w = 1/λ::
+    Every client of the cohort Sₜ, from x⁰ = xᵗ, does K local steps, carrying h = −λ·ĝ and w = 1/λ:
 
         g₁   = ∇Fᵢ(xₖ; ξ)                       g₂ = ∇Fᵢ(xₖ + e; ξ)
         g̃    = (1−α)·g₁ + α·g₂

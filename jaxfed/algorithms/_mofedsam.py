@@ -6,8 +6,7 @@ import optax
 
 from jaxfed.algorithms._fedcm import client_momentum
 from jaxfed.algorithms.parts import LocalOptions, LocalRule, algorithm_factory, gradients
-from jaxfed.core.protocol import FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, FederatedAlgorithm
 
 
 @algorithm_factory

@@ -17,13 +17,11 @@ from jaxfed.algorithms.parts import (
     mean_direction,
 )
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientMessage, FederatedAlgorithm
-from jaxfed.core.stateful import AnyLossFn
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, check_range
 
 
 def control_variates(solver: Solver, server_learning_rate: float, nominal_steps: float | None) -> FederatedAlgorithm:
-    """Clients keep a control variate cᵢ and add c − cᵢ to every gradient: SCAFFOLD, FedGamma, by gradient and rule."""
+    """Compose an algorithm whose clients keep a control variate cᵢ and add c − cᵢ to every gradient."""
     check_range("server_learning_rate", server_learning_rate, above=0.0)
     if nominal_steps is not None:
         check_range("nominal_steps", nominal_steps, above=0.0)
@@ -31,7 +29,7 @@ def control_variates(solver: Solver, server_learning_rate: float, nominal_steps:
     def client(context: ClientContext) -> ClientResult:
         own, shared = context.memory, context.server.extra
         local = solver(context, corrections.control_variate(shared, own))
-        # With D = c, of a client that has moved along no direction, its control variate stays as it was.
+        # A client that has not moved has D = c, which leaves its control variate unchanged.
         control = corrections.updated_control(own, shared, mean_direction(context, local, shared, nominal_steps))
         return ClientResult(local, ClientMessage(local.delta, total=optax.tree.sub(control, own)), control)
 
@@ -47,9 +45,9 @@ def scaffold(
     nominal_steps: float | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """SCAFFOLD.
+    """Build SCAFFOLD.
 
-    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's control variate c of the round's start::
+    Every client of the cohort Sₜ, from x⁰ = xᵗ, with the server's control variate c of the round's start:
 
         xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + c − cᵢ)
         cᵢ'  = cᵢ − c − U/(K·ηₜ)                U = x_K − x⁰, after the K steps
@@ -57,7 +55,7 @@ def scaffold(
         c    ← c + 1/N · Σ over Sₜ of (cᵢ' − cᵢ)
 
     A client without a step, or of a round with ηₜ = 0, keeps its cᵢ. Under a client optimiser −U/(K·ηₜ) is the mean of
-    the directions ∇Fᵢ(xₖ; ξ) + c − cᵢ that it was given.
+    its inputs ∇Fᵢ(xₖ; ξ) + c − cᵢ.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

@@ -1,14 +1,14 @@
-"""Checkpoints of pytrees: atomic, asynchronous, verified before they are read; orbax holds the arrays.
+"""Checkpoints of pytrees: atomic, asynchronous, verified before they are read; orbax writes the arrays.
 
-One step is one folder::
+One step is one folder:
 
     <directory>/00000012/arrays/…         orbax, one folder per array
-    <directory>/00000012/manifest.json    written last: what was saved, size and SHA-256 of every other file
+    <directory>/00000012/manifest.json    written last: every leaf, size and SHA-256 of every other file
 
 A folder without a manifest is half-written: never listed, never loaded, replaced by a new save of that step. `load`
 compares names, shapes and dtypes with the manifest, then the files with their digests, and only then calls orbax,
-which alone would load flipped bits in silence. Nothing is pickled. Several processes save their parts of arrays
-together; process 0 writes the manifest.
+which on its own would load flipped bits without an error. Nothing is pickled. Several processes save their parts of
+arrays together; process 0 writes the manifest.
 """
 
 from jaxfed.checkpoint._errors import CheckpointError, DamagedError, MismatchError

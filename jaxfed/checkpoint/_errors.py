@@ -1,4 +1,4 @@
-"""What goes wrong with checkpoints, in words: expected, got, remedy."""
+"""Errors of checkpoints; every message has expected, got and remedy."""
 
 import os
 from collections.abc import Iterator
@@ -8,15 +8,19 @@ PathLike = str | os.PathLike[str]
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message says what was expected, what came, and the remedy."""
+    """A checkpoint cannot be written or read."""
 
 
 class MismatchError(CheckpointError):
-    """What was asked for (structure, shape, dtype, part) is not what was saved."""
+    """The requested structure, shape, dtype or part is not what was saved."""
 
 
 class DamagedError(CheckpointError):
-    """A complete step is no longer what was saved; `file` is its first bad file, relative to the step's folder."""
+    """A complete step is no longer what was saved.
+
+    Attributes:
+        file: its first bad file, relative to the step's folder.
+    """
 
     def __init__(self, message: str, file: str) -> None:
         super().__init__(message)
@@ -25,7 +29,7 @@ class DamagedError(CheckpointError):
 
 @contextmanager
 def explaining(expected: str, remedy: str) -> Iterator[None]:
-    """Turn what other libraries raise into a CheckpointError."""
+    """Turn the exceptions of other libraries into a CheckpointError."""
     try:
         yield
     except CheckpointError:

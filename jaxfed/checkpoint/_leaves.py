@@ -1,4 +1,4 @@
-"""What a tree is: every leaf described by name, form, dtype and shape; trees compared, taken apart, put together."""
+"""Leaves of a tree, described by name, form, dtype and shape: encoded, compared, nested again."""
 
 import dataclasses
 import re
@@ -20,11 +20,13 @@ Entries = tuple[str | int, ...]
 class Leaf:
     """One leaf of a saved tree; `str(leaf)` is what is compared, such as "float32[2,3]", "int" or "None".
 
-    path: names and positions from the root.
-    form: "jax", "numpy", "scalar" (of NumPy), "key" (typed PRNG key), "value" (of Python) or "empty" (None, (), {}, …).
-    dtype, shape: as NumPy and JAX write them; shape is None for values and empties.
-    array: its folder below `arrays/`; None where the manifest holds everything.
-    value: the Python value, or the name of a typed key's implementation.
+    Attributes:
+        path: names and positions from the root.
+        form: "jax", "numpy", "scalar" (of NumPy), "key" (typed PRNG key), "value" (of Python) or "empty" (None, (), …).
+        dtype: as NumPy and JAX write it.
+        shape: of an array; None for values and empty containers.
+        array: its folder below `arrays/`; None where the manifest holds everything.
+        value: the Python value, or the name of a typed key's implementation.
     """
 
     path: Entries
@@ -39,7 +41,7 @@ class Leaf:
 
 
 def name_of(path: Entries) -> str:
-    """Write a path with dots, as messages and `part` do."""
+    """Return a path with dots, as in messages and `part`."""
     return ".".join(map(str, path)) or "(root)"
 
 
@@ -49,7 +51,7 @@ def _entry(key: Any) -> str | int:
 
 
 def is_empty(node: Any) -> bool:
-    """Say whether a node of a tree is a container without children; None is one."""
+    """Return whether a node of a tree is a container without children; None is one."""
     level = tree_util.default_registry.flatten_one_level(node)
     return level is not None and not tuple(level[0])
 
@@ -61,7 +63,7 @@ def flatten(tree: Tree) -> tuple[list[tuple[Entries, Any]], Any]:
 
 
 def describe(path: Entries, leaf: Any) -> Leaf:
-    """Say what one leaf of a tree, or of a `like`, is."""
+    """Return the description of one leaf of a tree, or of a `like`."""
     if is_empty(leaf):
         return Leaf(path, "empty", "None" if leaf is None else f"empty {type(leaf).__name__}")
     if type(leaf) in (bool, int, float, str):
@@ -79,7 +81,7 @@ def describe(path: Entries, leaf: Any) -> Leaf:
 
 
 def encode(tree: Tree) -> tuple[tuple[Leaf, ...], dict[str, Any]]:
-    """Split a tree into what the manifest says of it, and the arrays that orbax writes, by folder."""
+    """Split a tree into the leaves of the manifest, and the arrays that orbax writes, by folder."""
     leaves: list[Leaf] = []
     arrays: dict[str, Any] = {}
     for index, (path, value) in enumerate(flatten(tree)[0]):
@@ -90,7 +92,7 @@ def encode(tree: Tree) -> tuple[tuple[Leaf, ...], dict[str, Any]]:
             )
         if leaf.form == "key":
             leaf, value = dataclasses.replace(leaf, value=str(jax.random.key_impl(value))), jax.random.key_data(value)
-        # Orbax refuses arrays of size zero; their shape and dtype say everything.
+        # Orbax refuses arrays of size zero; shape and dtype are enough.
         if leaf.shape is not None and 0 not in leaf.shape:
             folder = f"{index:05d}.{re.sub(r'[^0-9A-Za-z_.-]', '_', name_of(path))[:100]}"
             leaf = dataclasses.replace(leaf, array=folder)
@@ -100,7 +102,7 @@ def encode(tree: Tree) -> tuple[tuple[Leaf, ...], dict[str, Any]]:
 
 
 def take_part(leaves: Sequence[Leaf], part: str | None) -> list[Leaf]:
-    """Return the leaves at or below `part`, their paths from there; raise MismatchError where it is no one subtree."""
+    """Return the leaves at or below `part`, with paths from there; raise MismatchError unless it is one subtree."""
     if part is None:
         return list(leaves)
     found = [(leaf, n) for leaf in leaves for n in range(len(leaf.path) + 1) if name_of(leaf.path[:n]) == part]
@@ -111,7 +113,7 @@ def take_part(leaves: Sequence[Leaf], part: str | None) -> list[Leaf]:
 
 
 def match(leaves: Sequence[Leaf], like: Tree) -> tuple[list[tuple[Leaf, Any]], Any]:
-    """Pair every saved leaf, in the form it shall take, with its leaf of `like`, in the order of the treedef."""
+    """Pair every saved leaf, in the form of the result, with its leaf of `like`, in the order of the treedef."""
     targets, treedef = flatten(nest(leaves) if like is None else like)
     saved = {leaf.path: leaf for leaf in leaves}
     wanted = saved if like is None else {path: describe(path, target) for path, target in targets}
@@ -133,7 +135,7 @@ def _differences(wanted: Mapping[Entries, Leaf], saved: Mapping[Entries, Leaf]) 
 
 
 def nest(leaves: Sequence[Leaf], depth: int = 0) -> Tree:
-    """Build nested dicts and lists around the leaves; empties become themselves."""
+    """Build nested dicts and lists around the leaves; empty containers are restored."""
     first = leaves[0]
     if len(first.path) == depth:
         empties: dict[str, Any] = {"None": None, "empty list": [], "empty tuple": []}

@@ -47,7 +47,7 @@ logging.getLogger("absl").addFilter(lambda record: "Skipping merge of OCDBT" not
 def save(
     directory: PathLike, step: int, tree: Tree, *, metadata: Any = None, kind: str = "tree", keep: int | None = None
 ) -> Path:
-    """Save `tree` as `step`, wait until it is on disk and return its folder; all else is as `Writer` says."""
+    """Save `tree` as `step`, wait until it is on disk and return its folder; arguments and errors as of `Writer`."""
     with Writer(directory, kind=kind, keep=keep) as writer:
         return writer.save(step, tree, metadata)
 
@@ -55,15 +55,18 @@ def save(
 class Writer:
     """Save steps below `directory` in the background; a context manager that waits for the last one at its end.
 
-    kind: the caller's word for what is saved, kept in the manifest.
-    keep: number of complete steps to keep; older ones are deleted once a newer one is complete. None keeps all.
-
     Leaves may be JAX and NumPy arrays and scalars, typed PRNG keys, bool, int, float, str and None, in any pytree.
-    Half-written steps older than the newest complete one are what kills have left: the next save deletes them.
+    Half-written steps older than the newest complete one were left by killed processes: the next save deletes them.
     In a run of several processes all of them make the same calls, on a directory that all see; process 0 leads.
 
-    Raises CheckpointError for other leaves, for a directory that cannot be written or has another writer at work, and
-    for a step that is complete already; what fails in the background is raised by the next `save`, `wait` or `close`.
+    Args:
+        directory: of the steps; created if missing, and locked against other writers.
+        kind: a name for what is saved, kept in the manifest.
+        keep: number of complete steps to keep; older ones are deleted once a newer one is complete. None keeps all.
+
+    Raises:
+        CheckpointError: other leaves, a directory that cannot be written or has another writer at work, or a step that
+            is complete already; what fails in the background is raised by the next `save`, `wait` or `close`.
     """
 
     def __init__(self, directory: PathLike, *, kind: str = "tree", keep: int | None = 3) -> None:
@@ -83,16 +86,19 @@ class Writer:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, tree: Tree, metadata: Any = None) -> Path:
-        """Begin to save `tree`; return the step's folder as soon as the arrays may be donated or overwritten.
+        """Start to save `tree`; return the step's folder as soon as the arrays may be donated or overwritten.
 
-        metadata: anything JSON can say; it comes back from `manifest`.
+        Args:
+            step: an integer ≥ 0 that is not complete.
+            tree: a pytree.
+            metadata: any JSON value; `manifest` returns it.
         """
         self.wait()
         folder = folder_of(self._directory, step)
         if self._leads and (folder / MANIFEST).exists():
             raise CheckpointError(f"expected a new step, got {step}, which is complete; use another or delete {folder}")
         leaves, arrays = encode(tree)
-        with explaining("expected metadata that JSON can say", "convert it, or save it as a leaf"):
+        with explaining("expected metadata that JSON can hold", "convert it, or save it as a leaf"):
             made = Manifest(SCHEMA, self._kind, int(folder.name), json.loads(json.dumps(metadata)), leaves, {})
         with explaining(f"expected to save {folder}", "free space or set permissions, then save again"):
             if self._leads:
@@ -113,14 +119,14 @@ class Writer:
         self._tidy(made.step)
 
     def _tidy(self, saved: int) -> None:
-        """Delete steps beyond `keep` up to the one just saved, and what kills left half-written or half-deleted."""
+        """Delete steps beyond `keep` up to the one just saved, and what killed processes left half-written."""
         done = steps(self._directory)
         old = [] if self._keep is None else [step for step in done if step <= saved][: -self._keep]
         for step in [*old, *(step for step in half_written(self._directory) if step < done[-1])]:
             delete(folder_of(self._directory, step))
 
     def wait(self) -> None:
-        """Wait until the last save is on disk; raise what went wrong with it, once."""
+        """Wait until the last save is on disk; raise its error, once."""
         if self._pending is not None:
             error, self._pending = self._pending.exception(), None
             with self._completing():
@@ -171,14 +177,20 @@ def load(
 ) -> Tree:
     """Return the tree saved as `step` (None: the newest complete one), after verifying it.
 
-    like: a pytree of arrays, jax.ShapeDtypeStruct, …: its structure, shapes and dtypes must be those saved; its leaves
-        say what comes back (NumPy or JAX, on which devices where committed). Containers are compared by the names and
-        positions of their leaves. None: everything as it was saved, in nested dicts and lists.
-    shardings: a sharding, or a pytree of them (a prefix of `like`), to place JAX arrays elsewhere.
-    part: name of a subtree, as "params" or "params.layers.0": only its files are read, and `like` describes it alone.
+    Args:
+        directory: of the steps.
+        like: a pytree of arrays, jax.ShapeDtypeStruct, …: its structure, shapes and dtypes must be those saved; its
+            leaves determine what is returned (NumPy or JAX, and the devices where committed). Containers are compared
+            by the names and positions of their leaves. None: everything as it was saved, in nested dicts and lists.
+        step: a complete step.
+        shardings: a sharding, or a pytree of them (a prefix of `like`), for the JAX arrays.
+        part: name of a subtree, as "params" or "params.layers.0": only its files are read, and `like` describes it
+            alone.
 
-    Raises MismatchError that names every difference; DamagedError that names every bad file and the last good step (an
-    older step is never loaded instead); CheckpointError where there is no such complete step.
+    Raises:
+        MismatchError: names every difference between the step and `like`.
+        DamagedError: names every bad file, and the last good step; an older step is never loaded instead.
+        CheckpointError: there is no such complete step.
     """
     with naming_last_good(directory, step):
         folder = complete(directory, step)
@@ -201,12 +213,12 @@ def _in(folder: Path) -> Iterator[None]:
 
 
 def _placements(pairs: Sequence[tuple[Leaf, Any]], treedef: Any, shardings: Tree) -> list[Any]:
-    """Return for every leaf the sharding asked for, else the one its leaf of `like` was committed to, else None."""
+    """Return for every leaf its sharding in `shardings`, else the one of its committed leaf of `like`, else None."""
     places = [getattr(x, "sharding", None) if getattr(x, "committed", True) else None for _, x in pairs]
     if shardings is not None:
         tree = treedef.unflatten([target if leaf.form == "empty" else 0 for leaf, target in pairs])
-        asked = iter(jax.tree.leaves(jax.tree.broadcast(shardings, tree)))
-        places = [None if leaf.form == "empty" else next(asked) for leaf, _ in pairs]
+        chosen = iter(jax.tree.leaves(jax.tree.broadcast(shardings, tree)))
+        places = [None if leaf.form == "empty" else next(chosen) for leaf, _ in pairs]
     for (leaf, _), place in zip(pairs, places, strict=True):
         if place is not None and leaf.form in ("jax", "key"):
             place.shard_shape(leaf.shape)
@@ -230,7 +242,7 @@ def _restore(folder: Path, pairs: Sequence[tuple[Leaf, Any]], places: Sequence[A
 
 
 def _decode(leaf: Leaf, target: Any, stored: Any, place: Any) -> Any:
-    """Build one leaf; nothing is stored of values, of empties, and of arrays of size zero."""
+    """Build one leaf; values, empty containers and arrays of size zero have no file."""
     if leaf.shape is None:
         return target if leaf.form == "empty" else leaf.value
     if leaf.form == "key" and stored is None:

@@ -1,4 +1,4 @@
-"""The record of a step: its manifest, written last, and the verification of its files against it."""
+"""The manifest of a step, written last, and the verification of its files against it."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,16 @@ File = dict[str, int | str]
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What one complete step holds: `tree` describes every leaf, `files` maps relative paths to size and SHA-256."""
+    """Content of one complete step.
+
+    Attributes:
+        schema: version of the layout.
+        kind: of `Writer`.
+        step: its number.
+        metadata: of `Writer.save`.
+        tree: description of every leaf.
+        files: relative path → size and SHA-256.
+    """
 
     schema: int
     kind: str
@@ -39,7 +48,7 @@ def steps(directory: PathLike) -> list[int]:
 
 
 def begun(directory: PathLike) -> list[int]:
-    """Return complete and half-written steps; other names are not ours."""
+    """Return complete and half-written steps; other names are ignored."""
     return sorted(int(path.name) for path in Path(directory).glob("[0-9]" * 8 + "*") if path.name.isdecimal())
 
 
@@ -54,7 +63,7 @@ def latest(directory: PathLike) -> int | None:
 
 
 def folder_of(directory: PathLike, step: int) -> Path:
-    """Return where a step lies; raise CheckpointError unless it is an integer ≥ 0."""
+    """Return the folder of a step; raise CheckpointError unless it is an integer ≥ 0."""
     with explaining("expected a step that is an integer >= 0", "pass the count of steps done"):
         if isinstance(step, bool) or operator.index(step) < 0:
             raise ValueError(step)
@@ -74,14 +83,14 @@ def complete(directory: PathLike, step: int | None) -> Path:
 
 def delete(folder: Path) -> None:
     """Delete a step, complete or not."""
-    # The manifest goes first: a kill in between then leaves a half-written step, not a damaged one.
+    # Manifest first: a kill in between leaves a half-written step, not a damaged one.
     (folder / MANIFEST).unlink(missing_ok=True)
     sync(folder)
     shutil.rmtree(folder)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk itself."""
+    """Wait until a file or folder is durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,13 +107,13 @@ def manifest(directory: PathLike, step: int | None = None) -> Manifest:
 
 
 def render(body: Any) -> str:
-    """Return the text of a manifest: its body, and the SHA-256 of that."""
+    """Return the text of a manifest: its body and the SHA-256 of the body."""
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
     return json.dumps({"manifest": body, "sha256": digest}, indent=1)
 
 
 def write_manifest(folder: Path, made: Manifest) -> None:
-    """Write the manifest at one stroke: a kill leaves it whole or absent."""
+    """Write the manifest atomically: a kill leaves it whole or absent."""
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(render(dataclasses.asdict(made)), encoding="utf-8")
     sync(temporary)
@@ -148,16 +157,16 @@ def _parse_manifest(body: dict[str, Any], step: int) -> Manifest:
 
 
 def _check_leaf(leaf: Leaf) -> None:
-    """A leaf can be as it is told, and only arrays without numbers have no folder."""
+    """Raise ValueError for a leaf that cannot exist; only arrays of size zero have no folder."""
     shape = leaf.shape
-    told = isinstance(leaf.path, tuple) and all(isinstance(entry, str | int) for entry in leaf.path)
-    told &= isinstance(leaf.dtype, str) and isinstance(leaf.array, str | None)
+    valid = isinstance(leaf.path, tuple) and all(isinstance(entry, str | int) for entry in leaf.path)
+    valid &= isinstance(leaf.dtype, str) and isinstance(leaf.array, str | None)
     if leaf.form in ("value", "empty"):
-        told &= shape is None and leaf.array is None
+        valid &= shape is None and leaf.array is None
     else:
-        told &= isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
-        told &= leaf.form in ("jax", "numpy", "scalar", "key") and bool(leaf.array) == (0 not in (shape or ()))
-    if not told:
+        valid &= isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        valid &= leaf.form in ("jax", "numpy", "scalar", "key") and bool(leaf.array) == (0 not in (shape or ()))
+    if not valid:
         raise ValueError(f"a leaf that cannot be: {leaf!r:.200}")
 
 
@@ -174,7 +183,7 @@ def verify(directory: PathLike, step: int | None = None) -> None:
 def digests(folder: Path, others: Set[str | None] = frozenset()) -> dict[str, File]:
     """Return size and SHA-256 of every file of a step, but of its manifest and of the arrays `others`.
 
-    Of a link, which no step has, only where it leads: what lies there is not the step's, and is not read.
+    Of a link, which no step contains, only its target is returned, and is not read.
     """
     digests: dict[str, File] = {}
     for path in sorted(folder.rglob("*")):
@@ -208,7 +217,7 @@ def _damaged(folder: Path, bad: Mapping[str, str]) -> DamagedError:
 
 @contextmanager
 def naming_last_good(directory: PathLike, step: int | None) -> Iterator[None]:
-    """Add to a DamagedError which older step is good, and how to load it."""
+    """Add the newest older step that is good to a DamagedError."""
     try:
         yield
     except DamagedError as error:

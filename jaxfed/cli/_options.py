@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import jaxfed
-from jaxfed.cli._shakespeare import Task
+from jaxfed.cli._shakespeare import LearningTask
 from jaxfed.core.checks import check_choice
 from jaxfed.core.protocol import Plan
 from jaxfed.core.samplers import Sampler
@@ -99,7 +99,7 @@ def has(algorithm: str) -> set[str]:
 
 
 def federate(
-    task: Task,
+    task: LearningTask,
     algorithm: jaxfed.FederatedAlgorithm,
     schedule: Rounds,
     execution: Execution,

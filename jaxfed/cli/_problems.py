@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxfed import data as datasets
 from jaxfed.cli._partition import RULES, PartitionRule, arguments, read_splits
-from jaxfed.cli._shakespeare import Task, next_character
+from jaxfed.cli._shakespeare import LearningTask, next_character
 from jaxfed.core.checks import check_choice
 from jaxfed.core.types import Params
 from jaxfed.models import MLP, cross_entropy, functional
@@ -39,7 +39,7 @@ class Source:
     classes_per_client: int | None = None
 
 
-def tasks(source: Source, clients: int) -> Callable[[int], Task]:
+def tasks(source: Source, clients: int) -> Callable[[int], LearningTask]:
     """Return `task(seed)`: the same samples; the partition and the first parameters depend on the seed.
 
     Raises:
@@ -57,7 +57,7 @@ def tasks(source: Source, clients: int) -> Callable[[int], Task]:
     return lambda seed: images(splits, dataclasses.replace(rule, seed=seed))
 
 
-def images(splits: dict[str, dict[str, np.ndarray]], rule: PartitionRule) -> Task:
+def images(splits: dict[str, dict[str, np.ndarray]], rule: PartitionRule) -> LearningTask:
     """An MLP on images; "unseen" is the test set, and of a client the test set in the client's own shares of classes.
 
     The accuracy of client i is Σ_c pᵢ(c)·(accuracy on class c), pᵢ(c) the share of class c of its training samples.
@@ -90,4 +90,4 @@ def images(splits: dict[str, dict[str, np.ndarray]], rule: PartitionRule) -> Tas
     def evaluate(params: Params) -> dict[str, float]:
         return {f"unseen_{name}": float(number) for name, number in summarise(measure(params)).items()}
 
-    return Task(datasets.partitioned(train, parts), params, cross_entropy(apply), evaluate)
+    return LearningTask(datasets.partitioned(train, parts), params, cross_entropy(apply), evaluate)

@@ -17,7 +17,7 @@ CONTEXT = 16
 MIN_CHARS = 2000
 
 
-class Task(NamedTuple):
+class LearningTask(NamedTuple):
     """What `simulate` needs beside the algorithm.
 
     Attributes:
@@ -34,7 +34,7 @@ class Task(NamedTuple):
     evaluate: Callable[[Params], dict[str, float]]
 
 
-def next_character(num_clients: int, seed: int = 0) -> Task:
+def next_character(num_clients: int, seed: int = 0) -> LearningTask:
     """Return the task of the first `num_clients` roles, by id, of at least 2,000 characters; 65,437 parameters.
 
     Raises:
@@ -54,7 +54,7 @@ def next_character(num_clients: int, seed: int = 0) -> Task:
     def evaluate(params: Params) -> dict[str, float]:
         return {f"unseen_{name}": number for name, number in measure(params).items()}
 
-    return Task(client_data(seen), params, cross_entropy(apply), evaluate)
+    return LearningTask(client_data(seen), params, cross_entropy(apply), evaluate)
 
 
 def _samples(role: Role, alphabet: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

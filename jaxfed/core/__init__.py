@@ -1,6 +1,7 @@
 """Core types: the protocol of an algorithm, trees, random keys, checks, samplers."""
 
 from jaxfed.core import keys, trainable, tree
+from jaxfed.core.checks import check_choice, check_range
 from jaxfed.core.precision import mixed_precision
 from jaxfed.core.protocol import (
     Aggregate,
@@ -19,12 +20,13 @@ from jaxfed.core.protocol import (
     ServerUpdate,
 )
 from jaxfed.core.samplers import CoinFlips, FixedSize, Sampler
-from jaxfed.core.stateful import Stateful
+from jaxfed.core.stateful import AnyLossFn, Stateful
 from jaxfed.core.tree import masked_mean
 from jaxfed.core.types import Batch, Key, LossFn, Params, Scalar
 
 __all__ = [
     "Aggregate",
+    "AnyLossFn",
     "Batch",
     "ClientInfo",
     "ClientRow",
@@ -47,6 +49,8 @@ __all__ = [
     "Server",
     "ServerUpdate",
     "Stateful",
+    "check_choice",
+    "check_range",
     "keys",
     "masked_mean",
     "mixed_precision",

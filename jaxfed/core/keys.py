@@ -1,6 +1,6 @@
 """All randomness of jaxfed: which number is folded into which key.
 
-A simulated run has one seed, and two keys of it::
+A simulated run has one seed, and two keys of it:
 
     training key ─ round ─ client ─┬─ local step (0 … K−1)     loss function; augmentation folds AUGMENTATION in
                           │        ├─ OPTIMISER                random keys in the client optimiser's state

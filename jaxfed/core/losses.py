@@ -1,4 +1,4 @@
-"""The forms of parameters and of a loss function, checked by shapes and dtypes alone."""
+"""Checks of parameters and of the form of a loss function, by shapes and dtypes only."""
 
 import inspect
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def check_arguments(loss_fn: Callable[..., Any], stateful: bool) -> None:
         raise TypeError(f"expected {STATEFUL if stateful else FORM}, got {loss_fn!r}")
     try:
         signature = inspect.signature(loss_fn)
-    except (TypeError, ValueError):  # of a builtin, which says nothing of its arguments
+    except (TypeError, ValueError):  # a builtin without a signature
         return
     try:
         signature.bind(*[None] * (4 if stateful else 3))
@@ -58,8 +58,8 @@ def _takes_four(signature: inspect.Signature) -> bool:
     return True
 
 
-def taken_apart(returned: Any, form: str, remedy: str) -> tuple[Any, Any]:
-    """Return the pair that a loss function returned; raise TypeError if it is none."""
+def unpack_pair(returned: Any, form: str, remedy: str) -> tuple[Any, Any]:
+    """Return the two parts of a loss function's result; raise TypeError if it is no pair."""
     if isinstance(returned, tuple | list) and len(returned) == 2:
         return returned[0], returned[1]
     raise TypeError(f"expected {form}, got {_named(returned)}; {remedy}")

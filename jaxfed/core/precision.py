@@ -16,14 +16,14 @@ def mixed_precision(loss_fn: Stateful, compute_dtype: DTypeLike = ...) -> Statef
 @overload
 def mixed_precision(loss_fn: LossFn, compute_dtype: DTypeLike = ...) -> LossFn: ...
 def mixed_precision(loss_fn: AnyLossFn, compute_dtype: DTypeLike = jnp.bfloat16) -> AnyLossFn:
-    """F(narrow(x); narrow(ξ)): parameters and floating-point batch arrays go in narrow, the loss comes out in float32.
+    """F(narrow(x); narrow(ξ)): parameters and floating-point batch arrays are narrow, the loss is float32.
 
-    Server, duals and messages keep the dtype of the parameters given to `algorithm.init`, and so do gradients: the
-    cast's own derivative widens them, before clip, correction and step. Take the softmax of wide logits,
+    Server, duals and messages keep the dtype of the parameters passed to `algorithm.init`, and so do gradients: the
+    derivative of the cast widens them, before clip, correction and step. Take the softmax of wide logits,
     `logits.astype(jnp.float32)`, so that the loss itself is exact.
 
     Args:
-        loss_fn: F, plain or `Stateful`; frozen model state goes in narrow like parameters, other state as it is (a
+        loss_fn: F, plain or `Stateful`; frozen model state is narrowed like parameters, other state is not (a
             running mean would lose its small steps), and its dtype is kept.
         compute_dtype: the narrow type. float16 has 5 bits of exponent: scale a loss whose gradients are below 6e-8.
 
@@ -43,8 +43,8 @@ def mixed_precision(loss_fn: AnyLossFn, compute_dtype: DTypeLike = jnp.bfloat16)
         return tree.cast(values, compute_dtype)
 
     def stateful_loss(params: Params, state: PyTree, batch: Batch, key: Key) -> tuple[Scalar, tuple[PyTree, Any]]:
-        given = narrow(state) if policy == "frozen" else state
-        loss, (after, aux) = evaluate(loss_fn, narrow(params), given, narrow(batch), key)
+        inputs = narrow(state) if policy == "frozen" else state
+        loss, (after, aux) = evaluate(loss_fn, narrow(params), inputs, narrow(batch), key)
         return loss.astype(jnp.float32), (optax.tree.cast_like(after, state), tree.cast(aux, jnp.float32))
 
     def plain_loss(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Any]:

@@ -1,4 +1,4 @@
-"""Samplers: who takes part in a round. They draw on the host, from (seed, round) alone."""
+"""Samplers: which clients participate in a round, drawn on the host from (seed, round)."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jaxfed.core import keys
 from jaxfed.core.checks import check_choice, check_range, python_fields
 
 DRAWS_KEPT = 64
-"""Cohorts that are remembered: a round is drawn once, however often it is looked at."""
+"""Number of cached cohorts, so that each round is drawn once."""
 
 
 Weights = Literal["uniform", "samples"] | ArrayLike
@@ -27,11 +27,11 @@ class Sampler(Protocol):
     """
 
     def num_slots(self, num_clients: int) -> int:
-        """Slots C of a cohort out of `num_clients`; raises ValueError where that cannot be."""
+        """Return the slots C of a cohort out of `num_clients`; raises ValueError if that is impossible."""
         ...
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
-        """Client ids of a round, integers [C], no id twice, −1 in empty slots; depends on its arguments only."""
+        """Return the client ids of a round, integers [C], each at most once, −1 in empty slots; a pure function."""
         ...
 
 
@@ -53,7 +53,7 @@ class FixedSize:
         python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
-        """The cohort's size; raises ValueError if there are fewer clients."""
+        """Return the cohort's size; raises ValueError if there are fewer clients."""
         if self.cohort_size > num_clients:
             raise ValueError(
                 f"cohort_size {self.cohort_size} is larger than the population of {num_clients} clients; "
@@ -62,25 +62,26 @@ class FixedSize:
         return self.cohort_size
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
-        """Sorted ids without replacement, int32 [C]."""
+        """Return sorted ids without replacement, int32 [C]."""
         generator = keys.round_generator(seed, round_number)
         return np.sort(generator.choice(num_clients, self.num_slots(num_clients), replace=False)).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class CoinFlips:
-    """Every client flips a coin of its own and takes part with probability P, in every round anew (Poisson sampling).
+    """Every client participates with probability P, independently in every round (Poisson sampling).
 
-    A round may be empty: it is counted, and the parameters stay as they are.
+    A round may be empty: it is counted, and the parameters do not change.
 
     Attributes:
-      participation: P in (0, 1].
-      capacity: slots of a cohort; by default P·N and six standard deviations, at most N.
-      rule: "independent" draws every (seed, round) from a stream of its own. "reference" is the rule of the FedSpeed
-        authors' code, to replay its runs and those of jaxfed 0.1.0: u = RandomState(seed + t).uniform(size=N), client i
-        takes part iff u[i] ≤ P, and while nobody does the seed is raised by one. Its rounds are no Poisson sampling:
-        where nobody was drawn a round repeats the next one's cohort, and seed s + 1 is seed s one round later.
-      weights: as of `FixedSize`.
+        participation: P in (0, 1].
+        capacity: slots of a cohort; by default P·N and six standard deviations, at most N.
+        rule: "independent" uses one generator per (seed, round). "reference" is the rule of the FedSpeed
+            authors' code, to replay its runs and those of jaxfed 0.1.0: u = RandomState(seed + t).uniform(size=N),
+            client i participates iff u[i] ≤ P, and the seed is increased by one until somebody does. It is not Poisson
+            sampling: where nobody was drawn a round repeats the next one's cohort, and seed s + 1 is seed s one round
+            later.
+        weights: as in `FixedSize`.
     """
 
     participation: float
@@ -97,13 +98,13 @@ class CoinFlips:
         python_fields(self)
 
     def num_slots(self, num_clients: int) -> int:
-        """Slots that all rounds of any run share, so that a round is compiled once."""
+        """Return the slots of every round of any run, so that a round is compiled once."""
         expected = self.participation * num_clients
         spread = math.sqrt(expected * (1.0 - self.participation))
         return min(num_clients, self.capacity or math.ceil(expected + 6.0 * spread + 1.0))
 
     def draw(self, seed: int, round_number: int, num_clients: int) -> np.ndarray:
-        """Ids of the active clients in rising order, then −1: int32 [C]. Raises ValueError if they exceed the slots."""
+        """Return the sorted active ids, then −1: int32 [C]; raises ValueError if they exceed the slots."""
         ids = ACTIVE[self.rule](seed, round_number, num_clients, self.participation)
         slots = self.num_slots(num_clients)
         if len(ids) > slots:
@@ -116,12 +117,12 @@ class CoinFlips:
 
 
 def independent_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
-    """Ids with u < P, u in [0, 1) from the stream of (seed, round); there may be none."""
+    """Return the ids with u < P, u in [0, 1) from the generator of (seed, round); possibly none."""
     return np.flatnonzero(keys.round_generator(seed, round_number).random(num_clients) < participation)
 
 
 def reference_coins(seed: int, round_number: int, num_clients: int, participation: float) -> np.ndarray:
-    """Ids with u ≤ P of the first seed from seed + round on that has any."""
+    """Return the ids with u ≤ P of the first seed ≥ seed + round that has any."""
     ids, raised = np.zeros(0, np.int64), seed + round_number
     while not len(ids):
         ids = np.flatnonzero(np.random.RandomState(raised % 2**32).uniform(size=num_clients) <= participation)
@@ -167,14 +168,14 @@ def weights_of(sampler: Sampler, lengths: ArrayLike) -> np.ndarray | None:
 
 
 def recorded(sampler: Sampler) -> str:
-    """How checkpoints name a sampler: its repr; coin flips by the authors' rule as in 0.1.0, which had no other."""
+    """Return a sampler's name in checkpoints: its repr, but coin flips by the authors' rule without the rule."""
     if isinstance(sampler, CoinFlips) and sampler.rule == "reference":
         return f"CoinFlips(participation={sampler.participation!r}, capacity={sampler.capacity!r})"
     return repr(sampler)
 
 
 def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np.ndarray]:
-    """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, whoever wrote the sampler.
+    """Return `draw(round) -> ids`, int32 [C], read-only; every cohort is checked, also of a user's sampler.
 
     Raises:
         ValueError: a seed outside 0 to 2³² − 1, or slots that are no number ≥ 1; from `draw`, ids that are no integers
@@ -192,7 +193,7 @@ def cohorts(sampler: Sampler, seed: int, num_clients: int) -> Callable[[int], np
 
 
 def first_cohort(draw: Callable[[int], np.ndarray], rounds: int = 100) -> np.ndarray:
-    """Ids of the first round that has a client, of the first few; if none has, of round 0."""
+    """Return the ids of the first non-empty round of the first `rounds`; of round 0 if all are empty."""
     drawn = (draw(number) for number in range(rounds))
     return next((ids for ids in drawn if (ids >= 0).any()), draw(0))
 
@@ -205,13 +206,13 @@ def _checked(sampler: Sampler, round_number: int, drawn: object, slots: int, num
     elif (outside := ids[(ids < -1) | (ids >= num_clients)]).size:
         wrong = f"{sorted(set(outside.tolist()))} among {ids.tolist()}"
     elif len(np.unique(present)) < len(present):
-        found, counts = np.unique(present, return_counts=True)
-        wrong = f"{found[counts > 1].tolist()} more than once in {ids.tolist()}"
+        repeated, counts = np.unique(present, return_counts=True)
+        wrong = f"{repeated[counts > 1].tolist()} more than once in {ids.tolist()}"
     else:
         kept = ids.astype(np.int32)
         kept.flags.writeable = False
         return kept
     raise ValueError(
         f"round {round_number}: expected {slots} integers from 0 to {num_clients - 1}, each at most once, with -1 in "
-        f"empty slots, got {wrong}; mend draw of {sampler}"
+        f"empty slots, got {wrong}; correct draw of {sampler}"
     )

@@ -1,4 +1,4 @@
-"""Models with state that no gradient moves, such as batch statistics: the loss function's form, and who keeps it."""
+"""Models with non-trainable state, such as batch statistics: form of the loss function, and who keeps the state."""
 
 import dataclasses
 from typing import Any, Literal, Protocol, TypeAlias
@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from jaxtyping import PyTree
 
 from jaxfed.core.checks import check_choice
-from jaxfed.core.losses import FORM, STATEFUL, check_arguments, check_loss, taken_apart
+from jaxfed.core.losses import FORM, STATEFUL, check_arguments, check_loss, unpack_pair
 from jaxfed.core.types import Batch, Key, LossFn, Params, Scalar
 
 Policy = Literal["average", "local", "frozen"]
@@ -25,9 +25,9 @@ class StatefulLossFn(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Stateful:
-    """A loss function whose model has non-trainable state; every factory takes it in place of a plain `LossFn`.
+    """A loss function whose model has non-trainable state; every factory accepts it instead of a plain `LossFn`.
 
-    The state is carried from local step to local step, as it is after the gradient at x.
+    The state is carried from local step to local step, with its value after the gradient at x.
 
     Attributes:
         loss_fn: see `StatefulLossFn`.
@@ -50,29 +50,29 @@ class Stateful:
 
 
 AnyLossFn: TypeAlias = LossFn | Stateful
-"""What a factory takes: a plain loss function, or one with model state."""
+"""A plain loss function, or one with model state."""
 
 
 def evaluate(
     loss_fn: AnyLossFn, params: Params, model_state: PyTree, batch: Batch, key: Key
 ) -> tuple[Scalar, tuple[PyTree, Any]]:
-    """Loss, and (model state after the batch, aux), of either kind of loss function.
+    """Return loss and (model state after the batch, aux), of either kind of loss function.
 
-    Raises TypeError for what is no loss and aux.
+    Raises TypeError if the loss function returns another form.
     """
     if not isinstance(loss_fn, Stateful):
-        loss, aux = taken_apart(loss_fn(params, batch, key), FORM, "return loss, {}")
+        loss, aux = unpack_pair(loss_fn(params, batch, key), FORM, "return loss, {}")
         check_loss(loss, aux)
         return loss, (model_state, aux)
     remedy = "return loss, (model_state, {})"
-    loss, rest = taken_apart(loss_fn.loss_fn(params, model_state, batch, key), STATEFUL, remedy)
-    after, aux = taken_apart(rest, STATEFUL, remedy)
+    loss, rest = unpack_pair(loss_fn.loss_fn(params, model_state, batch, key), STATEFUL, remedy)
+    after, aux = unpack_pair(rest, STATEFUL, remedy)
     check_loss(loss, aux)
     return loss, (model_state if loss_fn.policy == "frozen" else after, aux)
 
 
 def check_form(loss_fn: AnyLossFn) -> None:
-    """Raise TypeError for a loss function that takes other arguments than it is called with."""
+    """Raise TypeError for a loss function with other arguments than `FORM` or `STATEFUL`."""
     if isinstance(loss_fn, Stateful):
         check_arguments(loss_fn.loss_fn, stateful=True)
     else:
@@ -80,5 +80,5 @@ def check_form(loss_fn: AnyLossFn) -> None:
 
 
 def policy_of(loss_fn: AnyLossFn) -> Policy | None:
-    """The policy of a loss function with model state; None for a plain one."""
+    """Return the policy of a loss function with model state; None for a plain one."""
     return loss_fn.policy if isinstance(loss_fn, Stateful) else None

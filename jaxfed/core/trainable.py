@@ -1,4 +1,4 @@
-"""Training a part of a model: only the leaves that a mask marks are sent, stored and given duals (LoRA, heads)."""
+"""Training of a part of a model (LoRA, heads): only masked leaves are sent, stored and have duals."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -17,8 +17,8 @@ Mask: TypeAlias = Callable[[str], bool] | PyTree[bool]
 def split(params: Params, mask: Mask) -> tuple[Params, Params]:
     """Split parameters into (trainable, frozen): each like `params`, with None, no leaf at all, for the other's leaves.
 
-    The trainable part is what an algorithm is given as its parameters, the frozen part is its model state, which
-    stands in the server and its checkpoints once and in no row and no message::
+    Pass the trainable part to an algorithm as parameters and the frozen part as model state. Then the frozen part is
+    kept once, in the server and its checkpoints, and in no row and no message:
 
         trainable, frozen = jaxfed.trainable.split(params, lambda path: "lora" in path)
         algorithm = jaxfed.fedspeed(jaxfed.trainable.only(loss_fn))
@@ -32,7 +32,7 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
 
     Raises:
         ValueError: a mask of another structure; a mask that trains nothing, or everything.
-        TypeError: a mask that holds, or returns, something else than bools.
+        TypeError: a mask that holds, or returns, other values than bools.
     """
     leaves, treedef = jax.tree.flatten(params)
     marks = _marks(params, mask)
@@ -46,17 +46,17 @@ def split(params: Params, mask: Mask) -> tuple[Params, Params]:
 
 
 def join(trainable: Params, frozen: Params) -> Params:
-    """Whole parameters of the two parts that `split` made, also if either was trained, cast or loaded since."""
+    """Join the two parts that `split` made; they may have been trained, cast or loaded since."""
     return jax.tree.map(
         lambda ours, theirs: theirs if ours is None else ours, trainable, frozen, is_leaf=lambda leaf: leaf is None
     )
 
 
 def only(loss_fn: AnyLossFn) -> Stateful:
-    """The loss of the trainable part, F(join(x, frozen); ξ), with the frozen part as model state.
+    """Return the loss of the trainable part, F(join(x, frozen); ξ), with the frozen part as model state.
 
     Args:
-        loss_fn: loss of the whole parameters; one with model state of its own must freeze it, and then
+        loss_fn: loss of the whole parameters; if it has its own model state, that must be frozen, and then
             `algorithm.init(trainable, num_clients, (frozen, model_state))` takes both.
 
     Raises:
@@ -89,7 +89,7 @@ def _marks(params: Params, mask: Mask) -> list[bool]:
             f"expected a mask like the parameters {expected}, or one that ends above their leaves, got {got}"
         ) from error
     if wrong := [mark for mark in marks if not isinstance(mark, bool | np.bool_)]:
-        raise TypeError(f"a mask must say True or False of every leaf, got {wrong[0]!r}")
+        raise TypeError(f"expected a mask of True or False for every leaf, got {wrong[0]!r}")
     return [bool(mark) for mark in marks]
 
 

@@ -15,7 +15,7 @@ Tree = TypeVar("Tree", bound=PyTree)
 
 
 def add_present(*terms: Tree | None) -> Tree:
-    """Sum of the terms that are not None; None stands for a term that the algorithm leaves out."""
+    """Sum the terms that are not None; None stands for a term that the algorithm leaves out."""
     present = [term for term in terms if term is not None]
     return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), present)
 
@@ -49,7 +49,7 @@ def clip(tree: Tree, max_norm: float | None) -> Tree:
 
 
 def all_finite(tree: PyTree) -> Array:
-    """Whether no floating-point leaf has a NaN or an infinity: bool []."""
+    """Return whether no floating-point leaf has a NaN or an infinity: bool []."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in leaves], jnp.array(True))
 
@@ -60,18 +60,18 @@ def scale_rows(factors: Array, tree: Tree) -> Tree:
 
 
 def wide(dtype: DTypeLike) -> jnp.dtype:
-    """Dtype in which numbers of `dtype` are summed: float32 for narrower floating-point types, else the same."""
+    """Return the dtype for sums of `dtype`: float32 for narrower floating-point types, else the same."""
     narrow = jnp.issubdtype(dtype, jnp.inexact) and jnp.dtype(dtype).itemsize < 4
     return jnp.dtype(jnp.float32 if narrow else dtype)
 
 
 def widened(values: Tree) -> Tree:
-    """`values` in the dtypes in which they are summed (`wide`)."""
+    """Cast `values` to the dtypes in which they are summed (`wide`)."""
     return jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), values)
 
 
 def masked_sum(values: Tree, mask: Array) -> Tree:
-    """Sum of `values`, leaves [C, ...], over the entries where `mask` [C] is True; the others may have any value.
+    """Sum `values`, leaves [C, ...], over the entries where `mask` [C] is True; the others may have any value.
 
     Sums are in float32 or wider, because a long sum in a narrow type stops growing.
     """
@@ -83,7 +83,7 @@ def masked_sum(values: Tree, mask: Array) -> Tree:
 
 
 def masked_mean(values: Tree, mask: Array) -> Tree:
-    """Mean of `values` over the entries where `mask` is True; zero if there are none.
+    """Average `values` over the entries where `mask` is True; zero if there are none.
 
     Args:
         values: one array [*mask.shape, ...] or a pytree of them; integers and booleans are averaged as float32.
@@ -105,21 +105,21 @@ def masked_mean(values: Tree, mask: Array) -> Tree:
 
 
 def cast(values: Tree, dtype: DTypeLike | None) -> Tree:
-    """Floating-point leaves in `dtype`; with None, and for other leaves, as they are."""
+    """Cast floating-point leaves to `dtype`; None casts nothing."""
     if dtype is None:
         return values
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, values)
 
 
 def map_with_keys(function: Callable[[Array, Key], Array], values: Tree, key: Key) -> Tree:
-    """`function(leaf, key)` of every leaf, each with its own key."""
+    """Apply `function(leaf, key)` to every leaf, each with its own key."""
     leaves, structure = jax.tree.flatten(values)
     changed = [function(leaf, keys.numbered_key(key, at)) for at, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, changed)
 
 
 def noised(values: Tree, deviation: float, key: Key) -> Tree:
-    """`values` plus independent Gaussian noise of this standard deviation, added in float32 or wider."""
+    """Add independent Gaussian noise of this standard deviation, in float32 or wider."""
 
     def add(leaf: Array, leaf_key: Key) -> Array:
         noise = deviation * jax.random.normal(leaf_key, leaf.shape, wide(leaf.dtype))

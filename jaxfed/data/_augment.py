@@ -1,6 +1,6 @@
 """Augmentation of images on the device, as pure functions of a key: they `vmap`, and run inside a scan.
 
-Images are [B, H, W, channels] of any dtype; each image has a random number of its own. Test data are left alone.
+Images are [B, H, W, channels] of any dtype; each image has its own random number. Test data are not augmented.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ def flip(key: Key, images: Array, probability: float = 0.5) -> Array:
 def pad_crop(key: Key, images: Array, padding: int = 4, probability: float = 0.5) -> Array:
     """Shift by up to `padding` pixels in both directions, with zeros from outside, each image with that probability.
 
-    This is zero-padding on all sides and a crop of the old size at a place that is uniform over (2·padding + 1)².
+    This is zero-padding on all sides and a crop of the old size at an offset that is uniform over (2·padding + 1)².
     """
     _check(images, probability)
     check_range("padding", padding, least=0)
-    moved, place = jax.random.split(key)
+    moved, offset = jax.random.split(key)
     middle = jnp.full(2, padding)
-    corners = jax.random.randint(place, (len(images), 2), 0, 2 * padding + 1)
+    corners = jax.random.randint(offset, (len(images), 2), 0, 2 * padding + 1)
     corners = jnp.where(_chosen(moved, images, probability)[:, :, 0, 0], corners, middle)
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
@@ -46,7 +46,7 @@ def pad_crop(key: Key, images: Array, padding: int = 4, probability: float = 0.5
 
 
 def in_turn(*augments: Augment) -> Augment:
-    """One augmentation after the other, each with a key of its own: `in_turn(flip, pad_crop)`."""
+    """Apply one augmentation after the other, each with its own key: `in_turn(flip, pad_crop)`."""
 
     def augment(key: Key, images: Array) -> Array:
         for number, each in enumerate(augments):

@@ -1,4 +1,4 @@
-"""What may become an array of labels or of samples: a number that would be lost or changed is refused by name."""
+"""Conversion of labels and samples to arrays; raises ValueError where a value would be lost or changed."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ REMEDY = "drop or fill in these samples first"
 
 
 def class_labels(labels: Any, what: str = "labels") -> np.ndarray:
-    """Class of every sample [n]: integers, or text; whole floating-point numbers become integers.
+    """Return the class of every sample [n]: integers or text; whole floating-point numbers become integers.
 
     Raises:
         ValueError: no array [n] with n ≥ 1, a label that is missing (None, NaN, masked), fractions, or labels of
@@ -29,7 +29,7 @@ def class_labels(labels: Any, what: str = "labels") -> np.ndarray:
 
 
 def integer_labels(labels: Any, what: str = "labels") -> np.ndarray:
-    """Labels of any shape as int32. Raises ValueError for text, missing values, fractions and numbers beyond int32."""
+    """Convert labels of any shape to int32; raise ValueError for text, missing or fractional values and overflow."""
     array = _array(labels, what)
     if array.dtype.kind == "O":
         array = _of_one_kind(list(array.ravel()), what).reshape(array.shape)
@@ -40,7 +40,7 @@ def integer_labels(labels: Any, what: str = "labels") -> np.ndarray:
 
 
 def resident(array: Any, what: str) -> Any:
-    """Numbers as jax keeps them, on the host; an array of jax as it is.
+    """Convert numbers to the dtype that jax has for them, on the host; an array of jax is returned unchanged.
 
     Without jax_enable_x64 that is 32 bits at most: fractions are rounded, integers and large numbers must fit.
 
@@ -55,7 +55,7 @@ def resident(array: Any, what: str) -> Any:
 
 
 def numbers(values: Any, what: str) -> np.ndarray:
-    """An array of numbers or booleans. Raises ValueError for text, objects, missing values, dates and records."""
+    """Convert to an array of numbers or booleans; raise ValueError for text, objects, missing values and dates."""
     array = _array(values, what)
     if array.dtype.kind in "biufc" or (array.dtype.kind == "V" and array.dtype.type is not np.void):  # as bfloat16 is
         return array
@@ -63,7 +63,7 @@ def numbers(values: Any, what: str) -> np.ndarray:
 
 
 def _array(values: Any, what: str) -> np.ndarray:
-    """Anything as an array; samples of several shapes and masked entries are refused."""
+    """Convert to an array; raise ValueError for samples of several shapes and masked entries."""
     if np.ma.isMaskedArray(values) and np.ma.getmaskarray(values).any():
         raise ValueError(f"{what}: expected no missing value, got masked entries; {REMEDY}")
     try:
@@ -96,9 +96,9 @@ def _missing(value: Any) -> bool:
 
 def _whole(array: np.ndarray, what: str) -> np.ndarray:
     """Whole floating-point numbers as integers."""
-    strange = ~np.isfinite(array) | (array != np.round(array)) | (np.abs(array) > 2.0**53)
-    if strange.any():
-        at = int(strange.ravel().argmax())
+    invalid = ~np.isfinite(array) | (array != np.round(array)) | (np.abs(array) > 2.0**53)
+    if invalid.any():
+        at = int(invalid.ravel().argmax())
         raise ValueError(
             f"{what}: expected whole numbers, got {array.ravel()[at].item()!r} for sample {at}; labels are classes: "
             + (REMEDY if not np.isfinite(array.ravel()[at]) else "number them, or keep fractions as another array")

@@ -25,7 +25,7 @@ class Form(NamedTuple):
 
 
 def cifar(path: str | Path, labels: Labels = "fine") -> dict[str, Split]:
-    """Read CIFAR-10 or CIFAR-100; which of them, and in which form, is seen from the files.
+    """Read CIFAR-10 or CIFAR-100; which of them, and in which form, is recognised from the files.
 
     Args:
         path: a folder with the files of the python or the binary form, or with the folder that the archive unpacks to;
@@ -36,7 +36,7 @@ def cifar(path: str | Path, labels: Labels = "fine") -> dict[str, Split]:
         {"train": {"x", "y"}, "test": {"x", "y"}}, x uint8 [n, 32, 32, 3], y int32 [n].
 
     Raises:
-        FileNotFoundError: no such folder, or none of the known files in it.
+        FileNotFoundError: no such folder, or none of the expected files in it.
         ValueError: a damaged file, a pickle with anything but arrays, bytes, numbers and lists, or no coarse labels.
     """
     check_choice("labels", labels, ("fine", "coarse"))
@@ -67,7 +67,7 @@ def _python(path: Path, labels: Labels) -> Split:
     keys = [b"coarse_labels"] if labels == "coarse" else [b"labels", b"fine_labels"]
     if not isinstance(batch, dict):
         raise ValueError(f"{path}: expected a pickled dictionary, got {type(batch).__name__}")
-    # Python 2 wrote bytes; whoever wrote the file again with Python 3 may have made them text.
+    # Python 2 wrote bytes; a copy that Python 3 wrote may have text.
     batch = {name.encode() if isinstance(name, str) else name: value for name, value in batch.items()}
     key = next((key for key in keys if key in batch), None)
     if key is None or b"data" not in batch:

@@ -1,4 +1,4 @@
-"""Readers of datasets that lie on disk: nothing is downloaded. Images are uint8 [n, H, W, channels], labels int32 [n].
+"""Readers of datasets on disk; nothing is downloaded. Images are uint8 [n, H, W, channels], labels int32 [n].
 
 A missing file is a FileNotFoundError that names what was looked for; a file that is damaged or no such file is a
 ValueError that names it.
@@ -27,7 +27,7 @@ IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Read one file of the idx format (MNIST, Fashion-MNIST, EMNIST), plain or gzip, whatever its name.
+    """Read one file of the idx format (MNIST, Fashion-MNIST, EMNIST), plain or gzip, with any name.
 
     Raises:
         FileNotFoundError: no such file.
@@ -123,14 +123,14 @@ def _npz_part(path: str | Path, arrays: Mapping[str, np.ndarray], part: str) -> 
 def normalised(images: Images, mean: float | Sequence[float], std: float | Sequence[float]) -> Images:
     """(images/255 − mean)/std as float32, on host or device, with mean and std per channel in units of full scale.
 
-    The dtype says what full scale is: of uint8 it is 255, floating-point images lie in [0, 1] already and are not
-    divided. A channel of its own is the last axis of [n, H, W, channels], and of [H, W, channels] with at most four.
+    The dtype determines full scale: for uint8 it is 255; floating-point images are in [0, 1] and are not
+    divided. The channel axis is the last axis of [n, H, W, channels], and of [H, W, channels] with at most four.
 
     Args:
         images: uint8 or floating-point, [..., H, W, channels]; any shape if mean and std are numbers. Inside compiled
             code, where no number can be looked at, uint8 only.
         mean: a number, or one for every channel.
-        std: likewise, above 0.
+        std: a number, or one for every channel, above 0.
 
     Raises:
         ValueError: images of another type, range or shape, or mean and std that do not fit their channels.

@@ -1,4 +1,4 @@
-"""Client data of a run of several processes: each of them loads its own clients, nobody holds them all."""
+"""Client data of a run of several processes, each of which loads only its own clients."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,14 +10,15 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from jaxfed.data.batches import ClientData, client_data
-from jaxfed.layout.sharding import Places, put
+from jaxfed.layout.sharding import Shardings, put
 
 
 def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mesh) -> ClientData:
     """Lay out the clients of all processes of `jax.distributed` over a mesh; a device holds samples of its process.
 
-    Clients are numbered by process, and within a process in the order given. Sample arrays are padded to the largest
-    process's and sharded over the mesh; lengths and offsets are everywhere. Rounds fetch what a cohort needs.
+    Clients are numbered by process, and within a process in the order of `own_clients`. Sample arrays are padded to
+    those of the largest process and sharded over the mesh; lengths and offsets are replicated. Rounds fetch what a
+    cohort needs.
 
     Args:
         own_clients: this process's clients, as of `client_data`; arrays of the same names, sample shapes and dtypes in
@@ -27,7 +28,7 @@ def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mes
     Raises:
         ValueError: what `client_data` raises, and a mesh whose devices are not ordered by process.
     """
-    places = Places.of(mesh)
+    shardings = Shardings.of(mesh)
     _check_order(mesh)
     own = client_data(own_clients)
     lengths = np.asarray(own.lengths)
@@ -42,22 +43,24 @@ def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mes
         ]
     )
     if offsets[-1] + padded >= 2**31:
-        raise ValueError(f"expected fewer than 2³¹ samples, got places up to {offsets[-1] + padded}; places are int32")
+        raise ValueError(
+            f"expected fewer than 2³¹ samples, got positions up to {offsets[-1] + padded}; positions are int32"
+        )
     lengths = np.concatenate([row[:count] for row, count in zip(every_length, counts[:, 0], strict=True)])
 
     def spread(array: ArrayLike) -> jax.Array:
         host = np.asarray(array)
         filled = np.concatenate([host, np.zeros((padded - len(host), *host.shape[1:]), host.dtype)])
-        return jax.make_array_from_process_local_data(places.spread, filled)
+        return jax.make_array_from_process_local_data(shardings.spread, filled)
 
-    facts = put((jnp.asarray(offsets, jnp.int32), jnp.asarray(lengths, jnp.int32)), places.everywhere)
-    return ClientData({name: spread(array) for name, array in own.arrays.items()}, *facts)
+    arrays = put((jnp.asarray(offsets, jnp.int32), jnp.asarray(lengths, jnp.int32)), shardings.everywhere)
+    return ClientData({name: spread(array) for name, array in own.arrays.items()}, *arrays)
 
 
 def _gathered(numbers: np.ndarray) -> np.ndarray:
     """Every process's numbers, [P, ...]."""
-    found = np.asarray(multihost_utils.process_allgather(numbers.astype(np.int32)))
-    return found.reshape(jax.process_count(), *numbers.shape)
+    gathered = np.asarray(multihost_utils.process_allgather(numbers.astype(np.int32)))
+    return gathered.reshape(jax.process_count(), *numbers.shape)
 
 
 def _check_order(mesh: Mesh) -> None:

@@ -1,7 +1,7 @@
-"""Partitioners: which samples of one dataset go to which client. All are seeded, and all end.
+"""Partitioners: which samples of one dataset go to which client.
 
-Each returns a list with the sample numbers of every client, rising, int64 [nᵢ]; unless `recycle` or `natural` say
-otherwise, every sample goes to exactly one client, and every client has at least one.
+Each returns the sorted sample indices of every client, int64 [nᵢ]. Except with `recycle` and in `natural`, every
+sample goes to exactly one client, and every client has at least one.
 """
 
 import heapq
@@ -46,10 +46,10 @@ def dirichlet(
     recycle: bool = False,
     min_samples: int = 1,
 ) -> Parts:
-    """Share out every class by a law of its own: q_k ~ Dirichlet(c·1_N), client i gets the share q_ki of class k.
+    """Split every class by its own distribution q_k ~ Dirichlet(c·1_N), client i gets the share q_ki of class k.
 
-    Clients that come out with fewer than `min_samples` are filled up, in order: each time one random sample is taken
-    from the client which has most at that moment. Nothing is drawn again, so the rule always ends.
+    Clients with fewer than `min_samples` samples then take random samples, one by one, from the client that has most at
+    that moment. Nothing is drawn again, so this always terminates.
 
     Args:
         labels: class of every sample [n].
@@ -61,8 +61,8 @@ def dirichlet(
         min_samples: fewest samples of a client, N·`min_samples` ≤ n; not with `recycle`.
 
     Raises:
-        ValueError: too few samples, c ≤ 0, c so small that a share is no number, or labels that are missing (None, NaN)
-            or no whole numbers.
+        ValueError: too few samples, c ≤ 0, c so small that a share is not finite, or labels that are missing (None,
+            NaN) or no whole numbers.
     """
     labels = class_labels(labels)
     check_range("concentration", concentration, above=0.0)
@@ -126,7 +126,7 @@ def quantity_skew(
         min_samples: fewest samples of a client; filled up as by `dirichlet`.
 
     Raises:
-        ValueError: too few samples, c ≤ 0, or c so small that a share is no number.
+        ValueError: too few samples, c ≤ 0, or c so small that a share is not finite.
     """
     size = _size(samples)
     check_range("concentration", concentration, above=0.0)
@@ -150,8 +150,8 @@ def natural(names: ArrayLike) -> tuple[np.ndarray, Parts]:
     Raises:
         ValueError: no samples, or no array [n].
     """
-    found, owner = np.unique(class_labels(names, "names"), return_inverse=True)
-    return found, _parts(owner, len(found))
+    unique, owner = np.unique(class_labels(names, "names"), return_inverse=True)
+    return unique, _parts(owner, len(unique))
 
 
 def _size(samples: int | ArrayLike) -> int:

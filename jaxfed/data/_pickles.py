@@ -1,4 +1,4 @@
-"""Pickles of plain data, read without trusting them: nothing but the few functions below is ever called.
+"""Pickles of plain data, read without trusting them: only the functions below are ever called.
 
 Not even NumPy's own unpickling runs: arrays and their types are placeholders until their parts have been checked.
 """
@@ -20,20 +20,20 @@ def read_pickle(path: str | Path) -> Any:
     with Path(path).open("rb") as file:
         try:
             return _plain(_Unpickler(file, encoding="bytes").load())
-        except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
+        except Exception as error:  # a damaged pickle may raise any exception
             raise ValueError(f"{path}: expected a pickle of arrays, bytes, numbers and lists only: {error}") from error
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = _ADMITTED.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is None:
+        replacement = _ADMITTED.get((module.replace("numpy._core", "numpy.core"), name))
+        if replacement is None:
             raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-        return known
+        return replacement
 
 
 class _Dtype:
-    """In place of a NumPy dtype: numbers only; of its state only the order of bytes counts."""
+    """Replaces a NumPy dtype: numbers only; of its state only the byte order is used."""
 
     def __init__(self, kind: str | bytes, *_: Any) -> None:
         self.dtype = np.dtype(kind.decode() if isinstance(kind, bytes) else kind)
@@ -46,7 +46,7 @@ class _Dtype:
 
 
 class _Array:
-    """In place of an array, until everything is read."""
+    """Replaces an array, until everything is read."""
 
     def __init__(self, *_: Any) -> None:
         self.array = np.zeros(0)
@@ -71,12 +71,12 @@ def _bytes(text: str | bytes, encoding: str | bytes) -> bytes:
     return text.encode("latin1") if isinstance(text, str) else text
 
 
-def _plain(found: Any) -> Any:
-    if isinstance(found, _Array):
-        return found.array
-    if isinstance(found, dict):
-        return {name: _plain(value) for name, value in found.items()}
-    return [_plain(each) for each in found] if isinstance(found, list) else found
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return value.array
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {

@@ -1,8 +1,8 @@
-"""The splits of the FedSpeed authors' code, number by number: every client has ⌊n/N⌋ samples of its own class law.
+"""The splits of the FedSpeed authors' code, exactly: every client has ⌊n/N⌋ samples of its own class distribution.
 
-One generator `RandomState(seed)` draws first a permutation p of all samples, then the laws, then the samples: a random
-client that is not yet full draws a class and takes that class's last unused sample; a class that is drawn when it is
-used up begins again, so samples repeat across clients. A recorded split had seed 20.
+One generator `RandomState(seed)` draws first a permutation p of all samples, then the distributions, then the samples:
+a random client that is not yet full draws a class and takes that class's last unused sample; a class that is drawn when
+it is used up begins again, so samples repeat across clients. A recorded split had seed 20.
 """
 
 import numpy as np
@@ -16,39 +16,42 @@ def iid(size: int, num_clients: int, seed: int) -> list[np.ndarray]:
 
 
 def dirichlet(labels: np.ndarray, num_clients: int, concentration: float, seed: int) -> list[np.ndarray]:
-    """Class laws ~ Dirichlet(c·1_C). Raises ValueError for a concentration so small that a law is no number."""
+    """Class distributions ~ Dirichlet(c·1_C). Raises ValueError if c is so small that one of them is not finite."""
     generator = np.random.RandomState(seed)
     order = generator.permutation(len(labels))
-    laws = generator.dirichlet(np.full(len(np.unique(labels)), float(concentration)), size=num_clients)
-    if not np.isfinite(laws).all():
+    distributions = generator.dirichlet(np.full(len(np.unique(labels)), float(concentration)), size=num_clients)
+    if not np.isfinite(distributions).all():
         raise ValueError(f"concentration {concentration} is too small to draw from; take a larger one")
-    return _drawn(generator, order, labels, laws)
+    return _drawn(generator, order, labels, distributions)
 
 
 def pathological(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> list[np.ndarray]:
-    """Class laws of 1/c on c random classes."""
+    """Class distributions of 1/c on c random classes."""
     generator = np.random.RandomState(seed)
     order = generator.permutation(len(labels))
-    laws = np.zeros((num_clients, len(np.unique(labels))))
-    laws[:, :classes_per_client] = 1
-    for law in laws:
-        generator.shuffle(law)
-    return _drawn(generator, order, labels, laws / classes_per_client)
+    distributions = np.zeros((num_clients, len(np.unique(labels))))
+    distributions[:, :classes_per_client] = 1
+    for distribution in distributions:
+        generator.shuffle(distribution)
+    return _drawn(generator, order, labels, distributions / classes_per_client)
 
 
 def _drawn(
-    generator: np.random.RandomState, order: np.ndarray, labels: np.ndarray, laws: np.ndarray
+    generator: np.random.RandomState, order: np.ndarray, labels: np.ndarray, distributions: np.ndarray
 ) -> list[np.ndarray]:
     """Every client's samples, the first drawn last."""
     _, classes = np.unique(labels[order], return_inverse=True)
-    members = [np.flatnonzero(classes == number) for number in range(laws.shape[1])]
+    members = [np.flatnonzero(classes == number) for number in range(distributions.shape[1])]
     left = [len(each) for each in members]
-    # A draw beyond the last sum, by rounding, is the last class that the law has.
-    sums, last = np.cumsum(laws, axis=1), laws.shape[1] - 1 - np.argmax(laws[:, ::-1] > 0, axis=1)
-    missing = np.full(len(laws), len(order) // len(laws))
-    parts, open_places = np.empty((len(laws), missing[0]), np.int64), int(missing.sum())
-    while open_places:
-        client = generator.randint(len(laws))
+    # A draw beyond the last sum, by rounding, is the last class that the distribution has.
+    sums, last = (
+        np.cumsum(distributions, axis=1),
+        distributions.shape[1] - 1 - np.argmax(distributions[:, ::-1] > 0, axis=1),
+    )
+    missing = np.full(len(distributions), len(order) // len(distributions))
+    parts, remaining = np.empty((len(distributions), missing[0]), np.int64), int(missing.sum())
+    while remaining:
+        client = generator.randint(len(distributions))
         if not missing[client]:
             continue
         number = _class(generator, sums[client], last[client])
@@ -57,7 +60,7 @@ def _drawn(
             number = _class(generator, sums[client], last[client])
         left[number] -= 1
         missing[client] -= 1
-        open_places -= 1
+        remaining -= 1
         parts[client, missing[client]] = order[members[number][left[number]]]
     return list(parts)
 

@@ -1,4 +1,4 @@
-"""How unequal a partition is, and partitions as files."""
+"""Statistics of a partition, and partitions as files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,17 @@ from jaxfed.data._datasets import read_npz
 
 
 class Skew(NamedTuple):
-    """Facts about a partition.
+    """Statistics of a partition.
 
     Attributes:
         clients: N.
-        samples_min, samples_median, samples_max: samples of a client.
-        classes_min, classes_mean, classes_max: classes that a client has samples of.
-        total_variation: mean over clients of ½·Σ_k |p_ik − p_k|, 0 where all have the dataset's law p, below 1.
+        samples_min: fewest samples of a client.
+        samples_median: median samples of a client.
+        samples_max: most samples of a client.
+        classes_min: fewest classes that a client has samples of.
+        classes_mean: mean over clients of the number of classes that a client has samples of.
+        classes_max: most classes that a client has samples of.
+        total_variation: mean over clients of ½·Σ_k |p_ik − p_k|, 0 if all have the dataset's distribution p, below 1.
     """
 
     clients: int
@@ -32,7 +36,7 @@ class Skew(NamedTuple):
 
 
 def label_counts(labels: ArrayLike, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Samples of every class that every client has, int64 [N, C], classes in rising order."""
+    """Count every client's samples of every class, int64 [N, C], classes in sorted order."""
     classes, numbers = np.unique(class_labels(labels), return_inverse=True)
     owner, samples = np.repeat(np.arange(len(parts)), [len(part) for part in parts]), np.concatenate(parts)
     if samples.dtype.kind not in "iu" or ((samples < 0) | (samples >= len(numbers))).any():
@@ -42,15 +46,15 @@ def label_counts(labels: ArrayLike, parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def skew_of(labels: ArrayLike, counts: np.ndarray) -> Skew:
-    """Sum up a partition.
+    """Compute the statistics of a partition.
 
     Args:
-        labels: class of every sample of the dataset [n]; its law is p.
+        labels: class of every sample of the dataset [n]; its distribution is p.
         counts: `label_counts(labels, parts)`.
     """
-    law = np.unique(class_labels(labels), return_counts=True)[1] / np.size(labels)
+    overall = np.unique(class_labels(labels), return_counts=True)[1] / np.size(labels)
     samples, classes = counts.sum(axis=1), (counts > 0).sum(axis=1)
-    distances = np.abs(counts / samples[:, None] - law).sum(axis=1) / 2
+    distances = np.abs(counts / samples[:, None] - overall).sum(axis=1) / 2
     return Skew(
         len(counts),
         int(samples.min()),

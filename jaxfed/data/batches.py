@@ -15,7 +15,7 @@ from jaxfed.core import keys
 from jaxfed.core.checks import check_range, python_fields
 from jaxfed.core.types import Batch, Key
 from jaxfed.data import _casts as casts
-from jaxfed.data.tables import Rows, Table, from_dataset, is_table
+from jaxfed.data.tables import ColumnTable, Rows, from_dataset, is_table
 
 
 class ClientData(NamedTuple):
@@ -23,10 +23,10 @@ class ClientData(NamedTuple):
 
     Attributes:
         arrays: named arrays [n, ...], the samples of all N clients together.
-        offsets: first place of every client in `order`, int32 [N].
+        offsets: first position of every client in `order`, int32 [N].
         lengths: number of samples of every client, int32 [N], at least 1 each.
-        order: sample of every place, int32 [M], or None where the samples lie client after client: order = 0 … n−1. A
-            sample may be in several clients' places, or in none.
+        order: sample at every position, int32 [M], or None if samples are stored client after client: order = 0 … n−1.
+            A sample may belong to several clients, or to none.
     """
 
     arrays: Mapping[str, Array]
@@ -35,7 +35,7 @@ class ClientData(NamedTuple):
     order: Array | None = None
 
 
-def client_data(clients: Sequence[Mapping[str, ArrayLike] | Table | Rows]) -> ClientData:
+def client_data(clients: Sequence[Mapping[str, ArrayLike] | ColumnTable | Rows]) -> ClientData:
     """Lay the samples of all clients into one array per name.
 
     Args:
@@ -48,7 +48,7 @@ def client_data(clients: Sequence[Mapping[str, ArrayLike] | Table | Rows]) -> Cl
             client, or the array.
     """
     if isinstance(clients, Mapping) or is_table(clients):
-        raise ValueError("expected one dataset for every client, got a single one; share it out with partitioned(...)")
+        raise ValueError("expected one dataset for every client, got a single one; split it with partitioned(...)")
     clients = list(clients)
     if not clients:
         raise ValueError("expected at least one client, got none")
@@ -57,11 +57,11 @@ def client_data(clients: Sequence[Mapping[str, ArrayLike] | Table | Rows]) -> Cl
         _check_client(index, client, arrays[0])
     lengths = np.array([len(next(iter(client.values()))) for client in arrays])
     flat = {name: _resident(name, np.concatenate([client[name] for client in arrays])) for name in arrays[0]}
-    return ClientData(flat, *_places(lengths))
+    return ClientData(flat, *_layout(lengths))
 
 
-def partitioned(arrays: Mapping[str, ArrayLike] | Table | Rows, parts: Sequence[ArrayLike]) -> ClientData:
-    """Share out one dataset among clients without copying a sample.
+def partitioned(arrays: Mapping[str, ArrayLike] | ColumnTable | Rows, parts: Sequence[ArrayLike]) -> ClientData:
+    """Split one dataset among clients without copying a sample.
 
     Args:
         arrays: named arrays [n, ...] of one length, or what else `from_dataset` reads; they stay as they are, on the
@@ -76,7 +76,7 @@ def partitioned(arrays: Mapping[str, ArrayLike] | Table | Rows, parts: Sequence[
     arrays = arrays if isinstance(arrays, Mapping) else from_dataset(arrays)
     size = _check_arrays({name: np.shape(array) for name, array in arrays.items()})
     if size >= 2**31:
-        raise ValueError(f"expected fewer than 2³¹ samples, got {size}; places are int32")
+        raise ValueError(f"expected fewer than 2³¹ samples, got {size}; positions are int32")
     if len(parts) == 0:
         raise ValueError("expected at least one client, got none")
     lengths = np.fromiter(map(_length, parts), np.int64, len(parts))
@@ -84,23 +84,23 @@ def partitioned(arrays: Mapping[str, ArrayLike] | Table | Rows, parts: Sequence[
         client = int((lengths == 0).argmax())
         raise ValueError(f"client {client}: expected at least one sample, got none; leave empty clients out")
     order = _flat(parts, lengths)
-    strange = (order < 0) | (order >= size)
-    if strange.any():
-        place = int(strange.argmax())
-        client = int(np.searchsorted(np.cumsum(lengths), place, side="right"))
-        raise ValueError(f"client {client}: expected samples 0 to {size - 1}, got {order[place]}; partition these")
+    invalid = (order < 0) | (order >= size)
+    if invalid.any():
+        at = int(invalid.argmax())
+        client = int(np.searchsorted(np.cumsum(lengths), at, side="right"))
+        raise ValueError(f"client {client}: expected samples 0 to {size - 1}, got {order[at]}; partition these")
     resident = {name: _resident(name, array) for name, array in arrays.items()}
-    return ClientData(resident, *_places(lengths), jnp.asarray(order, jnp.int32))
+    return ClientData(resident, *_layout(lengths), jnp.asarray(order, jnp.int32))
 
 
 def _resident(name: str, array: Any) -> Array:
     return jnp.asarray(casts.resident(array, f"array {name!r}"))
 
 
-def _places(lengths: np.ndarray) -> tuple[Array, Array]:
+def _layout(lengths: np.ndarray) -> tuple[Array, Array]:
     """(offsets, lengths), int32 [N] each."""
     if lengths.sum() >= 2**31:
-        raise ValueError(f"expected fewer than 2³¹ samples, got {lengths.sum()}; places are int32")
+        raise ValueError(f"expected fewer than 2³¹ samples, got {lengths.sum()}; positions are int32")
     offsets = np.cumsum(lengths) - lengths
     return jnp.asarray(offsets, jnp.int32), jnp.asarray(lengths, jnp.int32)
 
@@ -108,7 +108,7 @@ def _places(lengths: np.ndarray) -> tuple[Array, Array]:
 def _check_arrays(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """The one length of all arrays."""
     if "mask" in shapes:
-        raise ValueError('"mask" is made by the batching; rename this array')
+        raise ValueError('"mask" is added by the batching; rename this array')
     lengths = {name: shape[0] if shape else None for name, shape in shapes.items()}
     if len(set(lengths.values())) != 1 or None in lengths.values():
         raise ValueError(f"expected named arrays [n, ...] of one length, got lengths {lengths}")
@@ -136,7 +136,7 @@ def _check_client(index: int, client: Mapping[str, np.ndarray], first: Mapping[s
     if not client or client.keys() != first.keys():
         raise ValueError(f"client {index}: expected the arrays {sorted(first) or 'x, y, ...'}, got {sorted(client)}")
     if "mask" in client:
-        raise ValueError(f'client {index}: "mask" is made by the batching; rename this array')
+        raise ValueError(f'client {index}: "mask" is added by the batching; rename this array')
     lengths = {name: array.shape[0] if array.ndim else None for name, array in client.items()}
     if len(set(lengths.values())) > 1 or None in lengths.values():
         raise ValueError(f"client {index}: expected arrays [nᵢ, ...] of one length, got lengths {lengths}")
@@ -155,17 +155,17 @@ class Batching(Protocol):
     """How a client's samples become K batches: a static value."""
 
     def num_steps(self, longest: int) -> int:
-        """K, given the number of samples of the longest client."""
+        """Return K, from the number of samples of the largest client."""
         ...
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Samples of one client by position: index int32 [K, B] below `length`, mask bool [K, B]."""
+        """Draw the samples of one client by position: index int32 [K, B] below `length`, mask bool [K, B]."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """K = `local_steps` batches for every client: one fresh shuffle a round, walked through again and again.
+    """K = `local_steps` batches for every client: one new shuffle a round, repeated as often as needed.
 
     A client with fewer samples than `batch_size` has them all in every batch, once.
     """
@@ -179,16 +179,16 @@ class Steps:
         python_fields(self)
 
     def num_steps(self, longest: int) -> int:
-        """K, whatever the clients hold."""
+        """Return K, independent of the clients."""
         del longest
         return self.local_steps
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Position k·B + j of the walk, modulo the client's length."""
-        step, place = jnp.indices((self.local_steps, self.batch_size), dtype=jnp.int32)
+        """Return position k·B + j of the shuffled samples, modulo the client's length."""
+        step, slot = jnp.indices((self.local_steps, self.batch_size), dtype=jnp.int32)
         stride = jnp.minimum(length, self.batch_size)
-        position = (step * stride + place) % length
-        return _shuffled(key, length, longest)[position], place < length
+        position = (step * stride + slot) % length
+        return _shuffled(key, length, longest)[position], slot < length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,23 +207,23 @@ class Epochs:
         python_fields(self)
 
     def num_steps(self, longest: int) -> int:
-        """K = epochs · ⌈longest / B⌉."""
+        """Return K = epochs · ⌈longest / B⌉."""
         return self.local_epochs * math.ceil(longest / self.batch_size)
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Every sample once a pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
+        """Return every sample once a pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
         order = jax.vmap(lambda each: _shuffled(each, length, longest))(keys.numbered_keys(key, self.local_epochs))
-        step, place = jnp.indices((self.num_steps(longest), self.batch_size), dtype=jnp.int32)
+        step, slot = jnp.indices((self.num_steps(longest), self.batch_size), dtype=jnp.int32)
         per_epoch = (length + self.batch_size - 1) // self.batch_size
-        epoch, position = step // per_epoch, step % per_epoch * self.batch_size + place
+        epoch, position = step // per_epoch, step % per_epoch * self.batch_size + slot
         mask = (epoch < self.local_epochs) & (position < length)
         return jnp.where(mask, order[jnp.where(mask, epoch, 0), jnp.where(mask, position, 0)], 0), mask
 
 
 def _shuffled(key: Key, length: Array, longest: int) -> Array:
-    """A random order of 0 … length−1 in the first `length` of `longest` places, int32 [longest].
+    """A random order of 0 … length−1 in the first `length` of `longest` positions, int32 [longest].
 
-    One fold of the key a place: what is drawn for a place hangs on no array's size, whatever generator jax uses.
+    One fold of the key per position: the draw of a position depends on no array's size, for any generator of jax.
     """
     position = jnp.arange(longest, dtype=jnp.int32)
     words = jax.random.key_data(keys.numbered_keys(key, longest))[:, 0]
@@ -231,14 +231,14 @@ def _shuffled(key: Key, length: Array, longest: int) -> Array:
 
 
 def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> tuple[Array, Array]:
-    """Which samples the batches of one round's cohort consist of.
+    """Draw the sample indices of the batches of one round's cohort.
 
     Args:
         data: samples of all clients.
         ids: clients int32 [C], −1 in empty slots.
         key: the round's key; a client's batches depend on it and on the client's id only.
         batching: `Steps` or `Epochs`.
-        longest: number of samples of the longest client. It decides K of `Epochs`; no client's batches hang on it.
+        longest: number of samples of the longest client. It determines K of `Epochs`; no client's batches depend on it.
 
     Returns:
         (index, mask): rows of `data.arrays`, int32 [C, K, B], some sample of the client's where nothing is drawn; and
@@ -248,12 +248,12 @@ def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, lon
     clients = jnp.maximum(ids, 0)
     draw = jax.vmap(lambda each, length: batching.slots(each, length, longest))
     index, mask = draw(keys.client_keys(key, ids), data.lengths[clients])
-    place = index + jnp.expand_dims(data.offsets[clients], (1, 2))
-    return place if data.order is None else data.order[place], mask & jnp.expand_dims(present, (1, 2))
+    position = index + jnp.expand_dims(data.offsets[clients], (1, 2))
+    return position if data.order is None else data.order[position], mask & jnp.expand_dims(present, (1, 2))
 
 
 def draw_batches(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> Batch:
-    """Batches of one round's cohort, gathered on the device; arguments as of `draw_indices`.
+    """Draw the batches of one round's cohort, gathered on the device; arguments as of `draw_indices`.
 
     Returns:
         Named arrays [C, K, B, ...] and "mask" bool [C, K, B], all False in an empty slot.

@@ -23,10 +23,10 @@ def next_characters(text: str, alphabet: str, context: int) -> dict[str, np.ndar
     """
     if not 1 <= context < len(text):
         raise ValueError(f"expected a text longer than its context ≥ 1, got {len(text)} characters for {context}")
-    codes, known = _code_points(text), _code_points(alphabet)
-    numbers = np.minimum(np.searchsorted(known, codes), len(known) - 1)
-    if (strange := known[numbers] != codes).any():
-        raise ValueError(f"expected characters of {alphabet!r}, got {text[int(strange.argmax())]!r}; add it or drop it")
+    codes, letters = _code_points(text), _code_points(alphabet)
+    numbers = np.minimum(np.searchsorted(letters, codes), len(letters) - 1)
+    if (unknown := letters[numbers] != codes).any():
+        raise ValueError(f"expected characters of {alphabet!r}, got {text[int(unknown.argmax())]!r}; add it or drop it")
     windows = np.lib.stride_tricks.sliding_window_view(numbers, context + 1)
     smallest = np.min_scalar_type(len(alphabet) - 1)
     return {"x": windows[:, :-1].astype(smallest), "y": windows[:, -1].astype(np.int32)}

@@ -19,7 +19,7 @@ class Role:
     Attributes:
         id: row number in the data file; the stable name of a client.
         user: ``play:ROLE``.
-        text: everything the role says, in order, speeches separated by newlines.
+        text: all speeches of the role, in order, separated by newlines.
     """
 
     id: int
@@ -33,7 +33,7 @@ class Role:
 
 
 def read_roles(path: str | Path | None = None, min_chars: int = 0) -> tuple[Role, ...]:
-    """Reads roles from ``.jsonl`` or ``.jsonl.xz`` (default: the embedded Shakespeare file), by id.
+    """Read roles from ``.jsonl`` or ``.jsonl.xz`` (default: the embedded Shakespeare file), by id.
 
     Args:
         path: file with one JSON object per line, keys ``user`` and ``text``.
@@ -50,7 +50,7 @@ def read_roles(path: str | Path | None = None, min_chars: int = 0) -> tuple[Role
 
 
 def lines_of(raw: bytes) -> list[bytes]:
-    """Lines of a JSON Lines file, with or without a byte order mark.
+    """Split the lines of a JSON Lines file, with or without a byte order mark.
 
     Only a line feed ends a line: ``splitlines`` would also cut at characters that JSON allows inside a string (U+2028).
     """
@@ -74,7 +74,7 @@ def _role(number: int, line: bytes, source: str) -> Role:
 
 
 def split_roles(roles: Iterable[Role], held_out: Iterable[int]) -> tuple[tuple[Role, ...], tuple[Role, ...]]:
-    """Splits by role: (roles that stay in, roles whose id is in ``held_out``), both in order of id.
+    """Split by role: (roles that stay in, roles whose id is in ``held_out``), both in order of id.
 
     Raises:
         ValueError: an id of ``held_out`` is not among ``roles``.
@@ -82,12 +82,12 @@ def split_roles(roles: Iterable[Role], held_out: Iterable[int]) -> tuple[tuple[R
     roles, out = tuple(roles), set(held_out)
     unknown = out - {role.id for role in roles}
     if unknown:
-        raise ValueError(f"expected ids of the {len(roles)} given roles, got unknown ids {sorted(unknown)[:5]}")
+        raise ValueError(f"expected ids of the {len(roles)} roles, got unknown ids {sorted(unknown)[:5]}")
     return tuple(r for r in roles if r.id not in out), tuple(r for r in roles if r.id in out)
 
 
 def split_text(text: str, fraction: float = 0.8) -> tuple[str, str]:
-    """Splits within a role: (first part, unseen rest), cut at the last line break before ``fraction`` of the text.
+    """Split within a role: (first part, unseen rest), cut at the last line break before ``fraction`` of the text.
 
     Raises:
         ValueError: ``fraction`` is outside (0, 1), or a part would be empty.

@@ -10,7 +10,7 @@ from jaxfed.core.checks import check_choice
 from jaxfed.data import _casts as casts
 
 
-class Table(Protocol):
+class ColumnTable(Protocol):
     """A table by columns, such as Hugging Face's `datasets.Dataset`."""
 
     @property
@@ -28,7 +28,7 @@ Rows: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 def from_dataset(
-    dataset: Mapping[str, ArrayLike] | Table | Rows, columns: Sequence[str] | Mapping[str, str] | None = None
+    dataset: Mapping[str, ArrayLike] | ColumnTable | Rows, columns: Sequence[str] | Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
     """Read a dataset into named NumPy arrays [n, ...]; pictures (PIL's) become arrays [n, H, W, ...].
 
@@ -53,17 +53,17 @@ def _names(dataset: Any) -> list[str]:
         return list(dataset)
     if is_table(dataset):
         names = list(dataset.column_names if hasattr(dataset, "column_names") else dataset.columns)
-        if strange := [name for name in names if not isinstance(name, str) or names.count(name) > 1]:
-            raise ValueError(f"expected columns with a name of their own each, got {strange}; rename them")
+        if invalid := [name for name in names if not isinstance(name, str) or names.count(name) > 1]:
+            raise ValueError(f"expected a unique name for every column, got {invalid}; rename them")
         return names
     if not len(dataset) or not isinstance(dataset[0], Mapping):
-        found = type(dataset[0]).__name__ if len(dataset) else "nothing"
-        raise ValueError(f"expected named columns or a sequence of rows with named values, got {found}")
+        kind = type(dataset[0]).__name__ if len(dataset) else "nothing"
+        raise ValueError(f"expected named columns or a sequence of rows with named values, got {kind}")
     return list(dataset[0])
 
 
 def is_table(dataset: Any) -> bool:
-    """Whether it is a table: one with `column_names`, or a data frame, whose names are its `columns`."""
+    """Return whether it is a table: one with `column_names`, or a data frame, whose names are its `columns`."""
     return hasattr(dataset, "column_names") or (hasattr(dataset, "columns") and not callable(dataset.columns))
 
 

@@ -1,7 +1,7 @@
 """Real clients through Flower: any algorithm as a ClientApp and a ServerApp, with the results of `jaxfed.simulate`.
 
 Needs the extra "flower". `client_app` is what every SuperNode runs, `server_app` (or `serve` inside a ServerApp of your
-own) what the SuperLink runs. A client's row never leaves its disk; the server keeps running sums and, of every client,
+own) what the SuperLink runs. A client's row never leaves its disk; the server keeps running sums and, for every client,
 the last round in which its reply was counted.
 """
 

@@ -1,4 +1,4 @@
-"""The client's side: a ClientApp that does a simulated client's round on data and rows of its own."""
+"""The client side: a ClientApp that does a simulated client's round on its own data and row."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -42,14 +42,14 @@ def client_app(
     compilation_cache: str | Path | None = None,
     mods: Sequence[Any] = (),
 ) -> ClientApp:
-    """A ClientApp of one client: the local update that `jaxfed.simulate` vmaps, from the same keys and batches.
+    """Return a ClientApp of one client: the local update of `jaxfed.simulate`, with the same keys and batches.
 
-    Noise of `jaxfed.privacy.local_noise` is made of entropy of the client's own: nobody can make it again, so that it
-    differs from the noise of a simulation.
+    Noise of `jaxfed.privacy.local_noise` uses entropy of the client's own: it cannot be reproduced, and differs from
+    that of a simulation.
 
-    A SuperNode says which client it is, from 0: `flower-supernode --node-config "partition-id=3"`. The client's row
-    lies at `<directory>/<run>/<client>`, one checkpoint for every round that the server may come back to. An error of
-    the client goes back to the server, which logs it and counts the client as missing in that round.
+    The configuration of a SuperNode names its client, from 0: `flower-supernode --node-config "partition-id=3"`. The
+    client's row is saved in `<directory>/<run>/<client>`, one checkpoint for every round that the server may resume
+    from. An exception of the client is sent to the server, which logs it and counts the client as missing.
 
     Args:
         algorithm: from a factory such as `jaxfed.fedspeed`, as the server runs it; or `algorithm(context)`.
@@ -57,7 +57,7 @@ def client_app(
             server's.
         data_for: `data_for(context)` -> this client's named arrays [n, ...], or what else `jaxfed.data.from_dataset`
             reads.
-        directory: where rows lie on the client's own disk; or `directory(context)`.
+        directory: of the rows, on the client's disk; or `directory(context)`.
         model_state: like `params`, for a loss function that is `Stateful`.
         compilation_cache: directory of compiled programs: the process of the next round finds its own there.
         mods: Flower's own modifiers of messages.
@@ -79,14 +79,14 @@ def client_app(
 
 
 def keep_programs(directory: str | Path) -> None:
-    """Let jax keep every program that it compiles in a directory, and look there first."""
+    """Let jax keep every compiled program in a directory."""
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class _Client:
-    """What `client_app` was given, and what is made of it once in a process."""
+    """The arguments of `client_app`, and what is built from them once per process."""
 
     def __init__(
         self,
@@ -98,41 +98,41 @@ class _Client:
     ) -> None:
         self._algorithm, self._data_for, self._directory = algorithm, data_for, directory
         self._like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, model_state))
-        self._made: dict[int, _Made] = {}
+        self._made: dict[int, _Built] = {}
 
     def member(self, context: Context) -> Member:
-        """Who this client is and what samples it holds."""
+        """Return the id of this client and the shape of its samples."""
         client, arrays = _id(context), from_dataset(self._data_for(context))
         sample = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
         return Member(client, len(next(iter(arrays.values()))), sample)
 
     def train(self, content: RecordDict, context: Context) -> RecordDict:
-        """One round: the row as it was when the server last counted this client, local work, the new row on disk."""
+        """Do one round: restore the row that the server last counted, train, save the new row."""
         made, client = self._of(context), _id(context)
-        told = Instruction.from_record(content.config_records["instruction"])
+        instruction = Instruction.from_record(content.config_records["instruction"])
         data = client_data([self._data_for(context)])
         sample = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), dict(data.arrays))
-        check_same(told.algorithm, made.identity(sample, told.batching))
+        check_same(instruction.algorithm, made.identity(sample, instruction.batching))
         server = unpack(content.array_records["server"], made.server, what="the server's broadcast")
         first = unpack(content.array_records["row"], made.row, what="a new client's row", zeros=False)
-        work = made.work(told.batching, told.seed, int(data.lengths[0]))
-        with Rows(self._place(context) / told.run / f"client-{client:06d}", first) as rows:
-            update = work(server, rows.after(told.counted), data, jnp.int32(client), keys.entropy_key())
-            rows.keep(int(server.round), update.row, told.since)
+        work = made.work(instruction.batching, instruction.seed, int(data.lengths[0]))
+        with Rows(self._folder(context) / instruction.run / f"client-{client:06d}", first) as rows:
+            update = work(server, rows.after(instruction.counted), data, jnp.int32(client), keys.entropy_key())
+            rows.keep(int(server.round), update.row, instruction.since)
         return RecordDict({"message": pack(update.message, deflate=True), "info": pack(update.info)})
 
-    def _of(self, context: Context) -> "_Made":
+    def _of(self, context: Context) -> "_Built":
         if context.run_id not in self._made:
-            given = self._algorithm
-            self._made[context.run_id] = _Made(given(context) if callable(given) else given, *self._like)
+            algorithm = self._algorithm(context) if callable(self._algorithm) else self._algorithm
+            self._made[context.run_id] = _Built(algorithm, *self._like)
         return self._made[context.run_id]
 
-    def _place(self, context: Context) -> Path:
+    def _folder(self, context: Context) -> Path:
         return Path(self._directory(context) if callable(self._directory) else self._directory)
 
 
-class _Made:
-    """An algorithm, what its server and rows look like, and its compiled rounds."""
+class _Built:
+    """An algorithm, the shapes of its server and rows, and its compiled rounds."""
 
     def __init__(self, algorithm: FederatedAlgorithm, params: Params, model_state: PyTree) -> None:
         self.algorithm = algorithm
@@ -142,11 +142,11 @@ class _Made:
         self._identities: dict[Any, str] = {}
 
     def identity(self, sample: Sample, batching: Any) -> str:
-        """What the server compares with its own, for samples like these."""
+        """Return what the server compares with its own, for samples of these shapes."""
         key = batching, described(sample)
         if key not in self._identities:
-            found = of_client(self.algorithm, self.server, sample, batch_size_of(batching))
-            self._identities[key] = same_algorithm(self.algorithm.hyperparameters, found)
+            traced = of_client(self.algorithm, self.server, sample, batch_size_of(batching))
+            self._identities[key] = same_algorithm(self.algorithm.hyperparameters, traced)
         return self._identities[key]
 
     def _work(self, batching: Any, seed: int, samples: int) -> ClientRound:
@@ -154,10 +154,10 @@ class _Made:
 
 
 def _id(context: Context) -> int:
-    given = context.node_config.get(PARTITION)
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+    client = context.node_config.get(PARTITION)
+    if isinstance(client, bool) or not isinstance(client, int) or client < 0:
         raise ValueError(
             f'expected "{PARTITION}", an integer ≥ 0, in the node\'s configuration, got {dict(context.node_config)}; '
             f'start its SuperNode with --node-config "{PARTITION}=0"'
         )
-    return given
+    return client

@@ -1,7 +1,7 @@
-"""Arrays of few different numbers in few bytes, to the bit.
+"""Lossless compression of arrays with few different values.
 
-A message that was quantised or thinned out holds few different numbers. Such an array is sent as the list of them and
-their places in that list, deflated; where the list would be long, as the numbers themselves, deflated.
+A quantised or sparse message has few different values. Such an array is sent as a table of values and deflated
+indices into it; where the table would be long, as the deflated values themselves.
 """
 
 import zlib
@@ -9,20 +9,20 @@ import zlib
 import numpy as np
 
 FORM = "jaxfed.deflated"
-"""What `Array.stype` says; Flower itself does not look at it."""
+"""Value of `Array.stype`; Flower itself does not read it."""
 
-_LISTED = 1 << 16
+_LARGEST_TABLE = 1 << 16
 _SAMPLE = 4096
 _COUNT = 4
 
 
 def unsigned(dtype: np.dtype) -> np.dtype:
-    """Integers of its size."""
+    """Return the unsigned integer dtype of the same size."""
     return np.dtype(f"u{dtype.itemsize}")
 
 
 def worthwhile(numbers: np.ndarray) -> bool:
-    """Whether a sample of the entries repeats itself, so that `encode` makes the array smaller."""
+    """Return whether a sample of the entries has repeated values, so that `encode` makes the array smaller."""
     if numbers.size <= 256 or numbers.dtype.itemsize > 8:
         return False
     sample = _bits(numbers)[:: max(1, numbers.size // _SAMPLE)]
@@ -30,49 +30,49 @@ def worthwhile(numbers: np.ndarray) -> bool:
 
 
 def encode(numbers: np.ndarray) -> bytes:
-    """A count of listed numbers (uint32, 0 for none), these numbers, and the deflated places or entries."""
+    """Return the size of the table (uint32, 0 for none), the table, and the deflated indices or entries."""
     bits = _bits(numbers)
-    listed, places = np.unique(bits, return_inverse=True)
-    if listed.size > min(_LISTED, bits.size // 8):
-        listed, places = listed[:0], bits
+    table, indices = np.unique(bits, return_inverse=True)
+    if table.size > min(_LARGEST_TABLE, bits.size // 8):
+        table, indices = table[:0], bits
     else:
-        places = places.astype(_places(listed.size))
-    return listed.size.to_bytes(_COUNT, "little") + listed.tobytes() + zlib.compress(places.tobytes(), level=6)
+        indices = indices.astype(_indices(table.size))
+    return table.size.to_bytes(_COUNT, "little") + table.tobytes() + zlib.compress(indices.tobytes(), level=6)
 
 
 def decode(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The array that `encode` was given. Never makes more than an array of this dtype and shape.
+    """Return the array that was encoded. Never allocates more than an array of this dtype and shape.
 
     Raises:
-        ValueError: bytes that are no such array.
+        ValueError: bytes that do not encode such an array.
     """
     size, plain = int(np.prod(shape, dtype=np.int64)), unsigned(dtype)
     count = int.from_bytes(data[:_COUNT], "little")
-    listed = np.frombuffer(data[_COUNT:][: count * dtype.itemsize], plain)
-    if listed.size != count or count > size:
-        raise ValueError(f"{count} listed numbers for {size} entries")
-    places = _inflated(data[_COUNT + listed.nbytes :], size, _places(count) if count else plain)
-    if count and places.max() >= count:
-        raise ValueError(f"a place beyond the {count} listed numbers")
-    return (listed[places] if count else places).view(dtype).reshape(shape)
+    table = np.frombuffer(data[_COUNT:][: count * dtype.itemsize], plain)
+    if table.size != count or count > size:
+        raise ValueError(f"a table of {count} values for {size} entries")
+    indices = _inflated(data[_COUNT + table.nbytes :], size, _indices(count) if count else plain)
+    if count and indices.max() >= count:
+        raise ValueError(f"an index beyond the {count} values of the table")
+    return (table[indices] if count else indices).view(dtype).reshape(shape)
 
 
 def _inflated(data: bytes, size: int, dtype: np.dtype) -> np.ndarray:
-    """`size` numbers, and no byte more."""
+    """Return exactly `size` numbers."""
     stream, expected = zlib.decompressobj(), size * dtype.itemsize
     try:
-        found = stream.decompress(data, expected + 1)
+        inflated = stream.decompress(data, expected + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from error
-    if len(found) != expected or not stream.eof or stream.unused_data:
-        raise ValueError(f"{len(found)} bytes where {expected} belong")
-    return np.frombuffer(found, dtype)
+    if len(inflated) != expected or not stream.eof or stream.unused_data:
+        raise ValueError(f"{len(inflated)} bytes, expected {expected}")
+    return np.frombuffer(inflated, dtype)
 
 
 def _bits(numbers: np.ndarray) -> np.ndarray:
-    """Entries as unsigned integers: −0, NaN and types that NumPy does not order keep their bits."""
+    """Return entries as unsigned integers: −0, NaN and dtypes that NumPy cannot sort keep their bits."""
     return np.ascontiguousarray(numbers).reshape(-1).view(unsigned(numbers.dtype))
 
 
-def _places(count: int) -> np.dtype:
+def _indices(count: int) -> np.dtype:
     return np.dtype("u1" if count <= 256 else "u2")

@@ -1,4 +1,4 @@
-"""What the server tells a client beside the arrays, and what a client tells of itself: plain values in records."""
+"""Values in messages beside the arrays: the server's instruction, and the client's description of itself."""
 
 import dataclasses
 import json
@@ -21,12 +21,12 @@ Sample = Mapping[str, jax.ShapeDtypeStruct]
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """How a client is to play its part of a round.
+    """What a client needs for its part of a round, beside arrays.
 
     Attributes:
         run: name of the run, the same after every resumption; a client keeps its rows by it.
-        counted: last round (from 0) in which the server counted this client's reply, −1 for none: the client goes on
-            from its row after that round.
+        counted: last round (from 0) in which the server counted this client's reply, −1 for none: the client
+            continues from its row after that round.
         since: the client may forget rows of rounds before this one; no checkpoint of the server goes back further.
         seed: of batches and the loss function's keys.
         batching: how samples become batches.
@@ -41,19 +41,19 @@ class Instruction:
     algorithm: str
 
     def to_record(self) -> ConfigRecord:
-        """As Flower sends it."""
+        """Return the record that Flower sends."""
         kind = next(name for name, each in BATCHINGS.items() if isinstance(self.batching, each))
         plain = {name: value for name, value in vars(self).items() if name != "batching"}
         return ConfigRecord({**plain, "batching": kind, **dataclasses.asdict(self.batching)})
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> "Instruction":
-        """What `to_record` wrote. Raises RefusedError for anything else."""
-        told: dict[str, Any] = dict(record)
+        """Return what `to_record` wrote. Raises RefusedError for anything else."""
+        fields: dict[str, Any] = dict(record)
         try:
-            kind = BATCHINGS[told.pop("batching")]
-            batching: Any = kind(**{field.name: told.pop(field.name) for field in dataclasses.fields(kind)})
-            made = cls(**told, batching=batching)
+            kind = BATCHINGS[fields.pop("batching")]
+            batching: Any = kind(**{field.name: fields.pop(field.name) for field in dataclasses.fields(kind)})
+            made = cls(**fields, batching=batching)
             if not made.run.isalnum():
                 raise ValueError("the name of a run is made of letters and digits")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -68,7 +68,7 @@ IDENTITY = "identity"
 
 
 def same_algorithm(hyperparameters: Mapping[str, Any], identity: Identity) -> str:
-    """What server and clients compare: hyperparameters and what a client computes (`jaxfed.run.identity.of_client`)."""
+    """Return what server and clients compare, as JSON: hyperparameters and `jaxfed.run.identity.of_client`."""
     return json.dumps({**hyperparameters, IDENTITY: identity})
 
 
@@ -88,22 +88,22 @@ def check_same(server: str, client: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """What a client says of itself: its id, its number of samples, and shape and dtype of one by name."""
+    """A client's description of itself: id, number of samples, and shape and dtype of one sample by name."""
 
     client: int
     samples: int
     sample: Sample
 
     def to_record(self) -> ConfigRecord:
-        """As Flower sends it."""
+        """Return the record that Flower sends."""
         return ConfigRecord({"client": self.client, "samples": self.samples, "arrays": described(self.sample)})
 
     @classmethod
     def from_record(cls, record: ConfigRecord, num_clients: int) -> "Member":
         """What `to_record` wrote. Raises RefusedError for anything else, and for an id that the population lacks."""
         try:
-            told: dict[str, Any] = dict(record)
-            made = cls(int(told["client"]), int(told["samples"]), sample_of(told["arrays"]))
+            fields: dict[str, Any] = dict(record)
+            made = cls(int(fields["client"]), int(fields["samples"]), sample_of(fields["arrays"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RefusedError(f"expected client, samples and arrays, got {dict(record)} ({error!r})") from error
         if not 0 <= made.client < num_clients or made.samples < 1:
@@ -117,21 +117,21 @@ class Member:
         """Raise RefusedError unless both hold samples of the same names, shapes and dtypes."""
         if dict(self.sample) != dict(other.sample):
             raise RefusedError(
-                f"client {self.client}: expected samples {_told(other.sample)} as client {other.client} has, "
-                f"got {_told(self.sample)}; prepare the data of all clients alike"
+                f"client {self.client}: expected samples {_listed(other.sample)} as client {other.client} has, "
+                f"got {_listed(self.sample)}; prepare the data of all clients alike"
             )
 
 
 def described(sample: Sample) -> str:
-    """Shapes and dtypes as JSON."""
+    """Return shapes and dtypes as JSON."""
     return json.dumps({name: [str(each.dtype), list(each.shape)] for name, each in sample.items()})
 
 
 def sample_of(arrays: str) -> Sample:
-    """What `described` wrote."""
+    """Return what `described` wrote."""
     pairs = json.loads(arrays).items()
     return {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in pairs}
 
 
-def _told(sample: Sample) -> str:
+def _listed(sample: Sample) -> str:
     return ", ".join(f"{name} {each.dtype}{list(each.shape)}" for name, each in sample.items())

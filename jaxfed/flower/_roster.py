@@ -1,4 +1,4 @@
-"""Who is connected: Flower's nodes by client, and the exchange of messages with them."""
+"""Connected clients: Flower's nodes by client, and the exchange of messages with them."""
 
 import logging
 import time
@@ -11,17 +11,17 @@ from jaxfed.flower._instruction import Member
 from jaxfed.flower._records import RefusedError
 
 log = logging.getLogger("flwr.jaxfed")
-"""Below Flower's own logger, so that `flwr log` shows what is said."""
+"""Below Flower's own logger, so that `flwr log` shows its lines."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 3.0
-"""Seconds between two looks for what has come: short at first, then longer and longer."""
+"""Seconds between two polls: short at first, then longer."""
 
 
 class Roster:
-    """Asks every node once which client it is; the newest node that says so stands for a client.
+    """Asks every node once which client it is; of several nodes of one client the newest counts.
 
     Attributes:
-        members: what every client that was ever connected said of itself, by id.
+        members: the description of every client that was ever connected, by id.
     """
 
     def __init__(self, grid: Grid, num_clients: int) -> None:
@@ -33,42 +33,42 @@ class Roster:
         self._asked: dict[str, int] = {}
 
     def connected(self, clients: Iterable[int], patience: float) -> list[int]:
-        """Those of `clients` that are connected, after waiting at most `patience` seconds for all of them.
+        """Return those of `clients` that are connected, after waiting at most `patience` seconds for all of them.
 
-        Waits for some client where there was none yet: it says what samples look like, whoever is drawn.
+        Before the first client has connected it waits for any: the shape of samples is needed, whoever is drawn.
         """
         wanted = list(clients)
         self._known -= self._refused
         self._refused.clear()
-        for _ in _looks(patience):
-            self._look()
+        for _ in _polls(patience):
+            self._poll()
             if self.members and all(client in self._node_of for client in wanted):
                 break
         return [client for client in wanted if client in self._node_of]
 
     def exchange(self, contents: Mapping[int, RecordDict], group: str, timeout: float | None) -> dict[int, RecordDict]:
-        """Send clients their instructions; return what came back in time, by client.
+        """Send clients their instructions; return the replies that arrive in time, by client.
 
-        A client that failed, or whose node was lost or has come back as another one, is no longer waited for.
+        A client that failed, or whose node was lost or replaced, is no longer waited for.
         """
         nodes = {client: self._node_of[client] for client in contents}
         waiting = self._push({nodes[client]: content for client, content in contents.items()}, "train", group, timeout)
         client_of, replies = {node: client for client, node in nodes.items()}, dict[int, RecordDict]()
-        for _ in _looks(timeout):
+        for _ in _polls(timeout):
             for node, reply in self._pull(waiting):
                 if reply.has_error():
                     log.warning("client %d failed: %s", client_of[node], reply.error.reason)
                 else:
                     replies[client_of[node]] = reply.content
-            self._look()
+            self._poll()
             for message in [each for each, node in waiting.items() if self._node_of.get(client_of[node]) != node]:
                 log.warning("client %d is gone", client_of[waiting.pop(message)])
             if not waiting:
                 break
         return replies
 
-    def _look(self) -> None:
-        """Forget nodes that are gone, ask new ones, hear what was answered."""
+    def _poll(self) -> None:
+        """Drop lost nodes, ask new ones, read the answers."""
         nodes = set(self._grid.get_node_ids())
         self._node_of = {client: node for client, node in self._node_of.items() if node in nodes}
         new = sorted(nodes - self._known)
@@ -84,8 +84,8 @@ class Roster:
 
     def _admit(self, node: int, reply: Message) -> None:
         if reply.has_error() or "member" not in reply.content.config_records:
-            told = reply.error.reason if reply.has_error() else "nothing"
-            raise RefusedError(f"expected to hear which client it is, got {told}")
+            answer = reply.error.reason if reply.has_error() else "nothing"
+            raise RefusedError(f"expected the id of a client, got {answer}; run jaxfed.flower.client_app there")
         member = Member.from_record(reply.content.config_records["member"], self._num_clients)
         others = [other for client, other in self.members.items() if client != member.client]
         if others:
@@ -94,19 +94,19 @@ class Roster:
         self._node_of[member.client] = node
 
     def _push(self, contents: Mapping[int, RecordDict], kind: str, group: str, ttl: float | None) -> dict[str, int]:
-        """Send; the node of every message that was taken, by the message's id."""
+        """Send; return message id → node of the accepted messages."""
         messages = [Message(content, node, kind, ttl=ttl, group_id=group) for node, content in contents.items()]
         taken = list(self._grid.push_messages(messages)) if messages else []
         return {message: node for message, node in zip(taken, contents, strict=False) if message}
 
     def _pull(self, waiting: dict[str, int]) -> Iterator[tuple[int, Message]]:
-        """Replies that have come, each with its node, taken off `waiting`."""
+        """Yield replies, each with its node, and remove them from `waiting`."""
         for reply in list(self._grid.pull_messages(list(waiting))) if waiting else []:
             yield waiting.pop(reply.metadata.reply_to_message_id), reply
 
 
-def _looks(seconds: float | None) -> Iterator[None]:
-    """Now and again until the time is over (None: never); at least once."""
+def _polls(seconds: float | None) -> Iterator[None]:
+    """Yield at growing intervals until the time is over (None: never), at least once."""
     until = None if seconds is None else time.monotonic() + seconds
     pause = FIRST_WAIT
     yield

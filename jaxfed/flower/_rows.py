@@ -1,4 +1,4 @@
-"""A client's rows on its own disk, one checkpoint for every round that it trained in since the server's oldest."""
+"""A client's rows on its disk: one checkpoint for every round that it trained in since the server's oldest."""
 
 from pathlib import Path
 from types import TracebackType
@@ -12,17 +12,17 @@ from jaxfed.core.protocol import ClientRow
 
 KIND = "jaxfed.flower.row"
 NEVER = -1
-"""The round in which a client was counted that never was."""
+"""`counted` of a client that was never counted."""
 
 
 class Rows:
-    """The rows of one client in one run, by round; holds the directory against other processes. A context manager.
+    """The rows of one client in one run, by round; locks the directory. A context manager.
 
-    The row after round t (from 0) is checkpoint t + 1. An algorithm whose clients keep nothing leaves no file.
+    The row after round t (from 0) is checkpoint t + 1. An algorithm whose clients keep nothing writes no file.
 
     Args:
         directory: of this client and this run.
-        first: the row of a client that was never drawn.
+        first: the row of a client that never took part.
     """
 
     def __init__(self, directory: str | Path, first: ClientRow) -> None:
@@ -37,12 +37,12 @@ class Rows:
             self._writer.__exit__(kind, error, at)
 
     def after(self, counted: int) -> ClientRow:
-        """The row after round `counted`, or the first row for `NEVER`; rows of later rounds are deleted.
+        """Return the row after round `counted`, or the first row for `NEVER`; delete rows of later rounds.
 
-        Later ones belong to replies that the server never counted: going on from them would break its running sums.
+        Those belong to replies that the server never counted: continuing from them would break its running sums.
 
         Raises:
-            CheckpointError: this row is not there, or damaged.
+            CheckpointError: this row is missing or damaged.
         """
         if self._writer is None:
             return self._first

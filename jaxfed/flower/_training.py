@@ -1,4 +1,4 @@
-"""Both halves of a round as compiled functions: a client's work, and what the server makes of the replies."""
+"""Both halves of a round as compiled functions: the client's training, and the server's step on the replies."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,17 +25,17 @@ NO_ROW = ClientRow((), ())
 
 
 def server_like(algorithm: FederatedAlgorithm, params: Params, model_state: PyTree = ()) -> Server:
-    """Shapes and dtypes of the server that is broadcast, without a computation."""
-    return jax.eval_shape(lambda *given: algorithm.init(given[0], 1, given[1]), params, model_state)
+    """Return shapes and dtypes of the broadcast server."""
+    return jax.eval_shape(lambda params, model_state: algorithm.init(params, 1, model_state), params, model_state)
 
 
 def update_like(
     algorithm: FederatedAlgorithm, server: Server, sample: Mapping[str, jax.ShapeDtypeStruct]
 ) -> ClientUpdate:
-    """Shapes and dtypes of what a client sends, the row left out.
+    """Return shapes and dtypes of what a client sends, without the row.
 
     Args:
-        algorithm: the server's own.
+        algorithm: of the server.
         server: its state.
         sample: shape and dtype of one sample by name.
     """
@@ -50,25 +50,27 @@ def update_like(
 
 
 def adds_noise(algorithm: FederatedAlgorithm) -> bool:
-    """Whether the server adds noise that nobody else may know; then nobody else may know who is drawn either."""
+    """Return whether the server adds secret noise; its cohorts are then secret too."""
     return algorithm.parts is not None and algorithm.parts.aggregate.noise is not None
 
 
 def client_round(config: RoundConfig) -> ClientRound:
-    """Compile a client's round. If its row is not finite, neither is the message: the server then counts neither."""
+    """Compile a client's round. If its row is not finite the message is made NaN, so that the server counts neither."""
 
     def work(server: Server, row: ClientRow, data: ClientData, client: Array, noise_key: Key) -> ClientUpdate:
         update = play_alone(config, server, row, data, client, noise_key)
         finite = tree.all_finite((update.message, update.row))
-        return update._replace(message=jax.tree.map(lambda leaf: jnp.where(finite, leaf, _void(leaf)), update.message))
+        return update._replace(
+            message=jax.tree.map(lambda leaf: jnp.where(finite, leaf, _invalid(leaf)), update.message)
+        )
 
     return jax.jit(work)
 
 
 def server_round(config: RoundConfig) -> ServerRound:
-    """Compile the server's round: the algorithm's step, with the replies in the place of the clients' work.
+    """Compile the server's round: the algorithm's step, with replies instead of local training.
 
-    The replies stand in the cohort's batches, one batch of one each, so that any plan and any aggregate will do.
+    The replies are passed as batches of the cohort, so that every plan and every aggregate works.
 
     Raises:
         ValueError: an algorithm that was not composed.
@@ -97,5 +99,5 @@ def server_round(config: RoundConfig) -> ServerRound:
     return jax.jit(finish)
 
 
-def _void(leaf: Array) -> Array:
+def _invalid(leaf: Array) -> Array:
     return jnp.full_like(leaf, jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0)

@@ -1,4 +1,4 @@
-"""How the clients of a cohort lie over time and devices."""
+"""Plans: schedules of a cohort over time and devices."""
 
 from jaxfed.layout import plans
 from jaxfed.layout.plans import chunked, map, sharded, vmap

@@ -1,4 +1,4 @@
-"""Plans: how the clients of a cohort are laid out over time and devices. The only `vmap` over clients is here."""
+"""Plans: schedules of a cohort over time and devices. The only `vmap` over clients is in this file."""
 
 import dataclasses
 import re
@@ -33,7 +33,7 @@ class Chunked:
     """Plan: `chunk_size` clients at once, one chunk after the other; an empty chunk costs nothing.
 
     Attributes:
-        chunk_size: clients that are batched together; 1 batches none, and an empty slot is skipped.
+        chunk_size: clients per chunk; 1 means no batching, and empty slots are skipped.
     """
 
     chunk_size: int = 1
@@ -48,19 +48,19 @@ class Chunked:
             return _accumulated(_alone, client, cohort, key)
         size = min(self.chunk_size, len(cohort.ids))
         chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), _padded(cohort, size))
-        found = _accumulated(Vmap(), client, chunks, key)
-        slots = _without_sums(found)
+        result = _accumulated(Vmap(), client, chunks, key)
+        slots = _without_sums(result)
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: len(cohort.ids)], slots)
-        return flat._replace(message=found.message, weight=found.weight)
+        return flat._replace(message=result.message, weight=result.weight)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sharded:
-    """Plan: the slots of a cohort spread over all devices of a mesh, on each of them another plan.
+    """Plan: the slots of a cohort sharded over all devices of a mesh, each of which follows another plan.
 
     Attributes:
         mesh: its size must divide the number of slots.
-        inner: what every device does with its own slots.
+        inner: plan of every device for its own slots.
     """
 
     mesh: Mesh
@@ -73,9 +73,9 @@ class Sharded:
         slots, everywhere = PartitionSpec(axes), PartitionSpec()
 
         def local(cohort: Cohort, key: Key) -> CohortResult:
-            found = self.inner(client, cohort, key)
-            message, weight = jax.lax.psum((found.message, found.weight), axes)
-            return found._replace(message=message, weight=weight)
+            result = self.inner(client, cohort, key)
+            message, weight = jax.lax.psum((result.message, result.weight), axes)
+            return result._replace(message=message, weight=weight)
 
         specs: Any = (everywhere, everywhere, slots, slots, slots, slots)
         out, mesh = CohortResult(*specs), automatic(self.mesh)
@@ -84,31 +84,31 @@ class Sharded:
 
 
 def vmap() -> Plan:
-    """Plan that trains all clients of a cohort at once: memory grows with the cohort, there is no loop."""
+    """Train all clients of a cohort at once: memory grows with the cohort, there is no loop."""
     return Vmap()
 
 
 def chunked(chunk_size: int) -> Plan:
-    """Plan that trains `chunk_size` clients at once, chunk after chunk: memory grows with the chunk."""
+    """Train `chunk_size` clients at once, chunk after chunk: memory grows with the chunk."""
     return Chunked(chunk_size)
 
 
-def map() -> Plan:  # noqa: A001  the plan's name in the issue of every FL library
-    """Plan that trains one client after the other, unbatched: least memory, and empty slots cost nothing."""
+def map() -> Plan:  # noqa: A001  the plan's usual name
+    """Train one client after the other, unbatched: least memory, and empty slots cost nothing."""
     return Chunked(1)
 
 
 def sharded(mesh: Mesh, inner: Plan | None = None) -> Plan:
-    """Plan that spreads the slots over a mesh, each device following `inner` (default `vmap()`).
+    """Shard the slots over a mesh, each device following `inner` (default `vmap()`).
 
-    Arrays that lie on a mesh already, such as the server, must lie on one of Auto axes:
-    `jaxfed.layout.sharding.automatic(mesh)` makes it of another; `simulate` does so by itself.
+    Arrays that are on a mesh already, such as the server, need a mesh with axes of type Auto, which
+    `jaxfed.layout.sharding.automatic(mesh)` returns; `simulate` does this itself.
     """
     return Sharded(mesh, inner or Vmap())
 
 
 def name_of(plan: Plan) -> str:
-    """A plan's name, as `named` takes it; the mesh of a sharded one is left out, and of any other plan its repr."""
+    """Return the name of a plan for `named`, without the mesh of a sharded one; the repr of a user's plan."""
     match plan:
         case Vmap():
             return "vmap"
@@ -122,7 +122,7 @@ def name_of(plan: Plan) -> str:
 
 
 def named(name: str) -> Plan:
-    """The plan called "vmap", "map" or "chunked(4)". Raises ValueError for other names."""
+    """Return the plan called "vmap", "map" or "chunked(4)". Raises ValueError for other names."""
     if size := re.fullmatch(r"chunked\((\d+)\)", name):
         return Chunked(int(size[1]))
     check_choice("plan", name, ("vmap", "map", "chunked(4)"))
@@ -130,7 +130,7 @@ def named(name: str) -> Plan:
 
 
 def candidates(slots: int, mesh: Mesh | None = None) -> list[Plan]:
-    """Plans worth a trial for a cohort: one by one, chunks that divide a device's share, and all at once."""
+    """Return the plans that `auto` tries: one by one, chunks that divide a device's share, and all at once."""
     share = slots // mesh.size if mesh is not None else slots
     sizes = [size for size in (2, 4, 5, 8, 10, 16, 20, 25, 32, 50) if size < share and share % size == 0]
     return [Chunked(1), *(Chunked(size) for size in sizes), *([Vmap()] if share > 1 else [])]
@@ -143,7 +143,7 @@ def check_divides(mesh: Mesh, slots: int) -> None:
 
 
 def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
-    """Sums of the messages [C, ...] over the clients present and finite, in float32 or wider; others keep their row."""
+    """Sum the messages [C, ...] of present and finite clients, in float32 or wider; others keep their row."""
     present = cohort.ids >= 0
     finite = jax.vmap(tree.all_finite)((updates.message, updates.row))
     used = present & finite
@@ -168,25 +168,25 @@ def weighted_sum(values: Tree, cohort: Cohort, used: Array) -> Tree:
 
 
 def gathered(plan: Plan, client: ClientFn, cohort: Cohort, key: Key) -> CohortResult:
-    """What `plan` returns, with every client's message, leaves [C, ...], in the place of their sums.
+    """Return the result of `plan` with every client's message, leaves [C, ...], instead of their sums.
 
-    Messages travel beside the rows, so any plan will do: zeros stand for the clients that are not used.
+    Messages are returned with the rows, so any plan works; unused clients have zeros.
     """
 
     def beside(member: Cohort, client_key: Key) -> ClientUpdate:
         update = client(member._replace(rows=member.rows[0]), client_key)
-        both: Any = (update.row, update.message)
-        return ClientUpdate(ClientMessage(()), both, update.info)
+        pair: Any = (update.row, update.message)
+        return ClientUpdate(ClientMessage(()), pair, update.info)
 
     sent = jax.eval_shape(jax.vmap(client), cohort, keys.client_keys(key, cohort.ids)).message
     rows: Any = (cohort.rows, optax.tree.zeros_like(sent))
-    found = plan(beside, cohort._replace(rows=rows), key)
-    both: Any = found.rows
-    return found._replace(message=both[1], rows=both[0])
+    result = plan(beside, cohort._replace(rows=rows), key)
+    pair: Any = result.rows
+    return result._replace(message=pair[1], rows=pair[0])
 
 
 def means(result: CohortResult) -> ClientMessage:
-    """The cohort's message: sums divided by the sum of weights, `total` left as the sum that it is."""
+    """Return the cohort's message: sums divided by the sum of weights; `total` stays a sum."""
     share = 1.0 / jnp.where(result.weight > 0, result.weight, 1)
     delta, average, total, model_state = result.message
     delta, average, model_state = tree.scale(share, (delta, average, model_state))
@@ -198,37 +198,37 @@ MEAN = Aggregate(lambda result, cohort, key: (means(result), result.used))
 
 
 def _accumulated(inner: Plan, client: ClientFn, chunks: Cohort, key: Key) -> CohortResult:
-    """Scan `inner` over chunks (the leading axis), adding up messages and weights; the rest is stacked."""
+    """Scan `inner` over chunks (the leading axis); sum messages and weights, stack the rest."""
     shapes = jax.eval_shape(lambda chunk: inner(client, chunk, key), jax.tree.map(lambda leaf: leaf[0], chunks))
 
     def visit(sums: tuple[ClientMessage, Array], chunk: Cohort) -> tuple[tuple[ClientMessage, Array], CohortResult]:
-        found = jax.lax.cond(
+        result = jax.lax.cond(
             jnp.any(chunk.ids >= 0),
             lambda: inner(client, chunk, key),
             lambda: optax.tree.zeros_like(shapes)._replace(rows=chunk.rows),
         )
-        return optax.tree.add(sums, (found.message, found.weight)), _without_sums(found)
+        return optax.tree.add(sums, (result.message, result.weight)), _without_sums(result)
 
-    (message, weight), found = jax.lax.scan(visit, optax.tree.zeros_like((shapes.message, shapes.weight)), chunks)
-    return found._replace(message=message, weight=weight)
+    (message, weight), result = jax.lax.scan(visit, optax.tree.zeros_like((shapes.message, shapes.weight)), chunks)
+    return result._replace(message=message, weight=weight)
 
 
-def _without_sums(found: CohortResult) -> CohortResult:
-    """Only what every slot has of its own."""
+def _without_sums(result: CohortResult) -> CohortResult:
+    """The values that each slot has, without the sums."""
     nothing: Any = ()
-    return found._replace(message=nothing, weight=nothing)
+    return result._replace(message=nothing, weight=nothing)
 
 
 def _alone(client: ClientFn, member: Cohort, key: Key) -> CohortResult:
     """One slot of a cohort, without any batching: the result without a leading axis.
 
-    Slots are scanned as they lie: an axis of length 1 in the loop's input makes XLA copy all batches.
+    Slots are scanned without reshaping: an axis of length 1 in the loop's input makes XLA copy all batches.
     """
     update = client(member, keys.client_key(key, member.ids))
     one, updates = jax.tree.map(lambda leaf: leaf[None], (member._replace(batches={}), update))
-    found = reduce(one, updates)
-    rest = jax.tree.map(lambda leaf: leaf[0], _without_sums(found))
-    return rest._replace(message=found.message, weight=found.weight)
+    result = reduce(one, updates)
+    rest = jax.tree.map(lambda leaf: leaf[0], _without_sums(result))
+    return rest._replace(message=result.message, weight=result.weight)
 
 
 def _padded(cohort: Cohort, size: int) -> Cohort:

@@ -1,4 +1,4 @@
-"""Where arrays go on a mesh, of one process or of several."""
+"""Shardings of arrays on a mesh of one or several processes."""
 
 from typing import NamedTuple, TypeVar
 
@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 Tree = TypeVar("Tree", bound=PyTree)
 
 
-class Places(NamedTuple):
-    """On all devices alike, or spread over them along the first axis. Without a mesh, on the default device.
+class Shardings(NamedTuple):
+    """Replicated and sharded layouts of a mesh; without a mesh, the default device.
 
     Attributes:
         everywhere: every device holds all of an array.
@@ -24,8 +24,8 @@ class Places(NamedTuple):
     spread_later: NamedSharding | None = None
 
     @classmethod
-    def of(cls, mesh: Mesh | None) -> "Places":
-        """Places of a mesh, all its axes together; compiled programs divide the work by themselves."""
+    def of(cls, mesh: Mesh | None) -> "Shardings":
+        """Return the shardings over all axes of a mesh together; the compiler divides the work."""
         if mesh is None:
             return cls()
         mesh = automatic(mesh)
@@ -39,47 +39,47 @@ class Places(NamedTuple):
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same devices and axes, with axes over which the compiler spreads work by itself."""
+    """Return the same devices and axes, with axes of type Auto, over which the compiler divides work."""
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def put(tree: Tree, place: Sharding | None) -> Tree:
-    """`tree` at `place`; arrays that several processes hold together stay where they are.
+def put(tree: Tree, sharding: Sharding | None) -> Tree:
+    """Put `tree` on devices by `sharding`; arrays shared by several processes are not moved.
 
-    With several processes every one of them passes the same arrays, and keeps its devices' parts.
+    With several processes each passes the same arrays, and keeps the parts of its own devices.
     """
-    if jax.process_count() == 1 or place is None:
-        return jax.device_put(tree, place)
+    if jax.process_count() == 1 or sharding is None:
+        return jax.device_put(tree, sharding)
 
     def part(leaf: object) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return leaf
         host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(part, tree)
 
 
-def on_device(place: Sharding | None) -> Sharding:
-    """`place`, or the default device by name."""
-    return place or SingleDeviceSharding(jax.local_devices()[0])
+def on_device(sharding: Sharding | None) -> Sharding:
+    """Return `sharding`, or that of the default device."""
+    return sharding or SingleDeviceSharding(jax.local_devices()[0])
 
 
-def pinned(tree: Tree, place: Sharding | None) -> Tree:
-    """`tree` in page-locked host memory beside `place`, if there is some: it moves from there while devices compute."""
-    place = on_device(place)
-    kinds = {memory.kind for memory in next(iter(place.device_set)).addressable_memories()}  # type: ignore[attr-defined]
-    return jax.device_put(tree, place.with_memory_kind("pinned_host")) if "pinned_host" in kinds else tree
+def pinned(tree: Tree, sharding: Sharding | None) -> Tree:
+    """Put `tree` in page-locked host memory, if the devices have it, for transfers during computation."""
+    sharding = on_device(sharding)
+    kinds = {memory.kind for memory in next(iter(sharding.device_set)).addressable_memories()}  # type: ignore[attr-defined]
+    return jax.device_put(tree, sharding.with_memory_kind("pinned_host")) if "pinned_host" in kinds else tree
 
 
-def constrain(tree: Tree, place: Sharding | None) -> Tree:
-    """`tree` at `place`, inside a compiled program."""
-    return tree if place is None else jax.lax.with_sharding_constraint(tree, place)
+def constrain(tree: Tree, sharding: Sharding | None) -> Tree:
+    """Constrain `tree` to `sharding`, inside a compiled program."""
+    return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
 
 
-def local(tree: Tree, place: NamedSharding | None) -> Tree:
-    """`tree`, the same on all devices, on this process's devices alone: for programs of this process."""
-    if jax.process_count() == 1 or place is None:
+def local(tree: Tree, sharding: NamedSharding | None) -> Tree:
+    """Return a replicated `tree` on this process's devices only, for programs of this process."""
+    if jax.process_count() == 1 or sharding is None:
         return tree
-    mine = Mesh(place.mesh.local_mesh.devices, place.mesh.axis_names)
+    mine = Mesh(sharding.mesh.local_mesh.devices, sharding.mesh.axis_names)
     return jax.device_put(jax.tree.map(np.asarray, tree), NamedSharding(mine, PartitionSpec()))

@@ -1,9 +1,10 @@
-"""What clients send: clipped, noised, compressed, and taken together robustly."""
+"""Messages of clients: clipping, noise, compression, and robust aggregation."""
 
 from jaxfed.messages import compression, privacy, robust
-from jaxfed.messages._uplink import Transform, chain, check_cohorts, error_feedback, uplink
+from jaxfed.messages._uplink import Coding, Transform, chain, check_cohorts, error_feedback, uplink
 
 __all__ = [
+    "Coding",
     "Transform",
     "chain",
     "check_cohorts",

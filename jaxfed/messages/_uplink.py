@@ -140,7 +140,7 @@ def uplink(
 
     Transforms act in the order of the arguments on the whole message without model state: U, and a dual or a control
     variate. Where the server keeps a running sum of changes of rows, the client's row moves by the change that the
-    server received::
+    server received:
 
         m̂ᵢ = T(mᵢ),    hᵢ' = hᵢ + ĉᵢ  with ĉᵢ the change in m̂ᵢ,    server: aggregate over Sₜ of m̂ᵢ
 
@@ -198,7 +198,7 @@ def uplink(
 
 
 def message_like(algorithm: FederatedAlgorithm, params: Params, model_state: PyTree = ()) -> ClientMessage:
-    """Shapes and dtypes of one client's message, by tracing a round of K = 0 steps, without samples.
+    """Return shapes and dtypes of one client's message, by tracing a round of K = 0 steps, without samples.
 
     Raises:
         ValueError: a client function that reads samples; the shapes of its message are not known without them.
@@ -219,17 +219,17 @@ def message_like(algorithm: FederatedAlgorithm, params: Params, model_state: PyT
 
 
 def size(message: ClientMessage, parts: Parts) -> int:
-    """Bytes of a message in the encoding of the algorithm's clients."""
+    """Return the bytes of a message in the encoding of the algorithm's clients."""
     return sum(parts.coding(in_memory(leaf)).num_bytes for leaf in jax.tree.leaves(message))
 
 
 def in_memory(leaf: Array) -> Coding:
-    """Encoding of an array as it is in memory."""
+    """Return the encoding of an array in memory."""
     return Coding(leaf.size, 8 * leaf.dtype.itemsize, 0, leaf.size)
 
 
 def index_bits(entries: int) -> int:
-    """Bits of an index of one of so many entries."""
+    """Return the bits of an index of one of so many entries."""
     return max(1, (entries - 1).bit_length())
 
 

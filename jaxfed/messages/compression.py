@@ -12,7 +12,7 @@ from jaxfed.messages._uplink import Coding, Transform, error_feedback, index_bit
 
 
 def quantise(bits: int = 8) -> Transform:
-    """Stochastic rounding to whole multiples of a scale, one scale an array: unbiased, E[m̂] = m.
+    """Round stochastically to whole multiples of a scale, one scale per array: unbiased, E[m̂] = m.
 
     s = max|m| / (2^(bits−1) − 1), m̂ = s·⌊m/s + u⌋ with u uniform in [0, 1) for every entry.
 
@@ -43,12 +43,12 @@ def quantise(bits: int = 8) -> Transform:
 
 
 def top_k(fraction: float, *, feedback: bool = True) -> Transform:
-    """Only the k = ⌈fraction · entries⌉ largest entries of every array, by magnitude; the others are sent as zeros.
+    """Send only the k = ⌈fraction · entries⌉ largest entries of every array, by magnitude, and zeros for the others.
 
     Args:
-        fraction: of the entries, in (0, 1]. An entry costs its own bits and ⌈log₂ entries⌉ for its place.
-        feedback: add what was left out to the next message (`jaxfed.uplink.error_feedback`); its residual makes a row
-            as large as another message.
+        fraction: of the entries, in (0, 1]. An entry costs its own bits and ⌈log₂ entries⌉ for its index.
+        feedback: add the entries left out to the next message (`jaxfed.messages.error_feedback`); the residual is a
+            part of the row, as large as a message.
 
     Raises:
         ValueError: `fraction` out of range.
@@ -59,8 +59,8 @@ def top_k(fraction: float, *, feedback: bool = True) -> Transform:
 
     def largest(leaf: Array) -> Array:
         flat = leaf.reshape(-1)
-        _, places = jax.lax.top_k(jnp.abs(flat), _count(fraction, leaf.size))
-        return jnp.zeros_like(flat).at[places].set(flat[places]).reshape(leaf.shape)
+        _, indices = jax.lax.top_k(jnp.abs(flat), _count(fraction, leaf.size))
+        return jnp.zeros_like(flat).at[indices].set(flat[indices]).reshape(leaf.shape)
 
     def apply(message: ClientMessage, state: PyTree, key: Key) -> tuple[ClientMessage, PyTree]:
         del key

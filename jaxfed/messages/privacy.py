@@ -1,7 +1,7 @@
 """Differential privacy of clients: clipped messages, Gaussian noise at the server or the client, and an accountant.
 
-`Central` and `Local` are values that hold all that noise and ε must agree in: one of them goes into the noise, into
-`epsilon` and into `noise_for`.
+`Central` and `Local` hold the values that noise and ε have in common: pass the same one to the noise, to `epsilon`
+and to `noise_for`.
 """
 
 import dataclasses
@@ -53,10 +53,10 @@ class Central:
         check_range("num_clients", self.num_clients, least=1, whole=True)
         check_range("delta", self.delta, above=0.0, most=1.0 / self.num_clients)
         if not isinstance(self.sampler, CoinFlips | FixedSize):
-            raise ValueError(f"expected CoinFlips or FixedSize, got {self.sampler}, whose privacy is not known here")
+            raise ValueError(f"expected CoinFlips or FixedSize, got {self.sampler}, for which there is no accounting")
         if isinstance(self.sampler, CoinFlips) and self.sampler.rule != "independent":
             raise ValueError(
-                f"expected coins that are independent, got {self.sampler}, which draws again where nobody takes part; "
+                f"expected independent coin flips, got {self.sampler}, which draws again if the cohort is empty; "
                 'leave out rule="reference"'
             )
         self.sampler.num_slots(self.num_clients)
@@ -64,7 +64,7 @@ class Central:
 
     @property
     def expected_clients(self) -> float:
-        """Clients that are expected in a round, n: P·N of `CoinFlips(P)`, the size of `FixedSize`."""
+        """Expected number of clients in a round, n: P·N of `CoinFlips(P)`, the size of `FixedSize`."""
         if isinstance(self.sampler, FixedSize):
             return float(self.sampler.cohort_size)
         assert isinstance(self.sampler, CoinFlips)
@@ -73,7 +73,7 @@ class Central:
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Noise that a client adds to its own clipped message: a server that nobody trusts sees no more than this.
+    """Noise that a client adds to its own clipped message, for a server that is not trusted.
 
     Attributes:
         max_norm: C > 0, the clip of every message.
@@ -132,8 +132,8 @@ def clip(max_norm: float) -> Transform:
 def local_noise(mechanism: Local) -> Transform:
     """m̂ = m + N(0, (z·C)²) in every entry, drawn by the client; the `clip` to C comes directly before it.
 
-    What comes after it, such as `jaxfed.compression.quantise`, sees noise only, and costs no privacy. In a simulation
-    the noise is made of the run's seed, in a deployment of entropy of the client's own.
+    Transforms after it, such as `jaxfed.compression.quantise`, cost no privacy. In a simulation the noise depends on
+    the run's seed, in a deployment on entropy of the client.
 
     Args:
         mechanism: C and z. One message is (ε, δ)-private against its replacement by any other.
@@ -149,7 +149,7 @@ def local_noise(mechanism: Local) -> Transform:
     def bound(before: float | None) -> float:
         if before != mechanism.max_norm:
             raise_unclipped(name, mechanism.max_norm, before)
-        return mechanism.max_norm  # of what depends on the client's data; the noise beside it is not bounded
+        return mechanism.max_norm  # of the part that depends on the client's data, not of the noise
 
     return Transform(None, apply, name=name, max_norm=bound, secret=True)
 
@@ -157,14 +157,14 @@ def local_noise(mechanism: Local) -> Transform:
 def central_noise(mechanism: Central) -> Aggregate:
     """(Σ over Sₜ of mᵢ + N(0, (z·C)²)) / n for what is averaged, and Σ over Sₜ of mᵢ + N(0, (z·C)²) for sums.
 
-    The divisor n is a constant, so that the mean does not tell how many took part. In a simulation the noise is made of
-    the run's seed, in a deployment noise and cohorts are made of entropy of the server's own.
+    The divisor n is a constant, so that the mean does not reveal the number of participants. In a simulation the noise
+    depends on the run's seed, in a deployment noise and cohorts depend on entropy of the server.
 
     Args:
-        mechanism: C, z and how clients are drawn; `epsilon` says what it guarantees. `clip(C)` comes last in the
+        mechanism: C, z and how clients are drawn; see `epsilon` for its guarantee. `clip(C)` comes last in the
             uplink.
 
-    Noise in a population's running sum never leaves it. Take algorithms whose servers keep none: FedAvg, FedProx,
+    Noise in a running sum accumulates. Use algorithms whose server has none: FedAvg, FedProx,
     FedSAM, or FedSpeed and FedDyn with `dual_mean="cohort"`.
 
     Raises:
@@ -188,12 +188,12 @@ def central_noise(mechanism: Central) -> Aggregate:
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
-    """(ε, δ)-differential privacy, of whom, and under which sampling.
+    """An (ε, δ)-differential privacy guarantee.
 
     Attributes:
         epsilon: ε.
         delta: δ.
-        neighbours: which two populations are told apart no better than this.
+        neighbours: the relation of the two populations that are hard to distinguish.
         sampling: how clients were drawn.
     """
 
@@ -207,21 +207,21 @@ class Guarantee:
 
 
 def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
-    """What `clip` and noise guarantee of every client after so many rounds, against those who do not know the noise.
+    """Compute the (ε, δ) guarantee of `clip` and noise for each client, against observers who do not know the noise.
 
-    Of `Central`, against whoever sees the server's models:
+    Of `Central`, against an observer of the server's models:
 
-    - `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions. A round without
-      anybody is sent with its noise like any other.
+    - `CoinFlips(P)`: Poisson sampling, one client added or removed, by privacy loss distributions. An empty
+      round has noise like any other.
     - `FixedSize`: sampling without replacement, one client replaced by another (twice the sensitivity), by Rényi
       divergences.
 
-    Of `Local`, against the server itself: of a client that took part in so many rounds; a message may be replaced by
-    any other, so its sensitivity is 2C.
+    Of `Local`, against the server itself: of a client that participated in `rounds` rounds; a message may be replaced
+    by any other, so its sensitivity is 2C.
 
     Args:
         mechanism: what adds the noise.
-        rounds: T. A round that is played again after a stop, with noise of its own, counts again.
+        rounds: T. A round that is repeated after a stop, with new noise, counts again.
 
     Raises:
         ImportError: dp-accounting, the extra "privacy", is not installed.
@@ -234,27 +234,27 @@ def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
     if isinstance(mechanism, Local):
         each = accounting.GaussianDpEvent(z / 2.0)
         accountant = accounting.pld.PLDAccountant(relation.REPLACE_ONE, INTERVAL)
-        words = "any message replaced by any other", f"{rounds} messages, each seen"
+        labels = "any message replaced by any other", f"{rounds} messages, each seen"
     elif isinstance(mechanism.sampler, CoinFlips):
         participation = mechanism.sampler.participation
         each = accounting.PoissonSampledDpEvent(participation, accounting.GaussianDpEvent(z))
         accountant = accounting.pld.PLDAccountant(relation.ADD_OR_REMOVE_ONE, INTERVAL)
-        words = "one client added or removed", f"Poisson sampling with probability {participation:g}"
+        labels = "one client added or removed", f"Poisson sampling with probability {participation:g}"
     else:
         size, number = int(mechanism.expected_clients), mechanism.num_clients
         each = accounting.SampledWithoutReplacementDpEvent(number, size, accounting.GaussianDpEvent(z / 2.0))
         accountant = accounting.rdp.RdpAccountant(neighboring_relation=relation.REPLACE_ONE)
-        words = "one client replaced", f"{size} of {number} without replacement"
+        labels = "one client replaced", f"{size} of {number} without replacement"
     spent = accountant.compose(each, rounds).get_epsilon(mechanism.delta) if rounds else 0.0
-    return Guarantee(float(spent), mechanism.delta, *words)
+    return Guarantee(float(spent), mechanism.delta, *labels)
 
 
 def noise_for(target_epsilon: float, mechanism: Mechanism, rounds: int, tolerance: float = 1e-2) -> Mechanism:
-    """The same mechanism with the smallest z, to `tolerance`, by which `epsilon` is at most `target_epsilon`.
+    """Return the same mechanism with the smallest z, to `tolerance`, by which `epsilon` is at most `target_epsilon`.
 
     Args:
         target_epsilon: ε > 0.
-        mechanism: all but z, which plays no part.
+        mechanism: all but z, which is ignored.
         rounds: T.
         tolerance: of z, > 0.
 

@@ -1,6 +1,6 @@
-"""Aggregates that a few clients cannot move at will.
+"""Robust aggregates, which a few poisoned clients can change only by a bounded amount.
 
-Clients count alike, whatever their weights: a weight would be a lever. What the server sums up (changes of rows)
+All clients have equal weights, because a weight could be misused. What the server sums up (changes of rows)
 becomes the number of clients times the same robust value: a running sum is a robust estimate of the sum of the rows.
 An aggregate counts the clients whose results arrived and are finite, not the slots of the cohort. A round with fewer
 than it needs (`Aggregate.least`) uses none: it leaves the server as it was, with 0 as its "num_used".
@@ -19,14 +19,14 @@ from jaxfed.core.protocol import Aggregate, ClientMessage, Cohort, CohortResult
 from jaxfed.core.types import Key
 
 Location = Callable[[ClientMessage, Array], ClientMessage]
-"""From all messages [C, ...] and the clients used, bool [C], to one in their middle, with `total` as a mean.
+"""`location(messages, used) -> message`: from messages [C, ...] and the clients used, bool [C], to a robust mean.
 
 Messages are in float32 or wider.
 """
 
 
 def median() -> Aggregate:
-    """The median of every entry: bounded while fewer than half of the clients are poisoned.
+    """Take the median of every entry: bounded while fewer than half of the clients are poisoned.
 
     Source: Yin et al., Byzantine-Robust Distributed Learning, ICML 2018 (arXiv 1803.01498), Option I.
     """
@@ -45,7 +45,7 @@ def median() -> Aggregate:
 
 
 def trimmed_mean(fraction: float) -> Aggregate:
-    """The mean of every entry without the k largest and the k smallest of n clients, k = ⌊β·n⌋ but at least 1 if β > 0.
+    """Average every entry without the k largest and k smallest of n clients, k = ⌊β·n⌋, at least 1 if β > 0.
 
     Args:
         fraction: β in [0, 0.5): of the clients that may be poisoned. With β > 0 a round needs three clients.
@@ -61,17 +61,17 @@ def trimmed_mean(fraction: float) -> Aggregate:
         count = jnp.sum(used, dtype=jnp.int32)
         share = jnp.floor(fraction * count.astype(jnp.float32) + 1e-6).astype(jnp.int32)
         cut = jnp.maximum(share, 1) if fraction else share
-        place = jnp.arange(len(used))
-        inside = (place >= cut) & (place < count - cut)
+        rank = jnp.arange(len(used))
+        inside = (rank >= cut) & (rank < count - cut)
         return jax.tree.map(lambda leaf: tree.masked_mean(_ranked(leaf, used), inside), messages)
 
     return _located(location, f"trimmed_mean({fraction})", least=3 if fraction else 1)
 
 
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
-    """The point with the least sum of distances to all messages, by smoothed Weiszfeld steps.
+    """Find the point with the least sum of distances to all messages, by smoothed Weiszfeld steps.
 
-    From the mean::
+    From the mean:
 
         z ← Σ wᵢ·mᵢ / Σ wᵢ,    wᵢ = 1 / max(ν, ‖mᵢ − z‖₂)
 
@@ -106,13 +106,13 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
 
 
 def krum(poisoned: int, selected: int = 1) -> Aggregate:
-    """The mean of the `selected` messages that lie closest to their neighbours (multi-Krum; Krum for one).
+    """Average the `selected` messages that lie closest to their neighbours (multi-Krum; Krum for one).
 
     The score of a message is the sum of its n − f − 2 smallest squared distances to others. Clients that are not
     selected count as not having taken part: their rows stay as they were, and a running sum that of all rows.
 
     A round needs n ≥ 2f + 3 clients with finite results, and n ≥ f + m, or poisoned ones would have to be selected.
-    With fewer it uses nobody. Where `CoinFlips` draws, let P·N be well above that.
+    With fewer it uses none. With `CoinFlips`, choose P·N well above that.
 
     Args:
         poisoned: f ≥ 0, clients of a cohort that may be poisoned.

@@ -23,7 +23,7 @@ LEAST_CHANNELS = 16
 
 
 class Axis(NamedTuple):
-    """One spatial axis: its extent, the kernel's taps on it, the stride, and places added before and after."""
+    """One spatial axis: its extent, the kernel's taps on it, the stride, and padding before and after."""
 
     extent: int
     taps: int
@@ -37,7 +37,7 @@ class Axis(NamedTuple):
         return (self.extent + self.before + self.after - self.taps) // self.stride + 1
 
     def windows(self, x: Array, axis: int, fill: float = 0.0) -> list[Array]:
-        """For every tap, what it sees at all positions: `taps` arrays with `outputs` entries along `axis`."""
+        """For every tap, its inputs at all positions: `taps` arrays with `outputs` entries along `axis`."""
         margins = [(self.before, self.after, 0) if each == axis else (0, 0, 0) for each in range(x.ndim)]
         x = lax.pad(x, jnp.asarray(fill, x.dtype), margins)
         stop = (self.outputs - 1) * self.stride + 1
@@ -58,7 +58,7 @@ def conv_general_dilated(
     preferred_element_type: Any = None,
     **options: Any,
 ) -> Array:
-    """`jax.lax.conv_general_dilated` by matrix products, as the argument of that name of Flax's `Conv` (NNX and Linen).
+    """Compute `jax.lax.conv_general_dilated` by matrix products; for the argument of that name of Flax's `Conv`.
 
     y[b, i, j, o] = Σ x[b, i·s + h, j·s + w, c]·k[h, w, c, o], x [B, H, W, C] or [B, W, C], k [h, w, C, O] or [w, C, O].
     On a CPU in float32 and with stride 1 along the width, Winograd's F(m, k) of at most eight points saves products
@@ -89,7 +89,7 @@ def _axes(shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], p
 
 
 def convolve(x: Array, kernel: Array, axes: Sequence[Axis], **as_product: Any) -> Array:
-    """The convolution [B, H', W', O] of x [B, H, W, C] and kernel [h, w, C, O], with the cheapest lowering."""
+    """Compute the convolution [B, H', W', O] of x [B, H, W, C] and kernel [h, w, C, O], with the cheapest lowering."""
     (height, width), kernel = _trimmed(kernel, axes)
     if _winograd_pays(x, width) and as_product["preferred_element_type"] in (None, x.dtype):
         return by_winograd(x, kernel, height, width, **as_product)
@@ -97,7 +97,7 @@ def convolve(x: Array, kernel: Array, axes: Sequence[Axis], **as_product: Any) -
 
 
 def _trimmed(kernel: Array, axes: Sequence[Axis]) -> tuple[list[Axis], Array]:
-    """The same convolution without the taps that see nothing but padding, as a 3×3 kernel's borders on one pixel."""
+    """The same convolution without the taps that only see padding, as a 3×3 kernel's borders on one pixel."""
     kept = []
     for number, (extent, taps, stride, before, _) in enumerate(axes):
         reach = (axes[number].outputs - 1) * stride

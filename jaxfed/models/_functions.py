@@ -36,10 +36,10 @@ def functional(module: nnx.Module) -> tuple[Params, ApplyFn]:
 
 
 def cross_entropy(apply: ApplyFn) -> LossFn:
-    """Loss function of a classifier: softmax cross-entropy of batch["y"] (int [B]) given batch["x"], masked mean.
+    """Return a classifier's loss function: softmax cross-entropy of batch["y"] (int [B]) given batch["x"], masked mean.
 
-    A language model has y int [B, T] and logits [B, T, vocabulary]; a sample's loss is then the mean over its T places.
-    Its aux is {"accuracy": fraction of the samples, or places, present that are right}.
+    A language model has y int [B, T] and logits [B, T, vocabulary]; a sample's loss is the mean over its positions.
+    Its aux is {"accuracy": fraction of correct samples, or positions}.
     """
 
     def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Any]:
@@ -47,10 +47,10 @@ def cross_entropy(apply: ApplyFn) -> LossFn:
         logits = apply(params, batch["x"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         correct = jnp.argmax(logits, axis=-1) == batch["y"]
-        places = tuple(range(1, losses.ndim))
+        positions = tuple(range(1, losses.ndim))
         mask = batch["mask"]
-        accuracy = masked_mean(jnp.mean(correct, axis=places), mask)
-        return masked_mean(jnp.mean(losses, axis=places), mask), {"accuracy": accuracy}
+        accuracy = masked_mean(jnp.mean(correct, axis=positions), mask)
+        return masked_mean(jnp.mean(losses, axis=positions), mask), {"accuracy": accuracy}
 
     return loss_fn
 

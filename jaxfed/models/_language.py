@@ -1,4 +1,4 @@
-"""A small causal transformer over characters or byte pairs: every place predicts the token that follows it."""
+"""A small causal transformer over characters or byte pairs: every position predicts the next token."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array
 
 
-class Attention(nnx.Module):
-    """Causal self-attention of `heads` heads: softmax(q·kᵀ/√d)·v over the places up to one's own."""
+class CausalAttention(nnx.Module):
+    """Causal self-attention of `heads` heads: softmax(q·kᵀ/√d)·v over the positions up to the query's."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.heads = heads
@@ -19,17 +19,17 @@ class Attention(nnx.Module):
         batch, length, width = x.shape
         query, key, value = jnp.moveaxis(self.project(x).reshape(batch, length, 3, self.heads, -1), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * (width // self.heads) ** -0.5, key)
-        seen = jnp.tril(jnp.ones((1, 1, length, length), bool))
-        weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(x.dtype).min), axis=-1)
+        causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
+        weights = jax.nn.softmax(jnp.where(causal, scores, jnp.finfo(x.dtype).min), axis=-1)
         return self.merge(jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape))
 
 
-class Layer(nnx.Module):
+class TransformerLayer(nnx.Module):
     """Attention and a dense layer four times as wide, each added to its own input and normalised before."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2)])
-        self.attention = Attention(width, heads, rngs=rngs)
+        self.attention = CausalAttention(width, heads, rngs=rngs)
         self.widen = nnx.Linear(width, 4 * width, rngs=rngs)
         self.narrow = nnx.Linear(4 * width, width, rngs=rngs)
 
@@ -40,11 +40,11 @@ class Layer(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Token and place embeddings, `depth` layers, and logits from the token embedding transposed.
+    """Token and position embeddings, `depth` layers, and logits from the token embedding transposed.
 
     Attributes:
         tokens: one vector of `width` numbers per token of the vocabulary.
-        places: one vector for each of `context` places.
+        places: one vector for each of `context` positions.
         layers: the layers.
         norm: normalises before the logits.
     """
@@ -56,7 +56,7 @@ class LanguageModel(nnx.Module):
             raise ValueError(f"expected a width that {heads} heads divide, got {width}; change one of them")
         self.tokens = nnx.Embed(vocabulary, width, rngs=rngs)
         self.places = nnx.Embed(context, width, rngs=rngs)
-        self.layers = nnx.List([Layer(width, heads, rngs=rngs) for _ in range(depth)])
+        self.layers = nnx.List([TransformerLayer(width, heads, rngs=rngs) for _ in range(depth)])
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:

@@ -16,10 +16,10 @@ def _corners(x: Array) -> list[Array]:
 
 
 def _winner(x: Array) -> tuple[Array, Array]:
-    """The largest of each 2×2 tile, and its place 0…3 in reading order as int8, the first of equals."""
+    """The largest of each 2×2 tile, and its index 0…3 in reading order as int8, the first of equals."""
     first, second, third, fourth = _corners(x)
     top, bottom = jnp.maximum(first, second), jnp.maximum(third, fourth)
-    zero, one, two, three = (jnp.int8(place) for place in range(4))
+    zero, one, two, three = (jnp.int8(index) for index in range(4))
     above = jnp.where(first >= second, zero, one)
     return jnp.maximum(top, bottom), jnp.where(top >= bottom, above, jnp.where(third >= fourth, two, three))
 
@@ -28,7 +28,7 @@ def _winner(x: Array) -> tuple[Array, Array]:
 def max_pool(x: Array) -> Array:
     """Maximum of every 2×2 tile of x [B, H, W, C]: [B, ⌊H/2⌋, ⌊W/2⌋, C]; the first of equals gets the gradient.
 
-    All that the backward pass keeps is the winner's place, one byte per tile.
+    The backward pass keeps only the winner's index, one byte per tile.
     """
     return _winner(x)[0]
 
@@ -38,8 +38,8 @@ def _max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     ((x,), (tangent,)) = primals, tangents
     y, winner = _winner(x)
     batch, height, width, channels = y.shape
-    places = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
-    chosen = winner[:, :, None, :, None] == places
+    indices = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    chosen = winner[:, :, None, :, None] == indices
     tiles = tangent[:, : height * 2, : width * 2].reshape(batch, height, 2, width, 2, channels)
     return y, jnp.sum(jnp.where(chosen, tiles, jnp.zeros((), x.dtype)), axis=(2, 4))
 
@@ -51,7 +51,7 @@ def relu_max_pool(x: Array, bias: Array | None = None) -> Array:
 
 
 def max_pool_overlapping(x: Array) -> Array:
-    """Maximum over 3×3 windows at every second place, one place of padding: x [B, H, W, C] to [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
+    """Maximum over 3×3 windows with stride 2 and padding 1: x [B, H, W, C] to [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
     for axis in (1, 2):
         windows = Axis(x.shape[axis], 3, 2, 1, 1).windows(x, axis, -jnp.inf)
         x = functools.reduce(jnp.maximum, windows)

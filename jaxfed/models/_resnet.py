@@ -30,7 +30,7 @@ class ConvNorm(nnx.Module):
         return self.norm(self.conv(x))
 
 
-class Block(nnx.Module):
+class ResidualBlock(nnx.Module):
     """Two 3×3 convolutions beside a shortcut, which is a 1×1 convolution where the shape changes.
 
     Attributes:
@@ -52,7 +52,7 @@ class Block(nnx.Module):
 
 
 class ResNet18(nnx.Module):
-    """Stem, four stages of two blocks with 64, 128, 256 and 512 features, mean over the places, logits.
+    """Stem, four stages of two blocks with 64, 128, 256 and 512 features, mean over positions, logits.
 
     The ImageNet stem is a 7×7 convolution of stride 2 and max-pooling 3×3 of stride 2 (11,181,642 parameters with three
     channels and ten classes); the CIFAR stem a 3×3 convolution.
@@ -79,8 +79,8 @@ class ResNet18(nnx.Module):
         self.pooled = stem == "imagenet"
         blocks, width = [], WIDTHS[0]
         for features in WIDTHS:
-            blocks.append(Block(width, features, 1 if features == WIDTHS[0] else 2, rngs=rngs))
-            blocks.append(Block(features, features, 1, rngs=rngs))
+            blocks.append(ResidualBlock(width, features, 1 if features == WIDTHS[0] else 2, rngs=rngs))
+            blocks.append(ResidualBlock(features, features, 1, rngs=rngs))
             width = features
         self.blocks = nnx.List(blocks)
         self.head = nnx.Linear(width, classes, rngs=rngs)

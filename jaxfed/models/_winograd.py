@@ -1,4 +1,9 @@
-"""Winograd's short convolutions along one axis: m + k − 1 products give m outputs of a kernel of k taps."""
+"""Winograd's short convolutions along one axis: m + k − 1 products give m outputs of a kernel of k taps.
+
+LeNet's second convolution needs 16 products where plain sums need 40. A local step of LeNet on two cores took 28 ms
+in a prototype by patches alone, and takes 19.0 ms with this (`benchmarks/results/rounds.jsonl`); on both days the plain
+products of the gradient, at the rate of a matrix product, would take 15 to 16 ms.
+"""
 
 from functools import cache
 from typing import NamedTuple
@@ -25,7 +30,7 @@ class Transforms(NamedTuple):
 
 @cache
 def transforms(size: int, taps: int) -> Transforms:
-    """Float64 matrices of F(m, k), yₒ = Σⱼ wⱼ·dₒ₊ⱼ, m = `size`, k = `taps`, m + k ≤ 9.
+    """Return the float64 matrices of F(m, k), yₒ = Σⱼ wⱼ·dₒ₊ⱼ, m = `size`, k = `taps`, m + k ≤ 9.
 
     Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, 2016; A, G and B are the transposed
     Toom–Cook interpolation at `POINTS` and infinity.
@@ -42,7 +47,7 @@ def transforms(size: int, taps: int) -> Transforms:
 
 
 def tile_size(outputs: int, taps: int) -> int:
-    """The m for which ⌈outputs/m⌉·(m + k − 1), the products along the axis, is least; 1 if none beats plain sums."""
+    """Return the m with the fewest products along the axis, ⌈outputs/m⌉·(m + k − 1); 1 if plain sums need fewer."""
     sizes = range(1, len(POINTS) + 3 - taps)
     return min(sizes, key=lambda size: (-(-outputs // size) * (size + taps - 1) if size > 1 else outputs * taps, size))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,18 @@ class TablePopulation:
     Attributes:
         stored: row of a client that never took part, NumPy leaves [...] in the stored dtypes.
         slots: which slot holds which client's row.
+        table: bytes of the rows, by slot.
     """
 
-    def __init__(self, row: ClientRow, num_clients: int, dtype: DTypeLike | None) -> None:
+    def __init__(
+        self, row: ClientRow, num_clients: int, dtype: DTypeLike | None, table: Callable[[int], RowTable]
+    ) -> None:
         self.stored = jax.tree.map(np.asarray, tree.cast(row, dtype))
         self.slots = Slots(num_clients)
         self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.stored))
         self._first = self._bytes(jax.tree.map(lambda leaf: leaf[None], self.stored))[0]
         self._digests = np.zeros(num_clients, np.uint32)
-
-    @property
-    def table(self) -> RowTable:
-        """The table of all rows."""
-        raise NotImplementedError
+        self.table = table(self.row_bytes)
 
     def read(self, ids: np.ndarray) -> ClientRow:
         """See `Population`; a client that never took part, and an empty slot, get the first row."""
@@ -111,21 +111,15 @@ class HostPopulation(TablePopulation):
     """Rows in host memory; a snapshot holds them."""
 
     def __init__(self, row: ClientRow, num_clients: int, dtype: DTypeLike | None) -> None:
-        super().__init__(row, num_clients, dtype)
-        self._table = MemoryTable(self.row_bytes)
+        super().__init__(row, num_clients, dtype, MemoryTable)
 
     def __str__(self) -> str:
         return "host memory"
 
-    @property
-    def table(self) -> RowTable:
-        """See `Population`."""
-        return self._table
-
     def snapshot(self, step: int, oldest: int) -> dict[str, np.ndarray]:
         """See `Population`; no slot is locked, since the snapshot holds the rows themselves."""
         del step, oldest
-        rows = self._table.read(np.arange(self.slots.size))
+        rows = self.table.read(np.arange(self.slots.size))
         return {"slots": self.slots.of_client.copy(), "digests": self._digests.copy(), "rows": rows}
 
     def like(self, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -139,7 +133,7 @@ class HostPopulation(TablePopulation):
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
         """See `Population`."""
         super().restore(snapshot)
-        self._table.write(np.arange(len(snapshot["rows"])), np.asarray(snapshot["rows"]))
+        self.table.write(np.arange(len(snapshot["rows"])), np.asarray(snapshot["rows"]))
 
     def lock(self, step: int, snapshot: Callable[[], Mapping[str, np.ndarray]]) -> None:
         """No-op: a snapshot holds the rows themselves."""
@@ -149,22 +143,16 @@ class DiskPopulation(TablePopulation):
     """Rows in a file; a snapshot holds their slots, which are not written to while it is kept."""
 
     def __init__(self, directory: Path, row: ClientRow, num_clients: int, dtype: DTypeLike | None) -> None:
-        super().__init__(row, num_clients, dtype)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"expected a directory for client rows ({error.strerror}); choose another"
             raise OSError(error.errno, message, str(directory)) from error
         self._path = directory / ROWS
-        self._table = FileTable(self._path, self.row_bytes)
+        super().__init__(row, num_clients, dtype, partial(FileTable, self._path))
 
     def __str__(self) -> str:
         return str(self._path)
-
-    @property
-    def table(self) -> RowTable:
-        """See `Population`."""
-        return self._table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +167,7 @@ class HostStore:
 
     def engine(self, start: Start) -> StagedEngine:
         """See `Store`."""
-        return StagedEngine(HostPopulation(start.row, start.num_clients, self.dtype), start)
+        return StagedEngine(lambda: HostPopulation(start.row, start.num_clients, self.dtype), start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,4 +186,5 @@ class DiskStore:
 
     def engine(self, start: Start) -> StagedEngine:
         """See `Store`. Raises OSError, with the path, where the file cannot be opened."""
-        return StagedEngine(DiskPopulation(Path(self.directory), start.row, start.num_clients, self.dtype), start)
+        directory, row = Path(self.directory), start.row
+        return StagedEngine(lambda: DiskPopulation(directory, row, start.num_clients, self.dtype), start)

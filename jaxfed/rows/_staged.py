@@ -41,19 +41,23 @@ class StagedEngine:
     The rows of round t are written before those of round t+2 are read. The row of a client that takes part in two
     rounds running stays on the mesh. Fetched rows wait in page-locked memory.
 
+    Args:
+        make: returns the population, where every client holds `start.row`.
+        start: of the run.
+
     Raises:
         ValueError: in a run of several processes.
     """
 
-    def __init__(self, population: Population, start: Start) -> None:
+    def __init__(self, make: Callable[[], Population], start: Start) -> None:
         if jax.process_count() > 1:
             raise ValueError(
-                f"expected rows on the mesh in a run of {jax.process_count()} processes, got {population}; "
+                f"expected rows on the mesh in a run of {jax.process_count()} processes, got a store outside it; "
                 "take DeviceStore(), which gives every process its part"
             )
         self._start = start
         self.server, self.world = put((start.server, start.world), start.places.everywhere)
-        self._population = population
+        self._population = make()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="client-rows")
         self._writing: list[Future[None]] = []
         self._next: tuple[int, ClientRow] | None = None

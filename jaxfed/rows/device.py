@@ -13,7 +13,7 @@ from jaxtyping import Array, DTypeLike, PyTree
 
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
-from jaxfed.layout.sharding import Places, constrain, put
+from jaxfed.layout.sharding import Shardings, constrain, put
 from jaxfed.rows.engine import LONGEST_BLOCK, Start
 from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, World, one_round, row_like
 
@@ -55,7 +55,7 @@ BlockFn = Callable[[Server, PyTree, World, Array, Array], tuple[Server, PyTree, 
 """`block(server, rows, world, ids [R, C], count) -> (server, rows, infos [R, ...])`, of the first `count` rounds."""
 
 
-def block(config: RoundConfig, store: DeviceStore, places: Places) -> BlockFn:
+def block(config: RoundConfig, store: DeviceStore, places: Shardings) -> BlockFn:
     """Compile R rounds into one program that gathers the rows, in the algorithm's dtypes, and writes them back.
 
     The number of rounds is an argument, so one program serves every block of at most R. The rows of all clients are

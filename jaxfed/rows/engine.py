@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
-from jaxfed.layout.sharding import Places
+from jaxfed.layout.sharding import Shardings
 from jaxfed.rows.rounds import RoundConfig, World
 
 LONGEST_BLOCK = 32
@@ -32,7 +32,7 @@ class Start(NamedTuple):
     row: ClientRow
     world: World
     draw: Draw
-    places: Places
+    places: Shardings
 
     @property
     def num_clients(self) -> int:

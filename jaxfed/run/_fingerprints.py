@@ -13,30 +13,30 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, PyTree
 
 UNNAMED = {"name", "debug_info", "name_and_src_info", "source_info"}
-"""Parameters of equations that say where a function comes from, not what it computes."""
+"""Parameters of equations that name the source of a function, not what it computes."""
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}")
 
 WHOLE = 64 * 2**20
-"""Bytes up to which an array that a function closes over is read whole; of a larger one, evenly spaced entries."""
+"""Bytes up to which a closed-over array is digested whole; of a larger one, evenly spaced entries are."""
 
 
 def of_function(function: Callable[..., Any], *like: PyTree) -> str:
-    """Digest of what `function` computes for arguments of these shapes and dtypes, closed-over arrays included.
+    """Return a digest of what `function` computes for these shapes and dtypes, closed-over arrays included.
 
-    Names of functions, places in files and addresses do not count.
+    Names of functions, source lines and addresses do not count.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     return _short(str(_program(jax.make_jaxpr(function)(*shapes))))
 
 
 def of_bytes(array: np.ndarray) -> str:
-    """Digest of an array's bytes."""
+    """Return a digest of an array's bytes."""
     return _short(np.ascontiguousarray(array).tobytes())
 
 
 def without_address(text: str) -> str:
-    """`text`, such as a `repr`, without addresses of objects."""
+    """Return `text`, such as a `repr`, without addresses of objects."""
     return ADDRESS.sub("", text)
 
 
@@ -45,7 +45,7 @@ def _short(text: str | bytes) -> str:
 
 
 def _program(traced: ClosedJaxpr | Jaxpr) -> tuple[Any, ...]:
-    """A jaxpr as nested tuples of plain values, its variables numbered in order of appearance."""
+    """Return a jaxpr as nested tuples of Python values, its variables numbered in order of appearance."""
     jaxpr = getattr(traced, "jaxpr", traced)  # one class for both in later versions of jax
     numbers: dict[Any, int] = {}
 
@@ -68,7 +68,7 @@ def _program(traced: ClosedJaxpr | Jaxpr) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter of an equation without what differs between processes, devices and places in files."""
+    """Return a parameter of an equation without what differs between processes, devices and source lines."""
     match value:
         case ClosedJaxpr() | Jaxpr():
             return _program(value)
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
 
 
 def _constant(value: Any) -> Any:
-    """A number, or dtype, shape and digest of an array."""
+    """Return a number, or dtype, shape and digest of an array."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -103,25 +103,27 @@ def _constant(value: Any) -> Any:
 
 
 def of_rows(array: Array) -> np.ndarray:
-    """Two numbers for every row of an array [n, ...], of all its bits: uint32 [n, 2], the same on any devices."""
+    """Return a hash of every row of an array [n, ...]: uint32 [n, 2], of all bits, equal on any devices."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     sharding = getattr(array, "sharding", None)
-    place = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    return np.asarray(jax.jit(_row_hashes, out_shardings=place)(array))
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    return np.asarray(jax.jit(_row_hashes, out_shardings=everywhere)(array))
 
 
 def _row_hashes(array: Array) -> Array:
-    words, place = _words(array), jnp.uint32(0)
+    words, position = _words(array), jnp.uint32(0)
     for axis, size in list(enumerate(words.shape))[1:]:
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     rest = tuple(range(1, words.ndim))
-    hashed = [jnp.sum(_mixed(words ^ _mixed(place + jnp.uint32(salt))), axis=rest, dtype=jnp.uint32) for salt in (1, 2)]
+    hashed = [
+        jnp.sum(_mixed(words ^ _mixed(position + jnp.uint32(salt))), axis=rest, dtype=jnp.uint32) for salt in (1, 2)
+    ]
     return jnp.stack(hashed, axis=1)
 
 
 def _words(array: Array) -> Array:
-    """The bits of an array, as uint32 with a last axis more where an entry has eight bytes."""
+    """Return the bits of an array as uint32, with one more axis where an entry has eight bytes."""
     if jnp.iscomplexobj(array):
         return jnp.stack([_words(array.real), _words(array.imag)], axis=-1)
     if array.dtype == jnp.bool_:
@@ -131,7 +133,7 @@ def _words(array: Array) -> Array:
 
 
 def _mixed(words: Array) -> Array:
-    """The finaliser of MurmurHash3: every bit of the result depends on every bit of the word."""
+    """Return the finaliser of MurmurHash3: every bit of the result depends on every bit of the word."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         words = (words ^ (words >> shift)) * jnp.uint32(factor)
     return words ^ (words >> 16)

@@ -20,7 +20,7 @@ from jaxfed.core.samplers import Sampler, checked_weights, cohorts, first_cohort
 from jaxfed.data.batches import Batching, ClientData
 from jaxfed.layout import plans
 from jaxfed.layout.plans import Sharded, check_divides, vmap
-from jaxfed.layout.sharding import Places
+from jaxfed.layout.sharding import Shardings
 from jaxfed.messages import check_cohorts
 from jaxfed.rows import DeviceStore
 from jaxfed.rows.engine import LONGEST_BLOCK, Draw, Engine, Start
@@ -149,7 +149,7 @@ def simulate(
     on_one_device = mesh is None and not isinstance(layout.plan, Sharded)
     config = RoundConfig(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = algorithm.init_client(server.params, server.model_state)
-    start = Start(server, row, world, draw, Places.of(mesh))
+    start = Start(server, row, world, draw, Shardings.of(mesh))
     store = layout.store or (begun.store if begun else DeviceStore())
     with (
         closing(store.engine(start)) as engine,
@@ -246,9 +246,9 @@ def _identity(config: RoundConfig, sampler: Sampler, start: Start) -> Callable[[
     @cache
     def made() -> identity.Identity:
         slots, data = sampler.num_slots(start.num_clients), start.world.data
-        found = identity.of_run(config.algorithm, start.server, data, config.batching, slots)
-        found["starting parameters"] = identity.of_start(start.server)
-        return {**found, "cohorts": identity.of_cohorts(sampler, config.seed, start.num_clients)}
+        digests = identity.of_run(config.algorithm, start.server, data, config.batching, slots)
+        digests["starting parameters"] = identity.of_start(start.server)
+        return {**digests, "cohorts": identity.of_cohorts(sampler, config.seed, start.num_clients)}
 
     return lambda saved: made()
 

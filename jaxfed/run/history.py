@@ -1,4 +1,4 @@
-"""What a run has reported: numbers by round."""
+"""The history of a run: numbers by round."""
 
 import csv
 import dataclasses
@@ -20,12 +20,12 @@ COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
     "loss_worst": ("loss", np.max),
     "delta_norm_max": ("delta_norm", np.max),
 }
-"""What is said of the clients of a cohort beside their mean: name → the fact, and the number made of all theirs."""
+"""Statistics over a cohort beside the means: name → field of `ClientInfo`, and the function of all its values."""
 
 
 @dataclasses.dataclass
 class History:
-    """Numbers of a run, of which a round takes eight bytes each; a column reads as a new list of plain numbers.
+    """Numbers of a run, eight bytes each; a column reads as a new list of Python numbers.
 
     Attributes:
         rounds: one list per quantity, one entry per round: "round" (done so far, from 1); means over the clients used
@@ -35,7 +35,7 @@ class History:
             "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where there is
             no number: for means of a round in which no client was used, and in rounds of an older version.
         evaluations: "round", and one list for every number that `evaluate` returns.
-        plan: name of the plan that the cohorts were laid out by.
+        plan: name of the plan of the run.
         seconds: what every round took without evaluation, one entry per round; None where that is not known or where
             compilation was part of it.
         state: the whole state of the run after its last round, where `simulate` was asked to keep it; else None. It is
@@ -58,14 +58,14 @@ class History:
         seconds: float | None = None,
         more: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Append one round; `info` lies on the host, `more` are other numbers by name."""
-        told = info._asdict()
-        clients, used, excluded = told.pop("clients"), told.pop("used"), told.pop("excluded")
-        told = {**told.pop("client")._asdict(), **told}
-        aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(told.pop("aux"))}
+        """Append one round; `info` is on the host, `more` are other numbers by name."""
+        facts = info._asdict()
+        clients, used, excluded = facts.pop("clients"), facts.pop("used"), facts.pop("excluded")
+        facts = {**facts.pop("client")._asdict(), **facts}
+        aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(facts.pop("aux"))}
         cohort = {name: make(getattr(clients, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
         sums = {"samples": np.sum(clients.samples[used]), "num_excluded": np.sum(excluded)}
-        entry = {"round": round_number, **told, **cohort, **sums, **aux, **more}
+        entry = {"round": round_number, **facts, **cohort, **sums, **aux, **more}
         means = {*ClientInfo._fields, "inconsistency", *aux} - sums.keys()
         numbers = {name: number for name, number in entry.items() if np.ndim(number) == 0}
         self.rounds.append({name: each if used.any() or name not in means else None for name, each in numbers.items()})
@@ -77,20 +77,20 @@ class History:
         self.evaluations.append({"round": round_number, **metrics})
 
     def latest(self) -> dict[str, float]:
-        """The last loss and the last evaluation, without what is named "…/…", for a progress bar."""
+        """Return the last loss and evaluation, without names such as "accuracy/q10", for a progress bar."""
         evaluated = self.evaluations.last()
         shown = {"loss": self.rounds.last()["loss"]}
         shown |= {name: each for name, each in evaluated.items() if name != "round" and "/" not in name}
         return {name: each for name, each in shown.items() if each is not None}
 
     def last_known(self, name: str) -> Any:
-        """The last number of a column of `rounds` that is known; None where there is none."""
+        """Return the last number of a column of `rounds` that is not None; None where there is none."""
         return next((each for each in reversed(self.rounds.get(name, [])) if each is not None), None)
 
     def cumulative(self, name: Literal["samples", "seconds"], rounds: Sequence[int] | None = None) -> list[float]:
-        """Samples or seconds from the start to the end of the given rounds (all, if none are given).
+        """Return samples or seconds from the start to the end of each of `rounds` (default: all).
 
-        A round whose number is not known counts as the median of the others. Empty if no number is known.
+        An unknown round counts as the median of the known ones. Empty if all are unknown.
         """
         per_round = self.seconds if name == "seconds" else self.rounds.get(name, [])
         known = [each for each in per_round if each is not None]
@@ -101,36 +101,36 @@ class History:
         return [after[each] for each in (self.rounds["round"] if rounds is None else rounds)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists of Python numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}, "plan", "seconds"}."""
+        """Return lists of numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}, "plan", "seconds"}."""
         columns = {"rounds": dict(self.rounds), "evaluations": dict(self.evaluations)}
         return {**columns, "plan": self.plan, "seconds": [*self.seconds]}
 
     @classmethod
     def from_dict(cls, columns: Mapping[str, Any]) -> "History":
-        """The history that `to_dict` wrote, this version's or an older one's."""
+        """Return the history that `to_dict` wrote, in this version or an older one."""
         return cls(**columns)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Arrays for a checkpoint."""
+        """Return arrays for a checkpoint."""
         seconds = np.array(self.seconds, np.float64)  # NaN where None
         return {"rounds": self.rounds.snapshot(), "evaluations": self.evaluations.snapshot(), "seconds": seconds}
 
     def describe(self) -> dict[str, Any]:
-        """JSON beside the snapshot."""
+        """Return JSON beside the snapshot."""
         return {"plan": self.plan, "rounds": self.rounds.describe(), "evaluations": self.evaluations.describe()}
 
     @staticmethod
-    def like(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Shapes and dtypes of the snapshot that `describe` told of."""
-        columns = {name: Columns.like(told[name]) for name in ("rounds", "evaluations")}
-        return {**columns, "seconds": np.zeros(told["rounds"]["length"])}
+    def like(facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return shapes and dtypes of the snapshot, from what `describe` returned."""
+        columns = {name: Columns.like(facts[name]) for name in ("rounds", "evaluations")}
+        return {**columns, "seconds": np.zeros(facts["rounds"]["length"])}
 
     @classmethod
-    def restored(cls, told: Mapping[str, Any], snapshot: Mapping[str, np.ndarray]) -> "History":
-        """The history of a snapshot."""
-        columns = {name: Columns.restored(told[name], snapshot[name]) for name in ("rounds", "evaluations")}
+    def restored(cls, facts: Mapping[str, Any], snapshot: Mapping[str, np.ndarray]) -> "History":
+        """Return the history of a snapshot."""
+        columns = {name: Columns.restored(facts[name], snapshot[name]) for name in ("rounds", "evaluations")}
         seconds = [None if math.isnan(each) else each for each in snapshot["seconds"].tolist()]
-        return cls(columns["rounds"], columns["evaluations"], told["plan"], seconds)
+        return cls(columns["rounds"], columns["evaluations"], facts["plan"], seconds)
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line per round: "round", "seconds", its numbers, and "evaluation/…", empty where there is none."""
@@ -160,7 +160,7 @@ class History:
                     writer.add_scalar(tag, each, number)
 
     def _by_round(self) -> dict[int, dict[str, float]]:
-        """The numbers that are known, by round."""
+        """Return the numbers by round, without None."""
         table: dict[int, dict[str, float]] = {}
         rounds, evaluations = {"seconds": self.seconds, **self.rounds}, dict(self.evaluations)
         for prefix, columns in (("", rounds), ("evaluation/", evaluations)):
@@ -172,15 +172,15 @@ class History:
 
 
 class RunState(NamedTuple):
-    """Where a run stands: `jaxfed.simulate(algorithm, state, data, ...)` goes on from here as if it had never stopped.
+    """A run between two rounds: `jaxfed.simulate(algorithm, state, data, ...)` continues it as if it had never stopped.
 
-    It may be gone on from several times. `state._replace(server=...)` goes on from another server.
+    It can be continued several times. `state._replace(server=...)` continues from another server.
 
     Attributes:
         server: after the rounds done.
-        rows: what all clients keep, in the form of the store; of a `DiskStore` only where each row lies in its file.
-        facts: what the store needs to read `rows`, as JSON.
-        store: the store of the run, and of the run that goes on.
+        rows: the rows of all clients, as the store snapshots them; of a `DiskStore` only the slot of each row.
+        facts: JSON that the store needs to read `rows`.
+        store: the store of the run, and of its continuation.
         history: the numbers of all rounds done.
     """
 

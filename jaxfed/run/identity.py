@@ -1,4 +1,4 @@
-"""What two runs must share beside their arguments to be one: what they compute, and the samples they train on."""
+"""What a run and its checkpoints must share beside arguments: what is computed, and the samples."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -18,14 +18,14 @@ from jaxfed.layout import plans
 from jaxfed.run import _fingerprints as fingerprints
 
 PACKAGES = ("jax", "flax", "optax", "jaxfed-jaxspec")
-"""Whose versions decide what a function is traced to."""
+"""Packages whose versions change what a function is traced to."""
 
 MADE_WITH = "made with"
 TRACED = ("loss function", "first row", "client update", "server update", "aggregate")
-"""Digests of traced functions: they can be compared only where `MADE_WITH` is the same."""
+"""Digests of traced functions: comparable only where `MADE_WITH` is equal."""
 
 OF_CLIENT = (MADE_WITH, "learning rates", "loss function", "first row", "client update")
-"""Names that `of_client` gives."""
+"""Names in the result of `of_client`."""
 
 RATES = (0, *(2**power for power in range(14)))
 """Rounds whose learning rates are compared as numbers."""
@@ -37,7 +37,7 @@ Sample = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def of_client(algorithm: FederatedAlgorithm, server: Server, sample: Sample, batch_size: int) -> dict[str, Any]:
-    """What a client computes: its learning rates, and what the loss function and the client's update are traced to.
+    """Return what a client computes: learning rates, and digests of the traced loss function and client update.
 
     Args:
         algorithm: of the run.
@@ -46,29 +46,29 @@ def of_client(algorithm: FederatedAlgorithm, server: Server, sample: Sample, bat
         batch_size: B.
     """
     member = _member(algorithm, server, sample, batch_size)
-    found: dict[str, Any] = {MADE_WITH: made_with()}
+    digests: dict[str, Any] = {MADE_WITH: made_with()}
     if (parts := algorithm.parts) is not None:
-        found["learning rates"] = _learning_rates(algorithm)
+        digests["learning rates"] = _learning_rates(algorithm)
         if parts.loss_fn is not None:
             batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), member.batches)
             loss = partial(evaluate, parts.loss_fn)
-            found["loss function"] = fingerprints.of_function(loss, server.params, server.model_state, batch, _key())
+            digests["loss function"] = fingerprints.of_function(loss, server.params, server.model_state, batch, _key())
     rows = fingerprints.of_function(algorithm.init_client, server.params, server.model_state)
-    update = fingerprints.of_function(lambda *given: algorithm.client_update(*given), server, member, _key())
-    return {**found, "first row": rows, "client update": update}
+    update = fingerprints.of_function(lambda *arguments: algorithm.client_update(*arguments), server, member, _key())
+    return {**digests, "first row": rows, "client update": update}
 
 
 def of_server(
     algorithm: FederatedAlgorithm, server: Server, sample: Sample, batch_size: int, slots: int
 ) -> dict[str, Any]:
-    """What the server makes of the messages of `slots` clients: the aggregate and the server's update, as traced."""
+    """Return what the server computes of `slots` messages: digests of the traced aggregate and server update."""
     member = _member(algorithm, server, sample, batch_size)
-    update = jax.eval_shape(lambda *given: algorithm.client_update(*given), server, member, _key())
+    update = jax.eval_shape(lambda *arguments: algorithm.client_update(*arguments), server, member, _key())
     count = jax.ShapeDtypeStruct((), jnp.int32)
     moved = fingerprints.of_function(algorithm.server_update, server, update.message, count)
-    found: dict[str, Any] = {"server update": moved}
+    digests: dict[str, Any] = {"server update": moved}
     if algorithm.parts is None:
-        return found
+        return digests
     aggregate = algorithm.parts.aggregate
     every = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), (member.rows, update))
 
@@ -79,39 +79,39 @@ def of_server(
         return aggregate.combine(result, cohort, key)
 
     ids = jax.ShapeDtypeStruct((slots,), jnp.int32)
-    return {**found, "aggregate": fingerprints.of_function(combined, ids, *every, _key())}
+    return {**digests, "aggregate": fingerprints.of_function(combined, ids, *every, _key())}
 
 
 def of_run(
     algorithm: FederatedAlgorithm, server: Server, data: ClientData, batching: Batching, slots: int
 ) -> dict[str, Any]:
-    """What a simulated run computes, and a digest of every array of its clients' samples."""
+    """Return what a simulated run computes, and a digest of every array of samples."""
     sample = {name: jax.ShapeDtypeStruct(each.shape[1:], each.dtype) for name, each in data.arrays.items()}
     size = batch_size_of(batching)
-    told = of_client(algorithm, server, sample, size) | of_server(algorithm, server, sample, size, slots)
-    return told | of_samples(data)
+    traced = of_client(algorithm, server, sample, size) | of_server(algorithm, server, sample, size, slots)
+    return traced | of_samples(data)
 
 
 def of_samples(data: ClientData) -> dict[str, str]:
-    """A digest of all bits of every array, sample by sample as the clients hold them, however they are laid out."""
+    """Return a digest of every array, sample by sample in the order of the clients, whatever the layout."""
     lengths, offsets = np.asarray(data.lengths, np.int64), np.asarray(data.offsets, np.int64)
     starts = np.cumsum(lengths) - lengths
-    places = np.arange(lengths.sum()) + np.repeat(offsets - starts, lengths)
-    places = places if data.order is None else np.asarray(data.order)[places]
-    found = {}
+    positions = np.arange(lengths.sum()) + np.repeat(offsets - starts, lengths)
+    positions = positions if data.order is None else np.asarray(data.order)[positions]
+    digests = {}
     for name, array in data.arrays.items():
-        rows = fingerprints.of_bytes(fingerprints.of_rows(jnp.asarray(array))[places])
-        found[f"data {name!r}"] = f"{array.dtype}{list(array.shape[1:])} {rows}"
-    return found
+        rows = fingerprints.of_bytes(fingerprints.of_rows(jnp.asarray(array))[positions])
+        digests[f"data {name!r}"] = f"{array.dtype}{list(array.shape[1:])} {rows}"
+    return digests
 
 
 def of_cohorts(sampler: Sampler, seed: int, num_clients: int) -> str:
-    """A digest of the first cohorts that a sampler draws."""
+    """Return a digest of the first cohorts that a sampler draws."""
     return fingerprints.of_bytes(np.stack([sampler.draw(seed, number, num_clients) for number in range(3)]))
 
 
 def of_start(server: Server) -> list[float]:
-    """Σ|x| and Σx² of the parameters and model state that a run begins with; devices may round them differently."""
+    """Return Σ|x| and Σx² of the first parameters and model state; devices may round them differently."""
     leaves = [leaf for leaf in jax.tree.leaves((server.params, server.model_state)) if _is_number(leaf)]
 
     def sums(leaves: list[Any]) -> Any:
@@ -126,13 +126,13 @@ def _is_number(leaf: Any) -> bool:
 
 
 def batch_size_of(batching: Batching) -> int:
-    """B."""
+    """Return B."""
     length = jax.ShapeDtypeStruct((), jnp.int32)
     return jax.eval_shape(lambda key, length: batching.slots(key, length, 1), _key(), length)[1].shape[1]
 
 
 def made_with() -> dict[str, Any]:
-    """What a traced program hangs on beside the functions: versions, kind of device, and width of numbers."""
+    """Return what a traced program depends on beside the functions: versions, kind of device, 64-bit mode."""
     return {
         **{name: _version(name) for name in PACKAGES},
         "device": jax.default_backend(),
@@ -148,14 +148,14 @@ def _version(package: str) -> str | None:
 
 
 def differences(there: Identity, here: Identity) -> dict[str, tuple[Any, Any]]:
-    """What differs, by name. What is not known there, or not comparable, does not."""
+    """Return (there, here) by name of all that differs; names missing there, or not comparable, are left out."""
     skipped = {MADE_WITH, *not_compared(there, here)}
     pairs = {name: (value, here.get(name)) for name, value in there.items() if name not in skipped}
     return {name: pair for name, pair in pairs.items() if not _same(*pair)}
 
 
 def not_compared(there: Identity, here: Identity) -> list[str]:
-    """Names of what is traced, where it was made with other versions or on another kind of device."""
+    """Return the traced digests that are not comparable: other versions or another kind of device."""
     if there.get(MADE_WITH) == here.get(MADE_WITH):
         return []
     return [name for name in TRACED if name in there]
@@ -178,7 +178,7 @@ def _key() -> jax.ShapeDtypeStruct:
 
 
 def _member(algorithm: FederatedAlgorithm, server: Server, sample: Sample, batch_size: int) -> Cohort:
-    """Shapes of one client with a single batch."""
+    """Return the shapes of one client with a single batch."""
     shapes = {name: jax.ShapeDtypeStruct((1, batch_size, *each.shape), each.dtype) for name, each in sample.items()}
     shapes["mask"] = jax.ShapeDtypeStruct((1, batch_size), jnp.bool_)
     row = jax.eval_shape(algorithm.init_client, server.params, server.model_state)

@@ -18,15 +18,15 @@ from jaxfed.layout.plans import Chunked, Sharded
 from jaxfed.rows.rounds import RoundConfig
 
 MOVED = 0.05
-"""How far parameters are moved: at zeros, as some models start, all samples have one loss."""
+"""How far parameters are moved before the check: at zeros, where some models start, all losses are equal."""
 ROUNDING = 1e-5
-"""Relative change of a loss that masked samples may make."""
+"""Relative change of a loss that counts as rounding."""
 CLIENTS = 7
-"""Clients of a trial trace; a convolution with one kernel each has a multiple of as many groups."""
+"""Clients of the trial trace; a convolution with one kernel per client has a multiple of so many groups."""
 
 FORGOTTEN = (
-    "expected a loss that leaves out samples whose mask is False, got one that other values in their places change "
-    "from {} to {}: clients with a short batch train on samples that are not there; average with "
+    "expected a loss that leaves out samples whose mask is False, got one that changes from {} to {} with the values "
+    "of masked samples: clients with a short batch train on padding; average with "
     'jaxfed.masked_mean(losses, batch["mask"]), and use no layer that mixes the samples of a batch (GroupNorm in the '
     "place of batch normalisation)"
 )
@@ -79,7 +79,7 @@ def check_learning_rates(algorithm: FederatedAlgorithm, first: int, rounds: int)
 
 
 def short_batch(batching: Steps | Epochs, lengths: np.ndarray) -> tuple[int, int] | None:
-    """Return (client, samples) of a batch that is not full, or None if all are."""
+    """Return (client, number of samples) of a batch that is not full, or None."""
     size = batching.batch_size
     left = np.minimum(lengths, size) if isinstance(batching, Steps) else lengths % size
     short = (left > 0) & (left < size)
@@ -88,7 +88,7 @@ def short_batch(batching: Steps | Epochs, lengths: np.ndarray) -> tuple[int, int
 
 
 def mask_losses(loss_fn: AnyLossFn, params: Params, model_state: PyTree, batches: list[Batch]) -> tuple[float, float]:
-    """Losses of two batches near the parameters; one program, kept for the next run of the same loss function."""
+    """Return the losses of two batches near the parameters; the program is kept for the next run of the same loss."""
     key: Any = loss_fn
     try:
         program = _kept(key)
@@ -99,7 +99,7 @@ def mask_losses(loss_fn: AnyLossFn, params: Params, model_state: PyTree, batches
 
 
 def slow_convolutions(loss_fn: AnyLossFn, params: Params, model_state: PyTree, batch: Batch) -> int:
-    """Count the convolutions whose kernel every client of a batched computation has for itself, by tracing alone."""
+    """Return the number of convolutions with one kernel per client in a batched computation, by tracing alone."""
     if all(leaf.ndim < 3 for leaf in jax.tree.leaves((params, model_state))):
         return 0
 
@@ -119,7 +119,7 @@ def slow_convolutions(loss_fn: AnyLossFn, params: Params, model_state: PyTree, b
 
 
 def _batch(data: ClientData, client: int, count: int, size: int, seed: int) -> Batch:
-    """A batch [B, ...] of a client with `count` samples; in the other places are samples drawn by the seed."""
+    """Return a batch [B, ...] of a client with `count` samples; the padding is samples drawn by the seed."""
     start = int(data.offsets[client])
     order = np.arange(start, start + count) if data.order is None else np.asarray(data.order[start : start + count])
     total = len(next(iter(data.arrays.values())))
@@ -133,7 +133,7 @@ def _loss(loss_fn: AnyLossFn, key: Key, params: Params, model_state: PyTree, bat
 
 
 def _program(loss_fn: AnyLossFn) -> Callable[[Params, PyTree, Mapping[str, Any]], Scalar]:
-    # Compiling is all that it costs: the first round of a convolutional network takes twenty times as long.
+    # The cost is compilation alone: the first round of a convolutional network takes twenty times as long.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
     @functools.partial(jax.jit, compiler_options=options)
@@ -144,7 +144,7 @@ def _program(loss_fn: AnyLossFn) -> Callable[[Params, PyTree, Mapping[str, Any]]
 
 
 def _moved(leaf: jax.Array) -> jax.Array:
-    """A leaf nearby; a wave compiles faster than random numbers."""
+    """Return a leaf nearby; a sine compiles faster than random numbers."""
     wave = jnp.sin(jax.lax.iota(jnp.float32, leaf.size)).reshape(leaf.shape)
     return leaf + (MOVED * wave).astype(leaf.dtype)
 
@@ -158,7 +158,7 @@ def _batches_clients(plan: Plan) -> bool:
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those of inner ones included."""
+    """Yield all equations of a jaxpr, nested ones included."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda each: hasattr(each, "eqns")):

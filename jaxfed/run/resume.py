@@ -1,4 +1,4 @@
-"""How a run survives Ctrl-C and kill: what it carries, when it is saved, and how it goes on."""
+"""How a run survives Ctrl-C and SIGKILL: what is saved, when, and how it continues."""
 
 import dataclasses
 import signal
@@ -29,11 +29,11 @@ class Checkpointing:
     """Where and how often a run is saved.
 
     Attributes:
-        directory: where the checkpoints lie; one run per directory.
+        directory: of the checkpoints; one run per directory.
         every: rounds between two checkpoints; the last round is always saved.
         keep: number of checkpoints that are kept.
         may_differ: names, as the error lists them, of what was changed on purpose since the last checkpoint, such as
-            "client_learning_rate"; all else must be as it was.
+            "client_learning_rate"; everything else must be equal.
     """
 
     directory: str | Path
@@ -65,23 +65,23 @@ class Saved(Protocol):
         ...
 
     def restore(self, snapshot: Mapping[str, PyTree]) -> None:
-        """Go on from a snapshot."""
+        """Continue from a snapshot."""
         ...
 
     def lock(self, step: int, rows: Callable[[], PyTree]) -> None:
-        """Hear of a checkpoint that is kept."""
+        """Never overwrite what a kept checkpoint refers to."""
         ...
 
 
 class Saver:
-    """Saves a run and finds where to go on; with `options=None` it does neither. A context manager.
+    """Saves a run and restores it; with `options=None` does neither. A context manager.
 
     Args:
         options: where and how often.
         config: arguments of the run, which its checkpoints must agree with.
         identity: what else they must agree with, see `jaxfed.run.identity`; called only where something is saved, with
             what a checkpoint holds of it.
-        kind: tells checkpoints of one loop from those of another.
+        kind: distinguishes checkpoints of different loops.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Saver:
 
     @property
     def place(self) -> str:
-        """The run in words, with its directory where it has one."""
+        """Description of the run for messages, with its directory if it has one."""
         return f"the run in {self._options.directory}" if self._options else "the run"
 
     @property
@@ -115,26 +115,26 @@ class Saver:
             self._writer.__exit__(kind, error, at)
 
     def resume(self, engine: Saved) -> History | None:
-        """Put the engine where the last good checkpoint was; return its history, or None where there is none.
+        """Restore the last good checkpoint; return its history, or None where there is none.
 
-        A damaged checkpoint is put aside with a warning, and the one before it taken.
+        A damaged checkpoint is renamed, with a warning, and the one before it is taken.
         """
         if self._options is None:
             return None
         directory = Path(self._options.directory)
-        found = checkpoints.steps(directory)
+        complete = checkpoints.steps(directory)
         multihost_utils.sync_global_devices("every process knows the same steps")
-        if found and found[-1] < (begun := int(engine.server.round)):
+        if complete and complete[-1] < (begun := int(engine.server.round)):
             raise ValueError(
                 f"expected checkpoints of round {begun} or later in {directory}, since the run begins there, got round "
-                f"{found[-1]}; take another directory, or begin with algorithm.init(...) to go on from that checkpoint"
+                f"{complete[-1]}; take another directory, or begin with algorithm.init(...) to resume that one"
             )
-        for step in reversed(found):
+        for step in reversed(complete):
             try:
                 manifest = checkpoints.manifest(directory, step)
                 self._check(manifest)
-                told = manifest.metadata
-                like = {**engine.like(told["rows"]), "history": History.like(told["history"])}
+                facts = manifest.metadata
+                like = {**engine.like(facts["rows"]), "history": History.like(facts["history"])}
                 snapshot = checkpoints.load(directory, like=like, step=step)
                 engine.restore(snapshot)
             except checkpoints.DamagedError as damage:
@@ -148,16 +148,16 @@ class Saver:
             self._saved = step
             for kept in checkpoints.steps(directory):
                 engine.lock(kept, partial(self._rows, engine, kept))
-            return History.restored(told["history"], snapshot["history"])
+            return History.restored(facts["history"], snapshot["history"])
         return None
 
     def _rows(self, engine: Saved, step: int) -> PyTree:
         assert self._options is not None
-        told = checkpoints.manifest(self._options.directory, step).metadata["rows"]
-        return checkpoints.load(self._options.directory, like=engine.like(told)["rows"], step=step, part="rows")
+        facts = checkpoints.manifest(self._options.directory, step).metadata["rows"]
+        return checkpoints.load(self._options.directory, like=engine.like(facts)["rows"], step=step, part="rows")
 
     def save(self, engine: Saved, history: History, *, now: bool = False) -> None:
-        """Begin to save in the background if a checkpoint is due, or `now`."""
+        """Start to save in the background if a checkpoint is due, or `now`."""
         if self._writer is None or self._options is None:
             return
         done = int(engine.server.round)
@@ -166,18 +166,18 @@ class Saver:
         self._writer.wait()
         oldest = min(checkpoints.steps(self._options.directory), default=done)
         tree = {**engine.snapshot(done, oldest), "history": history.snapshot()}
-        known = {"config": self._config, "identity": dict(self._identity({}))}
-        metadata = {**known, "history": history.describe(), "rows": engine.describe()}
+        compared = {"config": self._config, "identity": dict(self._identity({}))}
+        metadata = {**compared, "history": history.describe(), "rows": engine.describe()}
         self._writer.save(done, tree, metadata)
         self._saved = done
 
     def wait(self) -> None:
-        """Return once what was saved is on disk; raise what went wrong."""
+        """Return once the last save is on disk; raise its error."""
         if self._writer is not None:
             self._writer.wait()
 
     def interrupted(self, engine: Saved, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
-        """Save unless stopped at once; return the interrupt that says how to resume."""
+        """Save, unless Ctrl-C came twice; return the exception that says how to resume."""
         if isinstance(stopped, StoppedAtOnce):
             return stopped
         done = int(engine.server.round)
@@ -189,7 +189,7 @@ class Saver:
         )
 
     def _check(self, manifest: checkpoints.Manifest) -> None:
-        """Raise ValueError, naming all that differs and may not, for a checkpoint of another run."""
+        """Raise ValueError for a checkpoint of another run, naming all differences beyond `may_differ`."""
         assert self._options is not None
         saved = manifest.metadata["config"] if manifest.kind == self._kind else {"kind": manifest.kind}
         names, directory = {**saved, **self._config}, self._options.directory
@@ -210,10 +210,10 @@ class Saver:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, once the round was done.
+    """Ctrl-C, raised once the round was done.
 
     Attributes:
-        state: the `jaxfed.RunState` after it, for `jaxfed.simulate(algorithm, error.state, ...)`; None where not known.
+        state: the `jaxfed.RunState` after it, for `jaxfed.simulate(algorithm, error.state, ...)`; None if lost.
     """
 
     state: RunState | None = None
@@ -224,9 +224,9 @@ class StoppedAtOnce(Interrupted):
 
 
 class Interrupt:
-    """Holds Ctrl-C back until a round is done, so that it never leaves a run half-updated. A context manager.
+    """Delays Ctrl-C until a round is done, so that it never leaves a run half-updated. A context manager.
 
-    Only the main thread gets signals; in another one this does nothing.
+    Only the main thread receives signals; in another one this does nothing.
     """
 
     def __init__(self) -> None:

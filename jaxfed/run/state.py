@@ -1,4 +1,4 @@
-"""The whole state of a run, beside its checkpoints: taken, given back with an error, and gone on from."""
+"""The whole state of a run in memory: taken, attached to an exception, and continued."""
 
 import dataclasses
 import warnings
@@ -17,22 +17,22 @@ from jaxfed.run.history import History, RunState
 from jaxfed.run.resume import Saved
 
 OWN_STEP = 2**62
-"""Under which a store keeps the rows of a state that a run began from: no checkpoint has this number."""
+"""Step under which a store locks the rows of the state that a run began from; no checkpoint has this number."""
 
 
 def take(engine: Saved, store: Store | None, history: History) -> RunState:
-    """The state of a run between two rounds; the engine is closed after it, or goes on by `put_back` only."""
+    """Return the state of a run between two rounds; the engine is closed after it, or continues by `put_back` only."""
     saved = engine.snapshot(int(engine.server.round), 0)
     return RunState(saved["server"], saved["rows"], engine.describe(), store, copied(history))
 
 
 def copied(history: History) -> History:
-    """The same numbers, for another run to add to."""
+    """Return a copy for another run to add to."""
     return dataclasses.replace(history, state=None, seconds=[*history.seconds])
 
 
 def put_back(engine: Engine, state: RunState, store: Store) -> History:
-    """Put an engine, which began with the state's server, where the state is; return the history that goes on.
+    """Restore a state in an engine that began with the state's server; return a copy of its history.
 
     Raises:
         ValueError: a state of another store, or of an algorithm whose clients keep something else.
@@ -52,7 +52,7 @@ def put_back(engine: Engine, state: RunState, store: Store) -> History:
 
 
 def _copied(leaf: Any, like: Any) -> Any:
-    """A copy where the engine wants it: rounds are given these buffers to overwrite."""
+    """Return a copy with the sharding of `like`: rounds donate these buffers."""
     if not isinstance(leaf, jax.Array):
         return np.array(leaf)
     return jax.jit(jnp.copy)(put(leaf, getattr(like, "sharding", None)))
@@ -64,7 +64,7 @@ def _shapes(rows: Any) -> str:
 
 
 def check_alone(algorithm: FederatedAlgorithm, server: Server, row: ClientRow, remedy: str) -> None:
-    """Raise ValueError if a server that has done rounds comes without the rows that its clients kept in them."""
+    """Raise ValueError for a server that has done rounds, without the rows that its clients keep."""
     done = int(server.round)
     if done and jax.tree.leaves(row):
         name = algorithm.hyperparameters.get("algorithm", "this algorithm")
@@ -77,30 +77,30 @@ def check_alone(algorithm: FederatedAlgorithm, server: Server, row: ClientRow, r
 
 @contextmanager
 def carrying(engine: Saved, store: Store | None, history: History) -> Iterator[None]:
-    """Let whatever ends the block carry the state after the last whole round as `state`, None where it is lost."""
+    """Give an exception that ends the block an attribute `state`: after the last whole round, None where it is lost."""
     first = int(engine.server.round)
     try:
         yield
     except BaseException as error:
-        give_with(error, _whole(engine, store, history, first))
+        attach(error, _whole(engine, store, history, first))
         raise
 
 
 def _whole(engine: Saved, store: Store | None, history: History, first: int) -> RunState | None:
-    """The state, unless a round was under way: its rows are then half written, or were given to the program."""
+    """Return the state, or None inside a round: its rows are then partly written, or donated to the program."""
     try:
         if int(engine.server.round) != history.rounds.last().get("round", first):
             return None
         state = take(engine, store, history)
         deleted = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array) and leaf.is_deleted()]
         return None if deleted else state
-    except Exception:  # what ended the run may be why its state cannot be read
+    except Exception:  # the cause of the exception may also be why the state cannot be read
         return None
 
 
-def give_with(error: BaseException, state: RunState | None) -> None:
-    """Let an error carry a state, and say so."""
-    with suppress(AttributeError):  # of an error with slots
+def attach(error: BaseException, state: RunState | None) -> None:
+    """Attach a state to an exception, with a note."""
+    with suppress(AttributeError):  # an exception with slots
         error.state = state  # type: ignore[attr-defined]
         if state is None:
             error.add_note("this happened inside a round, which cannot be taken back: error.state is None")
@@ -112,13 +112,13 @@ def give_with(error: BaseException, state: RunState | None) -> None:
 
 
 def warn_if_done(done: int, rounds: int, where: str, stacklevel: int = 3) -> None:
-    """Warn that a run has done all the rounds that were asked for, and that what comes back is what was there."""
+    """Warn that a run has done all of `rounds` already, and returns what was there."""
     if done and done >= rounds:
         warnings.warn(nothing_trained(done, rounds, where), NothingTrainedWarning, stacklevel=stacklevel)
 
 
 def nothing_trained(done: int, rounds: int, where: str) -> str:
-    """What is said of such a run."""
+    """Return the message for such a run."""
     return (
         f"nothing was trained or evaluated: {where} has done {done} rounds already, and rounds={rounds} counts from "
         f"the start; server and history are as they were; pass rounds={done + 1} or more to go on, or begin a new run"

@@ -1,20 +1,22 @@
-"""Which method pays: the cost model of a step, timing of its programs, replays without decoding, pictures."""
+"""Which method is the fastest: the cost model of a step, timing of its programs, replay without decoding, plots."""
 
-from jaxspec.analysis import cost, foresight, plots, specbench, timing, whatif
-from jaxspec.analysis._probe import Knowledge, Proposal, probe, proposals, step_ends
-from jaxspec.analysis._tune import Grid, Setting, Tuned, tune
+from jaxspec.analysis import cost, plots, replay, specbench, timing, whatif
+from jaxspec.analysis._grid import Grid
+from jaxspec.analysis._probe import ExitProbe, ExitProposal, probe, proposals
+from jaxspec.analysis._reading import step_ends
+from jaxspec.analysis._tune import Prediction, Tuned, tune
 
 __all__ = [
+    "ExitProbe",
+    "ExitProposal",
     "Grid",
-    "Knowledge",
-    "Proposal",
-    "Setting",
+    "Prediction",
     "Tuned",
     "cost",
-    "foresight",
     "plots",
     "probe",
     "proposals",
+    "replay",
     "specbench",
     "step_ends",
     "timing",

@@ -1,14 +1,14 @@
-"""The law of a step: how long each program takes alone, what is hidden behind what, and what a policy would gain.
+"""The cost model of a step: the time of each program alone, what overlaps, and what a fallback adds.
 
     T = max(T_target, T_draft side) + T_rv + T_select + FF_B·T_fallback
     T_draft side = max(T_prefix + T_rv, T_ahead) + T_rollout      with an exit's message
                  = T_ahead                                        without one
     FF_B = 1 − (1 − FF)^B
 
-A step adds 1 + E[A] tokens to a sequence. FF is the chance that no branch of a sequence comes true; a batch drafts anew
-if one of its sequences must, since enqueued programs cannot be recalled.
+A step adds 1 + E[A] tokens to a sequence. FF is the probability that no branch of a sequence matches the verdict. A
+batch drafts again if one of its sequences must, because enqueued programs cannot be cancelled.
 
-Source: Mirror-SD (arXiv 2510.13161), §3; the term of the fallback is ours.
+Source: Mirror-SD (arXiv 2510.13161), §3; the fallback term is ours.
 """
 
 import math
@@ -31,16 +31,16 @@ from jaxspec.methods.protocol import DecodingMethod
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Seconds of every program, each alone on its mesh, what was enqueued for it included.
+class ProgramTimes:
+    """Seconds of every program of a step, each alone on its mesh, with the time to enqueue it.
 
     Attributes:
         prefix: layers 1..ℓₑ and the exit's message.
-        suffix: the other layers and the verdict; with a policy that sends no message, the whole pass.
-        ahead: rollouts from the draft's own message.
+        suffix: the other layers and the verdict; for a policy without the exit's message, the whole pass.
+        ahead: rollouts from the draft's own candidates.
         rollout: rollouts from the exit's message.
-        select: taking the branch that came true.
-        fallback: drafting anew, beyond that.
+        select: select the branch that matches the verdict.
+        fallback: draft again, in addition to that.
         rendezvous: a message from one mesh to the other.
     """
 
@@ -54,63 +54,58 @@ class Parts:
 
     @property
     def target(self) -> float:
-        """T_target, which no step of Mirror-SD undercuts."""
+        """T_target, a lower bound of every step."""
         return self.prefix + self.suffix
 
     @property
-    def drafting(self) -> float:
-        """When the draft's side is done rolling out, counted from the start of the step."""
+    def draft_side(self) -> float:
+        """Time from the start of the step to the end of all rollouts."""
         if not self.rollout:
             return self.ahead
         return max(self.prefix + self.rendezvous, self.ahead) + self.rollout
 
     @property
     def hidden(self) -> float:
-        """What the law hides: how much longer a step takes whose programs run in turn."""
-        return max(self.target + self.ahead + self.rollout - max(self.target, self.drafting), 0.0)
+        """Time that overlaps according to the cost model: programs in sequence take this much longer."""
+        return max(self.target + self.ahead + self.rollout - max(self.target, self.draft_side), 0.0)
 
 
-def step_time(parts: Parts, fallback_rate: float, batch: int = 1, overlap: float = 1.0) -> float:
-    """T of the law, in the unit of ``parts``.
+def step_time(times: ProgramTimes, fallback_rate: float, batch: int = 1, overlap: float = 1.0) -> float:
+    """Return T, in the unit of ``times``.
 
     Args:
-        parts: of a step.
+        times: of the programs of a step.
         fallback_rate: FF of one sequence.
         batch: B.
-        overlap: share of ``parts.hidden`` that is hidden indeed; the law itself is at 1.
+        overlap: share of ``times.hidden`` that really overlaps; the cost model assumes 1.
 
     Raises:
         ValueError: a rate outside [0, 1], or a batch below 1.
     """
     if not 0 <= fallback_rate <= 1 or batch < 1:
         raise ValueError(f"expected 0 <= fallback_rate <= 1 and batch >= 1, got {fallback_rate} and {batch}")
-    failing = 1 - (1 - fallback_rate) ** batch
-    shown = max(parts.target, parts.drafting) + (1 - overlap) * parts.hidden
-    return shown + parts.rendezvous + parts.select + failing * parts.fallback
-
-
-def speed_up(parts: Parts, fallback_rate: float, accepted_length: float, plain_step: float, batch: int = 1) -> float:
-    """Tokens a second over those of plain decoding, whose step takes ``plain_step``."""
-    return (1 + accepted_length) * plain_step / step_time(parts, fallback_rate, batch)
+    batch_rate = 1 - (1 - fallback_rate) ** batch
+    visible = max(times.target, times.draft_side) + (1 - overlap) * times.hidden
+    return visible + times.rendezvous + times.select + batch_rate * times.fallback
 
 
 def accepted_length(acceptance_rate: float, window: int) -> float:
-    """E[A] = Σ_{r=1..γ} αʳ, if every token is accepted with probability α."""
+    """Return E[A] = Σ_{r=1..γ} αʳ, if every token is accepted with probability α, independently."""
     return float(np.sum(acceptance_rate ** np.arange(1, window + 1)))
 
 
 @dataclass
-class Alone:
-    """A ``Watch`` that lets one program run at a time, and notes how long each took.
+class SerialWatch:
+    """A ``Watch`` that runs one program at a time and records the seconds of each.
 
-    Selections of a step in which a sequence had to draft anew are noted as "fallback".
+    The selection of a step in which a sequence had to draft again is recorded as "fallback".
     """
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     _last: float = field(default_factory=time.perf_counter)
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
-        """Waits for a program here."""
+        """Wait for the outputs of a program and record the time since the last one."""
         jax.block_until_ready(outputs)
         now = time.perf_counter()
         name = "fallback" if name == "select" and not np.all(outputs) else name
@@ -119,9 +114,9 @@ class Alone:
 
 
 def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> float:
-    """Seconds that ``count`` numbers take from one mesh to the other: half of a way there and back, median.
+    """Return the seconds to send ``count`` numbers from one mesh to the other: half of a round trip, median.
 
-    Between two processes both call it.
+    If the meshes belong to two processes, both must call it.
     """
     check_processes(*placement)
     channel = channel_between(*placement)
@@ -137,10 +132,17 @@ def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> floa
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What ``measure`` found: parts alone, seconds of a step as it is, and the counts of the run."""
+class StepTiming:
+    """What ``measure`` returns.
 
-    parts: Parts
+    Attributes:
+        times: of the programs, each alone.
+        step: seconds of a step in normal operation.
+        stats: of the last run.
+        batch: B.
+    """
+
+    times: ProgramTimes
     step: float
     stats: Stats
     batch: int = 1
@@ -151,60 +153,60 @@ class Measured:
         return 1 - self.stats.reuse_rate
 
     @property
-    def law(self) -> float:
-        """What the law makes of the parts, at this run's rate of fallback."""
-        return step_time(self.parts, self.fallback_rate, self.batch)
+    def predicted(self) -> float:
+        """Seconds of a step by the cost model, at the fallback rate of this run."""
+        return step_time(self.times, self.fallback_rate, self.batch)
 
     @property
     def overlap(self) -> float | None:
-        """Share of what could be hidden that is: 1 at the law's time, 0 in turn; None where nothing could be."""
-        return 1 - (self.step - self.law) / self.parts.hidden if self.parts.hidden > 0 else None
+        """Share of ``times.hidden`` that really overlaps: 1 as predicted, 0 in sequence; None if nothing can."""
+        return 1 - (self.step - self.predicted) / self.times.hidden if self.times.hidden > 0 else None
 
 
 def check_local(placement: Placement) -> None:
-    """Checks that programs of both meshes can be timed here.
+    """Check that programs of both meshes can be timed in this process.
 
     Raises:
-        ValueError: one belongs to another process.
+        ValueError: a mesh belongs to another process.
     """
     if not all(map(is_local, placement)):
-        raise ValueError("expected both meshes in this process, which times every program, got one of another's")
+        raise ValueError("expected both meshes in this process, which times every program, got one of another process")
 
 
 def measure(
     method: DecodingMethod, placement: Placement, prompts: Sequence[Prompt], new_tokens: int = 64, repeats: int = 3
-) -> Measured:
-    """Decodes with one program at a time and as usual, in turns; medians.
+) -> StepTiming:
+    """Decode with one program at a time and normally, in turns, and return medians.
 
     Args:
         method: from ``jaxspec.mirror``.
         placement: its meshes.
         prompts: one batch.
-        new_tokens: decoded each time.
-        repeats: of both, after one that compiles.
+        new_tokens: per run.
+        repeats: of both, after one run that compiles.
 
     Raises:
-        ValueError: meshes of two processes, of which neither sees all programs.
+        ValueError: a mesh belongs to another process.
     """
     check_local(placement)
     generate(method, prompts, new_tokens)
     seconds: dict[str, list[float]] = defaultdict(list)
     steps, stats = [], Stats()
     for _ in range(repeats):
-        watch = Alone()
+        watch = SerialWatch()
         generate(method, prompts, new_tokens, watch=watch)
         for name, times in watch.seconds.items():
             seconds[name] += times[1:] if name in ("prefix", "whole") else times
         stats = generate(method, prompts, new_tokens).stats
         steps.append(stats.decode_seconds / max(stats.steps / len(prompts), 1))
-    return Measured(_parts(seconds, rendezvous(placement)), float(np.median(steps)), stats, len(prompts))
+    return StepTiming(_medians(seconds, rendezvous(placement)), float(np.median(steps)), stats, len(prompts))
 
 
-def _parts(seconds: dict[str, list[float]], message: float) -> Parts:
-    """Medians; what the selection waits for the verdict is counted apart. The rollout's message has come by then."""
+def _medians(seconds: dict[str, list[float]], message: float) -> ProgramTimes:
+    """Return medians. A selection waits for the verdict's message, which is subtracted; a rollout does not wait."""
     median = {name: float(np.median(times)) for name, times in seconds.items() if times}
     select = max(median.get("select", 0.0) - message, 0.0)
-    return Parts(
+    return ProgramTimes(
         median.get("prefix", 0.0),
         median.get("suffix", 0.0) + median.get("whole", 0.0),
         median.get("ahead", 0.0),

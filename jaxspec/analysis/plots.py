@@ -1,7 +1,4 @@
-"""Pictures; matplotlib is imported here and nowhere else. Each is returned, and written to a file if there is a path.
-
-No backend is chosen: a notebook shows the figure that comes back.
-"""
+"""Plots. Each function returns a figure and, with a path, writes it to a file; no matplotlib backend is selected."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from jaxspec.analysis._probe import Knowledge
-from jaxspec.analysis.whatif import REFERENCE, Surface
+from jaxspec.analysis._probe import ExitProbe
+from jaxspec.analysis.whatif import REFERENCE, WhatIf
 from jaxspec.generation.trace import VERDICT, Span
 
 COLOURS = {
@@ -29,7 +26,7 @@ COLOURS = {
 
 
 def timeline(spans: Sequence[Span], path: str | Path | None = None, first_step: int = 2, num_steps: int = 4) -> Figure:
-    """Draws lanes of target and draft over some steps, with both rendezvous (message and verdict) as arrows."""
+    """Draw the programs of target and draft over some steps, with messages and verdicts as arrows."""
     shown = [s for s in spans if first_step <= s.step < first_step + num_steps]
     origin, lanes = min(s.start for s in shown), {"draft": 0, "target": 1}
     figure = Figure(figsize=(12, 3.2), layout="constrained")
@@ -58,7 +55,7 @@ def timeline(spans: Sequence[Span], path: str | Path | None = None, first_step: 
 
 
 def _saved(figure: Figure, path: str | Path | None) -> Figure:
-    """The figure, written to a picture file if there is a path."""
+    """Write the figure to a file if there is a path, and return it."""
     if path is not None:
         figure.savefig(path, dpi=130)
     return figure
@@ -67,7 +64,7 @@ def _saved(figure: Figure, path: str | Path | None) -> Figure:
 def _rendezvous(
     axes: Axes, spans: Sequence[Span], origin: float, names: tuple[str, ...], colour: str, label: str
 ) -> None:
-    """Arrows from the target lane to the draft lane at the end of every span of these names."""
+    """Draw arrows from the target lane to the draft lane at the end of every span of these names."""
     for index, span in enumerate(s for s in spans if s.name in names):
         at = 1e3 * (span.end - origin)
         axes.annotate("", (at, 0.27), (at, 0.73), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.3})
@@ -80,7 +77,7 @@ def acceptance(
     window: int,
     path: str | Path | None = None,
 ) -> Figure:
-    """Draws accepted length: on validation roles against rounds (left), on the clients' unseen text (right)."""
+    """Draw accepted length: on validation roles against rounds (left), on the clients' unseen text (right)."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     colours = dict(zip(final, ("#999999", "#e1812c", "#4878a8", "#6a9f58"), strict=False))
@@ -98,22 +95,22 @@ def acceptance(
     return _saved(figure, path)
 
 
-def probe(found: Sequence[Knowledge], path: str | Path | None = None) -> Figure:
-    """Draws what exits know against their layer: top-1 and top-κ, Ω_κ, and the windows that they foresee."""
+def probe(probes: Sequence[ExitProbe], path: str | Path | None = None) -> Figure:
+    """Draw how well exits predict the target against their layer: top-1 and top-κ, Ω_κ, and Ω′."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    layers, least, most = [row.layer for row in found], min(found[0].contained), max(found[0].contained)
+    layers, least, most = [row.layer for row in probes], min(probes[0].contained), max(probes[0].contained)
     lines = (
-        (f"target's choice among the exit's first {least}", "contained", least, "#999999"),
+        (f"target's token among the exit's first {least}", "contained", least, "#999999"),
         (f"… among its first {most}", "contained", most, "#4878a8"),
         (f"target's probability of its first {most}", "mass", most, "#86b0d6"),
         (f"correction among its first {most}, where one is needed", "at_correction", most, "#6a9f58"),
-        (f"windows foreseen with {most} candidates a place", "foreseen", most, "#e1812c"),
+        (f"windows foreseen with {most} candidates per position", "foreseen", most, "#e1812c"),
     )
     for label, share, kappa, colour in lines:
-        if not getattr(found[0], share):  # read off without a draft
+        if not getattr(probes[0], share):  # probed without a draft
             continue
-        values = [getattr(row, share)[kappa] for row in found]
+        values = [getattr(row, share)[kappa] for row in probes]
         axes.plot(layers, values, marker="o", markersize=3.5, color=colour, label=label, linewidth=1.8)
     axes.set(xlabel="layers before the exit", ylim=(0, 1.02), xticks=layers)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -122,7 +119,7 @@ def probe(found: Sequence[Knowledge], path: str | Path | None = None) -> Figure:
     return _saved(figure, path)
 
 
-#: Winners on the surface, told apart by people who see fewer colours as well (Okabe and Ito), lightened for lines.
+#: Colours of policies, distinguishable with colour blindness (Okabe and Ito), light so that lines are visible.
 WINNERS = {
     "plain": "#d9d9d9",
     "speculative": "#b39ddb",
@@ -133,33 +130,35 @@ WINNERS = {
 }
 
 
-def surface(found: Surface, path: str | Path | None = None) -> Figure:
-    """Draws which policy wins, a panel for every Ω′; lines: the best speed-up over plain decoding."""
-    count = len(found.foreseen)
+def whatif(result: WhatIf, path: str | Path | None = None) -> Figure:
+    """Draw which policy wins, a panel for every Ω′; lines: the best speed-up over plain decoding."""
+    count = len(result.foreseen)
     figure = Figure(figsize=(4.3 * count + 0.6, 4.9), layout="constrained")
     panels = figure.subplots(1, count, sharey=True, squeeze=False)
-    colours = ListedColormap([WINNERS[name] for name in found.names])
-    norm = BoundaryNorm([number - 0.5 for number in range(len(found.names) + 1)], colours.N)
+    colours = ListedColormap([WINNERS[name] for name in result.names])
+    norm = BoundaryNorm([number - 0.5 for number in range(len(result.names) + 1)], colours.N)
     levels = [1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 7]
-    column = int(np.argmin(abs(found.costs - 0.12)))
-    for number, (axes, share) in enumerate(zip(panels[0], found.foreseen, strict=True)):
+    column = int(np.argmin(abs(result.costs - 0.12)))
+    for number, (axes, share) in enumerate(zip(panels[0], result.foreseen, strict=True)):
         axes.set(xscale="log", title=f"Ω′ = {share:g}", xlabel=f"T_draft({REFERENCE}) / T_target")
-        winners, best = found.winners[number], found.best[number]
-        axes.pcolormesh(found.costs, found.rates, winners, cmap=colours, norm=norm, shading="nearest", rasterized=True)
-        lines = axes.contour(found.costs, found.rates, best, levels, colors="#222222", linewidths=0.9)
+        winners, best = result.winners[number], result.best[number]
+        axes.pcolormesh(
+            result.costs, result.rates, winners, cmap=colours, norm=norm, shading="nearest", rasterized=True
+        )
+        lines = axes.contour(result.costs, result.rates, best, levels, colors="#222222", linewidths=0.9)
         inside = [level for level in levels if best[0, column] < level < best[-1, column]]
-        places = [(found.costs[column], np.interp(level, best[:, column], found.rates)) for level in inside]
-        axes.clabel(lines, fmt=lambda level: f"{level:g}×", fontsize=9, manual=places)
+        at = [(result.costs[column], np.interp(level, best[:, column], result.rates)) for level in inside]
+        axes.clabel(lines, fmt=lambda level: f"{level:g}×", fontsize=9, manual=at)
         axes.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0, 0].set_ylabel("α, chance that a drafted token is accepted")
-    shown = [name for number, name in enumerate(found.names) if (found.winners == number).any()]
+    shown = [name for number, name in enumerate(result.names) if (result.winners == number).any()]
     handles = [Patch(facecolor=WINNERS[name], edgecolor="#555555", linewidth=0.5, label=name) for name in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(shown), frameon=False, fontsize=10)
     figure.suptitle(
-        f"The simplest policy within {100 * found.margin:g} % of the fastest, by the law; lines: the fastest, × plain "
-        "decoding (every policy at its best window)",
+        f"The simplest policy within {100 * result.margin:g} % of the fastest, by the cost model; lines: the fastest "
+        "over plain decoding (every policy at its best window)",
         fontsize=11,
     )
     return _saved(figure, path)

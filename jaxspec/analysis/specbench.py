@@ -1,4 +1,4 @@
-"""Spec-Bench: the benchmark's own questions, six tasks, every method on the same prompts with the same count of tokens.
+"""Spec-Bench: its questions of six tasks, every method on the same prompts with the same number of tokens.
 
 The file is the published ``question.jsonl``: one object a line with ``question_id``, ``category`` and ``turns``. The
 eight categories of MT-Bench are one task, conversation in several turns.
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.core.files import lines_of
 from jaxspec.generation import generate
 from jaxspec.methods.protocol import DecodingMethod
 
@@ -35,24 +34,24 @@ Key = TypeVar("Key")
 
 
 class Question(NamedTuple):
-    """One question: its ``task``, and what the user says, turn by turn."""
+    """A question: its ``task`` and the user's messages."""
 
     id: int
     task: str
     turns: list[str]
 
 
-class Row(NamedTuple):
-    """One method on one task, or on all of them.
+class TaskResult(NamedTuple):
+    """The result of one method on one task, or on all.
 
     Attributes:
         task: name.
         method: name.
         tokens_per_second: new tokens over seconds, prefill included; median over runs.
         ratio: over the first method's.
-        accepted_length: drafted tokens that are confirmed, mean over steps (``Stats.accepted_length``).
+        accepted_length: accepted drafted tokens, mean over steps (``Stats.accepted_length``).
         tokens: new tokens in one run.
-        identical: whether they are the first method's.
+        identical: whether the tokens equal the first method's.
     """
 
     task: str
@@ -64,8 +63,8 @@ class Row(NamedTuple):
     identical: bool
 
 
-class Played(NamedTuple):
-    """One question answered by one method: seconds, steps, verified drafted tokens, and the tokens themselves."""
+class Answer(NamedTuple):
+    """A method's answer to one question: seconds, steps, accepted drafted tokens, and the tokens of each turn."""
 
     seconds: float
     steps: int
@@ -74,28 +73,28 @@ class Played(NamedTuple):
 
 
 def read_questions(path: str | Path, per_task: int | None = None) -> list[Question]:
-    """Questions of the file, in its order; at most ``per_task`` of each.
+    """Read the questions of a file, in its order; at most ``per_task`` per task.
 
     Raises:
-        ValueError: a line that is no question, or of an unknown category; names the line.
+        ValueError: a line that is not a question, or of an unknown category; names the line.
     """
-    found: list[Question] = []
-    for number, line in enumerate(lines_of(Path(path)), start=1):
+    questions: list[Question] = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            read = json.loads(line.decode())
+            read = json.loads(line)
             question = Question(
                 int(read["question_id"]), TASKS[read["category"]], [str(turn) for turn in read["turns"]]
             )
         except (ValueError, TypeError, KeyError) as error:
             wanted = f"question_id, turns and a category out of {', '.join(TASKS)}"
             raise ValueError(f"{path}, line {number}: expected {wanted}, got {error}") from error
-        if per_task is None or sum(other.task == question.task for other in found) < per_task:
-            found.append(question)
-    if not found:
+        if per_task is None or sum(other.task == question.task for other in questions) < per_task:
+            questions.append(question)
+    if not questions:
         raise ValueError(f"{path}: expected a question on every line, got none")
-    return found
+    return questions
 
 
 def run(
@@ -104,8 +103,8 @@ def run(
     max_new_tokens: int = 256,
     runs: int = 3,
     progress: bool = True,
-) -> list[Row]:
-    """All methods on all questions in turns (A B A B), after one run that compiles; the first is the baseline.
+) -> list[TaskResult]:
+    """Run all methods on all questions in turns (A B A B), after one run that compiles; the first is the baseline.
 
     Each question is a batch of one. A second turn follows the method's own first answer.
 
@@ -114,74 +113,77 @@ def run(
     """
     if not methods or runs < 1:
         raise ValueError(f"expected at least one method and one run, got {len(methods)} and {runs}")
-    played: dict[tuple[str, int], list[Played]] = {}
+    answers: dict[tuple[str, int], list[Answer]] = {}
     with tqdm(total=len(questions) * len(methods) * (runs + 1), desc="questions", disable=not progress) as bar:
         for number, question in enumerate(questions):
             for turn in range(runs + 1):
                 for name, method in methods.items():
-                    answer = play(method, question, max_new_tokens)
+                    result = answer(method, question, max_new_tokens)
                     if turn:
-                        played.setdefault((name, number), []).append(answer)
+                        answers.setdefault((name, number), []).append(result)
                     bar.update()
     tasks = dict.fromkeys(question.task for question in questions)
     groups = {task: [n for n, question in enumerate(questions) if question.task == task] for task in tasks}
     groups["all"] = list(range(len(questions)))
-    return [row for task, numbers in groups.items() for row in _rows(task, numbers, list(methods), played)]
+    return [row for task, numbers in groups.items() for row in _results(task, numbers, list(methods), answers)]
 
 
 def fastest(methods: Mapping[Key, DecodingMethod], question: Question, max_new_tokens: int, runs: int) -> Key:
-    """The method that answers a question in the least time, median over runs in turns after one that compiles."""
+    """Return the method that answers a question fastest, median over runs in turns after one that compiles."""
     if len(methods) == 1:
         return next(iter(methods))
     seconds: dict[Key, list[float]] = {name: [] for name in methods}
     for turn in range(runs + 1):
         for name, method in methods.items():
-            answer = play(method, question, max_new_tokens)
+            result = answer(method, question, max_new_tokens)
             if turn:
-                seconds[name].append(answer.seconds)
+                seconds[name].append(result.seconds)
     return min(methods, key=lambda name: float(np.median(seconds[name])))
 
 
-def play(method: DecodingMethod, question: Question, max_new_tokens: int) -> Played:
-    """One method answers all turns of a question."""
-    talk = _talk(method)
-    said: list[str] = []
+def answer(method: DecodingMethod, question: Question, max_new_tokens: int) -> Answer:
+    """Answer all turns of a question with one method."""
+    prompt_of = _prompts(method)
+    replies: list[str] = []
     seconds, steps, verified, tokens = 0.0, 0, 0, []
     for turn in question.turns:
         start = time.perf_counter()
-        result = generate(method, [talk(question.turns, said, turn)], max_new_tokens)
+        result = generate(method, [prompt_of(question.turns, replies, turn)], max_new_tokens)
         seconds += time.perf_counter() - start
         steps, verified = steps + result.stats.steps, verified + result.stats.verified
         tokens.append(result.tokens[0])
-        said.append((result.text or [""])[0])
-    return Played(seconds, steps, verified, tokens)
+        replies.append((result.text or [""])[0])
+    return Answer(seconds, steps, verified, tokens)
 
 
-def _talk(method: DecodingMethod) -> Callable[[Sequence[str], Sequence[str], str], Any]:
-    """How a turn is put to the target: by its chat template, or as plain text where it has none."""
+def _prompts(method: DecodingMethod) -> Callable[[Sequence[str], Sequence[str], str], Any]:
+    """Return a function that formats a turn with the target's chat template, or as plain text if it has none."""
     templated = method.text is not None and method.text.template is not None
 
-    def prompt(turns: Sequence[str], said: Sequence[str], turn: str) -> Any:
+    def prompt(turns: Sequence[str], replies: Sequence[str], turn: str) -> Any:
         if not templated:
-            return "\n".join([text for pair in zip(turns, said, strict=False) for text in pair] + [turn])
+            return "\n".join([text for pair in zip(turns, replies, strict=False) for text in pair] + [turn])
         before = [
             message
-            for asked, answered in zip(turns, said, strict=False)
-            for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
+            for question, reply in zip(turns, replies, strict=False)
+            for message in ({"role": "user", "content": question}, {"role": "assistant", "content": reply})
         ]
         return [*before, {"role": "user", "content": turn}]
 
     return prompt
 
 
-def _rows(task: str, numbers: list[int], names: list[str], played: Mapping[tuple[str, int], list[Played]]) -> list[Row]:
-    """Every method on some questions."""
-    speeds, rows = {}, []
+def _results(
+    task: str, numbers: list[int], names: list[str], answers: Mapping[tuple[str, int], list[Answer]]
+) -> list[TaskResult]:
+    """Summarise every method on some questions."""
+    speeds, results = {}, []
     for name in names:
-        runs = list(zip(*(played[name, number] for number in numbers), strict=True))
-        tokens = sum(len(row) for answer in runs[0] for row in answer.tokens)
-        speeds[name] = float(np.median([tokens / sum(answer.seconds for answer in each) for each in runs]))
-        accepted = sum(answer.verified for answer in runs[0]) / max(sum(answer.steps for answer in runs[0]), 1)
-        same = all(played[name, number][0].tokens == played[names[0], number][0].tokens for number in numbers)
-        rows.append(Row(task, name, speeds[name], speeds[name] / speeds[names[0]], accepted, tokens, same))
-    return rows
+        runs = list(zip(*(answers[name, number] for number in numbers), strict=True))
+        tokens = sum(len(row) for each in runs[0] for row in each.tokens)
+        speeds[name] = float(np.median([tokens / sum(each.seconds for each in run) for run in runs]))
+        accepted = sum(each.verified for each in runs[0]) / max(sum(each.steps for each in runs[0]), 1)
+        same = all(answers[name, number][0].tokens == answers[names[0], number][0].tokens for number in numbers)
+        ratio = speeds[name] / speeds[names[0]]
+        results.append(TaskResult(task, name, speeds[name], ratio, accepted, tokens, same))
+    return results

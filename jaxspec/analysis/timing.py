@@ -1,11 +1,11 @@
-"""Seconds of the programs that every step is made of, each alone on its mesh; any step is put together from them.
+"""Seconds of the programs of a step, each alone on its mesh; the step of any setting is composed of them.
 
     T_prefix(γ, ℓ) = T_head(γ) + ℓ·c₁(γ)             T_suffix(γ, ℓ) = T_head(γ) + (N − ℓ)·c₂(γ)
     T_draft(γ, R) = T_enqueue + γ·T_pass(R)
 
-c₁ and c₂ are a layer's time before and behind the one exit that is timed. A program is compiled for each window on the
-target's side and for a few R on the draft's, not for every setting. Numbers that are passed around are zeros: what a
-program computes does not change how long it takes.
+c₁ and c₂ are the time of a layer before and after the one exit that is timed. Programs are compiled for each window on
+the target's side and for a few R on the draft's, not for every setting. Inputs are zeros, because the time of a program
+does not depend on their values.
 """
 
 import time
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.analysis.cost import Parts, rendezvous
+from jaxspec.analysis.cost import ProgramTimes, rendezvous
 from jaxspec.devices.channel import pack, send
 from jaxspec.devices.sharding import Placement, batch_sharding, put_model
 from jaxspec.drafts import Window, draft_for
@@ -35,14 +35,14 @@ from jaxspec.verify.target import Request, Target, prefill
 from jaxspec.verify.verdict import Verdict
 
 
-class Pass(NamedTuple):
+class TargetPass(NamedTuple):
     """The target's pass over γ+1 tokens, in seconds.
 
     Attributes:
         whole: as one program.
-        prefix: up to the exit, and its message.
-        suffix: from there on, and the verdict.
-        head: an exit and its message alone, without layers.
+        prefix: the layers before the exit, and its message.
+        suffix: the other layers, and the verdict.
+        head: an exit and its message, without layers.
     """
 
     whole: float
@@ -51,13 +51,13 @@ class Pass(NamedTuple):
     head: float
 
 
-class Drafting(NamedTuple):
+class DraftTimes(NamedTuple):
     """The draft's side, in seconds.
 
     Attributes:
-        enqueue: what a program takes beside its passes.
+        enqueue: of a program, in addition to its passes.
         passes: one pass over R tokens, by R.
-        selects: taking one of R branches, by R.
+        selects: select one of R branches, by R.
     """
 
     enqueue: float
@@ -65,11 +65,11 @@ class Drafting(NamedTuple):
     selects: Mapping[int, float] = MappingProxyType({})
 
     def pass_over(self, branches: int) -> float:
-        """T_pass(R), along straight lines between those measured."""
+        """Return T_pass(R), interpolated linearly."""
         return _between(self.passes, branches)
 
     def select(self, branches: int) -> float:
-        """T_select(R), likewise."""
+        """Return T_select(R), interpolated linearly."""
         return _between(self.selects, branches)
 
 
@@ -79,41 +79,41 @@ def _between(measured: Mapping[int, float], at: int) -> float:
 
 @dataclass(frozen=True)
 class Primitives:
-    """All that was measured.
+    """Measured times, in seconds.
 
     Attributes:
         plain: a step of plain decoding.
         passes: of the target, by γ.
-        exit_layer: ℓₑ of the exit that was timed.
+        exit_layer: ℓₑ of the timed exit.
         num_layers: N.
         drafting: on the draft's mesh.
-        beside: on the target's mesh, where vanilla speculative decoding drafts.
+        beside: on the target's mesh, where speculative decoding drafts.
         rendezvous: a message from one mesh to the other.
-        overlap: share of the shorter of two programs that is hidden when both meshes work.
+        overlap: share of the shorter of two programs that is hidden when both meshes are busy.
         batch: B, sequences decoded together.
     """
 
     plain: float
-    passes: Mapping[int, Pass]
+    passes: Mapping[int, TargetPass]
     exit_layer: int
     num_layers: int
-    drafting: Drafting
-    beside: Drafting
+    drafting: DraftTimes
+    beside: DraftTimes
     rendezvous: float
     overlap: float = 1.0
     batch: int = 1
 
-    def vanilla(self, window: int) -> Parts:
-        """Speculative decoding as one program on the target's mesh; its FF is 1."""
-        return Parts(suffix=self.passes[window].whole, fallback=window * self.beside.pass_over(1))
+    def speculative(self, window: int) -> ProgramTimes:
+        """Return a step of speculative decoding, one program on the target's mesh; its FF is 1."""
+        return ProgramTimes(suffix=self.passes[window].whole, fallback=window * self.beside.pass_over(1))
 
-    def parts(self, window: int, policy: Policy, num_candidates: int, exit_layer: int) -> Parts:
-        """A step of ``jaxspec.mirror``, whatever is rolled out ahead."""
+    def programs(self, window: int, policy: Policy, num_candidates: int, exit_layer: int) -> ProgramTimes:
+        """Return a step of ``jaxspec.mirror`` for any policy."""
         drafting, rankings = self.drafting, ((policy.ahead, policy.num_candidates), (policy.exit, num_candidates))
         ahead, later = (count_roots(ranking, window, kappa) for ranking, kappa in rankings)
         one, many = drafting.pass_over(1), lambda count: drafting.enqueue + window * drafting.pass_over(count)
         prefix, suffix = self._split(window, exit_layer) if later else (0.0, self.passes[window].whole)
-        return Parts(
+        return ProgramTimes(
             prefix=prefix,
             suffix=suffix,
             ahead=many(ahead) + one if ahead else 0.0,
@@ -124,7 +124,7 @@ class Primitives:
         )
 
     def _split(self, window: int, exit_layer: int) -> tuple[float, float]:
-        """T_prefix and T_suffix of an exit: a layer takes the same wherever it is on its side of the timed one."""
+        """Return T_prefix and T_suffix of an exit; layers on the same side of the timed exit take the same time."""
         _, prefix, suffix, head = self.passes[window]
         before, behind = self.exit_layer, self.num_layers - self.exit_layer
         early = max(prefix - head, 0.0) / before
@@ -134,12 +134,12 @@ class Primitives:
         return prefix + (exit_layer - before) * late, suffix - (exit_layer - before) * late
 
 
-class Setup(NamedTuple):
-    """What is timed: a pair on its meshes, an exit, and a batch of prompts.
+class TimedPair(NamedTuple):
+    """A pair on its meshes, an exit, and a batch of prompts.
 
     Attributes:
         target: network and parameters.
-        draft: likewise.
+        draft: network and parameters.
         placement: their meshes.
         exit: exit head.
         exit_layer: ℓₑ.
@@ -160,24 +160,24 @@ class Setup(NamedTuple):
 
 @dataclass
 class Laps:
-    """Seconds of programs that are run in turns, one at a time, so that a machine that slows down slows all of them."""
+    """Seconds of programs that run in turns, one at a time, so that a slow phase of the machine affects all of them."""
 
     seconds: dict[Any, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def __call__(self, name: Any, program: Callable[..., Any], *args: Any) -> Any:
-        """Runs a program to its end; what it gave."""
+        """Run a program to its end and return its outputs."""
         start = time.perf_counter()
         outputs = jax.block_until_ready(program(*args))
         self.seconds[name].append(time.perf_counter() - start)
         return outputs
 
     def median(self, *name: Any) -> float:
-        """Of all laps but the first, which compiles."""
+        """Return the median of all laps but the first, which compiles."""
         return float(np.median(self.seconds[name][1:]))
 
 
 def measure(
-    setup: Setup,
+    pair: TimedPair,
     windows: Sequence[int],
     branches: Sequence[int],
     *,
@@ -185,89 +185,92 @@ def measure(
     most: float = 10.0,
     progress: bool = False,
 ) -> Primitives:
-    """Times every primitive.
+    """Time every program.
 
     Args:
-        setup: what is timed.
+        pair: to be timed.
         windows: γ.
         branches: R, ascending from 1.
-        laps: medians are over so many, after one that compiles.
-        most: seconds after which no lap is begun, once there are three.
+        laps: repetitions for the medians, after one that compiles.
+        most: seconds after which no further lap begins, but at least three are run.
         progress: show a bar.
     """
     longest = max(*windows, 2)
-    verifier = _Verifier(setup, windows)
-    here, there = (
-        [_Roller(setup, side, 1, 1), *(_Roller(setup, side, count, longest) for count in counts)]
+    verifier = _Verifier(pair, windows)
+    on_draft, on_target = (
+        [_Roller(pair, side, 1, 1), *(_Roller(pair, side, count, longest) for count in counts)]
         for side, counts in (("draft", branches), ("target", (1,)))
     )
-    chosen = here[1], here[-1]
-    sides: list[Any] = [_Plain(setup), verifier, *here, *there, _Both(verifier, here[len(here) // 2], max(windows))]
+    selecting = on_draft[1], on_draft[-1]
+    middle = on_draft[len(on_draft) // 2]
+    programs: list[Any] = [_Plain(pair), verifier, *on_draft, *on_target, _Both(verifier, middle, max(windows))]
     clock, start = Laps(), 0.0
-    with tqdm(total=(1 + laps) * len(sides), desc="time", unit="program", disable=not progress) as bar:
+    with tqdm(total=(1 + laps) * len(programs), desc="time", unit="program", disable=not progress) as bar:
         for lap in range(1 + laps):
             start = time.perf_counter() if lap == 1 else start
             if lap > 3 and time.perf_counter() - start > most:
                 break
-            for side in sides:
-                side.lap(clock)
+            for program in programs:
+                program.lap(clock)
                 bar.update()
-            for roller in chosen:
+            for roller in selecting:
                 roller.lap_select(clock)
-    passes = {size: Pass(*(clock.median(part, size) for part in Pass._fields)) for size in windows}
+    passes = {size: TargetPass(*(clock.median(part, size) for part in TargetPass._fields)) for size in windows}
     return Primitives(
         clock.median("plain"),
         passes,
-        setup.exit_layer,
-        setup.target.network.config.num_layers,
-        _drafting(clock, here)._replace(selects={one.name[1]: clock.median("select", *one.name) for one in chosen}),
-        _drafting(clock, there),
-        rendezvous(setup.placement),
-        _overlap(clock, here[len(here) // 2], max(windows)),
-        len(setup.request.lengths),
+        pair.exit_layer,
+        pair.target.network.config.num_layers,
+        _drafting(clock, on_draft)._replace(
+            selects={one.name[1]: clock.median("select", *one.name) for one in selecting}
+        ),
+        _drafting(clock, on_target),
+        rendezvous(pair.placement),
+        _overlap(clock, middle, max(windows)),
+        len(pair.request.lengths),
     )
 
 
 class _Plain:
     """Plain decoding."""
 
-    def __init__(self, setup: Setup):
-        self.method = autoregressive(setup.target, setup.placement.target)
-        self.state = self.method.init(setup.request, setup.capacity)
+    def __init__(self, pair: TimedPair):
+        self.method = autoregressive(pair.target, pair.placement.target)
+        self.state = self.method.init(pair.request, pair.capacity)
 
     def lap(self, clock: Laps) -> None:
-        """One step."""
+        """Time one step."""
         self.state, _ = clock(("plain",), self.method.step, self.state)
 
 
 class _Verifier:
     """The target's programs."""
 
-    def __init__(self, setup: Setup, windows: Sequence[int]):
-        network, self.params, home, shared = put_model(setup.target, setup.placement.target)
+    def __init__(self, pair: TimedPair, windows: Sequence[int]):
+        network, self.params, home, shared = put_model(pair.target, pair.placement.target)
         self.target = Target(network)
-        self.layer, self.kappa, self.head = setup.exit_layer, setup.num_candidates, send(setup.exit, shared)
-        request = send(setup.request, home)
-        (self.cache, self.progress), _ = prefill(network, self.params, request, setup.capacity, self.target.reads)
-        batch = len(setup.request.lengths)
+        self.layer, self.kappa, self.head = pair.exit_layer, pair.num_candidates, send(pair.exit, shared)
+        request = send(pair.request, home)
+        (self.cache, self.progress), _ = prefill(network, self.params, request, pair.capacity, self.target.reads)
+        batch = len(pair.request.lengths)
         self.windows = {size: send(np.zeros((batch, size), np.int32), home) for size in windows}
 
     def whole(self, size: int) -> Any:
-        """A pass as one program; the cache after it."""
+        """Run a pass as one program and return the cache."""
         window = self.windows[size]
         self.cache, *_ = target_whole(self.target, self.params, self.cache, self.progress, window, None)
         return self.cache
 
     def prefix(self, stop: int, cache: Any, window: Any) -> Any:
-        """Up to an exit after ``stop`` layers, and its message."""
+        """Run the layers before an exit, and its message."""
         return target_prefix(self.target, stop, self.kappa, self.params, self.head, cache, self.progress, window)
 
     def suffix(self, cache: Any, x: Any, window: Any) -> Any:
-        """From the exit on."""
+        """Run the layers after the exit."""
         return target_suffix(self.target, self.layer, self.params, cache, self.progress, x, window, None)
 
     def lap(self, clock: Laps) -> None:
-        """Every window: whole, an exit without layers, prefix, suffix."""
+        """Time every window: whole, exit without layers, prefix, suffix."""
         for size, window in self.windows.items():
             clock(("whole", size), self.whole, size)
             clock(("head", size), self.prefix, 0, (), window)
@@ -277,16 +280,16 @@ class _Verifier:
 
 
 class _Roller:
-    """The draft's programs on one side's mesh, for so many branches of a window."""
+    """The draft's programs on one side's mesh, for a number of branches of a window."""
 
-    def __init__(self, setup: Setup, side: str, branches: int, window: int):
-        mesh, draft = getattr(setup.placement, side), draft_for(setup.target, setup.draft)
+    def __init__(self, pair: TimedPair, side: str, branches: int, window: int):
+        mesh, draft = getattr(pair.placement, side), draft_for(pair.target, pair.draft)
         (drafter, self.params), self.home = draft.drafter.put_on_mesh(draft.params, mesh), batch_sharding(mesh)
         self.name = side, branches, window
-        request, batch = send(setup.request, self.home), len(setup.request.lengths)
+        request, batch = send(pair.request, self.home), len(pair.request.lengths)
         kappa = -(-branches // (window + 1))
         begin = jax.jit(drafter.begin, static_argnums=(3, 4))
-        self.state = begin(self.params, request, None, setup.capacity, branches * window)
+        self.state = begin(self.params, request, None, pair.capacity, branches * window)
         self.side = DraftSide(drafter, match(), Policy(exit=Likeliest(branches)), kappa, Full())
         tokens = send(np.zeros((batch, window), np.int32), self.home)
         self.standing = Standing(Window(tokens, None), None, request.lengths - 1)
@@ -296,21 +299,21 @@ class _Roller:
         self.sent = send(np.concatenate(zeros, axis=1), self.home)
 
     def rollout(self) -> Any:
-        """What is rolled out after a message."""
+        """Roll out after a message."""
         rolled, self.state = draft_rollout(self.side, self.params, self.state, self.standing, None, self.sent, None)
         return rolled
 
     def select(self, rolled: Any, verdict: Any) -> Any:
-        """What is decided after a verdict."""
+        """Select after a verdict."""
         (self.state, _), reused = draft_select(self.side, self.params, self.state, self.standing, rolled, verdict)
         return reused, self.state
 
     def lap(self, clock: Laps) -> None:
-        """A rollout."""
+        """Time a rollout."""
         clock(("rollout", *self.name), self.rollout)
 
     def lap_select(self, clock: Laps) -> None:
-        """A selection in which the first branch comes true."""
+        """Time a selection of the first branch."""
         rolled = self.rollout()
         first = Verdict(rolled.roots.accepted[:, 0], rolled.roots.tokens[:, 0], self.standing.position)
         sent = jax.block_until_ready(pack(first))
@@ -324,21 +327,21 @@ class _Both:
         self.verifier, self.roller, self.window = verifier, roller, window
 
     def lap(self, clock: Laps) -> None:
-        """Waits for both."""
+        """Time both."""
         clock(("both",), lambda: (self.verifier.whole(self.window), self.roller.rollout()))
 
 
-def _drafting(clock: Laps, rollers: Sequence[_Roller]) -> Drafting:
-    """From rollouts of one branch by one token, and of every number of them by γ."""
+def _drafting(clock: Laps, rollers: Sequence[_Roller]) -> DraftTimes:
+    """Fit enqueue and pass times to rollouts of one branch by one token and of R branches by γ."""
     short, one, *_ = rollers
     seconds = {roller.name[1]: clock.median("rollout", *roller.name) for roller in rollers[1:]}
     once, window = clock.median("rollout", *short.name), one.name[2]
     enqueue = min(max((window * once - seconds[1]) / (window - 1), 0.0), once)
-    return Drafting(enqueue, {count: max(whole - enqueue, 0.0) / window for count, whole in seconds.items()})
+    return DraftTimes(enqueue, {count: max(whole - enqueue, 0.0) / window for count, whole in seconds.items()})
 
 
 def _overlap(clock: Laps, roller: _Roller, window: int) -> float:
-    """(T₁ + T₂ − T_both) / min(T₁, T₂); the median over laps, since a busy machine has good and bad ones."""
+    """Return (T₁ + T₂ − T_both) / min(T₁, T₂), median over laps."""
     names = ("whole", window), ("rollout", *roller.name), ("both",)
     one, other, both = (np.asarray(clock.seconds[name][1:]) for name in names)
     return float(np.clip(np.median((one + other - both) / np.minimum(one, other)), 0.0, 1.0))

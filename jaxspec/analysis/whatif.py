@@ -1,4 +1,4 @@
-"""What if: which policy wins where, by the law alone, over the draft's cost, its acceptance and what an exit foresees.
+"""Which policy is the fastest by the cost model, over the draft's cost, its acceptance and the exit's hit rate.
 
     T_target = 1 for a pass over any window and for a step of plain decoding; E[A] = Σ αʳ
     T_draft(γ, R) = x·γ/7·(1 + ε·(R − 1))
@@ -9,12 +9,12 @@
     mirror        FF = 1 − Ω′                       R branches after the prefix, behind the suffix
     hybrid        FF = that of saguaro · of mirror  R branches from the start, R after the prefix
 
-Every one at the best of its windows. What is assumed: tokens are accepted independently, with probability α; the draft
-names the bonus token as often as it names any other; of the other outcomes it foresees a share s of what the exit does;
-both sides miss independently; meshes overlap. On the embedded pair (γ = 7, R = 8: ``jaxspec.analysis.foresight``)
-s is 0.55, and where independence says that both sides miss 8 % of the steps they miss 7 %.
+Every policy has its best window. Assumptions: tokens are accepted independently, with probability α; the draft predicts
+the bonus token as often as any other; of the other outcomes the draft's candidates contain a share s of those that the
+exit's contain; both sides miss independently; the meshes overlap. On the embedded pair (γ = 7, R = 8,
+``jaxspec.analysis.replay``) s is 0.55; independence predicts that both sides miss 8 % of the steps, measured are 7 %.
 
-Source: the law of ``jaxspec.analysis.cost``; PEARL (arXiv 2408.11850), SSD (arXiv 2603.03251), Mirror-SD
+Source: the cost model is ``jaxspec.analysis.cost``; PEARL (arXiv 2408.11850), SSD (arXiv 2603.03251), Mirror-SD
 (arXiv 2510.13161).
 """
 
@@ -24,26 +24,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxspec.analysis.cost import Parts, accepted_length, step_time
+from jaxspec.analysis.cost import ProgramTimes, accepted_length, step_time
 
-#: γ of which the draft's cost x is told: a whole window of the paper's.
+#: The window for which the draft's cost x is given: the paper's.
 REFERENCE = 7
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is the same all over the surface.
+    """Constants of the comparison.
 
     Attributes:
         exit_share: ℓₑ/N, the prefix's share of the target's pass.
         draft_share: s.
-        branches: R of a side.
+        branches: R of each side.
         branch_cost: ε, what each further branch adds to a pass of the draft.
         rendezvous: a message between the meshes, over the target's pass.
         windows: γ to choose from.
 
     Raises:
-        ValueError: a share outside [0, 1], or a number that is negative.
+        ValueError: a share outside [0, 1], or a negative number.
     """
 
     exit_share: float = 0.5
@@ -61,11 +61,11 @@ class Assumptions:
 
 
 class Point(NamedTuple):
-    """Where on the surface.
+    """A point of the comparison.
 
     Attributes:
-        cost: x, a window of 7 over the target's pass.
-        rate: α, a number or an array of them.
+        cost: x, T_draft of a window of 7 over T_target.
+        rate: α, a number or an array.
         foreseen: Ω′.
     """
 
@@ -74,51 +74,51 @@ class Point(NamedTuple):
     foreseen: float
 
 
-#: From assumptions, a point and γ to a step's parts and its FF.
-Model = Callable[[Assumptions, Point, int], tuple[Parts, Any]]
+#: From assumptions, a point and γ to the times of a step's programs and its FF.
+PolicyCost = Callable[[Assumptions, Point, int], tuple[ProgramTimes, Any]]
 
 
-def _draft(given: Assumptions, at: Point, window: int, branches: int = 1) -> float:
-    return at.cost * window / REFERENCE * (1 + given.branch_cost * (branches - 1))
+def _draft(constants: Assumptions, at: Point, window: int, branches: int = 1) -> float:
+    return at.cost * window / REFERENCE * (1 + constants.branch_cost * (branches - 1))
 
 
-def speculative(given: Assumptions, at: Point, window: int) -> tuple[Parts, Any]:
-    """Drafts after every verdict, on the target's mesh."""
-    return Parts(suffix=1.0, fallback=_draft(given, at, window)), 1.0
+def speculative(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
+    """Draft after every verdict, on the target's mesh."""
+    return ProgramTimes(suffix=1.0, fallback=_draft(constants, at, window)), 1.0
 
 
-def pearl(given: Assumptions, at: Point, window: int) -> tuple[Parts, Any]:
-    """Goes on as if all were accepted, with the draft's own next token."""
-    ahead = fallback = _draft(given, at, window)
-    parts = Parts(suffix=1.0, ahead=ahead, fallback=fallback, rendezvous=given.rendezvous)
-    return parts, 1 - at.rate ** (window + 1)
+def pearl(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
+    """Continue as if the whole window were accepted, with the draft's own next token."""
+    ahead = fallback = _draft(constants, at, window)
+    times = ProgramTimes(suffix=1.0, ahead=ahead, fallback=fallback, rendezvous=constants.rendezvous)
+    return times, 1 - at.rate ** (window + 1)
 
 
-def saguaro(given: Assumptions, at: Point, window: int) -> tuple[Parts, Any]:
-    """PEARL's branch, and others of the draft's."""
-    parts, missed = pearl(given, at, window)
-    ahead = _draft(given, at, window, given.branches)
-    rate = missed * (1 - given.draft_share * at.foreseen)
-    return Parts(suffix=1.0, ahead=ahead, fallback=parts.fallback, rendezvous=given.rendezvous), rate
+def saguaro(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
+    """Roll out PEARL's branch and other candidates of the draft."""
+    times, missed = pearl(constants, at, window)
+    ahead = _draft(constants, at, window, constants.branches)
+    rate = missed * (1 - constants.draft_share * at.foreseen)
+    return ProgramTimes(suffix=1.0, ahead=ahead, fallback=times.fallback, rendezvous=constants.rendezvous), rate
 
 
-def mirror(given: Assumptions, at: Point, window: int) -> tuple[Parts, Any]:
-    """The exit's branches."""
-    rollout = _draft(given, at, window, given.branches)
-    share = given.exit_share
-    parts = Parts(share, 1 - share, 0.0, rollout, 0.0, _draft(given, at, window), given.rendezvous)
-    return parts, 1 - at.foreseen
+def mirror(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
+    """Roll out the exit's candidates."""
+    rollout = _draft(constants, at, window, constants.branches)
+    share = constants.exit_share
+    times = ProgramTimes(share, 1 - share, 0.0, rollout, 0.0, _draft(constants, at, window), constants.rendezvous)
+    return times, 1 - at.foreseen
 
 
-def hybrid(given: Assumptions, at: Point, window: int) -> tuple[Parts, Any]:
-    """Both."""
-    (early, one), (late, other) = saguaro(given, at, window), mirror(given, at, window)
-    parts = Parts(late.prefix, late.suffix, early.ahead, late.rollout, 0.0, late.fallback, given.rendezvous)
-    return parts, one * other
+def hybrid(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
+    """Roll out both."""
+    (early, one), (late, other) = saguaro(constants, at, window), mirror(constants, at, window)
+    times = ProgramTimes(late.prefix, late.suffix, early.ahead, late.rollout, 0.0, late.fallback, constants.rendezvous)
+    return times, one * other
 
 
-#: The simpler one first.
-POLICIES: dict[str, Model] = {
+#: Simpler policies first.
+POLICIES: dict[str, PolicyCost] = {
     "speculative": speculative,
     "pearl": pearl,
     "saguaro": saguaro,
@@ -127,26 +127,26 @@ POLICIES: dict[str, Model] = {
 }
 
 
-def gain(policy: Model, given: Assumptions, at: Point) -> np.ndarray:
-    """Speed-up over plain decoding at the best window for every α: [A]."""
-    rates, found = np.atleast_1d(at.rate), []
-    for window in given.windows:
-        parts, missed = policy(given, at._replace(rate=rates), window)
+def speed_ups(policy: PolicyCost, constants: Assumptions, at: Point) -> np.ndarray:
+    """Return the speed-up over plain decoding at the best window for every α: [A]."""
+    rates, by_window = np.atleast_1d(at.rate), []
+    for window in constants.windows:
+        times, missed = policy(constants, at._replace(rate=rates), window)
         lengths = np.asarray([accepted_length(rate, window) for rate in rates])
-        ready, late = (step_time(parts, float(rate)) for rate in (0, 1))
-        found.append((1 + lengths) / (ready + missed * (late - ready)))
-    return np.max(found, axis=0)
+        hit, miss = (step_time(times, float(rate)) for rate in (0, 1))
+        by_window.append((1 + lengths) / (hit + missed * (miss - hit)))
+    return np.max(by_window, axis=0)
 
 
-class Surface(NamedTuple):
-    """What the law says over a grid.
+class WhatIf(NamedTuple):
+    """The result over a grid.
 
     Attributes:
         costs: x: [C].
         rates: α: [A].
         foreseen: Ω′: [O].
         gains: speed-up of each policy over plain decoding: [O, A, C].
-        margin: what a simpler policy may be slower and still win.
+        margin: how much slower, as a share, a simpler policy may be and still win.
     """
 
     costs: np.ndarray
@@ -157,50 +157,50 @@ class Surface(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Whoever can win: plain decoding, then ``POLICIES``."""
+        """Plain decoding, then ``POLICIES``."""
         return ["plain", *self.gains]
 
     @property
     def best(self) -> np.ndarray:
-        """Speed-up of the winner; 1 where that is plain decoding: [O, A, C]."""
+        """Speed-up of the fastest; 1 where that is plain decoding: [O, A, C]."""
         return np.maximum(1.0, np.max(list(self.gains.values()), axis=0))
 
     @property
     def winners(self) -> np.ndarray:
-        """Number in ``names`` of the simplest one that is no more than ``margin`` below the best: [O, A, C]."""
+        """Index in ``names`` of the simplest one that is at most ``margin`` slower than the best: [O, A, C]."""
         every = np.stack([np.ones_like(self.best), *self.gains.values()])
         return np.argmax(every >= self.best * (1 - self.margin - 1e-9), axis=0)
 
     def shares(self, panel: int) -> dict[str, float]:
-        """How much of a panel each of ``names`` wins."""
+        """Return the share of a panel's points that each of ``names`` wins."""
         return {name: float(np.mean(self.winners[panel] == number)) for number, name in enumerate(self.names)}
 
 
-def surface(
+def compare(
     foreseen: Sequence[float] = (0.5, 0.8, 0.95),
     points: int = 160,
     assumptions: Assumptions = Assumptions(),
     margin: float = 0.02,
-) -> Surface:
-    """The surface for T_draft/T_target of 0.05 to 2, on a logarithmic axis, and acceptance rates of 0.5 to 0.95.
+) -> WhatIf:
+    """Compare policies for T_draft/T_target of 0.05 to 2, on a logarithmic axis, and acceptance rates of 0.5 to 0.95.
 
     Args:
-        foreseen: Ω′, a panel each.
+        foreseen: Ω′, one panel each.
         points: along either axis.
-        assumptions: what is the same all over.
+        assumptions: constants.
         margin: share of the best speed-up within which the simplest policy wins.
 
     Raises:
         ValueError: an Ω′ outside [0, 1], fewer than two points, or a margin outside [0, 1).
     """
     if points < 2 or not len(foreseen) or not all(0 <= share <= 1 for share in foreseen) or not 0 <= margin < 1:
-        given = f"{points}, {tuple(foreseen)} and {margin}"
-        raise ValueError(f"expected points >= 2, shares in [0, 1] and a margin in [0, 1), got {given}")
+        values = f"{points}, {tuple(foreseen)} and {margin}"
+        raise ValueError(f"expected points >= 2, shares in [0, 1] and a margin in [0, 1), got {values}")
     costs, rates = np.geomspace(0.05, 2.0, points), np.linspace(0.5, 0.95, points)
 
-    def over_grid(policy: Model) -> np.ndarray:
-        found = [[gain(policy, assumptions, Point(cost, rates, share)) for cost in costs] for share in foreseen]
-        return np.swapaxes(found, 1, 2)
+    def over_grid(policy: PolicyCost) -> np.ndarray:
+        by_cost = [[speed_ups(policy, assumptions, Point(cost, rates, share)) for cost in costs] for share in foreseen]
+        return np.swapaxes(by_cost, 1, 2)
 
     gains = {name: over_grid(policy) for name, policy in POLICIES.items()}
-    return Surface(costs, rates, np.asarray(foreseen), gains, margin)
+    return WhatIf(costs, rates, np.asarray(foreseen), gains, margin)

@@ -29,41 +29,41 @@ def bench(
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Run Spec-Bench: tokens a second of every method over plain decoding at its best, task by task.
+    """Run Spec-Bench: tokens per second of every method over plain decoding, task by task.
 
-    Plain decoding gets as many devices as the other methods, if they can share its heads, or one: what is faster on
-    the first question.
+    Plain decoding runs on one device, or on as many as the other methods if these can share its heads: whichever is
+    faster on the first question.
 
     Args:
         questions: Spec-Bench's question.jsonl.
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
         draft: a smaller model over the same vocabulary; an embedded pair brings its own.
         methods: compared with plain decoding.
-        per_task: questions of each task at most.
+        per_task: most questions of each task.
         max_new_tokens: of every answer.
-        runs: measured ones, in turns; medians.
+        runs: measured in turns; the result is the median.
         dtype: of the parameters.
         drafting: window, policy, exit.
-        json: one JSON object a row, one on each line.
+        json: one JSON object per row, one on each line.
     """
     from jaxspec.analysis.specbench import fastest, read_questions, run
 
     at_least(1, per_task=per_task, max_new_tokens=max_new_tokens, runs=runs)
     drafting.check()
     check_readable(questions)
-    asked = read_questions(questions, per_task)
+    chosen = read_questions(questions, per_task)
     two_devices()
     needs = [name for name in methods if name != "autoregressive"]
     models = load(target, draft, dtype, drafting_for=f"--methods {' '.join(needs)}" if needs else None)
     plain = baselines(models.target, 2 if "mirror" in methods else 1)
     others = {name: method_of(models, name, drafting) for name in needs}
-    count = fastest(plain, asked[0], max_new_tokens, runs)
-    rows = run({"autoregressive": plain[count]} | others, asked, max_new_tokens, runs, progress=not json)
+    count = fastest(plain, chosen[0], max_new_tokens, runs)
+    rows = run({"autoregressive": plain[count]} | others, chosen, max_new_tokens, runs, progress=not json)
     if json:
         for row in rows:
             report(row._asdict() | {"baseline_devices": count}, True)
         return
-    table = Table(title=f"{len(asked)} questions, plain decoding on {count} device(s), the best of {sorted(plain)}")
+    table = Table(title=f"{len(chosen)} questions, plain decoding on {count} device(s), the fastest of {sorted(plain)}")
     for column in ("task", "method", "tokens/s", "ratio", "accepted", "tokens", "identical"):
         table.add_column(column, justify="left" if column in ("task", "method") else "right")
     for task, method, speed, ratio, accepted, tokens, identical in rows:
@@ -72,7 +72,7 @@ def bench(
 
 
 def baselines(target: Model, most: int) -> dict[int, DecodingMethod]:
-    """Plain decoding by the count of its devices, up to ``most``: only where these can share heads and features."""
+    """Return plain decoding by number of devices, up to ``most``, where these can share heads and features."""
     import jaxspec
 
     meshes = {count: jaxspec.mesh_of(jax.devices()[:count]) for count in range(1, min(most, jax.device_count()) + 1)}

@@ -1,4 +1,4 @@
-"""``jaxspec doctor``: do the meshes overlap, and what does the law make of it?"""
+"""``jaxspec doctor``: do the meshes overlap, and what does the cost model predict?"""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ def doctor(
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Time every program of a Mirror-SD step alone, then the step as it is; say whether the two meshes overlap.
+    """Time every program of a Mirror-SD step alone and then a step in normal operation: do the two meshes overlap?
 
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
@@ -29,34 +29,33 @@ def doctor(
         drafting: window, policy, exit.
         json: end with one JSON object on one line.
     """
-    from jaxspec.analysis import cost as latency
+    from jaxspec.analysis import cost
     from jaxspec.devices.sharding import default_placement
 
     drafting.check()
     at_least(1, max_new_tokens=max_new_tokens)
     two_devices()
     method = method_of(load(target, draft, drafting_for="jaxspec doctor"), "mirror", drafting)
-    found = latency.measure(method, default_placement(), [prompt], max_new_tokens)
-    milliseconds = {name: round(1e3 * seconds, 3) for name, seconds in vars(found.parts).items()}
+    timing = cost.measure(method, default_placement(), [prompt], max_new_tokens)
     summary = {
-        **{f"{name}_ms": value for name, value in milliseconds.items()},
-        "step_ms": round(1e3 * found.step, 3),
-        "law_ms": round(1e3 * found.law, 3),
-        "overlap": None if found.overlap is None else round(found.overlap, 3),
-        "accepted_length": round(found.stats.accepted_length, 3),
-        "reuse_rate": round(found.stats.reuse_rate, 3),
+        **{f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in vars(timing.times).items()},
+        "step_ms": round(1e3 * timing.step, 3),
+        "predicted_ms": round(1e3 * timing.predicted, 3),
+        "overlap": None if timing.overlap is None else round(timing.overlap, 3),
+        "accepted_length": round(timing.stats.accepted_length, 3),
+        "reuse_rate": round(timing.stats.reuse_rate, 3),
     }
     report(summary, json)
     if not json:
-        print(verdict(found.overlap))
+        print(verdict(timing.overlap))
 
 
 def verdict(overlap: float | None) -> str:
-    """The measurement in words."""
+    """Describe the measured overlap in a sentence."""
     if overlap is None:
-        return "This policy rolls out nothing ahead: there is nothing to hide."
+        return "This policy rolls out nothing ahead, so nothing can overlap."
     if overlap > 0.8:
-        return "The meshes overlap: what the draft rolls out ahead is hidden."
+        return "The meshes overlap: the time of the rollouts is hidden."
     if overlap > 0.3:
         return "The meshes overlap in part: they share cores, memory or the thread that enqueues."
     return "The meshes do not overlap: use speculative decoding, or give them devices of their own."

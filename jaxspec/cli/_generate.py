@@ -17,7 +17,24 @@ from jaxspec.zoo import PAIRS
 
 
 @dataclass(frozen=True)
-class Sampler:
+class ModelOptions:
+    """Target, draft and their parameters.
+
+    Attributes:
+        target: name of an embedded pair, or path: written by train or convert, published checkpoint, or llama2.c file.
+        draft: a smaller model with the same vocabulary, in one of these formats. An embedded pair has its own.
+        dtype: of the parameters: float32, bfloat16 or float16. Default: float32 on CPU, else the checkpoint's dtype.
+        int8: store the target's matrices as 8-bit integers.
+    """
+
+    target: str = PAIRS[0]
+    draft: Path | None = None
+    dtype: str | None = None
+    int8: Flag = False
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
     """How tokens are drawn; see ``jaxspec.Sampling``."""
 
     temperature: float = 0.0
@@ -30,16 +47,13 @@ class Sampler:
 
 def generate(
     prompt: str,
-    target: str = PAIRS[0],
-    draft: Path | None = None,
+    models: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),  # noqa: B008  a frozen default
     method: Method | None = None,
     max_new_tokens: int = 128,
-    dtype: str | None = None,
-    int8: Flag = False,
     chat: Flag = False,
     stop: tuple[str, ...] = (),
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
-    sampler: Annotated[Sampler, tyro.conf.arg(name="")] = Sampler(),
+    sampler: Annotated[SamplingFlags, tyro.conf.arg(name="")] = SamplingFlags(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
     """Continue a prompt; every method generates the target's text.
@@ -49,12 +63,9 @@ def generate(
 
     Args:
         prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
-        target: name of an embedded pair, or path: written by train or convert, published checkpoint, or llama2.c file.
-        draft: a smaller model with the same vocabulary, in one of these formats. An embedded pair has its own.
+        models: target and draft.
         method: decoding method. Default: mirror for a pair, speculative with a draft, else autoregressive.
         max_new_tokens: maximum number of new tokens.
-        dtype: of the parameters: float32, bfloat16 or float16. Default: float32 on CPU, else the checkpoint's dtype.
-        int8: store the target's matrices as 8-bit integers.
         chat: apply the model's chat template to the prompt.
         stop: texts that end the sequence, in addition to the model's stop tokens.
         drafting: settings of speculative and mirror decoding.
@@ -68,7 +79,7 @@ def generate(
         raise ValueError(f"expected stop strings that are not empty, got {stop}")
     two_devices()
     needs = f"--method {method}" if method in ("speculative", "mirror") else None
-    chosen = method_of(load(target, draft, dtype, int8, drafting_for=needs), method, drafting)
+    chosen = method_of(load(**vars(models), drafting_for=needs), method, drafting)
     prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
     ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
     try:

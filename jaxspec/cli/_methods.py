@@ -1,6 +1,8 @@
-"""From names on the command line to a decoding method."""
+"""From names on the command line to models and a decoding method."""
 
 import contextlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -8,10 +10,34 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from jaxspec.cli.checks import at_least, check_models, is_pair
+from jaxspec.methods import DecodeSpec, candidates
+from jaxspec.methods.candidates import Policy
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
+from jaxspec.verify import acceptance
 
 Method = Literal["autoregressive", "speculative", "mirror"]
+
+#: From a budget R to a policy, by name.
+POLICIES: dict[str, Callable[[int], Policy]] = {
+    "none": lambda budget: candidates.none(),
+    "pearl": lambda budget: candidates.pearl(),
+    "saguaro": candidates.saguaro,
+    "ahead": candidates.ahead,
+    "mirror": candidates.mirror,
+    "hybrid": lambda budget: candidates.hybrid(budget, budget),
+}
+
+
+def policy_named(name: str, budget: int) -> Policy:
+    """Return a policy by its name.
+
+    Raises:
+        ValueError: no such policy.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"expected a policy out of {', '.join(POLICIES)}, got {name!r}")
+    return POLICIES[name](budget)
 
 
 @dataclass(frozen=True)
@@ -19,14 +45,15 @@ class Drafting:
     """How windows are drafted and verified.
 
     Attributes:
-        window: tokens drafted a step (γ).
+        window: tokens drafted per step (γ).
         num_candidates: tokens that the exit sends for each position (κ), for mirror.
         policy: what the draft rolls out ahead, for mirror.
-        budget: branches that it rolls out (R); with hybrid, as many for either side.
+        budget: branches that it rolls out (R); with hybrid, as many for each side.
         exit_layer: layers before the exit; default: the pair's own, else half of the target's.
         streams: lookahead streams of the draft; default: none of an embedded pair's, all that a
             draft in a file has.
-        acceptance: match gives the tokens of plain decoding with the same seed, ratio their law.
+        acceptance: match gives the tokens of plain decoding with the same seed, ratio their
+            distribution.
     """
 
     window: int = 7
@@ -38,20 +65,59 @@ class Drafting:
     acceptance: Literal["match", "ratio"] = "match"
 
     def check(self) -> None:
-        """Refuses what no model could be decoded with.
+        """Check the numbers before models are loaded.
 
         Raises:
-            ValueError: a number below its least.
+            ValueError: a number below its minimum.
         """
         at_least(1, window=self.window, num_candidates=self.num_candidates, budget=self.budget)
         at_least(1, exit_layer=self.exit_layer)
         at_least(0, streams=self.streams)
 
+    def spec(self, method: Method, exit_layer: int | None) -> DecodeSpec:
+        """Return the settings of a method, for a pair with an exit of its own or without."""
+        if method == "autoregressive":
+            return DecodeSpec()
+        return DecodeSpec(
+            self.window,
+            policy_named(self.policy, self.budget) if method == "mirror" else None,
+            self.num_candidates,
+            self.exit_layer or exit_layer,
+            acceptance.match() if self.acceptance == "match" else acceptance.ratio(),
+        )
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Prompts that the target continues, to read the draft and the exits along its own text.
+
+    Attributes:
+        texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user"
+            and "text"; default: roles of Shakespeare that the embedded pair never saw. Best are
+            texts like those to come.
+        prompts: how many are continued.
+        new_tokens: length of each continuation.
+    """
+
+    texts: Path | None = None
+    prompts: int = 16
+    new_tokens: int = 128
+
+
+def batch_scheduling() -> None:
+    """Set Linux's batch policy for this process: a thread that wakes up does not preempt one that works.
+
+    XLA's thread pools wake up and spin several times a step. Where they have as many threads as there are cores, this
+    costs Mirror-SD, which keeps all cores busy, a fifth of its speed. Call it before jax makes its threads. No-op on
+    other systems.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
 
 def two_devices() -> None:
-    """On a CPU two host devices stand for two meshes; nothing where devices have been made already."""
-    from jaxspec.cli._bench_methods import batch_scheduling
-
+    """Use two host devices as the two meshes on a CPU; no-op if jax has already made its devices."""
     batch_scheduling()
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", 2)
@@ -67,7 +133,7 @@ class Loaded(NamedTuple):
     streaming: Model | None = None
 
     def drafting(self, streams: int | None) -> Model | None:
-        """The draft with so many streams.
+        """Return the draft with a number of streams.
 
         Raises:
             ValueError: it has fewer.
@@ -86,17 +152,17 @@ def load(
     *,
     drafting_for: str | None = None,
 ) -> Loaded:
-    """An embedded or trained pair, or models in files.
+    """Load an embedded or trained pair, or models from files.
 
     Args:
         target: name or path.
         draft: path; None: the pair's own, or none.
         dtype: of the parameters of both.
         int8: keep the target's matrices in eight bits.
-        drafting_for: what needs a draft, in words, so that a missing one is refused before anything is loaded.
+        drafting_for: option or command that needs a draft; a missing draft is refused before models are loaded.
 
     Raises:
-        ValueError: whatever the models have to complain about.
+        ValueError: a model that is missing or cannot be loaded.
     """
     from jaxspec import zoo
     from jaxspec.loading.store import changed, open_model
@@ -112,31 +178,12 @@ def load(
 
 
 def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingMethod:
-    """The method on the first two devices; without a name mirror for a pair, speculative with a draft, else plain.
+    """Build a method on the first two devices; default: mirror for a pair, speculative with a draft, else plain.
 
     Raises:
         ValueError: no draft for a method that needs one.
     """
-    import jaxspec
-    from jaxspec.methods import candidates
-    from jaxspec.verify import acceptance
-
-    large, small, head, layer = models.target, models.drafting(how.streams), models.exit, models.exit_layer
-    rule = getattr(acceptance, how.acceptance)()
-    method = method or ("autoregressive" if small is None else "speculative" if layer is None else "mirror")
-    if method == "autoregressive":
-        return jaxspec.autoregressive(large)
-    if small is None:
-        raise ValueError(f"expected a draft for {method}, got none; name a smaller model with the same tokenizer")
-    if method == "speculative":
-        return jaxspec.speculative(large, small, how.window, acceptance=rule)
-    return jaxspec.mirror(
-        large,
-        small,
-        window=how.window,
-        num_candidates=how.num_candidates,
-        exit_layer=how.exit_layer or layer,
-        exit=head,
-        policy=candidates.named(how.policy, how.budget),
-        acceptance=rule,
-    )
+    draft = models.drafting(how.streams)
+    if method is None:
+        method = "autoregressive" if draft is None else "speculative" if models.exit_layer is None else "mirror"
+    return how.spec(method, models.exit_layer).build(models.target, draft, models.exit)

@@ -1,4 +1,4 @@
-"""``jaxspec whatif``: which policy does the law prefer where? Nothing is measured."""
+"""``jaxspec whatif``: which policy is the fastest where, by the cost model? Nothing is measured."""
 
 from pathlib import Path
 
@@ -21,13 +21,13 @@ def whatif(
     plot: Path = Path("out/whatif.png"),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Draw which policy wins over the draft's cost, its acceptance rate and what the exit foresees, by the law alone.
+    """Draw which policy is the fastest, over the draft's cost, its acceptance rate and the exit's hit rate.
 
     Args:
-        foreseen: how often the exit's branches hold the outcome (Ω′), a panel each.
+        foreseen: how often the exit's candidates contain the outcome of a step (Ω′), one panel each.
         exit_share: the prefix's share of the target's pass (ℓₑ/N).
-        draft_share: of what the exit foresees, how much the draft's own candidates do.
-        branches: rolled out for a side (R).
+        draft_share: share of those outcomes that the draft's own candidates contain too.
+        branches: rolled out by each side (R).
         branch_cost: what each further branch adds to a pass of the draft.
         rendezvous: a message between the meshes, over the target's pass.
         margin: share of the best speed-up within which the simplest policy wins.
@@ -35,25 +35,24 @@ def whatif(
         plot: picture.
         json: end with one JSON object on one line.
     """
-    from jaxspec.analysis import plots as pictures
-    from jaxspec.analysis.whatif import Assumptions, surface
+    from jaxspec.analysis import plots
+    from jaxspec.analysis.whatif import Assumptions, compare
 
     check_picture(plot)
-    given = Assumptions(exit_share, draft_share, branches, branch_cost, rendezvous)
-    found = surface(foreseen, points, given, margin)
+    result = compare(foreseen, points, Assumptions(exit_share, draft_share, branches, branch_cost, rendezvous), margin)
     plot.parent.mkdir(parents=True, exist_ok=True)
-    pictures.surface(found, plot)
+    plots.whatif(result, plot)
     panels = [
-        {"foreseen": share, "wins": found.shares(number), "best": float(found.best[number].max())}
+        {"foreseen": share, "wins": result.shares(number), "best": float(result.best[number].max())}
         for number, share in enumerate(foreseen)
     ]
     if json:
         return report({"panels": panels, "plot": str(plot)}, True)
-    table = Table(title="share of the surface that each wins, in %")
-    for column in ("Ω′", *found.names, "best, × plain"):
+    table = Table(title="share of the points that each wins, in %")
+    for column in ("Ω′", *result.names, "best, × plain"):
         table.add_column(column, justify="right")
     for number, share in enumerate(foreseen):
-        wins = [f"{100 * part:.1f}" for part in found.shares(number).values()]
-        table.add_row(f"{share:g}", *wins, f"{found.best[number].max():.2f}")
+        wins = [f"{100 * part:.1f}" for part in result.shares(number).values()]
+        table.add_row(f"{share:g}", *wins, f"{result.best[number].max():.2f}")
     Console().print(table)
     print(f"picture in {plot}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxfed import checkpoint
-from jaxspec.loading.huggingface import DTYPES
+from jaxspec.loading.parameters import DTYPES
 from jaxspec.zoo import PAIRS
 
 

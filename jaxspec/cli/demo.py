@@ -1,7 +1,7 @@
-"""``python -m jaxspec demo``: the whole story on real text, in about four minutes on two cores.
+"""``python -m jaxspec demo``: decoding and federation on real text, in about four minutes on two cores.
 
 Decode held-out roles with three methods and compare every token; federate the draft over other roles' private text;
-carry it through the checkpoint layer onto the draft mesh; show what it gained.
+load it through the checkpoint layer onto the draft mesh; show the gain.
 """
 
 import json
@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from jaxfed import checkpoint
 from jaxspec import federated, zoo
-from jaxspec.analysis import plots as plot
-from jaxspec.cli._bench_methods import Measurement, Setting, Worker, best_of
+from jaxspec.analysis import plots
+from jaxspec.cli._bench_methods import BenchSetting, Measurement, Worker, best_of, measure, timeline, warm
 from jaxspec.devices.sharding import Placement, mesh_of, replicated
 from jaxspec.federated import FederatedReport, Federation
 from jaxspec.generation import generate
 from jaxspec.generation.trace import Span, median_milliseconds
-from jaxspec.methods import candidates, mirror
+from jaxspec.methods import DecodeSpec, candidates
 from jaxspec.text.tokenizer import encode
 from jaxspec.zoo.recipe import held_out_roles
 
@@ -36,9 +36,9 @@ class DecodingSettings:
     """The decoding part.
 
     Attributes:
-        prompts: first held-out roles by id that are decoded.
+        prompts: held-out roles that are decoded, the first by id.
         prompt_tokens: length of each prompt.
-        new_tokens: tokens decoded for each.
+        new_tokens: tokens decoded after each.
         rounds: interleaved measurements of each method at its best settings.
         windows: speculative windows γ tried.
         mirror: (window, branches) of Mirror-SD tried.
@@ -60,7 +60,7 @@ class FederatingSettings:
 
     Attributes:
         clients: held-out roles that federate, after those of the prompts.
-        validation_roles: held-out roles after the clients; they choose learning rates.
+        validation_roles: held-out roles after the clients, on which learning rates are selected.
         client_prompts: windows of each client's text that the target continues for training.
         test_prompts: windows of each role's unseen text.
         prompt_tokens: length of a window.
@@ -81,7 +81,7 @@ class FederatingSettings:
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo, and the embedded pair (or a folder) it uses; figures are quoted for the defaults."""
+    """Sizes of the demo, and its embedded pair (or a folder); README quotes results for the defaults."""
 
     pair: str = "shakespeare"
     decoding: DecodingSettings = DecodingSettings()
@@ -96,7 +96,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a block."""
+        """Time a block."""
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
@@ -104,9 +104,9 @@ class Clock:
 
 @dataclass
 class Decoded:
-    """Outcome of the decoding part: per method its best setting and median run, whether all tokens agree, spans."""
+    """The decoding part: per method its best setting and median run; whether all tokens agree; spans of Mirror-SD."""
 
-    settings: dict[str, Setting]
+    settings: dict[str, BenchSetting]
     runs: dict[str, Measurement]
     identical: bool
     tokens_compared: int
@@ -114,25 +114,26 @@ class Decoded:
 
 
 def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, Any]:
-    """Runs the demo, writes ``timeline.png`` and ``acceptance.png`` into ``out``, returns the figures."""
+    """Run the demo, write ``timeline.png`` and ``acceptance.png`` into ``out``, and return the results."""
     out.mkdir(parents=True, exist_ok=True)
     clock, pair, sizes = Clock(), zoo.load(settings.pair), settings.decoding
     held_out = held_out_roles()
     texts = [role.text for role in held_out[: sizes.prompts]]
     prompts = [encode(pair.tokenizer, text)[: sizes.prompt_tokens].tolist() for text in texts]
     decoded = decode(sizes, settings.pair, prompts, clock, progress)
-    plot.timeline(decoded.spans, out / "timeline.png")
+    plots.timeline(decoded.spans, out / "timeline.png")
     with clock.phase("federate"):
         report = federate(settings.federating, pair, held_out[sizes.prompts :], out, progress)
     with clock.phase("deploy"):
         deployed = deploy(sizes, pair, decoded.settings["mirror"], prompts, out)
     curves = {name: (outcome.rounds, outcome.accepted) for name, outcome in report.outcomes.items()}
-    plot.acceptance(report.acceptance, curves, settings.federating.window, out / "acceptance.png")
+    plots.acceptance(report.acceptance, curves, settings.federating.window, out / "acceptance.png")
     return figures(decoded, report, deployed, clock)
 
 
 def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], clock: Clock, progress: bool) -> Decoded:
-    """Every method at its own best settings over the prompts, one at a time, interleaved."""
+    """Decode the prompts with every method at its best setting, in turns."""
+    new = settings.new_tokens
     with Worker(pair, True) as threaded, Worker(pair, False) as single:
         workers = {True: threaded, False: single}
         with clock.phase("choose_settings"):
@@ -141,9 +142,9 @@ def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], cloc
             runs: dict[str, list[Measurement]] = {name: [] for name in best}
             for _ in tqdm(range(settings.rounds), "measure", disable=not progress):
                 for name, setting in best.items():
-                    runs[name].append(workers[setting.eigen_threads].measure(setting, prompts, settings.new_tokens))
+                    runs[name].append(workers[setting.eigen_threads].run(measure, setting, prompts, new))
             mirrored = best["mirror"]
-            spans = workers[mirrored.eigen_threads].timeline(mirrored, prompts, settings.new_tokens)
+            spans = workers[mirrored.eigen_threads].run(timeline, mirrored, prompts, new)
     median = {name: sorted(many, key=lambda m: m.seconds)[len(many) // 2] for name, many in runs.items()}
     everything = [m.tokens for many in runs.values() for m in many]
     identical = all(tokens == everything[0] for tokens in everything)
@@ -152,18 +153,18 @@ def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], cloc
 
 def _choose(
     workers: dict[bool, Worker], settings: DecodingSettings, prompts: list[list[int]], progress: bool
-) -> dict[str, Setting]:
-    """Each method's best setting on a prompt: all of them without Eigen threads, then the winner also with them.
+) -> dict[str, BenchSetting]:
+    """Return each method's best setting on a prompt: first all without Eigen threads, then the winner also with them.
 
-    Plain decoding, the yardstick, tries devices and threads in full.
+    Plain decoding, the baseline, tries all combinations of devices and threads.
     """
     s, new = settings, settings.new_tokens
+    plain = [BenchSetting(DecodeSpec(), devices, threads) for devices in (1, 2) for threads in (True, False)]
+    mirrors = [DecodeSpec(window, candidates.mirror(budget), s.num_candidates) for window, budget in s.mirror]
     tried = {
-        "autoregressive": [
-            Setting("autoregressive", devices, threads) for devices in (1, 2) for threads in (True, False)
-        ],
-        "speculative": [Setting("speculative", 1, False, window) for window in s.windows],
-        "mirror": [Setting("mirror", 1, False, window, budget, s.num_candidates) for window, budget in s.mirror],
+        "autoregressive": plain,
+        "speculative": [BenchSetting(DecodeSpec(window), eigen_threads=False) for window in s.windows],
+        "mirror": [BenchSetting(spec, eigen_threads=False) for spec in mirrors],
     }
     _warm(workers, [setting for many in tried.values() for setting in many], prompts, new, progress)
     best = {name: best_of(workers, many, prompts, new) for name, many in tried.items()}
@@ -173,12 +174,12 @@ def _choose(
 
 
 def _warm(
-    workers: dict[bool, Worker], tried: list[Setting], prompts: list[list[int]], new: int, progress: bool
+    workers: dict[bool, Worker], tried: list[BenchSetting], prompts: list[list[int]], new: int, progress: bool
 ) -> None:
-    """Compiles settings, both workers at once."""
+    """Compile settings, in both workers at once."""
     tried = sorted(tried, key=lambda setting: setting.eigen_threads, reverse=True)
     for threads, worker in workers.items():
-        worker.send("warm", [setting for setting in tried if setting.eigen_threads == threads], prompts[:1], new)
+        worker.send(warm, [setting for setting in tried if setting.eigen_threads == threads], prompts[:1], new)
     for setting in tqdm(tried, "compile", disable=not progress):
         workers[setting.eigen_threads].receive()
 
@@ -186,7 +187,7 @@ def _warm(
 def federable(
     settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], progress: bool
 ) -> federated.TextProblem:
-    """The target continues windows of the first roles' text (training and unseen part) and of the validation roles'."""
+    """Let the target continue windows of the clients' text (training and unseen part) and of the validation roles'."""
     s, texts = settings, [role.text for role in roles]
     judges = {federated.VALIDATION: texts[s.clients :][: s.validation_roles]}
     sizes = s.client_prompts, s.test_prompts, s.prompt_tokens, s.new_tokens, s.window
@@ -197,7 +198,7 @@ def federable(
 def federate(
     settings: FederatingSettings, pair: zoo.Pair, roles: Sequence[federated.Role], out: Path, progress: bool
 ) -> FederatedReport:
-    """FedSpeed, FedAvg and a centralised fine-tune of the draft over the clients' text; saves FedSpeed's draft."""
+    """Train the draft with FedSpeed, FedAvg and centralised fine-tuning; save FedSpeed's draft."""
     problem = federable(settings, pair, roles, progress)
     validation, unseen = (problem.evaluation[name] for name in (federated.VALIDATION, federated.UNSEEN))
     problem = federated.TextProblem(problem.clients, {federated.VALIDATION: validation})
@@ -205,34 +206,28 @@ def federate(
     report = federated.compare(setup, unseen)
     chosen = report.outcomes["fedspeed"]
     clients = [role.id for role in roles[: settings.clients]]
-    about = {"learning_rate": chosen.learning_rate, "clients": clients}
-    target = out / "draft"
-    step = (checkpoint.latest(target) or 0) + 1
-    checkpoint.save(target, step, {"params": chosen.params}, kind="draft", metadata=about, keep=1)
+    metadata = {"learning_rate": chosen.learning_rate, "clients": clients}
+    directory = out / "draft"
+    step = (checkpoint.latest(directory) or 0) + 1
+    checkpoint.save(directory, step, {"params": chosen.params}, kind="draft", metadata=metadata, keep=1)
     return report
 
 
-def deploy(settings: DecodingSettings, pair: zoo.Pair, setting: Setting, prompts: list[list[int]], out: Path) -> float:
-    """Loads the federated draft onto the draft mesh and decodes with it; its accepted length on the prompts."""
+def deploy(
+    settings: DecodingSettings, pair: zoo.Pair, setting: BenchSetting, prompts: list[list[int]], out: Path
+) -> float:
+    """Load the federated draft onto the draft mesh, decode with it, and return its accepted length."""
     devices = jax.devices()
     where = Placement(mesh_of(devices[:1]), mesh_of(devices[-1:]))
-    like = {"params": pair.draft.params}
-    loaded = checkpoint.load(out / "draft", like=like, shardings=replicated(where.draft))
-    method = mirror(
-        pair.target,
-        pair.draft._replace(params=loaded["params"]),
-        window=setting.window,
-        num_candidates=setting.num_candidates,
-        exit_layer=pair.exit_layer,
-        exit=pair.exit,
-        policy=candidates.mirror(setting.budget),
-        placement=where,
-    )
+    loaded = checkpoint.load(out / "draft", like={"params": pair.draft.params}, shardings=replicated(where.draft))
+    draft = pair.draft._replace(params=loaded["params"])
+    spec = replace(setting.spec, exit_layer=pair.exit_layer)
+    method = spec.build(pair.target, draft, pair.exit, where)
     return generate(method, prompts, settings.new_tokens).stats.accepted_length
 
 
 def figures(decoded: Decoded, report: FederatedReport, deployed: float, clock: Clock) -> dict[str, Any]:
-    """One JSON-able object with everything the demo found."""
+    """Return all results as one JSON-able object."""
     speed = {name: round(m.tokens_per_second, 1) for name, m in decoded.runs.items()}
     return {
         "identical": decoded.identical,
@@ -252,34 +247,34 @@ def figures(decoded: Decoded, report: FederatedReport, deployed: float, clock: C
     }
 
 
-def show(found: dict[str, Any], out: Path, console: Console) -> None:
-    """Prints the table and what was written."""
-    table = Table(title=f"{found['tokens_compared']} tokens, greedy, float32: identical = {found['identical']}")
+def show(results: dict[str, Any], out: Path, console: Console) -> None:
+    """Print the results and the paths of the pictures."""
+    table = Table(title=f"{results['tokens_compared']} tokens, greedy, float32: identical = {results['identical']}")
     for column in ("method", "tokens/s", "ratio", "accepted", "reuse", "best settings"):
         table.add_column(column, justify="left" if column in ("method", "best settings") else "right")
-    accepted = {"mirror": found["accepted_length"], "speculative": found["accepted_length_speculative"]}
-    for name, speed in found["tokens_per_second"].items():
+    accepted = {"mirror": results["accepted_length"], "speculative": results["accepted_length_speculative"]}
+    for name, speed in results["tokens_per_second"].items():
         table.add_row(
             name,
             f"{speed:.0f}",
-            f"{found['ratio_to_autoregressive'][name]:.2f}",
+            f"{results['ratio_to_autoregressive'][name]:.2f}",
             f"{accepted[name]:.2f}" if name in accepted else "–",
-            f"{found['reuse_rate']:.0%}" if name == "mirror" else "–",
-            found["settings"][name],
+            f"{results['reuse_rate']:.0%}" if name == "mirror" else "–",
+            results["settings"][name],
         )
     console.print(table)
-    console.print("Mirror-SD, median ms: " + ", ".join(f"{k} {v:.2f}" for k, v in found["milliseconds"].items()))
+    console.print("Mirror-SD, median ms: " + ", ".join(f"{k} {v:.2f}" for k, v in results["milliseconds"].items()))
     console.print(
-        "Accepted tokens a step on unseen text: " + ", ".join(f"{k} {v:.2f}" for k, v in found["acceptance"].items())
+        "Accepted tokens a step on unseen text: " + ", ".join(f"{k} {v:.2f}" for k, v in results["acceptance"].items())
     )
-    console.print(f"{found['seconds']['total']:.0f} s; pictures in {out}/timeline.png and {out}/acceptance.png")
+    console.print(f"{results['seconds']['total']:.0f} s; pictures in {out}/timeline.png and {out}/acceptance.png")
 
 
 def main(out: Path, as_json: bool) -> None:
-    """The command: progress and table on standard error with ``--json``, whose object is the last line of output."""
-    found = run(DemoSettings(), out, progress=True)
-    show(found, out, Console(stderr=as_json))
+    """Run the command; with ``--json`` the table goes to standard error and the last line of output is the object."""
+    results = run(DemoSettings(), out, progress=True)
+    show(results, out, Console(stderr=as_json))
     if as_json:
-        print(json.dumps(found))
-    if not found["identical"]:
+        print(json.dumps(results))
+    if not results["identical"]:
         raise SystemExit("expected the tokens of all methods to be identical, got a difference; see --json")

@@ -1,4 +1,4 @@
-"""Checks of single arguments: what was expected, what was passed, the remedy."""
+"""Checks of single arguments; errors name what was expected, what was passed, and the remedy."""
 
 from numbers import Integral
 from typing import Any
@@ -10,25 +10,25 @@ WHOLE_KINDS = "iu"
 
 
 def whole(name: str, value: Any, low: int = 0, high: int = 2**31 - 1, remedy: str = "") -> int:
-    """An integer argument as an ``int``: of Python, NumPy or jax, or a float without a fraction.
+    """An argument as an ``int``; integers of Python, NumPy and jax are accepted, and floats without a fraction.
 
     Raises:
-        ValueError: a flag, a number with a fraction or none at all, or one outside [low, high].
+        ValueError: a bool, a number with a fraction, not a number, or a number outside [low, high].
     """
     if getattr(value, "shape", None) == ():
         value = np.asarray(value).item()
     is_whole = isinstance(value, Integral | float) and not isinstance(value, bool) and value % 1 == 0
     if not is_whole or not low <= value <= high:
-        words = f"expected {low} <= {name} <= {high}, a whole number, got {value!r:.80}"
-        raise ValueError(f"{words}; {remedy}" if remedy else words)
+        message = f"expected {low} <= {name} <= {high}, a whole number, got {value!r:.80}"
+        raise ValueError(f"{message}; {remedy}" if remedy else message)
     return int(value)
 
 
 def whole_numbers(name: str, values: Any) -> np.ndarray:
-    """Integers of any shape, in a type that holds them as they are; their range is not checked.
+    """Integers as an array of any shape, in a type that holds them exactly; their range is not checked.
 
     Raises:
-        ValueError: flags, numbers with a fraction, or no numbers; names the first one.
+        ValueError: bools, numbers with a fraction, or not numbers; names the first.
     """
     try:
         array = np.asarray(values)
@@ -36,11 +36,11 @@ def whole_numbers(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"expected {name} to be whole numbers, got {values!r:.80} ({error})") from error
     if array.dtype.kind in WHOLE_KINDS or not array.size:
         return array
-    for place in np.ndindex(array.shape):
-        value = array[place]
+    for index in np.ndindex(array.shape):
+        value = array[index]
         is_number = isinstance(value, Integral | float | np.floating) and not isinstance(value, bool)
         if not is_number or value % 1 != 0:
             value = value.item() if isinstance(value, np.generic) else value
-            where = f" at position {', '.join(map(str, place))}" if place else ""
+            where = f" at position {', '.join(map(str, index))}" if index else ""
             raise ValueError(f"expected {name} to be whole numbers, got {value!r:.80}{where}")
     return array

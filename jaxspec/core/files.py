@@ -1,6 +1,5 @@
-"""Files that others wrote: whatever they hold, what goes wrong is said with the file's name."""
+"""Reading files of other programs: every error names the file."""
 
-import codecs
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,38 +8,30 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Reads a JSON file that holds an object.
 
     Raises:
-        ValueError: no JSON, nested too deeply, numbers of thousands of digits, or no object; names the file.
+        ValueError: not JSON, nested too deeply, a number of thousands of digits, or not an object; names the file.
         OSError: no such file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}; copy it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}; copy it again")
-    return found
-
-
-def lines_of(path: Path) -> list[bytes]:
-    """Lines of a JSON Lines file, with or without a byte order mark.
-
-    Only a line feed ends a line: ``splitlines`` would also cut at characters that JSON allows inside a string (U+2028).
-    """
-    return path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; copy it again")
+    return value
 
 
 @contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Turns what a file makes our code and other libraries raise into a ValueError that names it.
+    """Turns any error of reading a file into a ValueError that names the file.
 
-    A missing library, a missing file and missing memory are left as they are.
+    ImportError, FileNotFoundError and MemoryError are raised unchanged.
 
     Args:
-        path: the file, or the folder of several.
-        expected: what it should hold.
+        path: the file, or the folder of the files.
+        expected: what the file should hold, for the message.
     """
     try:
         yield
@@ -49,7 +40,7 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
     except ValueError as error:
         raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
     except BaseException as error:
-        # What Rust panics with is no Exception.
+        # A panic in Rust is a BaseException, but not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"{path}: expected {expected}, got {type(error).__name__}: {error}; copy it again") from error

@@ -1,6 +1,6 @@
 """The token channel between the meshes of target and draft: a few hundred bytes each way, sent asynchronously.
 
-One interface, two implementations: ``Local`` within a process, ``Remote`` between two.
+One interface, two implementations: ``LocalChannel`` within a process, ``RemoteChannel`` between two.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxspec.devices.sharding import DATA_AXIS, DeviceOrSharding, axis_size, bat
 from jaxspec.models.base import Array
 
 Tree = TypeVar("Tree")
-#: Axis of the two devices that a ``Remote`` channel connects, and their indices on it.
+#: Axis of the two devices that a ``RemoteChannel`` connects, and their indices on it.
 SIDE_AXIS, TARGET, DRAFT = "side", 0, 1
 #: Shape and dtype of every leaf of a tree.
 Specs = tuple[tuple[tuple[int, ...], Any], ...]
@@ -45,7 +45,7 @@ class Channel(Protocol):
         """
 
 
-class Local(NamedTuple):
+class LocalChannel(NamedTuple):
     """Two meshes of one process: its host reads both, so ``shared`` is returned as it is."""
 
     target: DeviceOrSharding
@@ -67,7 +67,7 @@ class Local(NamedTuple):
 _before: dict[Mesh, Array] = {}
 
 
-class Remote:
+class RemoteChannel:
     """Meshes of two processes: ``ppermute`` of one packed array over one device of each.
 
     Both processes call the same methods in the same order, with arrays of their own side and shapes of the other; the
@@ -137,10 +137,10 @@ class Remote:
 
 
 def channel_between(target: Mesh, draft: Mesh) -> Channel:
-    """The channel between two meshes: ``Remote`` if they belong to two processes."""
+    """The channel between two meshes: ``RemoteChannel`` if they belong to two processes."""
     if is_local(target) and is_local(draft):
-        return Local(batch_sharding(target), batch_sharding(draft))
-    return Remote(target, draft)
+        return LocalChannel(batch_sharding(target), batch_sharding(draft))
+    return RemoteChannel(target, draft)
 
 
 def send(tree: Any, sharding: DeviceOrSharding) -> Any:

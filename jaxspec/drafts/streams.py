@@ -125,7 +125,7 @@ def limited(draft: Model, count: int) -> Model:
     if not 0 <= count <= most:
         raise ValueError(
             f"expected 0 to {most} streams, as many as the draft has, got {count}; jaxspec.streaming makes streams, "
-            "jaxspec.training.streams.fit_streams trains them"
+            "jaxspec.training.fit_streams trains them"
         )
     if not isinstance(network, StreamingNetwork):
         return draft

@@ -13,8 +13,8 @@ from jaxspec.analysis import step_ends
 from jaxspec.generation import generate
 from jaxspec.methods import autoregressive
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.text import filled, lengths
-from jaxspec.training.train import log_probabilities
+from jaxspec.text.prompts import filled, lengths
+from jaxspec.training import log_probabilities
 from jaxspec.verify.sampling import guess
 
 #: Arrays [n, ...] of one client, by name.

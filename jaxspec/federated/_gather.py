@@ -18,8 +18,8 @@ from jaxspec.federated._setup import TextProblem
 from jaxspec.models.base import Model
 from jaxspec.text import Text, token_rows
 
-#: Name of the evaluation set made of the training clients' text that is not used for training.
 UNSEEN = "unseen"
+"""Name of the evaluation set made of the training clients' text that is not used for training."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jaxfed
 from jaxfed.messages.compression import quantise, top_k
 from jaxfed.messages.privacy import Central, Guarantee, central_noise, clip, epsilon
-from jaxspec.training.train import LossFn
+from jaxspec.training import LossFn
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ _ROWS = (
     transformed("fedspeed-int8", quantise(8)),
     transformed("fedspeed-topk", top_k(0.1)),
 )
-#: The methods by name.
 METHODS: dict[str, FederatedMethod] = {method.name: method for method in _ROWS}
+"""The methods by name."""
 
 
 def method_of(method: str | FederatedMethod) -> FederatedMethod:

@@ -9,11 +9,11 @@ from jaxspec.drafts import num_streams
 from jaxspec.federated._examples import Continued, Examples, accepted_length
 from jaxspec.federated._methods import Federation
 from jaxspec.models.base import Model, Params
+from jaxspec.training import LossFn, distillation_loss
 from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import LossFn, distillation_loss
 
-#: Name of the evaluation set that chooses learning rates and the best step of pooled training.
 VALIDATION = "validation"
+"""Name of the evaluation set that chooses learning rates and the best step of pooled training."""
 
 
 class TextProblem(NamedTuple):

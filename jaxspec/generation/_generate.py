@@ -6,7 +6,7 @@ from typing import TypeAlias
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from jaxspec.generation._loop import Run
+from jaxspec.generation._loop import DecodingRun
 from jaxspec.generation._results import Generation
 from jaxspec.generation.requests import Prompt, text_of
 from jaxspec.generation.sampling import Each, Sampling
@@ -57,7 +57,7 @@ def generate(
             far as ``output``. A ``FloatingPointError``.
     """
     text = text_of(method, tokenizer)
-    run = Run(method, prompts, max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
+    run = DecodingRun(method, prompts, max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
     total = int(sum(row.limit for row in run.rows))
     with tqdm(total=total, desc="decode", unit="token", disable=not progress) as bar:
         for added in run.steps(watch or unwatched):
@@ -87,7 +87,7 @@ def stream(
     text = text_of(method, tokenizer)
     if text is None or text.decode is None:
         raise ValueError("expected a tokenizer to write text with, got none; pass tokenizer=")
-    run = Run(method, [prompt], max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
+    run = DecodingRun(method, [prompt], max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
     length = 0
     for _ in run.steps():
         written = run.rows[0].show()

@@ -34,7 +34,7 @@ INVALID_EXIT = "the exit's logits were NaN or infinite in {} steps, which rolled
 REMEDY = "look for NaN in its weights, or load it in bfloat16 or float32 (float16 overflows above 65504)"
 
 
-class Run:
+class DecodingRun:
     """One batch from its prompts to its last token.
 
     Attributes:

@@ -1,7 +1,7 @@
 """When each program of a step ran: lanes of the target and the draft, as spans in seconds.
 
-A timeline stops the loop at the end of every step, and nowhere else: inside a step all runs as it does untraced. The
-loop loses its enqueuing ahead, so a traced step is a little longer.
+A timeline waits at the end of every step only; within a step, programs run as without it. Steps are not enqueued
+ahead, so a traced step takes a little longer.
 """
 
 import json
@@ -19,7 +19,7 @@ from jaxspec.verify.info import StepInfo
 
 
 class Span(NamedTuple):
-    """One program of one step: seconds since the timeline began."""
+    """One program of one step; times in seconds since the timeline began."""
 
     lane: str
     name: str
@@ -29,14 +29,17 @@ class Span(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a step did, for every sequence: A, and whether the next window was ready; None where it cannot be."""
+    """Result of a step for every sequence: accepted tokens A, and whether the next window was reused.
+
+    ``reused`` is None for methods that never reuse a window.
+    """
 
     num_accepted: list[int]
     reused: list[bool] | None
 
 
 class Enqueued(NamedTuple):
-    """A program, when it was enqueued, when its outputs were (or will be) ready, and what tells the step's outcome."""
+    """A program, when it was enqueued, when its outputs were (or will be) ready, and outputs with the step's result."""
 
     lane: str
     name: str
@@ -45,12 +48,12 @@ class Enqueued(NamedTuple):
     outputs: Any = None
 
 
-#: Programs that give the verdict; those that end a step.
+#: Programs that compute the verdict, and programs that end a step.
 VERDICT, LAST = ("suffix", "whole"), ("select", "step")
 
 
 class Timeline:
-    """Watches a decoding loop; pass it as ``watch=`` to ``jaxspec.generate``, then read ``spans()``."""
+    """A ``Watch`` that times programs; pass it as ``watch=`` to ``jaxspec.generate``, then call ``spans()``."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
@@ -58,7 +61,7 @@ class Timeline:
         self._enqueued: list[Enqueued] = []
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
-        """Notes a program; waits for the last one of a step here, for the others in the lane's own thread."""
+        """Records a program. Waits for the last one of a step; the others are waited for in a thread of their lane."""
         now, kept = self._now(), outputs if name in (*VERDICT, *LAST) else None
         if name in LAST:
             self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs), kept))
@@ -74,10 +77,10 @@ class Timeline:
         return time.perf_counter() - self._begin
 
     def spans(self) -> list[Span]:
-        """All spans in the order they were enqueued; one starts when it is enqueued and its lane is free.
+        """All spans in order of enqueuing; a span starts when it is enqueued and its lane is free.
 
-        The rollout also waits for the message, that is, for the prefix; the selection for the verdict. A waiting thread
-        may wake late: no program ends after one that waits for it.
+        The rollout also waits for the message (the end of the prefix), the selection for the verdict. A thread may
+        notice the end of a program late, so no program ends after another that waits for it.
         """
         spans: list[Span] = []
         free: dict[str, float] = {}
@@ -93,7 +96,7 @@ class Timeline:
         return spans
 
     def _latest(self, index: int) -> float:
-        """When what waits for a program had ended: the end of its step, and of a prefix the rollout."""
+        """Upper bound of a program's end: the end of its step, and of the rollout that waits for a prefix."""
         for item in self._enqueued[index:]:
             if isinstance(item.ready, float):
                 return item.ready
@@ -102,7 +105,7 @@ class Timeline:
         return float("inf")
 
     def outcomes(self) -> list[Outcome]:
-        """What every step did."""
+        """The outcome of every step."""
         return [Outcome(np.asarray(info.num_accepted).tolist(), flags) for info, flags in self._outcomes()]
 
     def _outcomes(self) -> Iterator[tuple[StepInfo, list[bool] | None]]:
@@ -116,11 +119,11 @@ class Timeline:
                 yield item.outputs, None
 
     def save(self, path: str | Path) -> None:
-        """Writes a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open: lanes, programs, A and reuse."""
+        """Writes a trace for Perfetto (ui.perfetto.dev) or chrome://tracing: lanes, programs, A and reuse."""
         Path(path).write_text(json.dumps(perfetto(self.spans(), self.outcomes())))
 
     def close(self) -> None:
-        """Ends the waiting threads."""
+        """Stops the waiting threads."""
         for thread in self._threads.values():
             thread.shutdown()
 
@@ -132,7 +135,7 @@ class Timeline:
 
 
 def perfetto(spans: list[Span], outcomes: Sequence[Outcome] = ()) -> dict[str, Any]:
-    """The spans as Chrome's trace events: one thread a lane, the two rendezvous as instants, outcomes as arguments."""
+    """Chrome trace events: one thread for each lane, message and verdict as instants, outcomes as arguments."""
     lanes = {name: number for number, name in enumerate(dict.fromkeys(span.lane for span in spans), start=1)}
     names = [
         {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
@@ -145,8 +148,8 @@ def _events(span: Span, lanes: dict[str, int], outcomes: Sequence[Outcome]) -> I
     about: dict[str, Any] = {"step": span.step}
     if span.name in LAST and span.step < len(outcomes):
         about |= outcomes[span.step]._asdict()
-    place = {"pid": 1, "tid": lanes[span.lane]}
-    yield place | {
+    lane = {"pid": 1, "tid": lanes[span.lane]}
+    yield lane | {
         "ph": "X",
         "name": span.name,
         "ts": 1e6 * span.start,
@@ -155,7 +158,7 @@ def _events(span: Span, lanes: dict[str, int], outcomes: Sequence[Outcome]) -> I
     }
     message = {"prefix": "message"} | dict.fromkeys(VERDICT, "verdict")
     if span.name in message:
-        yield place | {
+        yield lane | {
             "ph": "i",
             "s": "p",
             "name": message[span.name],
@@ -172,10 +175,10 @@ def median_milliseconds(spans: list[Span]) -> dict[str, float]:
 
 @dataclass
 class Passes:
-    """A ``Watch`` that counts the passes of rolled out branches: J of each, of which a batch waits for the largest.
+    """A ``Watch`` that counts the draft's passes J of every rolled-out branch; a batch waits for the largest.
 
     Attributes:
-        counts: J of the branches of every rollout.
+        counts: J of the branches, for every rollout.
         window: γ.
     """
 
@@ -184,7 +187,7 @@ class Passes:
     _ahead: int = 0
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
-        """Notes rollouts; waits for them."""
+        """Records rollouts; waits for them."""
         if name in ("ahead", "rollout"):
             passes = np.asarray(outputs.branches.passes)
             self.window = outputs.branches.tokens.shape[2]
@@ -198,7 +201,7 @@ class Passes:
 
     @property
     def largest(self) -> float:
-        """Mean over rollouts of the largest J in the batch, which is what a rollout takes."""
+        """Mean over rollouts of the largest J in the batch, the number of passes of a rollout."""
         return float(np.mean([np.max(each) for each in self.counts]))
 
     @property
@@ -208,5 +211,5 @@ class Passes:
 
     @property
     def growth(self) -> float:
-        """η̄ = γ / J̄, tokens that a pass makes final."""
+        """η̄ = γ / J̄, final tokens for each pass."""
         return self.window / self.mean

@@ -1,6 +1,7 @@
 """Published checkpoints and saved models: read onto a mesh, and written back."""
 
-from jaxspec.loading.huggingface import load_huggingface, save_huggingface
+from jaxspec.loading._saving import save_huggingface
+from jaxspec.loading.huggingface import load_huggingface
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.store import convert, load_model, open_model, save_model
 

@@ -1,24 +1,24 @@
-"""Rotary positions as ``config.json`` says them."""
+"""Rotary positions in ``config.json``."""
 
 from dataclasses import asdict
 from typing import Any
 
 from jaxspec.models.config import LinearScaling, Llama3Scaling, Rotary
 
-#: What a ``config.json`` holds, or a part of it.
+#: Contents of a ``config.json``, or a part of it.
 Config = dict[str, Any]
-#: θ where a file names none.
+#: θ of a file that names none.
 DEFAULT_THETA = 10_000.0
 
 
 def rotary_of(config: Config) -> Rotary:
-    """Rotary positions as newer (``rope_parameters``) or older files (``rope_theta``, ``rope_scaling``) say them.
+    """Reads rotary positions of newer (``rope_parameters``) or older files (``rope_theta``, ``rope_scaling``).
 
-    Where a file has both, ``rope_scaling`` replaces ``rope_parameters``, as in transformers.
+    In a file with both, ``rope_scaling`` replaces ``rope_parameters``, as in transformers.
 
     Raises:
-        ValueError: a kind of scaling that is not known, heads that turn in part, other positions for each type of
-            layer, or a ``rope_theta`` that the replacement would drop.
+        ValueError: an unknown kind of scaling, partial rotary heads, different positions for each type of layer, or a
+            ``rope_theta`` that the replacement would drop.
     """
     newer, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if nested := sorted(kind for kind, inner in newer.items() if isinstance(inner, dict)):
@@ -38,7 +38,7 @@ def rotary_by_layer(config: Config, kind: str, theta: float) -> Rotary:
     Args:
         config: ``config.json``; its ``rope_parameters``, if there are any, by type of layer.
         kind: "full_attention" or "sliding_attention".
-        theta: where ``rope_parameters`` has none.
+        theta: used if ``rope_parameters`` has none.
 
     Raises:
         ValueError: as ``rotary_of``, or ``rope_parameters`` that are not by type of layer.
@@ -46,29 +46,29 @@ def rotary_by_layer(config: Config, kind: str, theta: float) -> Rotary:
     newer, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if flat := sorted(name for name, inner in newer.items() if not (inner is None or isinstance(inner, dict))):
         raise ValueError(f"expected rope_parameters by type of layer (full_attention, …), got {', '.join(flat)}")
-    given = (newer.get(kind) or {}) | (older if kind == "full_attention" else {})
-    return _rotary(given, theta, config)
+    rope = (newer.get(kind) or {}) | (older if kind == "full_attention" else {})
+    return _rotary(rope, theta, config)
 
 
-def _rotary(given: Config, theta: float, config: Config) -> Rotary:
-    theta = float(given.get("rope_theta") or theta)
-    name = given.get("rope_type") or given.get("type") or "default"
-    part = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+def _rotary(rope: Config, theta: float, config: Config) -> Rotary:
+    theta = float(rope.get("rope_theta") or theta)
+    name = rope.get("rope_type") or rope.get("type") or "default"
+    part = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if part != 1.0:
         raise ValueError(f"expected rotary positions over whole heads, got partial_rotary_factor {part}")
     if name == "default":
         return Rotary(theta)
     if name == "linear":
-        return Rotary(theta, LinearScaling(float(given["factor"])))
+        return Rotary(theta, LinearScaling(float(rope["factor"])))
     if name == "llama3":
-        factor, low, high = (float(given[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-        length = given.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        length = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
         return Rotary(theta, Llama3Scaling(factor, low, high, int(length)))
     raise ValueError(f"expected rope scaling default, linear or llama3, got {name!r}")
 
 
 def rope_json(rotary: Rotary) -> Config:
-    """The newer form of rotary positions."""
+    """``rope_parameters`` of rotary positions."""
     scaling, theta = rotary.scaling, {"rope_theta": rotary.theta}
     if isinstance(scaling, LinearScaling):
         return theta | {"rope_type": "linear", "factor": scaling.factor}

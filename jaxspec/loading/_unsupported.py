@@ -1,4 +1,4 @@
-"""What a published checkpoint may ask for that is not implemented here: refused by name, before weights are read."""
+"""Settings of published checkpoints that are not implemented here: rejected by name, before weights are read."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from jaxspec.loading._rope import Config
 
 #: Keys of ``config.json`` that describe quantised weights.
 QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
-#: Files beside it that do.
+#: Files next to it that describe them.
 QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json", "quanto_qmap.json")
-#: Says that an adapter's weights are to be added.
+#: File of an adapter, whose weights would have to be added.
 ADAPTER = "adapter_config.json"
 OFF: tuple[Any, ...] = (None, False, "", [], {})
 ONE: tuple[Any, ...] = (None, 1)
-#: Keys of ``config.json`` that change results though no array of weights shows it, and their values that do not.
+#: Keys of ``config.json`` that change results but no array of weights, and their values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "alibi": OFF,
     "attention_chunk_size": OFF,
@@ -38,7 +38,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": OFF,
     "use_qk_norm": OFF,
 }
-#: Where a dequantised checkpoint comes from.
+#: How to get a checkpoint that is not quantised.
 DEQUANTIZE = (
     "use the bfloat16 checkpoint that it was made from, or write one with transformers: "
     "from_pretrained(...).dequantize().save_pretrained(...)"
@@ -47,10 +47,10 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def check_plain(folder: Path, config: Config) -> None:
-    """Refuses every quantisation scheme and adapter: without them the same arrays give other logits.
+    """Rejects quantised weights and adapters: ignoring either gives other logits.
 
     Raises:
-        ValueError: ``config.json`` or a file beside it names one.
+        ValueError: ``config.json`` or a file next to it names one.
     """
     if (folder / ADAPTER).is_file():
         raise ValueError(
@@ -66,12 +66,12 @@ def check_plain(folder: Path, config: Config) -> None:
         )
 
 
-def _scheme(found: Any) -> str:
-    """The name of a scheme and what it says of its bits."""
-    if not isinstance(found, dict):
-        return f"{found!r:.80}"
-    inner = found.get("quantization")
-    about = inner if isinstance(inner, dict) else found
+def _scheme(value: Any) -> str:
+    """The name of a quantisation scheme and its bits."""
+    if not isinstance(value, dict):
+        return f"{value!r:.80}"
+    inner = value.get("quantization")
+    about = inner if isinstance(inner, dict) else value
     names = "quant_method", "quant_algo", "quant_type", "format", "fmt"
     bits = "bits", "w_bit", "load_in_4bit", "load_in_8bit"
     named = [str(about[name]) for name in names if about.get(name)]
@@ -80,7 +80,7 @@ def _scheme(found: Any) -> str:
 
 
 def check_unread(config: Config, reads: frozenset[str]) -> None:
-    """Refuses a setting that changes results and that the family does not read.
+    """Rejects a setting that changes results and that the family does not read.
 
     Args:
         config: ``config.json``.
@@ -89,47 +89,47 @@ def check_unread(config: Config, reads: frozenset[str]) -> None:
     Raises:
         ValueError: such a key, with a value that changes results.
     """
-    found = {key: config.get(key) for key, neutral in NEUTRAL.items() if config.get(key) not in neutral}
+    active = {key: config.get(key) for key, neutral in NEUTRAL.items() if config.get(key) not in neutral}
     if _slides(config):
-        found["sliding_window"] = config["sliding_window"]
-    for key in sorted(set(found) - reads):
+        active["sliding_window"] = config["sliding_window"]
+    for key in sorted(set(active) - reads):
         raise ValueError(
-            f"expected no {key} of {config.get('model_type')}, a family without it, got {found[key]!r:.80}; "
+            f"expected no {key} of {config.get('model_type')}, a family without it, got {active[key]!r:.80}; "
             "check that architectures and model_type name the model's own family"
         )
 
 
 def _slides(config: Config) -> bool:
-    """Whether there is a window that is ever full."""
+    """Whether a sliding window shorter than the longest sequence is used."""
     window, most = config.get("sliding_window"), config.get("max_position_embeddings")
     return bool(window and config.get("use_sliding_window", True) and not (most and window >= most))
 
 
 def check_layer_types(config: Config, window: Any, kinds: tuple[str, ...] = (FULL, SLIDING)) -> None:
-    """Refuses kinds of attention that a family does not have, and sliding layers without a window.
+    """Rejects types of attention that a family does not have, and sliding layers without a window.
 
     Raises:
         ValueError: ``layer_types`` names another kind, or a sliding layer where ``window`` is None.
     """
-    found = config.get("layer_types") or ()
-    if other := sorted({str(kind) for kind in found} - set(kinds)):
+    types = config.get("layer_types") or ()
+    if other := sorted({str(kind) for kind in types} - set(kinds)):
         raise ValueError(f"expected layer_types of {', '.join(kinds)}, got {', '.join(other)}")
-    if window is None and SLIDING in found:
+    if window is None and SLIDING in types:
         raise ValueError(
             f"expected sliding_window (and use_sliding_window, where there is one) for layer_types of {SLIDING}, "
-            "got none; say full_attention or give the window"
+            "got none; write full_attention or set the window"
         )
 
 
 def unknown_architecture(config: Config, known: str) -> ValueError:
-    """What to say of an architecture that is not supported."""
+    """The error for an architecture that is not supported."""
     named = config.get("architectures") or ()
     got = ", ".join(map(str, named)) if isinstance(named, list | tuple) and named else str(config.get("model_type"))
     message = f"expected one of the supported architectures ({known}), got {got}"
     inner = config.get("text_config")
     if isinstance(inner, dict) and inner.get("model_type") == "gemma3_text":
         return ValueError(
-            f"{message}, which reads images as well; write its text part with transformers: "
+            f"{message}, which also reads images; write its text part with transformers: "
             "model = Gemma3ForConditionalGeneration.from_pretrained(folder); "
             "text = Gemma3ForCausalLM(model.config.text_config); "
             "text.model.load_state_dict(model.model.language_model.state_dict()); text.save_pretrained(out)"

@@ -1,4 +1,4 @@
-"""Safetensors files of a published checkpoint: opened, listed and checked, read one array at a time."""
+"""Safetensors files of a published checkpoint: listed and checked, then read one array at a time."""
 
 import json
 import math
@@ -11,20 +11,20 @@ from safetensors.numpy import save_file
 
 from jaxspec.core.files import read_json, reading
 
-#: Bytes of one file that ``write`` makes.
+#: Largest file that ``write`` makes, in bytes.
 SHARD_BYTES = 5_000_000_000
-#: Published names of the only file, and of the list of several.
+#: Name of a single file, and of the index of several.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: Bytes of one number, for each kind of safetensors that weights may be of.
+#: Bytes of one number of each dtype that weights may have.
 WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-#: Numbers of an array that are compared at once.
+#: Numbers of two arrays that are compared at once.
 COMPARED = 2**22
-#: Endings of files that hold pickled weights.
+#: Suffixes of files with pickled weights.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Entry(NamedTuple):
-    """One published array: the file that holds it, its shape, and the bytes it takes there."""
+    """One published array: its file, its shape, and its bytes in the file."""
 
     file: Path
     shape: tuple[int, ...]
@@ -32,11 +32,11 @@ class Entry(NamedTuple):
 
 
 class Weights:
-    """The arrays of a folder by name; nothing is read before it is asked for.
+    """The arrays of a folder by name; each is read when it is indexed.
 
     Raises:
-        ValueError: no safetensors file (only pickles: says why they are refused), one that is truncated or damaged, an
-            index that names files elsewhere, arrays that are no floats (quantised ones), or two of one name.
+        ValueError: no safetensors file, or only pickles; a truncated or damaged file; an index that names files of
+            another folder; arrays that are not floats (quantised weights); two arrays with one name.
     """
 
     def __init__(self, folder: Path):
@@ -48,8 +48,8 @@ class Weights:
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
                 if dtype not in WIDTHS:
                     raise ValueError(
-                        f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype}, as quantised weights are, whose "
-                        "scales are not applied here; use the checkpoint in bfloat16 that it was made from"
+                        f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype} (quantised "
+                        "weights, whose scales are not applied here); use the bfloat16 checkpoint that it was made from"
                     )
                 if name in self.entries:
                     raise ValueError(
@@ -59,7 +59,7 @@ class Weights:
                 self.entries[name] = Entry(path, shape, math.prod(shape) * WIDTHS[dtype])
 
     def equal(self, name: str, other: str) -> bool:
-        """Whether two arrays hold the same numbers; a few rows at a time are in memory."""
+        """Whether two arrays are equal; compares a few rows at a time."""
         shape, like = self.entries[name].shape, self.entries[other].shape
         one, two = (self._files[self.entries[each].file].get_slice(each) for each in (name, other))
         rows = max(1, COMPARED // max(1, math.prod(shape[1:])))
@@ -85,29 +85,32 @@ def _files(folder: Path) -> list[Path]:
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ValueError(f"{folder}: expected the files of {INDEX}, got no {', '.join(missing)}; copy them too")
         return [folder / name for name in names]
-    if found := sorted(folder.glob("*.safetensors")):
-        return found
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise ValueError(
-            f"{folder}: expected safetensors, got only {', '.join(pickles)}: a pickle can run any code when it is "
-            "read, so none is opened here; convert it where you trust it (save_pretrained of transformers writes "
+            f"{folder}: expected safetensors, got only {', '.join(pickles)}: reading a pickle can run any "
+            "code, so none is read here; if you trust it, convert it (save_pretrained of transformers writes "
             "safetensors)"
         )
     raise ValueError(f"{folder}: expected *.safetensors, got none")
 
 
 def _named(index: Path) -> list[str]:
-    """The files that an index names, all of them beside it."""
-    found = read_json(index).get("weight_map")
-    names = list(found.values()) if isinstance(found, dict) else []
+    """The files that an index names, all of them in its folder."""
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name not in ("", "..") for name in names):
-        raise ValueError(f"{index}: expected weight_map to name files of its own folder, got {found!r:.200}")
+        raise ValueError(f"{index}: expected weight_map to name files of its own folder, got {weight_map!r:.200}")
     return sorted(set(names))
 
 
 def write(folder: Path, arrays: Any, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes (name, array) pairs as ``model.safetensors``, or as several files with an index; one file in memory."""
+    """Writes (name, array) pairs as ``model.safetensors``, or as several files with an index.
+
+    One file at a time is in memory.
+    """
     shards: list[dict[str, np.ndarray]] = [{}]
     written: list[list[str]] = []
     size = total = 0
@@ -128,7 +131,7 @@ def _flush(folder: Path, shard: dict[str, np.ndarray], number: int) -> list[str]
 
 
 def _name(folder: Path, written: list[list[str]], total: int) -> None:
-    """Published names for the parts, instead of what lay there: one alone, or several that say how many they are."""
+    """Renames the parts to published names; replaces files of an earlier call."""
     count = len(written)
     files = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):

@@ -1,4 +1,4 @@
-"""The llama2.c v0 file: seven integers, then float32 arrays, each stacked over layers."""
+"""Files of llama2.c, version 0: seven integers, then float32 arrays, each stacked over layers."""
 
 import math
 from pathlib import Path
@@ -12,22 +12,22 @@ from jaxspec.models.base import Model, Params
 from jaxspec.models.config import Attention, DecoderConfig, Ends
 from jaxspec.text import Text, sentencepiece
 
-#: Tokens that end a story: the beginning of the next one, and the end of a text.
+#: Stop tokens: the beginning of the next story, and the end of a text.
 STOP = (1, 2)
 
 
 def load_llama2c(path: str | Path, tokenizer: str | Path | None = None) -> Model:
-    """Reads a model that llama2.c exported.
+    """Reads a model of llama2.c.
 
     Args:
-        path: its ``.bin`` file, version 0.
-        tokenizer: its SentencePiece ``.model`` file, for text.
+        path: ``.bin`` file, version 0.
+        tokenizer: SentencePiece ``.model`` file, for text.
 
     Raises:
-        ValueError: the file is shorter or longer than its header says.
+        ValueError: sizes in the header that make no model, or that do not match the length of the file.
     """
     header = np.fromfile(path, np.int32, 7).tolist()
-    sizes = [abs(size) if place == 5 else size for place, size in enumerate(header)]
+    sizes = [abs(size) if index == 5 else size for index, size in enumerate(header)]
     if len(sizes) < 7 or not all(0 < size < 2**24 for size in sizes):
         raise ValueError(f"{path}: expected the seven sizes of a llama2.c v0 file, got {header}")
     width, hidden, layers, heads, kv_heads, vocab, length = sizes
@@ -37,13 +37,13 @@ def load_llama2c(path: str | Path, tokenizer: str | Path | None = None) -> Model
     shapes = _shapes(config)
     tables, head = length * size, 0 if ends.tied else vocab * width
     expected = sum(math.prod(shape) for shape in shapes.values()) + tables + head
-    if (found := Path(path).stat().st_size) != 28 + 4 * expected:
+    if (on_disk := Path(path).stat().st_size) != 28 + 4 * expected:
         raise ValueError(
-            f"{path}: expected {28 + 4 * expected} bytes for these sizes, got {found}; copy it again or export v0"
+            f"{path}: expected {28 + 4 * expected} bytes for these sizes, got {on_disk}; copy it again or export v0"
         )
     values = np.fromfile(path, np.float32, offset=28)
-    cuts = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    parts = {name: part.reshape(shapes[name]) for name, part in zip(shapes, np.split(values, cuts), strict=False)}
+    offsets = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = {name: part.reshape(shapes[name]) for name, part in zip(shapes, np.split(values, offsets), strict=False)}
     params = _params(config, parts, values[-head:].reshape(vocab, width) if head else None)
     text = Text(stop=STOP) if tokenizer is None else sentencepiece(tokenizer, stop=STOP)
     return Model(network(config), jax.tree.map(jax.numpy.asarray, params), text)
@@ -85,7 +85,7 @@ def _params(config: DecoderConfig, parts: dict[str, np.ndarray], head: np.ndarra
 
 
 def _halves(weights: np.ndarray, head_size: int) -> np.ndarray:
-    """Rows of queries or keys whose rotary pairs are neighbours, reordered so that they are halves of the head."""
+    """Reorders rows of queries or keys: rotary pairs are neighbours in the file, and halves of the head here."""
     order = np.arange(head_size).reshape(-1, 2).T.reshape(-1)
     heads = weights.reshape(weights.shape[0], -1, head_size, weights.shape[-1])
     return heads[:, :, order].reshape(weights.shape)

@@ -1,4 +1,4 @@
-"""Models in the checkpoint layer: verified, resumable to any mesh; and one way to open whatever holds a model."""
+"""Models in the checkpoint layer, loadable onto any mesh; and one function that opens every supported format."""
 
 import shutil
 from dataclasses import asdict
@@ -13,51 +13,44 @@ from jaxfed import checkpoint
 from jaxspec.core.files import reading
 from jaxspec.devices.sharding import DeviceOrSharding, check_shardable, leaf_shardings
 from jaxspec.drafts import streams
-from jaxspec.loading.huggingface import (
-    carried,
-    check_memory,
-    float_dtype,
-    leaf_dtype,
-    like_params,
-    load_huggingface,
-    published_dtype,
-    save_huggingface,
-)
+from jaxspec.loading._saving import original_files, save_huggingface
+from jaxspec.loading.huggingface import load_huggingface, published_dtype
 from jaxspec.loading.llama2c import load_llama2c
+from jaxspec.loading.parameters import check_memory, float_dtype, is_int8, leaf_dtype, like_params
 from jaxspec.models import network
 from jaxspec.models.base import Model
 from jaxspec.models.config import DecoderConfig, build
-from jaxspec.models.quantize import Int8, quantized
+from jaxspec.models.quantize import quantized
 from jaxspec.models.vocabulary import unfitted
 from jaxspec.text import Text
 
 KIND = "model"
-#: Folder beside the steps that holds the tokenizer's files, and those that say more of a model than its network does.
+#: Folder next to the steps with the tokenizer's files, config.json and generation_config.json.
 TEXT = "text"
 _TOKEN: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 
 def save_model(model: Model, directory: str | Path, *, like: str | Path | None = None) -> None:
-    """Saves a model of ours as the next step of a checkpoint directory, its tokenizer's files beside it.
+    """Saves a model as the next step of a checkpoint directory, with its tokenizer's files next to it.
 
     Args:
         model: network, parameters, text.
         directory: of the checkpoint.
-        like: folder whose config.json and generation_config.json are kept, so that ``save_huggingface`` can carry them
-            along; default: the one that the model's tokenizer came from.
+        like: folder whose config.json and generation_config.json are copied, for a later ``save_huggingface``;
+            default: the folder that the model's tokenizer came from.
     """
     directory, model = Path(directory), unfitted(model)
-    is_int8 = any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(model.params, is_leaf=_is_int8))
+    int8 = any(map(is_int8, jax.tree.leaves(model.params, is_leaf=is_int8)))
     about = {
         "config": asdict(model.network.config),
         "dtype": jnp.dtype(jax.eval_shape(model.network.embed, model.params, _TOKEN).dtype).name,
-        "int8": is_int8,
+        "int8": int8,
         "stop": list(model.text.stop) if model.text else [],
         "streams": streams.describe(model),
     }
     step = -1 if (last := checkpoint.latest(directory)) is None else last
     checkpoint.save(directory, step + 1, {"params": model.params}, kind=KIND, metadata=about)
-    files = carried(model, like)
+    files = original_files(model, like)
     if model.text is not None or files:
         (directory / TEXT).mkdir(exist_ok=True)
     if model.text is not None:
@@ -68,22 +61,21 @@ def save_model(model: Model, directory: str | Path, *, like: str | Path | None =
 
 
 def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
-    """Loads a model that ``save_model`` wrote, straight onto a mesh.
+    """Loads a model of ``save_model`` straight onto a mesh.
 
     Raises:
-        ValueError: the directory holds something else, or says of a model what cannot be; the mesh does not divide the
-            heads.
+        ValueError: a checkpoint of another kind, an invalid configuration, or a mesh that does not divide the heads.
         jaxfed.checkpoint.CheckpointError: no complete step, or a damaged file (named).
-        MemoryError: the parameters would not fit.
+        MemoryError: the parameters do not fit.
     """
-    directory, found = Path(directory), checkpoint.manifest(directory)
-    if found.kind != KIND:
-        raise ValueError(f"{directory}: expected a checkpoint of kind {KIND!r}, got {found.kind!r}")
-    with reading(directory, "what save_model says of a model"):
-        about, most = found.metadata, len(found.tree)
+    directory, manifest = Path(directory), checkpoint.manifest(directory)
+    if manifest.kind != KIND:
+        raise ValueError(f"{directory}: expected a checkpoint of kind {KIND!r}, got {manifest.kind!r}")
+    with reading(directory, "the metadata of save_model"):
+        about, most = manifest.metadata, len(manifest.tree)
         config, dtype, int8 = build(DecoderConfig, about["config"]), jnp.dtype(about["dtype"]), bool(about["int8"])
         if config.num_layers > most:
-            raise ValueError(f"expected at most {most} layers, as there are leaves, got {config.num_layers}")
+            raise ValueError(f"expected at most {most} layers, the number of leaves, got {config.num_layers}")
         net, like, stop = network(config), like_params(config, dtype, int8), [int(token) for token in about["stop"]]
         if about.get("streams"):
             net, like = streams.like(net, like, **about["streams"])
@@ -101,22 +93,18 @@ def _sharding(where: DeviceOrSharding) -> Sharding:
     return where if isinstance(where, Sharding) else SingleDeviceSharding(where)
 
 
-def _is_int8(node: Any) -> bool:
-    return isinstance(node, Int8)
-
-
 def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False) -> Model:
-    """Opens a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer beside it.
+    """Opens a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer next to it.
 
     Args:
-        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (of the ``.model`` files beside it the
-            only one is its tokenizer).
-        mesh: where the parameters go.
-        dtype: of published checkpoints, see ``load_huggingface``; the others keep theirs unless it is given.
+        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (a sole ``.model`` file next to it is
+            its tokenizer).
+        mesh: of the parameters.
+        dtype: of the matrices; default: see ``load_huggingface``, and the stored one in the other formats.
         int8: keep the layers' matrices in eight bits.
 
     Raises:
-        ValueError: none of these.
+        ValueError: a path of another format.
     """
     path, dtype = Path(path), None if dtype is None else float_dtype(dtype)
     if (path / "config.json").is_file():
@@ -124,8 +112,8 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
     if path.is_dir() and checkpoint.latest(path) is not None:
         return changed(load_model(path, mesh), dtype, int8)
     if path.is_file() and path.suffix == ".bin":
-        beside = sorted(path.parent.glob("*.model"))
-        return changed(load_llama2c(path, beside[0] if len(beside) == 1 else None), dtype, int8)
+        tokenizers = sorted(path.parent.glob("*.model"))
+        return changed(load_llama2c(path, tokenizers[0] if len(tokenizers) == 1 else None), dtype, int8)
     raise ValueError(
         f"{path}: expected a folder with config.json, a checkpoint directory that jaxspec convert wrote, or a llama2.c "
         ".bin file, got none of them"
@@ -133,7 +121,7 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
 
 
 def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
-    """The same model with parameters of another dtype (None: as they are), its matrices in eight bits if asked for."""
+    """The model with parameters of another dtype (None: unchanged), and with ``int8`` its matrices in eight bits."""
     params = model.params
     if dtype is not None:
         params = jax.tree_util.tree_map_with_path(
@@ -144,17 +132,17 @@ def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
 
 
 def convert(source: str | Path, out: str | Path) -> str:
-    """A published checkpoint or llama2.c file into the checkpoint layer, or a directory of ours into a published one.
+    """Converts a published checkpoint or llama2.c file to a checkpoint directory, or that to a published checkpoint.
 
     Returns:
-        What was written: "checkpoint" or "huggingface".
+        The format that was written: "checkpoint" or "huggingface".
 
     Raises:
-        ValueError: ``out`` exists and holds something, or ``source`` is none of what ``open_model`` takes.
+        ValueError: ``out`` is not empty, or ``source`` has a format that ``open_model`` does not read.
     """
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: expected a new or empty folder to write to, got one that holds something")
+        raise ValueError(f"{out}: expected a new or empty folder to write to, got one that is not empty")
     published = (source / "config.json").is_file()
     ours = source.is_dir() and not published
     model = open_model(source, dtype=published_dtype(source) if published else None)

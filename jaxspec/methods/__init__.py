@@ -5,8 +5,10 @@ from jaxspec.methods._autoregressive import autoregressive
 from jaxspec.methods._mirror import mirror
 from jaxspec.methods._speculative import speculative
 from jaxspec.methods.protocol import DecodingMethod, Watch
+from jaxspec.methods.spec import DecodeSpec
 
 __all__ = [
+    "DecodeSpec",
     "DecodingMethod",
     "Watch",
     "autoregressive",

@@ -8,7 +8,6 @@ then v comes".
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,46 +70,6 @@ def none() -> Policy:
 def hybrid(ahead: int = 4, budget: int = 4, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
     """The draft's ``ahead`` likeliest outcomes during the prefix, then the exit's ``budget`` likeliest other ones."""
     return Policy(Likeliest(ahead, sharpness), Likeliest(budget, sharpness), num_candidates)
-
-
-def named(name: str, budget: int) -> Policy:
-    """A policy by its name, for the command line.
-
-    Raises:
-        ValueError: no such policy.
-    """
-    table: dict[str, Callable[[], Policy]] = {
-        "none": none,
-        "pearl": pearl,
-        "saguaro": lambda: saguaro(budget),
-        "ahead": lambda: ahead(budget),
-        "mirror": lambda: mirror(budget),
-        "hybrid": lambda: hybrid(budget, budget),
-    }
-    if name not in table:
-        raise ValueError(f"expected a policy out of {', '.join(table)}, got {name!r}")
-    return table[name]()
-
-
-class Sizes(NamedTuple):
-    """κ of the exit's message, and lookahead streams of the draft."""
-
-    num_candidates: int
-    streams: int
-
-
-def sizes_for(batch: int) -> Sizes:
-    """The paper's schedule: κ = 8, 8, 4, 2, 1 and 2, 2, 1, 1, 1 streams for batches up to 1, 8, 16, 32 and beyond.
-
-    Raises:
-        ValueError: a batch below 1.
-
-    Source: Mirror-SD (arXiv 2510.13161), experiments with batches; a batch between two of theirs takes the larger's.
-    """
-    if batch < 1:
-        raise ValueError(f"expected batch >= 1, got {batch}")
-    table = (1, Sizes(8, 2)), (8, Sizes(8, 2)), (16, Sizes(4, 1)), (32, Sizes(2, 1))
-    return next((sizes for most, sizes in table if batch <= most), Sizes(1, 1))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from jaxspec.models.config import (
     Rotary,
     Scores,
     Tracks,
-    build,
 )
 from jaxspec.models.quantize import quantized
 from jaxspec.models.vocabulary import fit_vocabulary
@@ -35,7 +34,6 @@ __all__ = [
     "Rows",
     "Scores",
     "Tracks",
-    "build",
     "decoder",
     "fit_vocabulary",
     "init_params",

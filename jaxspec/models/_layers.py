@@ -22,17 +22,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> nnx.Param:
-    """A random matrix whose products have unit size."""
+    """A random matrix; its product with unit-variance features has unit variance (times ``scale``)."""
     return nnx.Param(jax.random.normal(rngs.params(), shape) * (scale * fan_in**-0.5))
 
 
-def bias(shape: tuple[int, ...], wanted: bool) -> nnx.Param | None:
-    """Zeros, or nothing."""
-    return nnx.Param(jnp.zeros(shape)) if wanted else None
+def bias(shape: tuple[int, ...], present: bool) -> nnx.Param | None:
+    """Zeros if the layer has a bias, otherwise None."""
+    return nnx.Param(jnp.zeros(shape)) if present else None
 
 
 def project(equation: str, matrix: nnx.Param, x: Array, offset: nnx.Param | None = None) -> Array:
-    """matrix · x + offset, where the last axis of ``matrix`` meets the first of x; the result keeps x's last two."""
+    """matrix · x + offset: contracts the last axis of ``matrix`` with the first of x, whose last two axes are kept."""
     value = matrix.get_value()
     if isinstance(value, Int8):
         y = jnp.einsum(equation, value.values.astype(x.dtype), x) * value.scale[..., None, None].astype(x.dtype)
@@ -42,7 +42,7 @@ def project(equation: str, matrix: nnx.Param, x: Array, offset: nnx.Param | None
 
 
 class RMSNorm(nnx.Module):
-    """x / √(mean x² + ε) · scale over the feature axis 0; in float32, whatever x is."""
+    """x / √(mean x² + ε) · scale over the feature axis 0, computed in float32."""
 
     def __init__(self, features: int, epsilon: float):
         self.scale = nnx.Param(jnp.ones((features,)))
@@ -56,7 +56,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x − mean) / √(variance + ε) · scale + bias over the feature axis 0; in float32, whatever x is."""
+    """(x − mean) / √(variance + ε) · scale + bias over the feature axis 0, computed in float32."""
 
     def __init__(self, features: int, epsilon: float):
         self.scale, self.bias = nnx.Param(jnp.ones((features,))), nnx.Param(jnp.zeros((features,)))
@@ -75,7 +75,7 @@ def _column(values: Array, x: Array) -> Array:
 
 
 def norm(features: int, block: Block) -> RMSNorm | LayerNorm:
-    """The norm of a family."""
+    """The norm of a block."""
     return (LayerNorm if block.layer_norm else RMSNorm)(features, block.epsilon)
 
 
@@ -93,7 +93,7 @@ class SelfAttention(nnx.Module):
         self.key_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
-        """What ``attend`` takes of x [D, B, T]: queries, keys, values; ``turn`` gives heads their rotary positions."""
+        """Queries, keys and values of x [D, B, T] for ``attend``; ``turn`` applies rotary positions to heads."""
         qkv = project("gqhd,dbt->gqhbt", self.qkv, x, self.qkv_bias)
         if self.query_norm is None or self.key_norm is None:
             turned, values = turn(_heads(qkv[:, :-1])), _heads(qkv[:, -1:])
@@ -154,7 +154,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
     ) -> tuple[Array, Any]:
-        """Runs the layer on x [D, B, T]; ``turn`` gives heads their rotary positions, ``rows`` are its cache."""
+        """Runs the layer on x [D, B, T]; ``turn`` applies rotary positions, ``rows`` are its cache."""
         context, rows = attend(*self.heads(x, turn), rows, scores)
         return self.after_attention(x, context), rows
 
@@ -175,7 +175,7 @@ class Layer(nnx.Module):
 
 
 def turning(rotary: Rotary | None, positions: Array, head_size: int) -> Callable[[Array], Array]:
-    """Gives heads [B, G, Q, T, head_size] at ``positions`` [B, T] their rotary positions; without any, nothing."""
+    """A function that rotates heads [B, G, Q, T, head_size] at ``positions`` [B, T]; the identity if rotary is None."""
     if rotary is None:
         return lambda heads: heads
     return partial(rotate, tables=rotary_tables(positions, rotary, head_size))
@@ -185,13 +185,13 @@ def rotary_tables(positions: Array, rotary: Rotary, head_size: int) -> tuple[Arr
     """cos and sin of position · frequency: each [B, T, head_size / 2]."""
     angles = positions.astype(jnp.float32)[..., None] * rotary.frequencies(head_size)[None, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    # XLA:CPU would compute both anew in every layer, for every head: it takes cosines for cheap. Divisions it does not.
+    # XLA:CPU considers cosines cheap and would recompute both in every layer for every head; divisions prevent that.
     one = cos * cos + sin * sin
     return cos / one, sin / one
 
 
 def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
-    """Turns the halves of every head of x [B, G, Q, T, head_size] by the rotary angles."""
+    """Rotates the halves of every head of x [B, G, Q, T, head_size] by the angles of ``rotary_tables``."""
     cos, sin = (table[:, None, None].astype(x.dtype) for table in tables)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""Which axis of a parameter is shared out, by a mesh among its devices or by a layer among its tracks."""
+"""The axis along which each parameter is divided, among devices of a mesh or among tracks of a layer."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec
 from jaxspec.models.base import Params
 from jaxspec.models.quantize import Int8
 
-#: Tensor parallelism by heads and hidden features (Megatron): two all-reduces a layer; embedding and head by words.
-#: What is not named is replicated.
+#: Tensor parallelism (Megatron) over heads and hidden features, with two all-reduces for each layer; embedding and head
+#: over the vocabulary. Leaves without a name here are replicated.
 AXES = {
     "embedding": PartitionSpec("model"),
     "head": PartitionSpec("model"),
@@ -23,7 +23,7 @@ AXES = {
 
 
 def partition(params: Params) -> Params:
-    """A partition specification for every leaf; scales of eight-bit weights follow the features that they scale."""
+    """A partition specification for every leaf; scales of eight-bit weights are divided like their features."""
 
     def spec(path: tuple, leaf: Any) -> Any:
         own = AXES.get(str(getattr(path[-1], "key", "")), PartitionSpec())

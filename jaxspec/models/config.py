@@ -1,4 +1,4 @@
-"""Static configuration: frozen, hashable, never traced. Sizes in one place, what tells families apart in parts."""
+"""Static configuration of a decoder: frozen, hashable, never traced."""
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
@@ -13,18 +13,18 @@ Built = TypeVar("Built")
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """Position interpolation: every rotary frequency divided by ``factor``."""
+    """Position interpolation: every rotary frequency is divided by ``factor``."""
 
     factor: float
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Frequencies [head_size / 2], stretched."""
+        """Scales frequencies [head_size / 2]."""
         return frequencies / self.factor
 
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1: wavelengths beyond original_length / low are stretched, those below original_length / high are kept.
+    """Llama 3.1: wavelengths above original_length / low are scaled, those below original_length / high are kept.
 
     Between them the two are blended by b = (original_length / wavelength − low) / (high − low).
     """
@@ -35,7 +35,7 @@ class Llama3Scaling:
     original_length: int
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Frequencies [head_size / 2], stretched."""
+        """Scales frequencies [head_size / 2]."""
         turns = self.original_length * frequencies / (2 * math.pi)
         blend = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
         return (1 - blend) * frequencies / self.factor + blend * frequencies
@@ -43,25 +43,25 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions: the halves of a head turn by position · θ^(−2i/head_size), perhaps stretched."""
+    """Rotary positions: the halves of a head are rotated by position · θ^(−2i/head_size), optionally scaled."""
 
     theta: float = 10_000.0
     scaling: LinearScaling | Llama3Scaling | None = None
 
     def frequencies(self, head_size: int) -> np.ndarray:
-        """Angles a position turns by: [head_size / 2] float32."""
+        """Rotation angle of one position: [head_size / 2] float32."""
         plain = 1.0 / (self.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size))
         return np.asarray(plain if self.scaling is None else self.scaling(plain), np.float32)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a query weighs what it sees: softmax(cap·tanh(scale·q·kᵀ / cap)) over the last ``window`` positions.
+    """Attention weights: softmax(cap·tanh(scale·q·kᵀ / cap)) over the last ``window`` positions.
 
     Attributes:
         scale: factor of q·kᵀ; default 1/√head_size.
-        softcap: largest score, softly; default none.
-        window: positions that are seen, the own one included; default all before.
+        softcap: the cap; default: none.
+        window: number of positions attended to, including the query's own; default: all.
     """
 
     scale: float | None = None
@@ -71,16 +71,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Attention:
-    """What tells attention blocks apart.
+    """Settings of the attention blocks.
 
     Attributes:
-        rotary: rotary positions; None: the positions are learned.
-        local_rotary: those of layers with a window, where they differ.
-        scores: how queries weigh keys, in layers without a window.
+        rotary: rotary positions; None: learned positions.
+        local_rotary: rotary positions of layers with a window, if they differ.
+        scores: attention weights in layers without a window.
         window: sliding window of the windowed layers.
         windowed: which layers have it; empty: all, if there is a window.
-        qkv_bias, out_bias: whether projections have biases.
-        norm_heads: RMS norms of every query and key head, before they are turned.
+        qkv_bias: whether the projections of queries, keys and values have biases.
+        out_bias: whether the output projection has a bias.
+        norm_heads: RMS norms of every query and key head, before rotation.
     """
 
     rotary: Rotary | None = Rotary()
@@ -93,28 +94,28 @@ class Attention:
     norm_heads: bool = False
 
     def is_windowed(self, layer: int) -> bool:
-        """Whether a layer sees only a sliding window."""
+        """Whether a layer attends to a sliding window only."""
         return self.window is not None and (not self.windowed or self.windowed[layer])
 
     def scores_of(self, layer: int) -> Scores:
-        """The scores of one layer."""
+        """Attention weights of one layer."""
         window = self.window if self.is_windowed(layer) else None
         return Scores(self.scores.scale, self.scores.softcap, window)
 
     def rotary_of(self, layer: int) -> Rotary | None:
-        """The rotary positions of one layer."""
+        """Rotary positions of one layer."""
         return self.local_rotary if self.local_rotary and self.is_windowed(layer) else self.rotary
 
 
 @dataclass(frozen=True)
 class Block:
-    """What tells residual blocks apart.
+    """Settings of the residual blocks.
 
     Attributes:
         layer_norm: layer norms with biases instead of RMS norms.
         epsilon: added to the mean square or variance.
         norms: "before": x + f(norm(x)); "around": x + norm(f(norm(x))); "after": norm(x + f(x)).
-        activation: name in ``models.decoder.ACTIVATIONS``.
+        activation: name in ``_layers.ACTIVATIONS``.
         gated: activation(gate) · up instead of activation(up).
         bias: whether the two projections have biases.
     """
@@ -129,15 +130,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Ends:
-    """What tells embeddings and heads apart.
+    """Settings of embedding and head.
 
     Attributes:
         tied: the head is the embedding.
         embedding_scale: factor of embedded tokens; default √width.
-        embedding_size: features of an embedding, if fewer than ``width``: projected in and out.
+        embedding_size: features of an embedding, if fewer than ``width``; projected in and out.
         positions: rows of a learned table of positions, added to embedded tokens.
         final_norm: whether there is a norm before the head.
-        softcap: largest logit, softly.
+        softcap: cap·tanh(logits / cap); default: none.
     """
 
     tied: bool = True
@@ -150,23 +151,23 @@ class Ends:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Narrow decoders side by side that meet only at the ends of segments: x ← x + Σ_t (h_t − x).
+    """Parallel narrow decoders that are summed at the ends of segments only: x ← x + Σ_t (h_t − x).
 
-    Heads and hidden units of every layer are shared out among the tracks; through a segment track t runs from h_t = x
-    on, and sees what it adds itself. On as many devices layers have one all-reduce a segment; under tensor parallelism,
-    two a layer. Parameters are shaped as without tracks, but what is computed is another function, whatever the mesh.
-    Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
+    Heads and hidden units of every layer are divided among the tracks. In a segment, track t starts from h_t = x and
+    uses only its own updates. On as many devices that needs one all-reduce for each segment; tensor parallelism needs
+    two for each layer. Parameters have the shapes of a model without tracks, but the function is another one, on every
+    mesh. Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
 
     Attributes:
-        count: tracks n; one track is the model without them.
-        segments: of equal depth.
+        count: number of tracks; 1 is the model without tracks.
+        segments: number of segments, of equal depth.
     """
 
     count: int
     segments: int = 2
 
     def meetings(self, num_layers: int) -> tuple[int, ...]:
-        """Layer counts after which all tracks hold the same x: 0, and the ends of the segments."""
+        """Layer counts after which all tracks have the same x: 0, and the ends of the segments."""
         return tuple(range(0, num_layers + 1, num_layers // self.segments))
 
 
@@ -174,9 +175,9 @@ class Tracks:
 class DecoderConfig:
     """A decoder-only transformer; the defaults are Llama's blocks with a tied head.
 
-    A draft for several devices may run in tracks, one on each, to meet twice a forward instead of twice a layer:
-    ``DecoderConfig(32_000, 1024, 16, 16, 8, 64, 2816, tracks=Tracks(8))``. It is trained as any other, perhaps from the
-    parameters of one without tracks, which fit it.
+    A draft on several devices can run in tracks, one on each, with two all-reduces for a forward pass instead of two
+    for each layer: ``DecoderConfig(32_000, 1024, 16, 16, 8, 64, 2816, tracks=Tracks(8))``. It is trained as any other
+    model; training can start from the parameters of a model without tracks.
 
     Attributes:
         vocab_size: rows of the embedding V.
@@ -186,12 +187,14 @@ class DecoderConfig:
         num_kv_heads: key-value heads G; H / G queries share one.
         head_size: features of one head.
         hidden: features inside the feed-forward block F.
-        attention, block, ends: what tells families apart.
-        tracks: whether and how the layers run in tracks; default: they do not.
+        attention: options of attention that differ between families.
+        block: options of a layer that differ between families.
+        ends: options of embedding and head that differ between families.
+        tracks: parallel tracks of the layers; default: none.
 
     Raises:
-        ValueError: a field of another type, a number out of range, sizes that do not divide, or tracks in a block that
-            does not add to the residual stream.
+        ValueError: a field of another type, a number outside its range, sizes that are not divisible, or tracks with
+            blocks that do not add to the residual stream.
     """
 
     vocab_size: int
@@ -267,10 +270,10 @@ def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
 
 
 def build(kind: type[Built], values: dict[str, Any]) -> Built:
-    """A configuration from the dictionary that ``dataclasses.asdict`` made of it, perhaps by way of JSON.
+    """The inverse of ``dataclasses.asdict``, also after JSON.
 
     Raises:
-        ValueError: no dictionary, or a name that the configuration does not have.
+        ValueError: not a dictionary, or a name that the configuration does not have.
     """
     hints = get_type_hints(kind)
     if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""Weights of eight bits: half of bfloat16, a quarter of float32, with one scale for every output feature."""
+"""Weights in eight bits, with one scale for every output feature."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxspec.models.base import Array, Params
 
-#: Leaves that are quantised: the matrices of the layers. Embedding, head, norms and biases stay as they are.
+#: Leaves that are quantised: the matrices of the layers. Embedding, head, norms and biases are not.
 QUANTIZED = ("qkv", "out", "gate_up", "down")
 
 
@@ -17,7 +17,7 @@ class Int8(NamedTuple):
 
     Attributes:
         values: int8 [..., K].
-        scale: [...], the largest magnitude of a row over 127.
+        scale: [...], the largest magnitude of a row divided by 127.
     """
 
     values: Array
@@ -25,7 +25,7 @@ class Int8(NamedTuple):
 
 
 def quantized_matrix(matrix: np.ndarray | Array) -> Int8:
-    """Rounds a matrix [..., K] to 255 levels a row."""
+    """Rounds a matrix [..., K] to 255 levels for each row."""
     library = np if isinstance(matrix, np.ndarray) else jnp
     wide = matrix.astype(np.float32)
     scale = library.maximum(library.max(library.abs(wide), axis=-1), np.float32(1e-30)) / np.float32(127)
@@ -34,12 +34,12 @@ def quantized_matrix(matrix: np.ndarray | Array) -> Int8:
 
 
 def is_quantized(path: tuple) -> bool:
-    """Whether the leaf at this path is one that ``quantized`` rounds."""
+    """Whether ``quantized`` rounds the leaf at this path."""
     return bool(path) and str(getattr(path[-1], "key", "")) in QUANTIZED
 
 
 def quantized(params: Params) -> Params:
-    """Parameters with the layers' matrices in eight bits; what is so already stays."""
+    """Parameters with the layers' matrices in eight bits; matrices that are already quantised are unchanged."""
     leaf = lambda node: isinstance(node, Int8)  # noqa: E731
     return jax.tree_util.tree_map_with_path(
         lambda path, node: quantized_matrix(node) if is_quantized(path) and not leaf(node) else node,

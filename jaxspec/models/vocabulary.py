@@ -1,4 +1,4 @@
-"""A draft over the target's vocabulary: tokenizers compared, and logits padded where embeddings have spare rows."""
+"""Drafts with another number of embedding rows than the target: tokenizers are compared, logits padded or cut."""
 
 import re
 from collections.abc import Callable
@@ -11,22 +11,22 @@ import jax.numpy as jnp
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.text import Text
 
-#: How reserved, unused and control tokens are spelled; ordinary text rarely is.
+#: Spelling of reserved, unused and control tokens.
 RESERVED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
 def fit_vocabulary(draft: Model, size: int) -> Model:
-    """A draft with logits over ``size`` tokens: padded with −∞, or cut, behind its own.
+    """A draft with logits over ``size`` tokens: padded with −∞ at the end, or cut.
 
-    Published models of one tokenizer may have embeddings of different sizes, since rows are added to make them divide.
-    A draft so fitted never proposes a token that it or the target does not have; decoding stays lossless.
+    Published models with one tokenizer may have embeddings of different sizes, because rows are added for divisibility.
+    The result never proposes a token that it or the target does not have; decoding stays lossless.
 
     Args:
-        draft: parameters and text stay as they are; a token that it does not have reads as its last one.
+        draft: parameters and text are unchanged; tokens that it does not have are embedded as its last token.
         size: V of the target.
 
     Returns:
-        A model that decodes; saving it saves the one that it was made from, with its own rows.
+        A model for decoding. Saving it saves the original with its own rows.
 
     Raises:
         ValueError: ``size`` < 1.
@@ -39,22 +39,22 @@ def fit_vocabulary(draft: Model, size: int) -> Model:
 
 
 def unfitted(model: Model) -> Model:
-    """The model over the vocabulary that its parameters have."""
+    """The model with the vocabulary of its parameters."""
     return model._replace(network=model.network.source or model.network)
 
 
 @lru_cache
 def _fitted(network: Network, size: int) -> Network:
-    """The network over another vocabulary, made once, since compiled programs belong to it."""
+    """The network with another vocabulary size; cached, so that compiled programs are reused."""
     own = network.config.vocab_size
 
     def embed(params: Params, tokens: Array) -> Array:
         return network.embed(params, jnp.minimum(tokens, own - 1))
 
     def logits(params: Params, x: Array) -> Array:
-        found = network.logits(params, x)[:size]
-        spare = [(0, max(0, size - own)), *[(0, 0)] * (found.ndim - 1)]
-        return jnp.pad(found, spare, constant_values=-jnp.inf)
+        own_logits = network.logits(params, x)[:size]
+        padding = [(0, max(0, size - own)), *[(0, 0)] * (own_logits.ndim - 1)]
+        return jnp.pad(own_logits, padding, constant_values=-jnp.inf)
 
     with_config: Callable[..., Any] | None = None
     if network.with_config is not None:
@@ -65,7 +65,7 @@ def _fitted(network: Network, size: int) -> Network:
 
 
 def check_words(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
-    """Refuses drafts of another tokenizer, of which hardly anything would be accepted.
+    """Rejects drafts with another tokenizer, whose tokens would hardly ever be accepted.
 
     Args:
         target: text of the target.
@@ -73,32 +73,32 @@ def check_words(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
         sizes: rows of their embeddings.
 
     Raises:
-        ValueError: a token differs, or only one of the two has it, and it is not a reserved or control token.
+        ValueError: a token differs or is missing in one of the two, and is not a reserved or control token.
     """
     one, other = target.piece, draft.piece
     if one is other or one is None or other is None:
         return
     for token in range(max(sizes)):
-        words = one(token), other(token)
-        if words[0] != words[1] and not any(word and RESERVED.fullmatch(word) for word in words):
+        pieces = one(token), other(token)
+        if pieces[0] != pieces[1] and not any(piece and RESERVED.fullmatch(piece) for piece in pieces):
             raise ValueError(
-                f"expected target and draft over one vocabulary, got {words[0]!r} and {words[1]!r} for token {token}; "
-                "use a draft trained with the target's tokenizer, or draft._replace(text=None) if it was"
+                f"expected target and draft over one vocabulary, got {pieces[0]!r} and {pieces[1]!r} for token "
+                f"{token}; use a draft trained with the target's tokenizer, or draft._replace(text=None) if it was"
             )
 
 
 def fitted(target: Model, draft: Model) -> Model:
-    """The draft over the target's vocabulary, if both read one tokenizer.
+    """The draft with the target's vocabulary size, if both have the same tokenizer.
 
     Raises:
-        ValueError: tokenizers that differ, or embeddings of different sizes without two tokenizers to compare.
+        ValueError: different tokenizers, or embeddings of different sizes without two tokenizers to compare.
     """
     sizes = target.network.config.vocab_size, draft.network.config.vocab_size
     pieces = [model.text.piece if model.text else None for model in (target, draft)]
     if sizes[0] != sizes[1] and None in pieces:
         raise ValueError(
             f"expected target and draft over one vocabulary, got {sizes[0]} and {sizes[1]} tokens and no two "
-            "tokenizers to compare; if both read the same one, pass "
+            "tokenizers to compare; if both have the same one, pass "
             f"jaxspec.fit_vocabulary(draft, {sizes[0]}), else use a draft trained with the target's tokenizer"
         )
     if target.text and draft.text:
@@ -107,16 +107,16 @@ def fitted(target: Model, draft: Model) -> Model:
 
 
 def check_trainable(target: Model, draft: Model) -> None:
-    """A draft that learns from the target needs a row for each of its tokens, not a fitted vocabulary.
+    """Checks that a draft that is trained on the target has an embedding row for each of its tokens.
 
     Raises:
-        ValueError: tokenizers that differ, or embeddings of different sizes.
+        ValueError: different tokenizers, or embeddings of different sizes.
     """
     sizes = target.network.config.vocab_size, unfitted(draft).network.config.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"expected a draft with the target's {sizes[0]} rows in its embedding to train, got {sizes[1]}; if both "
-            f"read one tokenizer, resize the draft (resize_token_embeddings({sizes[0]}) of transformers), else use a "
+            f"have one tokenizer, resize the draft (resize_token_embeddings({sizes[0]}) of transformers), else use a "
             "draft trained with the target's tokenizer"
         )
     if target.text and draft.text:

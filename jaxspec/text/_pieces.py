@@ -1,4 +1,4 @@
-"""SentencePiece models with the tokens that were added to them, read and written as ``transformers`` does."""
+"""SentencePiece models with added tokens: ids and texts as in ``transformers``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from tokenizers.models import WordLevel
 
 from jaxspec.core.files import reading
 
-#: What SentencePiece writes for a space.
+#: SentencePiece's character for a space.
 SPACE = "▁"
-#: Appended to a model file: its normalizer neither puts a space first nor removes any. In the protocol buffer
-#: ``ModelProto`` field 3 is the normalizer, of which fields 3 and 4 are these switches; the last value of a field wins.
+#: Appended to a model file, so that its normalizer neither adds a first space nor removes spaces. In ``ModelProto``
+#: field 3 is the normalizer, whose fields 3 and 4 are these switches; the last value of a field wins.
 PLAIN_NORMALIZER = b"\x1a\x04\x18\x00\x20\x00"
 
 
@@ -25,11 +25,11 @@ class Pieces:
 
     Attributes:
         model: bytes of the ``tokenizer.model`` file.
-        added: id → token, in addition to the pieces or in the place of one.
-        prefix: whether a space is put before the text.
-        legacy: whether one is also put before text that follows an added token.
-        start: ids put before a sequence.
-        end: ids put after it.
+        added: id → token, in addition to the pieces or instead of one.
+        prefix: whether a space is added before the text.
+        legacy: whether a space is also added before text that follows an added token.
+        start: ids added before a sequence.
+        end: ids added after it.
     """
 
     model: bytes
@@ -41,12 +41,12 @@ class Pieces:
 
     @cached_property
     def processor(self) -> Any:
-        """SentencePiece's own, as the model file says."""
+        """SentencePiece's processor of the model file."""
         return processor_of(self.model)
 
     @cached_property
     def inner(self) -> Any:
-        """The same pieces for text within a sequence, before which no space is put."""
+        """The same pieces for text within a sequence, before which no space is added."""
         return processor_of(self.model + PLAIN_NORMALIZER)
 
     @cached_property
@@ -56,25 +56,25 @@ class Pieces:
 
     @cached_property
     def splitter(self) -> Tokenizer:
-        """Finds the added tokens; all between two of them is one unknown word."""
-        made = Tokenizer(WordLevel({"\0": 0}, unk_token="\0"))
-        made.add_tokens(list(self.added.values()))
-        return made
+        """Finds the added tokens; the text between two of them is one unknown word."""
+        splitter = Tokenizer(WordLevel({"\0": 0}, unk_token="\0"))
+        splitter.add_tokens(list(self.added.values()))
+        return splitter
 
     @cached_property
     def decoder(self) -> decoders.Decoder:
-        """Joins pieces: spaces, bytes, and without the space that was put first."""
-        first = [decoders.Strip(" ", 1, 0)] if self.prefix else []
-        return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *first])
+        """Joins pieces: replaces spaces and bytes, and removes the space that was added first."""
+        strip = [decoders.Strip(" ", 1, 0)] if self.prefix else []
+        return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
     def piece(self, token: int) -> str | None:
-        """A token's name; None beyond the vocabulary."""
+        """The token as the vocabulary spells it; None beyond the vocabulary."""
         if token in self.added:
             return self.added[token].content
         return self.processor.id_to_piece(int(token)) if 0 <= token < self.processor.get_piece_size() else None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids [T] int32, with what is put before and after a sequence."""
+        """Ids [T] int32, with the ids added before and after a sequence."""
         return np.asarray([*self.start, *self._ids(text), *self.end], np.int32)
 
     def encode_marked(self, text: str) -> np.ndarray:
@@ -83,12 +83,12 @@ class Pieces:
 
     def _ids(self, text: str) -> Iterator[int]:
         split = self.splitter.encode(text, add_special_tokens=False)
-        for found, (begin, end) in zip(split.ids, split.offsets, strict=True):
-            if found:
-                yield self.ids[str(self.splitter.id_to_token(found))]
+        for number, (begin, end) in zip(split.ids, split.offsets, strict=True):
+            if number:
+                yield self.ids[str(self.splitter.id_to_token(number))]
             else:
-                own = self.prefix and (self.legacy or begin == 0)
-                yield from (self.processor if own else self.inner).encode(text[begin:end])
+                with_space = self.prefix and (self.legacy or begin == 0)
+                yield from (self.processor if with_space else self.inner).encode(text[begin:end])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text without special tokens and without ids beyond the vocabulary."""
@@ -100,17 +100,17 @@ class Pieces:
 
 
 def read_pieces(path: Path, about: Mapping[str, Any], added: Mapping[int, AddedToken], named: Sequence[str]) -> Pieces:
-    """A SentencePiece model file.
+    """Reads a SentencePiece model file.
 
     Args:
         path: ``tokenizer.model``.
-        about: what ``tokenizer_config.json`` says; ``add_bos_token`` is true and ``legacy`` is true unless it says so.
+        about: ``tokenizer_config.json``; ``add_bos_token`` and ``legacy`` default to true.
         added: id → token, from ``added_tokens_decoder``.
         named: texts of special tokens.
 
     Raises:
-        ValueError: no SentencePiece model; a token added under another id than its piece has.
-        ModuleNotFoundError: the sentencepiece library is missing; says how to get it.
+        ValueError: not a SentencePiece model; an added token with another id than its piece.
+        ModuleNotFoundError: the sentencepiece library is not installed.
     """
     model = path.read_bytes()
     with reading(path, "a SentencePiece model"):
@@ -147,32 +147,32 @@ def processor_of(model: bytes) -> Any:
 
 
 def own_prefix(processor: Any) -> bool:
-    """Whether the model puts a space before a text."""
+    """Whether the model adds a space before a text."""
     return str(processor.id_to_piece(processor.encode("a")[0])).startswith(SPACE)
 
 
 def unnormalized(token: AddedToken, special: bool) -> AddedToken:
-    """Found in the text as it is written."""
+    """The token, found in a text before normalization."""
     flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
     return AddedToken(token.content, normalized=False, special=token.special or special, **flags)
 
 
-def check_id(content: str, own: int | None, said: int) -> None:
-    """Raises a ValueError where the vocabulary has a token under another id."""
-    if own is not None and own != said:
+def check_id(content: str, own: int | None, added: int) -> None:
+    """Raises a ValueError if the vocabulary has the token under another id than ``added``."""
+    if own is not None and own != added:
         raise ValueError(
-            f"expected the token {content!r} at id {said}, as added tokens say, got id {own} in the vocabulary; the "
-            "tokenizer's files belong to different models"
+            f"expected the token {content!r} at id {added}, as in the added tokens, got id {own} in the vocabulary; "
+            "the tokenizer's files belong to different models"
         )
 
 
 def _end(about: Mapping[str, Any], ids: Mapping[str, int], name: str, own: int, default: bool) -> tuple[int, ...]:
-    """What is put at one end of a sequence."""
-    said = about.get(f"add_{name}")
+    """Ids added at one end of a sequence."""
+    adds = about.get(f"add_{name}")
     token = ids.get(content(about.get(name)), own)
-    return (token,) if (default if said is None else said) and token >= 0 else ()
+    return (token,) if (default if adds is None else adds) and token >= 0 else ()
 
 
 def content(value: Any) -> str:
-    """The text of a token, which files write as text or as an object; empty for none."""
+    """The text of a token, which files store as text or as an object; empty for None."""
     return str((value["content"] if isinstance(value, dict) else value) or "")

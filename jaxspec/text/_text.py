@@ -1,4 +1,4 @@
-"""Between text and token ids: the tokenizer that came with a model, its chat template, what ends a sequence."""
+"""Between text and token ids: a model's tokenizer, its chat template and its stop tokens."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from jaxspec.core.files import read_json, reading
 from jaxspec.text._chat import Message, render
 from jaxspec.text._pieces import check_id, content, read_pieces
 
-#: Files that are carried along as they are.
+#: Files that are copied unchanged.
 FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -23,7 +23,6 @@ FILES = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 )
@@ -34,17 +33,17 @@ class Text:
     """How a model reads and writes.
 
     Attributes:
-        encode: text → ids, as the tokenizer's own file says, its special tokens included; None: no tokenizer.
-        decode: ids → text, special tokens and ids beyond the vocabulary left out; None: no tokenizer.
+        encode: text → ids, with the special tokens that the tokenizer adds; None: no tokenizer.
+        decode: ids → text, without special tokens and ids beyond the vocabulary; None: no tokenizer.
         stop: ids that end a sequence.
-        template: Jinja source that turns messages into a prompt; None: the model has no chat form.
+        template: Jinja source that turns messages into a prompt; None: no chat template.
         special: text of special tokens by name (``bos_token``), for the template.
-        defaults: ``generation_config.json`` as it is.
-        files: published names → where these files lie, to be carried along.
-        tokenizer: the ``tokenizers`` object, where there is one.
-        piece: id → the token as the tokenizer names it, None beyond its vocabulary.
-        encode_marked: text in which special tokens stand already → ids; default: ``encode``.
-        special_ids: text of a special token, which ``decode`` leaves out → its id.
+        defaults: contents of ``generation_config.json``.
+        files: published names → paths of the files, which ``write`` copies.
+        tokenizer: the ``tokenizers`` object, if there is one.
+        piece: id → the token as the vocabulary spells it, None beyond the vocabulary.
+        encode_marked: text that already has its special tokens → ids; default: ``encode``.
+        special_ids: text of a special token, which ``decode`` omits → its id.
     """
 
     encode: Callable[[str], np.ndarray] | None = None
@@ -61,7 +60,7 @@ class Text:
 
     @staticmethod
     def of(tokenizer: Tokenizer, **rest: Any) -> "Text":
-        """A tokenizer of the ``tokenizers`` library; what it is set to truncate or pad, it does not."""
+        """A ``Text`` with a tokenizer of the ``tokenizers`` library, without its truncation and padding."""
         tokenizer = unlimited(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
         return Text(
@@ -76,13 +75,13 @@ class Text:
 
     @staticmethod
     def read(folder: str | Path) -> "Text | None":
-        """What a published checkpoint's folder says about text; None where it says nothing.
+        """Reads the tokenizer files of a published checkpoint; None if the folder has none.
 
         Without ``tokenizer.json`` and ``tokenizer.model`` there may still be stop tokens and a chat template.
 
         Raises:
-            ValueError: a file that is damaged or says something else than text needs; names it.
-            ModuleNotFoundError: ``tokenizer.model`` needs the sentencepiece library; says how to get it.
+            ValueError: a file that is damaged or has unexpected contents; names it.
+            ModuleNotFoundError: ``tokenizer.model`` needs the sentencepiece library, which is not installed.
         """
         with reading(folder, "files of a tokenizer"):
             return Text._read(Path(folder))
@@ -112,27 +111,27 @@ class Text:
         return Text(**rest) if rest["stop"] or rest["template"] else None
 
     def _ended(self, id_of: Callable[[str], int | None], default: int = -1) -> "Text":
-        """The same; a text whose files name no id that ends a sequence ends at its ``eos_token``, or the default."""
-        found = id_of(self.special["eos_token"]) if "eos_token" in self.special else None
-        found = default if found is None else found
-        return self if self.stop or found < 0 else self.stopping([found])
+        """The same, with its ``eos_token``, or else the default, as stop token if its files name none."""
+        end = id_of(self.special["eos_token"]) if "eos_token" in self.special else None
+        end = default if end is None else end
+        return self if self.stop or end < 0 else self.stopping([end])
 
     def stopping(self, tokens: Sequence[int]) -> "Text":
-        """The same, with other tokens that end a sequence."""
+        """The same, with other stop tokens."""
         return replace(self, stop=tuple(tokens))
 
     def completed(self, other: "Text") -> "Text":
-        """The same, with another's stop tokens and chat template where it has none of its own."""
+        """The same, with the stop tokens and chat template of ``other`` where it has none."""
         chat: dict[str, Any] = (
             {} if self.template else {"template": other.template, "special": other.special | self.special}
         )
         return replace(self, stop=self.stop or other.stop, defaults=self.defaults or other.defaults, **chat)
 
     def chat(self, messages: Sequence[Message]) -> np.ndarray:
-        """Ids of a conversation up to where the model is to answer.
+        """Ids of a conversation, up to the model's answer.
 
         Raises:
-            ValueError: the model has no tokenizer or no chat template, or refuses these messages.
+            ValueError: no tokenizer, no chat template, or messages that the template rejects.
         """
         if self.template is None:
             raise ValueError("expected a model with a chat template, got none; pass the prompt as text")
@@ -142,7 +141,7 @@ class Text:
         return encode(render(self.template, messages, self.special))
 
     def write(self, folder: Path) -> None:
-        """Carries the files along, or writes the tokenizer and the chat template that there are."""
+        """Copies the files, or without files writes the tokenizer and the chat template."""
         for name, file in self.files.items():
             if name in FILES and file.resolve() != (folder / name).resolve():
                 shutil.copyfile(file, folder / name)
@@ -154,13 +153,13 @@ class Text:
 
 
 def unlimited(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer itself, or where it truncates or pads a copy that does neither."""
+    """The tokenizer, or a copy without truncation and padding if it has either."""
     if tokenizer.truncation is None and tokenizer.padding is None:
         return tokenizer
-    made = Tokenizer.from_str(tokenizer.to_str())
-    made.no_truncation()
-    made.no_padding()
-    return made
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
 
 
 def sentencepiece(
@@ -170,9 +169,20 @@ def sentencepiece(
     named: Sequence[str] = (),
     **rest: Any,
 ) -> Text:
-    """A SentencePiece model file; the arguments after it are those of ``pieces.read_pieces``, then fields of ``Text``.
+    """Reads a SentencePiece model file.
 
-    Encoding puts the beginning-of-sequence token first, as Llama's tokenizers do, unless ``add_bos_token`` is false.
+    Encoding adds the beginning-of-sequence token first, as Llama's tokenizers do, unless ``add_bos_token`` is false.
+
+    Args:
+        path: ``tokenizer.model``.
+        about: contents of ``tokenizer_config.json``.
+        added: id → token of ``added_tokens_decoder``.
+        named: texts of special tokens.
+        rest: other fields of ``Text``.
+
+    Raises:
+        ValueError: not a SentencePiece model; an added token with another id than its piece.
+        ModuleNotFoundError: the sentencepiece library is not installed.
     """
     pieces = read_pieces(Path(path), about or {}, added or {}, named)
     text = Text(
@@ -187,10 +197,10 @@ def sentencepiece(
 
 
 def _marked(tokenizer: Tokenizer, added: dict[int, AddedToken], named: Sequence[str]) -> Tokenizer:
-    """The tokenizer with the tokens that only its other files add or call special."""
-    there = tokenizer.get_added_tokens_decoder()
+    """The tokenizer with the tokens that only its other files add or mark as special."""
+    present = tokenizer.get_added_tokens_decoder()
     for number, token in sorted(added.items()):
-        if repr(there.get(number)) != repr(token):
+        if repr(present.get(number)) != repr(token):
             check_id(token.content, tokenizer.token_to_id(token.content), number)
             tokenizer.add_tokens([token])
             check_id(token.content, tokenizer.token_to_id(token.content), number)
@@ -211,10 +221,9 @@ def _named(about: dict[str, Any]) -> list[str]:
 def _added(about: dict[str, Any], older: dict[str, Any], named: Sequence[str]) -> dict[int, AddedToken]:
     """Id → token of ``added_tokens_decoder``, or of the older ``added_tokens.json``."""
     if "added_tokens_decoder" not in about:
-        kinds = {name: name in named for name in older}
-        return {older[name]: AddedToken(name, normalized=not kind, special=kind) for name, kind in kinds.items()}
-    found = about["added_tokens_decoder"].items()
-    return {int(number): AddedToken(**{k: v for k, v in token.items() if k != "__type"}) for number, token in found}
+        return {older[name]: AddedToken(name, normalized=name not in named, special=name in named) for name in older}
+    tokens = about["added_tokens_decoder"].items()
+    return {int(number): AddedToken(**{k: v for k, v in token.items() if k != "__type"}) for number, token in tokens}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -222,19 +231,18 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _stops(defaults: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
-    found = defaults.get("eos_token_id")
-    found = config.get("eos_token_id") if found is None else found
-    stops = () if found is None else tuple(found) if isinstance(found, list) else (found,)
+    ids = defaults.get("eos_token_id")
+    ids = config.get("eos_token_id") if ids is None else ids
+    stops = () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
     if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in stops):
-        raise ValueError(f"expected eos_token_id to be a token id or a list of them, got {found!r:.80}")
+        raise ValueError(f"expected eos_token_id to be a token id or a list of them, got {ids!r:.80}")
     return stops
 
 
-def _template(found: Any) -> str | None:
-    """A template may be one of several, by name."""
-    if isinstance(found, list):
-        named = {entry["name"]: entry["template"] for entry in found}
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
-        raise ValueError(f"expected chat_template to be text, got {found!r:.80}")
-    return found
+def _template(value: Any) -> str | None:
+    """The chat template, or of several the one named "default"."""
+    if isinstance(value, list):
+        value = {entry["name"]: entry["template"] for entry in value}.get("default")
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"expected chat_template to be text, got {value!r:.80}")
+    return value

@@ -1,32 +1,32 @@
-"""When a sequence ends, and its text as it grows: stop tokens, stop strings across borders, whole characters."""
+"""Where a sequence ends, and its text while it grows: stop tokens, stop strings across tokens, whole characters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-#: What a decoder says for bytes that are not yet a character.
+#: Replacement character: what a decoder returns for an incomplete character.
 BROKEN = "\ufffd"
-#: Tokens of a prompt that are decoded together with the first new ones, at least.
+#: Tokens of a prompt, at least, that are decoded together with the first new ones.
 CONTEXT = 16
 
 Finish = Literal["stop", "length", "error"]
-"""Why a sequence ended: at a stop token or string, at its length, or since the logits were not numbers."""
+"""Why a sequence ended: a stop token or string, its length, or logits that are NaN or infinite."""
 
 
 @dataclass
 class Written:
-    """One sequence as it grows.
+    """One growing sequence.
 
     Attributes:
-        limit: most tokens.
+        limit: largest number of tokens.
         stop_tokens: ids that end it; the id is kept.
         stop_strings: texts that end it; they are cut off.
         decode: ids → text; None: no text is kept.
-        context: the last tokens of the prompt; the text is what follows theirs (see ``context_of``).
-        tokens: what it has so far.
+        context: the last tokens of the prompt; ``text`` is what follows their text (see ``context_of``).
+        tokens: new tokens so far.
         log_probabilities: one for each of them.
-        finish: why it ended: "stop", or "length" at the limit, "error" without a next token; None while it goes on.
-        text: what is safe to show: whole characters, nothing that may yet become a stop string.
+        finish: why it ended; None while it goes on.
+        text: the part that cannot change any more: whole characters, no possible beginning of a stop string.
     """
 
     limit: int
@@ -48,7 +48,7 @@ class Written:
         self._read = len(self.context)
 
     def add(self, tokens: Sequence[int], log_probabilities: Sequence[float]) -> int:
-        """Takes new tokens, up to where the sequence ends; how many."""
+        """Adds new tokens up to the end of the sequence; returns how many were added."""
         before = len(self.tokens)
         for token, value in zip(tokens, log_probabilities, strict=True):
             if self.finish:
@@ -56,21 +56,21 @@ class Written:
             self.tokens.append(token)
             self._all.append(token)
             self.log_probabilities.append(value)
-            self._judge(token)
-        if self.finish and self.decode and self._show(final=True):
+            self._update_finish(token)
+        if self.finish and self.decode and self._move(final=True):
             self.finish = "stop"
         return len(self.tokens) - before
 
-    def _judge(self, token: int) -> None:
-        if (self.stop_strings and self._show()) or token in self.stop_tokens:
+    def _update_finish(self, token: int) -> None:
+        if (self.stop_strings and self._move()) or token in self.stop_tokens:
             self.finish = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish = "length"
 
-    def _show(self, final: bool = False) -> bool:
-        """Moves what is safe into ``text``; whether a stop string came up, at which the text is cut."""
+    def _move(self, final: bool = False) -> bool:
+        """Moves final text from ``_held`` to ``text``; returns whether a stop string ended it."""
         self._held += self._new(final)
-        ends = [place for place in (self._held.find(stop) for stop in self.stop_strings) if place >= 0]
+        ends = [start for start in (self._held.find(stop) for stop in self.stop_strings) if start >= 0]
         if ends:
             self.text, self._held = self.text + self._held[: min(ends)], ""
             self.decode = None
@@ -81,16 +81,16 @@ class Written:
         return False
 
     def show(self) -> str:
-        """All text that is safe by now."""
+        """All text that is final by now."""
         if self.decode:
-            self._show(final=self.finish is not None)
+            self._move(final=self.finish is not None)
         return self.text
 
     def _new(self, final: bool) -> str:
-        """Text of the tokens not read yet; nothing while it ends within a character.
+        """Text of the tokens not decoded yet; empty while it ends within a character.
 
-        They are decoded behind those read last: whole characters, and something of a text, so that what a decoder does
-        to the beginning of one (it leaves out a space) happens to neither or both.
+        It is the difference of two decodings that begin at the same earlier token, because a decoder treats the
+        beginning of a text in another way (it drops a space).
         """
         if self.decode is None or self._read == len(self._all):
             return ""
@@ -105,7 +105,7 @@ class Written:
 
 
 def context_of(decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> list[int]:
-    """As many of a prompt's last tokens as have text, so that the decoder takes what follows for no beginning."""
+    """The last tokens of a prompt, enough of them to have text, so that what follows is not decoded as a beginning."""
     size = CONTEXT
     while size < len(prompt) and not decode(prompt[-size:]).strip(f"{BROKEN} "):
         size *= 2
@@ -113,5 +113,5 @@ def context_of(decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) ->
 
 
 def _overhang(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

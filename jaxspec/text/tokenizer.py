@@ -1,4 +1,4 @@
-"""Tokenizers by the ``tokenizers`` library: characters, or byte-pair merges of them."""
+"""Tokenizers of the ``tokenizers`` library: single characters, or byte-pair encoding."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ UNKNOWN = "\ufffd"
 def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
     """A tokenizer of these texts: single characters, or with ``vocab_size`` byte-pair encoding of that many tokens.
 
-    Characters that no text holds become one unknown token. Decoding joins the tokens.
+    Characters that no text has become one unknown token. Decoding joins the tokens.
 
     Raises:
         ValueError: ``vocab_size`` is below the number of different characters + 1.
@@ -42,12 +42,12 @@ def _merges(texts: list[str], alphabet: list[str], vocab_size: int) -> Tokenizer
         vocab_size=vocab_size, special_tokens=[UNKNOWN], initial_alphabet=alphabet[1:], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    plain = json.loads(tokenizer.to_str()) | {"added_tokens": []}  # a special token would be left out of decoded text
+    plain = json.loads(tokenizer.to_str()) | {"added_tokens": []}  # decoding omits special tokens
     return Tokenizer.from_str(json.dumps(plain))
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Token ids [T] int32 of the whole text, even where the tokenizer is set to truncate or pad."""
-    # Not `encode`, which keeps track of places in the text and takes twice as long.
-    (found,) = unlimited(tokenizer).encode_batch_fast([text], add_special_tokens=False)
-    return np.asarray(found.ids, np.int32)
+    """Token ids [T] int32 of the whole text, without truncation or padding."""
+    # Not `encode`, which also returns offsets and takes twice as long.
+    (encoding,) = unlimited(tokenizer).encode_batch_fast([text], add_special_tokens=False)
+    return np.asarray(encoding.ids, np.int32)

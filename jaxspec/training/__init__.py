@@ -1,25 +1,21 @@
-"""Training and distilling drafts, exits and lookahead streams."""
+"""Training and distilling drafts, exit heads and lookahead streams."""
 
-from jaxspec.training.streams import fit_streams, streaming_loss
-from jaxspec.training.train import (
-    Schedule,
-    TrainState,
+from jaxspec.training._fit import Schedule, fit
+from jaxspec.training.lens import fit_lens, lens_loss
+from jaxspec.training.losses import (
+    LossFn,
     bits_per_character,
-    cross_entropy,
     distillation_loss,
-    fit,
-    fit_lens,
     hidden_states,
     language_model_loss,
-    lens_loss,
     log_probabilities,
 )
+from jaxspec.training.streams import fit_streams, streaming_loss
 
 __all__ = [
+    "LossFn",
     "Schedule",
-    "TrainState",
     "bits_per_character",
-    "cross_entropy",
     "distillation_loss",
     "fit",
     "fit_lens",

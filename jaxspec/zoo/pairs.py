@@ -20,10 +20,10 @@ from jaxspec.models.config import DecoderConfig, build
 from jaxspec.text import Text
 from jaxspec.verify.exits import AffineLens, LogitLens
 
-#: Names that ``load`` accepts.
 PAIRS = ("shakespeare",)
-#: File of a pair's folder with lookahead streams, if the pair has any.
+"""Names that ``load`` accepts."""
 STREAMS = "streams.safetensors"
+"""File of a pair's folder with lookahead streams, if the pair has any."""
 
 
 class Pair(NamedTuple):

@@ -24,14 +24,15 @@ from jaxspec.models import decoder
 from jaxspec.models.base import Model
 from jaxspec.models.config import DecoderConfig
 from jaxspec.text.tokenizer import encode, train_tokenizer
-from jaxspec.training.streams import fit_streams, streaming_loss
-from jaxspec.training.train import (
+from jaxspec.training import (
     Schedule,
     bits_per_character,
     distillation_loss,
     fit,
+    fit_streams,
     hidden_states,
     language_model_loss,
+    streaming_loss,
 )
 from jaxspec.verify.exits import LogitLens
 from jaxspec.zoo import Pair, save

@@ -1,4 +1,4 @@
-"""Every Python block of the README and of the pages under docs/ runs as it stands; commands take their arguments."""
+"""Every Python block of the README and of the pages under docs/ runs; commands accept their arguments."""
 
 import functools
 import importlib
@@ -42,7 +42,7 @@ OPTIONAL = ("equinox", "haiku")
 
 
 def optional(block: str) -> str | None:
-    """The library without which a page's other blocks run."""
+    """The optional library that a block needs."""
     return next((name for name in OPTIONAL if re.search(rf"^import {name}\b", block, re.MULTILINE)), None)
 
 
@@ -55,7 +55,7 @@ WITH = [
 
 
 def run(program: str, folder: pathlib.Path) -> str:
-    """What a fresh interpreter prints for a program, typed in a folder elsewhere, without the tests' devices."""
+    """What a fresh interpreter prints for a program in another folder, without the tests' devices."""
     environment = {**one_device(), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
@@ -65,26 +65,36 @@ def run(program: str, folder: pathlib.Path) -> str:
 
 
 def test_the_readme_shows_both_packages():
-    """One block for each package, of about twenty lines."""
+    """One block of at most twenty lines for each package; the page has at most 150."""
     assert [("import jaxfed" in block or ", jaxfed" in block, "import jaxspec" in block) for block in README] == [
         (True, False),
         (False, True),
     ]
-    assert max(block.count("\n") for block in README) <= 25
+    assert max(block.count("\n") for block in README) <= 20
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 150
+
+
+def test_the_map_lists_every_room():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Map of the rooms")[2]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    for column, package in ((1, "jaxfed"), (3, "jaxspec")):
+        listed = re.findall(r"`(\w+)`", " ".join(row[column] for row in rows))
+        rooms = [path.parent.name for path in (ROOT / package).glob("*/__init__.py")]
+        assert sorted(set(listed) - {"plot"}) == sorted(rooms)
 
 
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))], ids=lambda page: page.stem
 )
 def test_python_is_called_python(page: pathlib.Path):
-    """Under another name it would not be run."""
+    """Blocks of another name are not run."""
     names = re.findall(r"^ *```(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(names) <= {"python", "sh", "text", "toml"}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_command_takes_its_arguments(line: str, monkeypatch: pytest.MonkeyPatch):
-    """The command line reads them as they stand, and would begin; what the commands do is tested elsewhere."""
+    """The command line parses them; what the commands do is tested elsewhere."""
     program, *arguments = [word for word in shlex.split(line, comments=True) if not re.match("[A-Z_]+=", word)]
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -95,19 +105,19 @@ def test_command_takes_its_arguments(line: str, monkeypatch: pytest.MonkeyPatch)
         module.main(arguments[2:])
         assert called == [arguments[2]]
     elif program == "python":
-        asked = [sys.executable, ROOT / arguments[0], "--help"]
-        told = subprocess.run(asked, capture_output=True, text=True, check=True)
-        assert all(word in told.stdout for word in arguments if word.startswith("--"))
+        command = [sys.executable, ROOT / arguments[0], "--help"]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert all(word in printed for word in arguments if word.startswith("--"))
     else:
         assert program in FLOWER
 
 
 def _instead(command, called):
     @functools.wraps(command)
-    def note(*args, **kwargs):
+    def record(*args, **kwargs):
         called.append(command.__name__)
 
-    return note
+    return record
 
 
 @pytest.mark.parametrize("block", TABLES)
@@ -123,7 +133,7 @@ def test_block_of_the_readme_runs(block: str, tmp_path: pathlib.Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=NEEDS.get(page.stem, ())) for page in PAGES])
 def test_page_runs(page: pathlib.Path, tmp_path: pathlib.Path):
-    """The blocks of a page are one program. Where it prints "first → last", that is a loss, and falls."""
+    """The blocks of a page are one program. "first → last" in its output is a loss, and must fall."""
     falls(run("\n".join(block for block in blocks(page) if optional(block) is None), tmp_path))
 
 
@@ -134,7 +144,7 @@ def test_block_with_another_library_runs(page: pathlib.Path, name: str, tmp_path
 
 
 def falls(printed: str) -> None:
-    """Something is printed, and what is printed as "first → last" falls."""
+    """Check that the output is not empty, and that every loss "first → last" in it falls."""
     losses = [[float(number) for number in line.split("→")] for line in printed.splitlines() if "→" in line]
     assert all(last < 0.8 * first for first, last in losses), losses
     assert printed.strip()

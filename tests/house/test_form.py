@@ -103,13 +103,27 @@ def test_a_frozen_dataclass_is_configuration():
 def test_every_room_lists_its_public_names():
     """That they exist is tested in test_reference.py."""
     rooms = {path: tree for path, tree in MODULES.items() if path.endswith("__init__.py")}
-    listed = {
-        path
+    assignments = {
+        path: [
+            ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            for node in tree.body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+        ]
         for path, tree in rooms.items()
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     }
-    assert listed == rooms.keys()
+    assert not [path for path, names in assignments.items() if "__all__" not in names]
+
+
+def test_docstrings_are_read_by_the_reference():
+    """Markdown has no ``::``, and each item of "Attributes:" or "Args:" names one thing."""
+    wrong = []
+    for path, tree in MODULES.items():
+        for node in ast.walk(tree):
+            text = ast.get_docstring(node) if isinstance(node, Function | ast.ClassDef | ast.Module) else None
+            wrong += [
+                f"{path}: {line}" for line in re.findall(r"^.*(?<=\S)::$|^ +\w+(?:, \w+)+: .*$", text or "", re.M)
+            ]
+    assert not wrong
 
 
 def test_no_file_is_called_utils():

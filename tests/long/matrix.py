@@ -1,15 +1,19 @@
-"""The full product of settings: ``make matrix``. Resumable; the last line says how many of them are identical.
+"""The full product of settings: ``make matrix``. Resumable; the last line counts the identical rows.
 
-Four products are decoded and compared, token by token, with plain decoding: mirror decoding of the tiny pair,
-greedily, over every window 1-8 × κ 1-8 × exit layer; policies × plain and streaming drafts × windows × κ × exits ×
-batches, at temperature 0 and 1; fallbacks × policies × ways of judging; and speculative and mirror decoding of a pair
-like each published family over window 1-8 × batch × temperature, with filters, penalties and seeds that cycle. Rows
-that share programs run one after the other: temperature, filters and seed are traced, so that they compile nothing. A
-sequence that differs is printed with the gap between its two best tokens at that place; less than ``pairs.TIE`` is a
-tie and no difference. Finished rows stand in ``out/matrix.jsonl`` and are not run again, unless the package has changed
-since.
+Four products are decoded and compared with plain decoding, token by token:
+
+- exits: Mirror-SD of the tiny pair, greedy, every window 1-8 × κ 1-8 × exit layer;
+- policies: policies × plain and streaming drafts × windows × κ × exits × batches, at temperature 0 and 1;
+- fallbacks: fallbacks × policies × rules of acceptance;
+- families: speculative and Mirror decoding of a pair like each published family, window 1-8 × batch × temperature, with
+  filters, penalties and seeds that cycle.
+
+Rows that share programs run one after the other: temperature, filters and seed are traced, so they compile nothing. A
+sequence that differs is printed with the gap between its two best tokens at that position; a gap below ``pairs.TIE`` is
+a tie, not a difference. Finished rows are kept in ``out/matrix.jsonl`` and not run again until the package changes.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -47,7 +51,7 @@ _shared: list = []
 
 
 def code() -> str:
-    """What the results belong to."""
+    """A digest of the package and of the settings: results of another one are not counted."""
     files = sorted(Path(jaxspec.__file__).parent.rglob("*.py")) + [
         Path(each.__file__) for each in (models, pairs, policies, fallback_rows)
     ]
@@ -78,15 +82,15 @@ def policy(_: str, *row) -> dict:
 
 def families(*row) -> dict:
     """One method on a pair like a family's; ties do not count as differences."""
-    result, found = pairs.compared(*row)
-    identical = all(parting.gap < pairs.TIE for parting in found)
-    return {"identical": identical, "tokens": result.stats.new_tokens, "partings": found}
+    result, partings = pairs.compared(*row)
+    identical = all(parting.gap < pairs.TIE for parting in partings)
+    return {"identical": identical, "tokens": result.stats.new_tokens, "partings": partings}
 
 
 def fallback(_: str, *row) -> dict:
-    """A fallback with a policy, judged in one way."""
-    found, expected = fallback_rows.tokens_of(*row)
-    return {"identical": found == expected, "tokens": models.NEW_TOKENS * 2, "partings": []}
+    """A fallback with a policy and a rule of acceptance."""
+    tokens, expected = fallback_rows.tokens_of(*row)
+    return {"identical": tokens == expected, "tokens": models.NEW_TOKENS * 2, "partings": []}
 
 
 KINDS = {"exits": exits, "policies": policy, "fallbacks": fallback}
@@ -98,9 +102,9 @@ def finished(version: str) -> dict[tuple, dict]:
     return {tuple(line["row"]): line for line in map(json.loads, lines) if line.get("code") == version}
 
 
-def results(done: set[tuple]) -> Iterator[dict]:
-    """Missing rows, as they are ready."""
-    groups = [group for group in GROUPS if not done.issuperset(group)]
+def results(groups: list[list[tuple]], done: set[tuple]) -> Iterator[dict]:
+    """Missing rows of the groups, as they are ready."""
+    groups = [group for group in groups if not done.issuperset(group)]
     with ProcessPoolExecutor(int(os.environ.get("WORKERS", 2)), get_context("spawn")) as pool:
         for rows in pool.map(partial(run, done=done), groups):
             yield from rows
@@ -108,18 +112,21 @@ def results(done: set[tuple]) -> Iterator[dict]:
 
 def report(line: dict) -> None:
     """Prints what differs in a row."""
-    for sequence, place, gap in line["partings"]:
-        word = "tie" if gap < pairs.TIE else "DIFFERENT"
-        tqdm.write(f"{line['row']}: sequence {sequence}, token {place}: {word}, top-2 gap {gap:.2e}")
+    for sequence, position, gap in line["partings"]:
+        kind = "tie" if gap < pairs.TIE else "DIFFERENT"
+        tqdm.write(f"{line['row']}: sequence {sequence}, token {position}: {kind}, top-2 gap {gap:.2e}")
 
 
 def main() -> None:
     """Runs what is missing, then counts."""
+    parser = argparse.ArgumentParser(description="The full product of decoding settings, compared with plain decoding.")
+    parser.add_argument("--groups", type=int, help="only the first so many groups of rows; all by default")
+    groups = GROUPS[: parser.parse_args().groups]
     OUT.parent.mkdir(exist_ok=True)
-    version, rows = code(), [row for group in GROUPS for row in group]
+    version, rows = code(), [row for group in groups for row in group]
     done = finished(version)
-    with OUT.open("a") as file, tqdm(total=len(rows), initial=len(done), desc="matrix") as bar:
-        for line in results(set(done)):
+    with OUT.open("a") as file, tqdm(total=len(rows), initial=len(done.keys() & set(rows)), desc="matrix") as bar:
+        for line in results(groups, set(done)):
             done[tuple(line["row"])] = line
             print(json.dumps(line | {"code": version}), file=file, flush=True)
             report(line)

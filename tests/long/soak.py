@@ -1,10 +1,11 @@
-"""Long runs: ``make soak``. Kills work at random times, then runs rounds and decodes until memory would show a leak.
+"""Long runs: ``make soak``. Kills work at random times; runs rounds and decodes until memory would show a leak.
 
-Killed are a federated run, the training of a draft, and saves one after the other. The last line says how often each
-was killed, whether all ended bit-identical to work that was not, and by how much memory grew over the second half of
-the rounds and of the decoding.
+A federated run, the training of a draft, and consecutive saves are killed. The last line says how often each was
+killed, whether all results are bit-identical to those of uninterrupted work, and by how much memory grew over the
+second half of the rounds and of the decoding.
 """
 
+import argparse
 import random
 import resource
 import signal
@@ -21,50 +22,49 @@ from tests.support.jaxspec import models
 from tests.support.killing import start
 from tests.support.work import KINDS, same
 
-#: Kills of each kind of work; its steps, which take half a minute or so.
-KILLS, COUNTS = 12, {"simulation": 800, "training": 600, "saving": 1000}
-ROUNDS, TOKENS = 10_000, 100_000
+#: Steps of each kind of work, which take about half a minute.
+COUNTS = {"simulation": 800, "training": 600, "saving": 1000}
 
 
 def killed_until_done(kind: str, directory: str, chance: random.Random, most: int) -> int:
-    """Starts the work again and again, killing it at random times, ``most`` times at most; how often it was killed."""
+    """Restarts the work, killing it at random times, at most ``most`` times; returns how often it was killed."""
     for killed in range(most):
         with start(kind, directory, COUNTS[kind]) as process:
             try:
-                told = process.communicate(timeout=chance.uniform(2.0, 9.0))[1]
+                errors = process.communicate(timeout=chance.uniform(2.0, 9.0))[1]
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 continue
         if process.returncode:
-            raise RuntimeError(told)
+            raise RuntimeError(errors)
         return killed
     return most
 
 
-def survives_kills(kind: str) -> bool:
-    """Whether work killed ``KILLS`` times ends as work that was not does, bit for bit; begun anew where it is done."""
+def survives_kills(kind: str, kills: int) -> bool:
+    """Whether work killed ``kills`` times ends bit-identical to uninterrupted work; restarted whenever it is done."""
     expected, chance, identical, killed = KINDS[kind](None, COUNTS[kind]), random.Random(kind), True, 0
-    with tqdm(total=KILLS, desc=f"kills of {kind}") as bar:
-        while killed < KILLS:
+    with tqdm(total=kills, desc=f"kills of {kind}") as bar:
+        while killed < kills:
             with tempfile.TemporaryDirectory() as directory:
-                killed += killed_until_done(kind, directory, chance, KILLS - killed)
+                killed += killed_until_done(kind, directory, chance, kills - killed)
                 identical &= same(KINDS[kind](directory, COUNTS[kind]), expected)
             bar.update(killed - bar.n)
     return identical
 
 
 def peak() -> float:
-    """MiB of memory that this process had at most so far."""
+    """Peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def growth(sizes: list[float]) -> float:
-    """MiB by which peak memory grew over the second half."""
+    """Growth of peak memory over the second half, in MiB."""
     return sizes[-1] - sizes[len(sizes) // 2]
 
 
 def growth_of_rounds(rounds: int) -> float:
-    """MiB by which peak memory grew over the second half of a federated run with checkpoints."""
+    """Growth of peak memory over the second half of a federated run with checkpoints, in MiB."""
     sizes: list[float] = []
 
     def evaluate(params: object) -> dict[str, float]:
@@ -78,7 +78,7 @@ def growth_of_rounds(rounds: int) -> float:
 
 
 def growth_of_decoding(tokens: int) -> float:
-    """MiB by which peak memory grew over the second half of decoding ``tokens`` tokens."""
+    """Growth of peak memory over the second half of decoding ``tokens`` tokens, in MiB."""
     method, sizes, decoded = models.mirror(3, 2, 2), [], 0
     with tqdm(total=tokens, desc="tokens") as bar:
         while decoded < tokens:
@@ -91,12 +91,16 @@ def growth_of_decoding(tokens: int) -> float:
 
 def main() -> None:
     """Runs all."""
-    began = time.perf_counter()
-    grown = growth_of_rounds(ROUNDS), growth_of_decoding(TOKENS)
-    identical = [survives_kills(kind) for kind in KINDS]
+    parser = argparse.ArgumentParser(description="Kills, rounds and decoding at length.")
+    parser.add_argument("--kills", type=int, default=12, help="of each kind of work")
+    parser.add_argument("--rounds", type=int, default=10_000, help="of the federated run; a multiple of 100")
+    parser.add_argument("--tokens", type=int, default=100_000, help="to decode")
+    options, began = parser.parse_args(), time.perf_counter()
+    grown = growth_of_rounds(options.rounds), growth_of_decoding(options.tokens)
+    identical = [survives_kills(kind, options.kills) for kind in KINDS]
     seconds = time.perf_counter() - began
-    kills = f"{len(KINDS)} kinds of work killed {KILLS} times each, bit-identical {all(identical)}"
-    memory = f"{ROUNDS} rounds, memory +{grown[0]:.1f} MiB; {TOKENS} tokens, memory +{grown[1]:.1f} MiB"
+    kills = f"{len(KINDS)} kinds of work killed {options.kills} times each, bit-identical {all(identical)}"
+    memory = f"{options.rounds} rounds, memory +{grown[0]:.1f} MiB; {options.tokens} tokens, memory +{grown[1]:.1f} MiB"
     print(f"{kills}; {memory}; {seconds:.0f} s")
     sys.exit(not all(identical))
 

@@ -20,16 +20,16 @@ COUNT = 6
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Kind of work → (its directory, what it ended with); done once, when it is asked for."""
-    made = {}
+    """Kind of work → (its directory, its result); done once, at first use."""
+    results = {}
 
-    def ask(kind):
-        if kind not in made:
+    def result(kind):
+        if kind not in results:
             directory = tmp_path_factory.mktemp(kind)
-            made[kind] = directory, KINDS[kind](directory, COUNT)
-        return made[kind]
+            results[kind] = directory, KINDS[kind](directory, COUNT)
+        return results[kind]
 
-    return ask
+    return result
 
 
 @pytest.fixture(params=KINDS)
@@ -50,7 +50,7 @@ def flipped(data, offset):
 
 
 def damaged(data):
-    """A file's content with one bit flipped, or cut: at its beginning, in its middle, at its end."""
+    """The content of a file with one bit flipped, or cut, at its start, middle and end."""
     offsets = sorted({0, len(data) // 2, len(data) - 1})
     return [flipped(data, offset) for offset in offsets] + [data[:offset] for offset in offsets]
 
@@ -81,8 +81,8 @@ def spoil(directory, step):
     path.write_bytes(flipped(path.read_bytes(), path.stat().st_size // 2))
 
 
-def test_a_damaged_step_costs_the_way_from_the_one_before(finished, tmp_path, kind):
-    """A federated run puts it aside by itself; training says which folder to delete."""
+def test_a_damaged_step_is_recovered_from_the_one_before(finished, tmp_path, kind):
+    """A federated run puts it aside by itself; training names the folder to delete."""
     directory = shutil.copytree(finished(kind)[0], tmp_path / "run")
     *_, before, last = checkpoint.steps(directory)
     spoil(directory, last)
@@ -100,24 +100,24 @@ def test_a_damaged_step_costs_the_way_from_the_one_before(finished, tmp_path, ki
 
 
 def size(directory):
-    """Bytes that a folder takes on a tmpfs: whole pages."""
+    """Bytes of a folder on a tmpfs, in whole pages."""
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*") if path.is_file())
 
 
 def leave(disk, room):
-    """Fills a disk until only so many bytes are left."""
+    """Fills a disk until ``room`` bytes are left."""
     free = os.statvfs(disk)
     with open(disk / "filler", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(free.f_bavail * free.f_bsize - room, 1))
 
 
 FULL = r"(?s)No space left on device.*free space or set permissions"
-#: Orbax closes its event loop at the first write that fails; those still on their way cannot tell it that they did too.
+#: Orbax closes its event loop at the first failed write; later failures then raise in its threads.
 LATE = pytest.mark.filterwarnings(r"ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning")
 
 
 @LATE
-def test_work_on_a_full_disk_goes_on_once_there_is_room(finished, small_disk, kind):
+def test_work_on_a_full_disk_continues_once_there_is_room(finished, small_disk, kind):
     """There is room for one step and a half."""
     source, expected = finished(kind)
     leave(small_disk, int(1.5 * size(folder(source, COUNT))))
@@ -133,7 +133,7 @@ def test_work_on_a_full_disk_goes_on_once_there_is_room(finished, small_disk, ki
 
 @LATE
 def test_wherever_a_save_runs_out_of_room_the_last_good_step_loads(small_disk):
-    """From room for nothing, a page at a time and more, up to where the save succeeds."""
+    """From no room at all up to just below what the save needs."""
     directory = small_disk / "run"
     checkpoint.save(directory, 1, saved_as(1))
     whole = size(folder(directory, 1))
@@ -176,12 +176,12 @@ def test_work_in_a_directory_with_a_writer_is_refused(finished, tmp_path, kind):
     assert same(KINDS[kind](directory, COUNT), finished(kind)[1])
 
 
-def test_of_two_processes_that_save_at_once_one_is_told_and_nothing_is_mixed(tmp_path):
+def test_of_two_processes_that_save_at_once_one_is_refused_and_nothing_is_mixed(tmp_path):
     processes = [start("saving", tmp_path, 40) for _ in range(2)]
-    told = [process.communicate()[1] for process in processes]
-    assert 0 in [process.returncode for process in processes], told
-    for process, words in zip(processes, told, strict=True):
-        assert process.returncode == 0 or "without a writer, got one at work" in words, words
+    errors = [process.communicate()[1] for process in processes]
+    assert 0 in [process.returncode for process in processes], errors
+    for process, printed in zip(processes, errors, strict=True):
+        assert process.returncode == 0 or "without a writer, got one at work" in printed, printed
     for step in checkpoint.steps(tmp_path):
         assert same(checkpoint.load(tmp_path, like=saved_as(step), step=step), saved_as(step))
     assert same(saving(tmp_path, 40), saved_as(40))

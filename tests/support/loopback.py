@@ -1,4 +1,4 @@
-"""Real processes over loopback, as many as have arguments, each `python -m MODULE` with its own."""
+"""Real processes that talk over loopback: one `python -m MODULE` for each tuple of arguments."""
 
 import socket
 import subprocess
@@ -16,13 +16,13 @@ def free_port():
 
 
 def play_together(module, *arguments, seconds=600):
-    """Runs all processes to their end; what they printed, and their return codes. None outlives the call."""
+    """Runs all processes to their end; returns (output, return code) of each. None outlives the call."""
     environment = {**one_device(), "JAX_PLATFORMS": "cpu"}
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in arguments]
         started = []
-        for file, given in zip(files, arguments, strict=True):
-            command = [sys.executable, "-m", module, *map(str, given)]
+        for file, own in zip(files, arguments, strict=True):
+            command = [sys.executable, "-m", module, *map(str, own)]
             started.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
             stack.callback(started[-1].wait)
             stack.callback(started[-1].kill)

@@ -1,6 +1,6 @@
-"""Three kinds of work that save as they go, so that tests and ``make soak`` can kill them and start them again.
+"""Three kinds of work that save regularly, so that tests and ``make soak`` can kill and restart them.
 
-`python -m tests.support.work KIND DIRECTORY COUNT`. Each returns what it ends with, which hangs on no interruption.
+`python -m tests.support.work KIND DIRECTORY COUNT`. The result of each does not depend on interruptions.
 """
 
 import sys
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import checkpoint
-from jaxspec.training.train import Schedule, distillation_loss, fit
+from jaxspec.training import Schedule, distillation_loss, fit
 from tests.support.jaxfed import killed_run
 from tests.support.jaxspec import models
 
@@ -30,13 +30,13 @@ def training(directory, steps):
 
 
 def saved_as(step):
-    """What ``saving`` saves as a step: every kind of leaf, and enough numbers for a save to take a while."""
+    """The tree of a step of ``saving``: every kind of leaf, and enough numbers for a save to take a while."""
     numbers = np.random.default_rng(step).normal(size=(4, 20_000)).astype(np.float32)
     return {"step": step, "key": jax.random.key(step), "numpy": list(numbers), "jax": jnp.full(3, step, jnp.bfloat16)}
 
 
 def saving(directory, count):
-    """Nothing but saves, one after the other, of which the last three are kept."""
+    """Saves one after the other, of which the last three are kept."""
     if directory is not None:
         last = checkpoint.latest(directory) or 0
         with checkpoint.Writer(directory, keep=3) as writer:
@@ -50,12 +50,12 @@ KINDS = {"simulation": simulation, "training": training, "saving": saving}
 
 
 def same(one, other):
-    """Whether two trees are the same to the bit."""
+    """Whether two trees are equal to the bit."""
     return jax.tree.all(jax.tree.map(lambda a, b: bits(a) == bits(b), one, other))
 
 
 def bits(leaf):
-    """Everything about a leaf's values."""
+    """Dtype, shape and bytes of a leaf."""
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array | np.ndarray | np.generic):

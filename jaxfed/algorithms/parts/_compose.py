@@ -145,7 +145,7 @@ def _sent(client: ClientFn, cohort: Cohort, key: Key) -> ClientMessage:
 
 
 def client_info(result: ClientResult, member: Cohort) -> ClientInfo:
-    """Metrics of one client: means over the steps that had data."""
+    """Compute a client's metrics: means over the steps that had data."""
     steps, mask = result.local.steps, member.batches["mask"]
     loss, gradient_norm, aux = tree.masked_mean(steps[:3], steps.active)
     norms = tree.norm(result.local.delta), tree.norm(result.memory)
@@ -156,7 +156,7 @@ def client_info(result: ClientResult, member: Cohort) -> ClientInfo:
 
 
 def round_info(result: CohortResult, message: ClientMessage, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:
-    """Metrics of one round; the mean of ‖Uᵢ − Ū‖² is mean ‖Uᵢ‖² − ‖Ū‖². Means over no client are NaN."""
+    """Compute a round's metrics; the mean of ‖Uᵢ − Ū‖² is mean ‖Uᵢ‖² − ‖Ū‖². Means over no client are NaN."""
     num_used = jnp.sum(result.used, dtype=jnp.int32)
     client = tree.masked_mean(result.clients, result.used)
     squares = plans.weighted_sum(jnp.square(result.clients.delta_norm), cohort, result.used)

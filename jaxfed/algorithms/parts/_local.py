@@ -216,7 +216,7 @@ class LocalResult(NamedTuple):
 def mean_direction(
     context: ClientContext, local: LocalResult, otherwise: Params, nominal_steps: float | None = None
 ) -> Params:
-    """D, the mean direction d of a client's steps: −U/(K·ηₜ), or Σ d/K under a client optimiser.
+    """Return D, the mean direction d of a client's steps: −U/(K·ηₜ), or Σ d/K under a client optimiser.
 
     Args:
         context: of the client.

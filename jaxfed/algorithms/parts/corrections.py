@@ -1,4 +1,4 @@
-"""Terms added to a client's gradient, and the client state behind them: one pure function each."""
+"""Terms added to a client's gradient, and updates of the client state that they use: one pure function each."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def updated_dual(dual_variable: Params, delta: Params) -> Params:
 
 
 def control_variate(server_control: Params, client_control: Params) -> Params:
-    """c − cᵢ: takes the client's own drift out of its gradient and puts everybody's in."""
+    """c − cᵢ: replaces the client's drift in its gradient by the mean drift of all clients."""
     return optax.tree.sub(server_control, client_control)
 
 
@@ -49,8 +49,8 @@ def updated_control(client_control: Params, server_control: Params, mean_step: P
 def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar | float, otherwise: Params) -> Params:
     """−U/(K·ηₜ): the mean direction that the client descended along.
 
-    A client without a step (K = 0), or of a round with a learning rate of 0, has moved along none: then `otherwise`,
-    and also where ηₜ is so small that 1/(K·ηₜ) has no finite value in the parameters' dtype.
+    A client without a step (K = 0), or of a round with a learning rate of 0, has no direction: then `otherwise`, and
+    also where ηₜ is so small that 1/(K·ηₜ) has no finite value in the parameters' dtype.
     """
     factor = jnp.asarray(-1.0 / (learning_rate * num_steps))
 
@@ -62,7 +62,7 @@ def mean_direction(delta: Params, learning_rate: Scalar, num_steps: Scalar | flo
 
 
 def momentum(direction: Params, fresh_weight: float) -> Params:
-    """(1−α)·D: the part of the last round's mean direction that every client's step keeps."""
+    """(1−α)·D: the weighted mean direction of the last round, added to every client's step."""
     return tree.scale(1.0 - fresh_weight, direction)
 
 

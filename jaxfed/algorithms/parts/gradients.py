@@ -12,12 +12,12 @@ from jaxfed.core.types import Objective, Params, Scalar
 
 
 class Estimate(NamedTuple):
-    """An estimator's answer for one mini-batch.
+    """Result of an estimator for one mini-batch.
 
     Attributes:
-        gradient: what the step descends along, like the parameters.
+        gradient: descent direction of the step, like the parameters.
         memory: the estimator's own memory after this step (empty for all but FedSMOO).
-        loss: loss at the parameters given, [].
+        loss: loss at `params`, [].
         aux: the loss function's aux.
     """
 
@@ -82,11 +82,11 @@ def merged(ascent_radius: float, merge_weight: float, perturbation: Perturbation
 
 
 def scaled(estimate: Estimator, weight: float) -> Estimator:
-    """s·g of another estimator's g: what client momentum leaves of the fresh gradient."""
+    """s·g of another estimator's g: the weight of the fresh gradient under client momentum."""
 
     def scaled_estimate(objective: Objective, params: Params, memory: Any) -> Estimate:
-        found = estimate(objective, params, memory)
-        return found._replace(gradient=tree.scale(weight, found.gradient))
+        result = estimate(objective, params, memory)
+        return result._replace(gradient=tree.scale(weight, result.gradient))
 
     return scaled_estimate
 

@@ -1,4 +1,4 @@
-"""Whole optax optimisers on either side: what is refused, and randomness that differs between clients and rounds."""
+"""Checks of optax optimisers on clients and server, and random keys in their state."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxfed.core import keys
 from jaxfed.core.types import Key, Params
 
 PROBED = 4
-"""Steps of a probe: those that a warm-up, a look-ahead or an accumulation of gradients spends without descending."""
+"""Steps of a probe, because a warm-up, look-ahead or gradient accumulation may not descend in the first ones."""
 
 
 def check_optimiser(name: str, optimiser: Any) -> None:
@@ -34,7 +34,7 @@ def check_descends(name: str, optimiser: optax.GradientTransformation, params: P
         except TypeError as error:
             raise TypeError(
                 f"{name}: expected an optimiser whose update takes (gradient, state, params), got one that fails on "
-                f"parameters of ones: {error}; optimisers with a line search need the loss, which they have not here"
+                f"parameters of ones: {error}; optimisers with a line search need the loss and are not supported"
             ) from error
         slopes = jax.tree.map(lambda a, b: float(jnp.sum(a.astype(float) - b.astype(float))), up, down)
     if any(slope > 0.0 for slope in jax.tree.leaves(slopes)):
@@ -57,9 +57,9 @@ def _moved(optimiser: optax.GradientTransformation, params: Params, sign: float)
 
 
 def reseeded(state: optax.OptState, key: Key) -> optax.OptState:
-    """An optimiser's fresh state with `key` folded into every random key that it holds, as `optax.add_noise` does.
+    """Fold a client's key into every random key of an optimiser's initial state, such as that of `optax.add_noise`.
 
-    An optimiser that is begun anew would draw the same numbers for every client and in every round. Keys are typed, or
+    Otherwise the optimiser would draw the same numbers for every client and in every round. Keys are typed, or
     uint32 arrays of the shape of a key's data, which no other optimiser's state has.
     """
     words = keys.optimiser_words(key)

@@ -25,7 +25,7 @@ def mean(learning_rate: float = 1.0) -> ServerUpdate:
 
 
 def optimiser(transformation: optax.GradientTransformation) -> ServerUpdate:
-    """Any whole optax optimiser of the pseudo-gradient −Ū (FedOpt, Reddi et al. 2021).
+    """Apply a whole optax optimiser to the pseudo-gradient −Ū (FedOpt, Reddi et al. 2021).
 
     `init` raises ValueError for one whose updates ascend.
     """

@@ -155,7 +155,7 @@ def test_the_table_is_complete():
 
 @every
 def test_protocol(name):
-    """Types and shapes of init, init_client and step, without a computation; what the factory was given is recorded."""
+    """Types and shapes of init, init_client and step, without a computation; the factory's arguments are recorded."""
     algorithm, server, _, cohort = setting(name)
     after, rows, info = jax.eval_shape(algorithm.step, server, cohort, jax.random.key(0))
     row = algorithm.init_client(server.params)
@@ -191,7 +191,7 @@ def test_learns(name):
 
 @every
 @pytest.mark.parametrize("number", STANDSTILL)
-def test_a_learning_rate_of_zero_excludes_nobody_and_forgets_nothing(name, number):
+def test_a_learning_rate_of_zero_excludes_no_client_and_keeps_all_state(name, number):
     """Clients have moved along no direction, so what they and the server remember of directions stays."""
     before, after = played(name).rounds[number - 1 : number + 1]
     present = sum(client >= 0 for client in COHORTS[number % len(COHORTS)])

@@ -18,8 +18,8 @@ BATCH, EPOCHS = 4, 2
 COHORTS = [[0, 3], [1, 2, 4], [2], [3, 0, 1], [4, 0]]
 GRADIENT = fedspeed_reference.softmax_regression_gradient(problems.CLASSES)
 
-# Our word for each symbol of the oracle; a factory is given those that it takes.
-WORDS = {
+# Our name of each symbol of the oracle; each factory gets those that it has.
+NAMES = {
     "eta": "client_learning_rate",
     "decay": "learning_rate_decay",
     "wd": "weight_decay",
@@ -108,8 +108,8 @@ def hyperparameters(setting: Setting, problem: problems.Problem) -> reference_fo
 
 
 def build(name: str, hyper: reference_forms.ReferenceHyperparameters, **options) -> jaxfed.FederatedAlgorithm:
-    given = {ours: getattr(hyper, theirs) for theirs, ours in WORDS.items() if ours in TAKES[name] | COMMON}
-    return jaxfed.algorithms.get(name)(problems.loss_fn, **{"clip_norm": hyper.max_norm, **given, **options})
+    arguments = {ours: getattr(hyper, theirs) for theirs, ours in NAMES.items() if ours in TAKES[name] | COMMON}
+    return jaxfed.algorithms.get(name)(problems.loss_fn, **{"clip_norm": hyper.max_norm, **arguments, **options})
 
 
 def visits(problem: problems.Problem, number: int, ids: list[int], partial: bool) -> np.ndarray:
@@ -215,8 +215,8 @@ def test_the_clip_of_the_oracle_binds(row):
     hyper = hyperparameters(ROWS[row], problem)
     ends = []
     for max_norm in (hyper.max_norm, np.inf):
-        given = dataclasses.replace(hyper, max_norm=max_norm)
-        run = reference_forms.ReferenceRun("fedavg", GRADIENT, problems.flat(problem.params), problems.CLIENTS, given)
+        other = dataclasses.replace(hyper, max_norm=max_norm)
+        run = reference_forms.ReferenceRun("fedavg", GRADIENT, problems.flat(problem.params), problems.CLIENTS, other)
         index = visits(problem, 0, COHORTS[0], partial=True)
         ends.append(run.round(problems.oracle_cohort(problem, COHORTS[0], index)))
     assert np.linalg.norm(ends[0] - ends[1]) > 1e-3
@@ -224,7 +224,7 @@ def test_the_clip_of_the_oracle_binds(row):
 
 @pytest.mark.parametrize("name", sorted(jaxfed.algorithms.registry))
 def test_every_symbol_of_the_equations_is_an_option(name):
-    """What the table says that an algorithm takes, its factory takes, and none of the other symbols."""
+    """A factory has the arguments of the table, and none of the other symbols."""
     own = set(inspect.signature(jaxfed.algorithms.get(name)).parameters)
     takes = own | set(LocalOptions.__annotations__)
-    assert TAKES[name] | COMMON == takes & set(WORDS.values())
+    assert TAKES[name] | COMMON == takes & set(NAMES.values())

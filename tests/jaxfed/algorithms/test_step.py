@@ -26,7 +26,7 @@ def step(algorithm, server, cohort):
     return jax.jit(algorithm.step)(server, cohort, jax.random.key(0))
 
 
-def test_randomness_hangs_on_round_client_and_step():
+def test_randomness_depends_on_round_client_and_step():
     """A noisy loss: the key a client gets does not depend on its slot, and no two keys are alike."""
 
     def noise(params, batch, key):

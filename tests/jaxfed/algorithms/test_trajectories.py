@@ -18,8 +18,8 @@ DATA = pathlib.Path(__file__).parents[2] / "data" / "fl_trajectories"
 FILES = sorted(pathlib.Path(os.environ.get("JAXFED_TRAJECTORIES", DATA)).glob("*_*_*.npz"))
 TOLERANCE = 1e-11
 
-# Our word for each hyperparameter of `meta.args`; a factory is given those that it takes.
-WORDS = {
+# Our name of each hyperparameter of `meta.args`; each factory gets those that it has.
+NAMES = {
     "prox_weight": "lamb",
     "ascent_radius": "rho",
     "server_learning_rate": "global_learning_rate",
@@ -97,7 +97,7 @@ def build(recording: Recording) -> jaxfed.FederatedAlgorithm:
     args = recording.meta["args"]
     factory = jaxfed.algorithms.get(recording.algorithm)
     takes = inspect.signature(factory).parameters
-    special = {ours: args[theirs] for ours, theirs in WORDS.items() if ours in takes}
+    special = {ours: args[theirs] for ours, theirs in NAMES.items() if ours in takes}
     if "nominal_steps" in takes:
         special["nominal_steps"] = float(recording.meta["local_iteration"])
     return factory(

@@ -156,7 +156,7 @@ def test_the_manifest_says_what_was_saved(saved: Path) -> None:
     assert str(saved) not in (folder(saved, 2) / "manifest.json").read_text()
 
 
-def test_nothing_is_said_on_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
     checkpoint.save(tmp_path, 0, params())
     checkpoint.load(tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -613,7 +613,7 @@ def test_folders_of_others_are_left_alone(saved: Path) -> None:
 
 
 def test_metadata_and_keep_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(checkpoint.CheckpointError, match="expected metadata that JSON can say, got .*; convert it"):
+    with pytest.raises(checkpoint.CheckpointError, match="expected metadata that JSON can hold, got .*; convert it"):
         checkpoint.save(tmp_path, 0, params(), metadata={"key": object()})
     with pytest.raises(checkpoint.CheckpointError, match="expected keep >= 1 or None, got 0; None keeps every step"):
         checkpoint.Writer(tmp_path, keep=0)

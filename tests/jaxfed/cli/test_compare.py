@@ -70,16 +70,16 @@ def test_two_algorithms_are_compared_and_a_second_call_continues(images, tmp_pat
 
 
 @pytest.mark.slow
-def test_one_that_diverges_is_told_and_not_drawn(images, tmp_path, capsys):
+def test_one_that_diverges_is_named_and_not_drawn(images, tmp_path, capsys):
     compare(images, tmp_path, "--algorithms", "fedprox", "--client-learning-rate", "1e30", "--rounds", "3")
-    told = found(capsys)
-    assert told["results"]["fedprox"]["diverged"] == ["round 0"]
-    assert told["results"]["fedprox"]["best"] is None
+    results = found(capsys)
+    assert results["results"]["fedprox"]["diverged"] == ["round 0"]
+    assert results["results"]["fedprox"]["best"] is None
     assert not (tmp_path / "compare.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--algorithms", "fedavg,fedsped"], "got 'fedsped'. Did you mean 'fedspeed'"),
         (["--algorithms", ","], "expected names of algorithms"),
@@ -90,8 +90,8 @@ def test_one_that_diverges_is_told_and_not_drawn(images, tmp_path, capsys):
         (["--plan", "maps"], "Did you mean 'map'"),
     ],
 )
-def test_refusals_come_before_any_work(images, tmp_path, options, told):
-    with pytest.raises(SystemExit, match=told):
+def test_refusals_come_before_any_work(images, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
         compare(images, tmp_path, *options)
     assert not list(tmp_path.iterdir())
 
@@ -114,20 +114,20 @@ def test_everyone_gets_the_hyperparameters_it_has():
 
 def test_unseen_accuracy_of_a_client_is_that_of_its_classes(images):
     task = tasks(Source(images, "pathological", classes_per_client=1), 3)(0)
-    told = task.evaluate(task.params)
+    results = task.evaluate(task.params)
     arrays = np.load(images)
     logits = task.loss_fn
     data = jaxfed.data.client_data([{"x": arrays["x_test"][..., None], "y": arrays["y_test"].astype(np.int32)}])
     batch = {**data.arrays, "mask": jnp.ones(45, bool)}
     loss, aux = logits(task.params, batch, jax.random.key(0))
-    assert told["unseen_accuracy"] == pytest.approx(float(aux["accuracy"]), abs=1e-6)
-    assert told["unseen_loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert results["unseen_accuracy"] == pytest.approx(float(aux["accuracy"]), abs=1e-6)
+    assert results["unseen_loss"] == pytest.approx(float(loss), rel=1e-5)
     of_class = []
     for label in range(CLASSES):
         mask = jnp.asarray(arrays["y_test"] == label)
         of_class.append(float(logits(task.params, {**batch, "mask": mask}, jax.random.key(0))[1]["accuracy"]))
-    assert told["unseen_accuracy/worst_10%"] == pytest.approx(min(of_class), abs=1e-6)
-    assert told["unseen_accuracy/median"] == pytest.approx(np.median(of_class), abs=1e-6)
+    assert results["unseen_accuracy/worst_10%"] == pytest.approx(min(of_class), abs=1e-6)
+    assert results["unseen_accuracy/median"] == pytest.approx(np.median(of_class), abs=1e-6)
 
 
 def run_of(accuracies, every=1, seconds=0.5):
@@ -148,11 +148,11 @@ def test_lines_are_drawn_where_all_seeds_were_measured():
 
 def test_the_target_is_what_all_reach():
     runs = {"one": [run_of([0.3, 0.5, 0.4])], "two": [run_of([0.2, 0.3, 0.6])]}
-    told = module._results(runs, None)
-    assert told["target"] == 0.5
-    assert [told["results"][name]["rounds_to_target"] for name in runs] == [2, 3]
-    assert (told["results"]["one"]["best"], told["results"]["one"]["last"]) == (0.5, 0.4)
-    assert told["results"]["two"]["seconds"] == pytest.approx(1.5)
+    results = module._results(runs, None)
+    assert results["target"] == 0.5
+    assert [results["results"][name]["rounds_to_target"] for name in runs] == [2, 3]
+    assert (results["results"]["one"]["best"], results["results"]["one"]["last"]) == (0.5, 0.4)
+    assert results["results"]["two"]["seconds"] == pytest.approx(1.5)
     assert module._results(runs, 0.55)["results"]["one"]["rounds_to_target"] is None
 
 

@@ -87,15 +87,15 @@ def test_what_clients_send_by_options(tmp_path, capsys):
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     command = [sys.executable, "-m", "jaxfed", "run", *TOY, "--rounds", "1000000", "--out", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        told, wanted = b"", re.compile(rb" [1-9][0-9]*/1000000")
+        printed, wanted = b"", re.compile(rb" [1-9][0-9]*/1000000")
         deadline = time.monotonic() + 600
-        while not wanted.search(told) and time.monotonic() < deadline:
-            told += os.read(process.stderr.fileno(), 4096) or b" 1/1000000 ended"
+        while not wanted.search(printed) and time.monotonic() < deadline:
+            printed += os.read(process.stderr.fileno(), 4096) or b" 1/1000000 ended"
         process.send_signal(signal.SIGINT)
-        told += process.stderr.read()
-    assert process.returncode == 130, told.decode()
-    stopped = re.search(rb"stopped after round (\d+), saved in .*resumes from there", told)
-    assert stopped, told.decode()
+        printed += process.stderr.read()
+    assert process.returncode == 130, printed.decode()
+    stopped = re.search(rb"stopped after round (\d+), saved in .*resumes from there", printed)
+    assert stopped, printed.decode()
     assert jaxfed.checkpoint.latest(tmp_path / "checkpoints") == int(stopped[1])
 
 
@@ -106,14 +106,14 @@ def test_an_unknown_algorithm_suggests_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         (("--plan", "vmpa"), "plan must be one of .* got 'vmpa'. Did you mean 'vmap'"),
         (("--store", "dsk"), "store must be one of .* got 'dsk'. Did you mean 'disk'"),
     ],
 )
-def test_an_unknown_plan_or_store_suggests_the_nearest(tmp_path, option, told):
-    with pytest.raises(SystemExit, match=told):
+def test_an_unknown_plan_or_store_suggests_the_nearest(tmp_path, option, message):
+    with pytest.raises(SystemExit, match=message):
         run(tmp_path, *option)
     assert not list(tmp_path.iterdir())
 

@@ -122,9 +122,9 @@ def test_frozen_parameters_compute_narrow_on_either_side():
     ):
         algorithm = jaxfed.fedavg(loss_fn)
         start = algorithm.init(part, problems.CLIENTS, frozen)
-        given = cohort._replace(rows=algorithm.init_client(part, frozen))
-        assert dots(algorithm.step, start, given, jax.random.key(0)) == [{jnp.dtype("bfloat16")}]
-        after = jax.eval_shape(algorithm.step, start, given, jax.random.key(0))[0]
+        inputs = cohort._replace(rows=algorithm.init_client(part, frozen))
+        assert dots(algorithm.step, start, inputs, jax.random.key(0)) == [{jnp.dtype("bfloat16")}]
+        after = jax.eval_shape(algorithm.step, start, inputs, jax.random.key(0))[0]
         assert {leaf.dtype for leaf in jax.tree.leaves((after.params, after.model_state))} == {jnp.dtype("float32")}
 
 

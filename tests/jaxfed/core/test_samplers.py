@@ -152,7 +152,7 @@ def test_empty_rounds_are_left_out_of_files_and_pictures(tmp_path):
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_noise_hides_that_nobody_took_part():
+def test_noise_hides_an_empty_round():
     """The server adds noise in an empty round as in any other, or its parameters would tell."""
     rare = jaxfed.CoinFlips(0.01)
     noise = privacy.central_noise(privacy.Central(1.0, 1.0, rare, num_clients=5, delta=0.01))
@@ -165,7 +165,7 @@ def test_noise_hides_that_nobody_took_part():
 
 
 @pytest.mark.parametrize("aggregate", ["median", "geometric_median", "krum"])
-def test_robust_means_of_nobody_change_nothing(aggregate):
+def test_robust_means_of_an_empty_round_change_nothing(aggregate):
     made = {"krum": lambda: jaxfed.robust.krum(0)}.get(aggregate, getattr(jaxfed.robust, aggregate))()
     algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), aggregate=made)
     server, _ = simulate(algorithm, sampler=Listed(([-1] * 3,), 3), rounds=1)
@@ -179,16 +179,16 @@ def test_a_plan_is_tried_on_somebody():
 
 
 class Counting:
-    """Tells how often it is asked; what it answers hangs on nothing but a generator that goes on."""
+    """Records its calls; each draw depends on the state of one generator."""
 
     def __init__(self):
-        self.asked, self.generator = [], np.random.default_rng(0)
+        self.calls, self.generator = [], np.random.default_rng(0)
 
     def num_slots(self, num_clients):
         return 2
 
     def draw(self, seed, number, num_clients):
-        self.asked.append(number)
+        self.calls.append(number)
         return self.generator.choice(num_clients, 2, replace=False)
 
 
@@ -197,7 +197,7 @@ def test_a_round_is_drawn_once(store, ahead):
     """Also with a callback; so rows are fetched, and written, for the same clients whatever a sampler answers next."""
     sampler, seen = Counting(), []
     simulate(sampler=sampler, store=store, callbacks=[lambda server, info: seen.append(info)])
-    assert sampler.asked == list(range(4 + ahead))
+    assert sampler.calls == list(range(4 + ahead))
     assert len(seen) == 4
 
 

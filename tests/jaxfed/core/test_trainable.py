@@ -124,9 +124,9 @@ def test_frozen_leaves_are_not_copied_for_every_client():
     """A batched plan holds them once: no value has a frozen leaf's shape behind an axis of clients."""
     algorithm, server, _, cohort = setting("fedspeed", ids=(0, 2, 4))
     program = programs.traced(algorithm.step, server, cohort, jax.random.key(0))
-    found = {variable.aval.shape: equation for equation in program for variable in equation.outvars}
-    assert (3, problems.FEATURES, RANK) in found
-    copies = [found.get((3, *leaf.shape)) for leaf in jax.tree.leaves(server.model_state)]
+    produced = {variable.aval.shape: equation for equation in program for variable in equation.outvars}
+    assert (3, problems.FEATURES, RANK) in produced
+    copies = [produced.get((3, *leaf.shape)) for leaf in jax.tree.leaves(server.model_state)]
     assert copies == [None, None]
 
 

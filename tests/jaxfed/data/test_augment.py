@@ -34,9 +34,9 @@ def test_pad_crop_shifts_every_image_by_its_own_offset():
     padded = np.pad(np.asarray(IMAGES), ((0, 0), (2, 2), (2, 2), (0, 0)))
     offsets = set()
     for image, wide in zip(cropped, padded, strict=True):
-        found = [(r, c) for r in range(5) for c in range(5) if (wide[r : r + 6, c : c + 5] == image).all()]
-        assert len(found) == 1
-        offsets |= set(found)
+        matches = [(r, c) for r in range(5) for c in range(5) if (wide[r : r + 6, c : c + 5] == image).all()]
+        assert len(matches) == 1
+        offsets |= set(matches)
     assert len(offsets) > 15
     assert {row for row, _ in offsets} == {column for _, column in offsets} == set(range(5))
 

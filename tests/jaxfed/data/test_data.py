@@ -25,7 +25,7 @@ def drawn(batching, ids, seed=0):
 
 
 def test_an_epoch_sees_every_sample_once_and_only_ones_own():
-    x, mask = drawn(Epochs(batching=jaxfed.Epochs(2, 4)), [3, 0, -1, 2])
+    x, mask = drawn(Epochs(2, 4), [3, 0, -1, 2])
     assert x.shape == mask.shape == (4, 6, 4)
     for slot, client in [(0, 3), (1, 0), (3, 2)]:
         steps = -(-LENGTHS[client] // 4)
@@ -39,12 +39,12 @@ def test_an_epoch_sees_every_sample_once_and_only_ones_own():
 
 
 def test_short_batches_come_last_in_an_epoch():
-    _, mask = drawn(Epochs(batching=jaxfed.Epochs(2, 4)), [0])
+    _, mask = drawn(Epochs(2, 4), [0])
     assert mask[0].sum(axis=1).tolist() == [4, 1, 4, 1, 0, 0]
 
 
 def test_steps_walk_through_one_shuffle():
-    x, mask = drawn(Steps(batching=jaxfed.Steps(6, 4)), [1, 2])
+    x, mask = drawn(Steps(6, 4), [1, 2])
     assert mask[0].all()
     assert sorted(x[0, :2].ravel()) == [100 + j for j in range(8)]
     np.testing.assert_array_equal(x[0, :2], x[0, 2:4])
@@ -53,7 +53,7 @@ def test_steps_walk_through_one_shuffle():
 
 
 def test_steps_repeat_no_sample_within_a_batch():
-    x, mask = drawn(Steps(batching=jaxfed.Steps(9, 4)), [0, 3])
+    x, mask = drawn(Steps(9, 4), [0, 3])
     assert mask.all()
     assert all(len(set(batch)) == 4 for client in x for batch in client)
 
@@ -90,7 +90,7 @@ def test_a_longer_client_changes_no_other_ones_result(batching):
     clients = [{"x": rng.normal(size=(n, 3)).astype(np.float32)} for n in (5, 8, 40)]
 
     def loss_fn(params, batch, key):
-        # the key is used, so that noise must not hang on the padding either
+        # the key is used, so that noise must not depend on the padding either
         wanted = batch["x"].mean(axis=-1) + jax.random.normal(key, ())
         return jaxfed.masked_mean((batch["x"] @ params - wanted) ** 2, batch["mask"]), {}
 
@@ -264,9 +264,9 @@ def test_no_clients_and_reserved_names_are_refused():
     with pytest.raises(ValueError, match="rename this array"):
         client_data([{"mask": np.ones(3)}])
     with pytest.raises(ValueError, match="batch_size"):
-        Epochs(batching=jaxfed.Epochs(1, 0))
+        Epochs(1, 0)
     with pytest.raises(ValueError, match="local_steps"):
-        Steps(batching=jaxfed.Steps(0, 1))
+        Steps(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def check_frames(frame):
     assert (shared.arrays["y"].tolist(), shared.order.tolist()) == ([0, 1, 0], [2, 0, 1])
     with pytest.raises(ValueError, match="column 'y': expected numbers, got object"):
         client_data([frame({"x": [1.0], "y": [None]})])
-    with pytest.raises(ValueError, match="one dataset for every client, got a single one; share it out"):
+    with pytest.raises(ValueError, match="one dataset for every client, got a single one; split it"):
         client_data(frame(columns))
     with pytest.raises(ValueError, match=r"columns with a name of their own each, got \[0\]; rename them"):
         from_dataset(frame({0: [1.0], "y": [1]}))

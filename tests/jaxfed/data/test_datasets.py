@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed.data import _cifar as cifar
-from jaxfed.data import channel_statistics, mnist, normalised, read_idx, read_npz, read_roles
+from jaxfed.data import channel_statistics, cifar, mnist, normalised, read_idx, read_npz, read_roles
 from jaxfed.data._pickles import read_pickle
 
 RNG = np.random.default_rng(0)
@@ -31,9 +30,9 @@ def test_idx_of_every_type(tmp_path, dtype, kind, zipped):
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
     raw = idx(array, kind)
     (tmp_path / "file").write_bytes(gzip.compress(raw) if zipped else raw)
-    found = read_idx(tmp_path / "file")
-    np.testing.assert_array_equal(found, array)
-    assert found.dtype.isnative
+    result = read_idx(tmp_path / "file")
+    np.testing.assert_array_equal(result, array)
+    assert result.dtype.isnative
 
 
 @pytest.mark.parametrize(
@@ -66,10 +65,10 @@ def write_mnist(folder, dot="-", end=".gz"):
 @pytest.mark.parametrize(("dot", "end"), [("-", ".gz"), ("-", ""), (".", "")])
 def test_mnist(tmp_path, dot, end):
     write_mnist(tmp_path, dot, end)
-    found = mnist(tmp_path)
-    assert found["train"]["x"].shape == (5, 4, 4, 1)
-    assert found["test"]["y"].tolist() == [0, 1]
-    assert (found["train"]["x"].dtype, found["train"]["y"].dtype) == (np.uint8, np.int32)
+    result = mnist(tmp_path)
+    assert result["train"]["x"].shape == (5, 4, 4, 1)
+    assert result["test"]["y"].tolist() == [0, 1]
+    assert (result["train"]["x"].dtype, result["train"]["y"].dtype) == (np.uint8, np.int32)
 
 
 def test_mnist_says_what_is_missing_or_does_not_fit(tmp_path):
@@ -86,10 +85,10 @@ def test_fashion_mnist_itself():
     folder = os.environ.get("JAXFED_FASHION_MNIST")
     if not folder:
         pytest.skip("JAXFED_FASHION_MNIST does not name a folder with Fashion-MNIST")
-    found = mnist(folder)
-    assert found["train"]["x"].shape == (60000, 28, 28, 1)
-    assert np.bincount(found["test"]["y"]).tolist() == [1000] * 10
-    mean, std = channel_statistics(found["train"]["x"])
+    result = mnist(folder)
+    assert result["train"]["x"].shape == (60000, 28, 28, 1)
+    assert np.bincount(result["test"]["y"]).tolist() == [1000] * 10
+    mean, std = channel_statistics(result["train"]["x"])
     assert (mean, std) == ([pytest.approx(0.2860, abs=1e-4)], [pytest.approx(0.3530, abs=1e-4)])
 
 
@@ -142,12 +141,12 @@ FORMS = {"python 2": (write_python, python2), "python 3": (write_python, python3
 def test_cifar_is_recognised_in_every_form(tmp_path, form, hundred):
     write, how = FORMS[form]
     write(tmp_path, hundred, how)
-    found = cifar(tmp_path)
+    result = cifar(tmp_path)
     repeats = 1 if hundred else 5
-    np.testing.assert_array_equal(found["train"]["x"], np.tile(IMAGES, (repeats, 1, 1, 1)))
-    np.testing.assert_array_equal(found["test"]["x"], IMAGES)
-    assert found["train"]["y"].tolist() == FINE.tolist() * repeats
-    assert found["test"]["y"].dtype == np.int32
+    np.testing.assert_array_equal(result["train"]["x"], np.tile(IMAGES, (repeats, 1, 1, 1)))
+    np.testing.assert_array_equal(result["test"]["x"], IMAGES)
+    assert result["train"]["y"].tolist() == FINE.tolist() * repeats
+    assert result["test"]["y"].dtype == np.int32
     if hundred:
         assert cifar(tmp_path, "coarse")["test"]["y"].tolist() == COARSE.tolist()
     else:
@@ -166,9 +165,9 @@ def test_cifar_in_the_folder_of_its_archive(tmp_path):
 def test_cifar_in_an_npz_file(tmp_path, names, planes_first):
     x = PLANES.reshape(3, 3, 32, 32) if planes_first else IMAGES
     np.savez(tmp_path / "c.npz", **dict(zip(names.split(), (x, FINE[:, None], x, FINE), strict=True)))
-    found = cifar(tmp_path / "c.npz")
-    np.testing.assert_array_equal(found["train"]["x"], IMAGES)
-    assert found["train"]["y"].tolist() == FINE.tolist()
+    result = cifar(tmp_path / "c.npz")
+    np.testing.assert_array_equal(result["train"]["x"], IMAGES)
+    assert result["train"]["y"].tolist() == FINE.tolist()
 
 
 def test_cifar_says_what_is_missing_or_damaged(tmp_path):
@@ -220,9 +219,9 @@ class Evil:
 def test_plain_pickles_of_every_protocol(tmp_path, protocol):
     value = {b"a": np.arange(6, dtype=">i4").reshape(2, 3), "b": [np.float32(2), b"\xff", None, 3]}
     (tmp_path / "p").write_bytes(pickle.dumps(value, protocol))
-    found = read_pickle(tmp_path / "p")
-    np.testing.assert_array_equal(found[b"a"], value[b"a"])
-    assert found.get("b", found.get(b"b")) == value["b"]
+    result = read_pickle(tmp_path / "p")
+    np.testing.assert_array_equal(result[b"a"], value[b"a"])
+    assert result.get("b", result.get(b"b")) == value["b"]
 
 
 @pytest.mark.parametrize(
@@ -272,10 +271,10 @@ def test_npz(tmp_path):
 def test_normalised_images():
     expected = (IMAGES / 255 - [0.1, 0.2, 0.3]) / [0.4, 0.5, 0.6]
     for images in (IMAGES, jnp.asarray(IMAGES)):
-        found = normalised(images, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-        assert isinstance(found, type(images))
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        result = normalised(images, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+        assert isinstance(result, type(images))
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, atol=1e-6)
     mean, std = channel_statistics(IMAGES)
     whitened = normalised(IMAGES, mean, std)
     np.testing.assert_allclose(whitened.mean((0, 1, 2)), 0, atol=1e-5)
@@ -353,8 +352,8 @@ def test_files_whose_labels_are_no_classes_are_refused(tmp_path, labels, message
 def test_whole_labels_of_any_type_are_read(tmp_path):
     for labels in (FINE.astype(np.float64), FINE.astype(np.uint64)):
         np.savez(tmp_path / "c.npz", x_train=IMAGES, y_train=labels, x_test=IMAGES, y_test=labels)
-        found = cifar(tmp_path / "c.npz")["test"]["y"]
-        assert (found.tolist(), found.dtype) == (FINE.tolist(), np.int32)
+        result = cifar(tmp_path / "c.npz")["test"]["y"]
+        assert (result.tolist(), result.dtype) == (FINE.tolist(), np.int32)
 
 
 def test_roles_are_read_from_a_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Partitioners, what is said about partitions, and the command that draws them."""
+"""Partitioners, statistics of partitions, and the command that draws them."""
 
 import json
 import struct
@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from jaxfed import plot
-from jaxfed.cli._partition import Rule, arguments, partition
+from jaxfed.cli._partition import PartitionRule, arguments, partition
 from jaxfed.data import (
     dirichlet,
     iid,
@@ -65,14 +65,14 @@ def test_iid_sizes_differ_by_one_at_most():
 
 
 def test_concentration_orders_the_skew():
-    found = [skew_of(LABELS, label_counts(LABELS, dirichlet(LABELS, 20, c))).total_variation for c in (100, 1, 0.05)]
-    assert found[0] < 0.1 < 0.3 < found[1] < 0.7 < found[2] < 1
+    result = [skew_of(LABELS, label_counts(LABELS, dirichlet(LABELS, 20, c))).total_variation for c in (100, 1, 0.05)]
+    assert result[0] < 0.1 < 0.3 < result[1] < 0.7 < result[2] < 1
     sizes = [np.std([len(part) for part in quantity_skew(3000, 20, c)]) for c in (100, 1, 0.05)]
     assert sizes == sorted(sizes)
 
 
 def test_classes_are_shared_out_independently():
-    """One law a class: the share of client 0 in class 0 says nothing of its share in class 1; means are 1/N."""
+    """One distribution per class: the share of client 0 in class 0 and in class 1 are independent; means are 1/N."""
     shares = np.stack([label_counts(LABELS, dirichlet(LABELS, 4, 0.5, seed)) for seed in range(300)])
     shares = shares / np.bincount(LABELS)
     np.testing.assert_allclose(shares.mean(axis=0), 0.25, atol=0.07)
@@ -164,7 +164,7 @@ LABELLED = {
 @pytest.mark.parametrize("case", BAD_LABELS)
 @pytest.mark.parametrize("name", LABELLED)
 def test_labels_that_are_no_classes_are_refused(name, case):
-    """By every rule alike: none reads memory that nobody wrote, none makes a class of what is missing."""
+    """By every rule alike: none reads uninitialised memory, none makes a class of missing labels."""
     labels, message = BAD_LABELS[case]
     with pytest.raises(ValueError, match=message):
         LABELLED[name](labels)
@@ -176,8 +176,8 @@ GOOD_LABELS = [[0.0, 1.0, 1.0, 0.0], ["a", "b", "b", "a"], [False, True, True, F
 @pytest.mark.parametrize("labels", [*GOOD_LABELS, *(np.array(labels, object) for labels in GOOD_LABELS)])
 @pytest.mark.parametrize("name", LABELLED)
 def test_whole_numbers_text_and_truth_values_are_classes(name, labels):
-    found, expected = LABELLED[name](labels), LABELLED[name](np.array([0, 1, 1, 0]))
-    assert all(map(np.array_equal, found, expected))
+    result, expected = LABELLED[name](labels), LABELLED[name](np.array([0, 1, 1, 0]))
+    assert all(map(np.array_equal, result, expected))
 
 
 def test_parts_of_another_dataset_are_not_counted():
@@ -218,18 +218,18 @@ def command(*args):
 def test_the_command_partitions_draws_and_saves(images, capsys):
     options = ["--data", images, "--rule", "pathological", "--clients", 15, "--classes-per-client", 2]
     command(*options, "--plot", images / "p.png", "--out", images / "parts.npz", "--json")
-    told = capsys.readouterr().out
-    found = json.loads(told.splitlines()[-1])
-    assert (found["rule"], found["clients"], found["classes_min"], found["classes_max"]) == ("pathological", 15, 2, 2)
-    assert "total variation" in told
+    printed = capsys.readouterr().out
+    out = json.loads(printed.splitlines()[-1])
+    assert (out["rule"], out["clients"], out["classes_min"], out["classes_max"]) == ("pathological", 15, 2, 2)
+    assert "total variation" in printed
     assert (images / "p.png").read_bytes().startswith(b"\x89PNG")
     assert len(load_parts(images / "parts.npz")) == 15
 
 
 def test_the_command_takes_roles_by_default(capsys):
     command("--clients", 30, "--json")
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (found["rule"], found["clients"], found["classes"]) == ("natural", 30, 77)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["rule"], result["clients"], result["classes"]) == ("natural", 30, 77)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_the_command_names_a_missing_folder(tmp_path):
 
 
 def test_defaults_of_a_rule_give_way_to_options():
-    given = arguments("dirichlet", Rule(concentration=2.0, clients=7), LABELS)
-    assert (given["concentration"], given["num_clients"]) == (2.0, 7)
-    assert arguments("dirichlet", Rule(), LABELS)["concentration"] == 0.3
+    keywords = arguments("dirichlet", PartitionRule(concentration=2.0, clients=7), LABELS)
+    assert (keywords["concentration"], keywords["num_clients"]) == (2.0, 7)
+    assert arguments("dirichlet", PartitionRule(), LABELS)["concentration"] == 0.3
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 1), (3, 20), (500, 12), (40, 100)])

@@ -65,7 +65,7 @@ def test_split_by_role(roles):
     kept, out = split_roles(roles[:10], [7, 2])
     assert [role.id for role in out] == [2, 7]
     assert sorted([*kept, *out], key=lambda role: role.id) == list(roles[:10])
-    with pytest.raises(ValueError, match=r"expected ids of the 10 given roles, got unknown ids \[11, 99\]"):
+    with pytest.raises(ValueError, match=r"expected ids of the 10 roles, got unknown ids \[11, 99\]"):
         split_roles(roles[:10], [99, 3, 11])
 
 
@@ -97,14 +97,14 @@ def test_every_window_predicts_the_character_behind_it(roles):
     samples = next_characters(text, alphabet, context)
     assert samples["x"].shape == (len(text) - context, context)
     assert (samples["x"].dtype, samples["y"].dtype) == (np.uint8, np.int32)
-    for place in (0, 7, len(text) - context - 1):
-        window = "".join(alphabet[number] for number in samples["x"][place])
-        assert window + alphabet[samples["y"][place]] == text[place : place + context + 1]
+    for position in (0, 7, len(text) - context - 1):
+        window = "".join(alphabet[number] for number in samples["x"][position])
+        assert window + alphabet[samples["y"][position]] == text[position : position + context + 1]
 
 
 def test_texts_without_a_sample_and_strange_characters_are_refused():
     with pytest.raises(ValueError, match="expected a text longer than its context ≥ 1, got 2 characters for 2"):
         next_characters("ab", "ab", 2)
-    for strange in "a~":
-        with pytest.raises(ValueError, match=f"expected characters of 'bcd', got '{strange}'; add it or drop it"):
-            next_characters(f"bcd{strange}b", "bcd", 2)
+    for unknown in "a~":
+        with pytest.raises(ValueError, match=f"expected characters of 'bcd', got '{unknown}'; add it or drop it"):
+            next_characters(f"bcd{unknown}b", "bcd", 2)

@@ -79,15 +79,15 @@ SHORTER = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", SHORTER)
-def test_compressed_messages_cross_in_as_few_bytes_as_are_told(case, dtype):
+def test_compressed_messages_take_as_few_bytes_as_reported(case, dtype):
     """To the bit, and at most this much more than the coding of the transform says; whole ones are sent as they are."""
     transform, most = SHORTER[case]
     whole = {"w": jax.random.normal(jax.random.key(0), (200, 300)).astype(dtype)}
     sent, _ = transform.apply(whole, (), jax.random.key(1))
     found, data = over_the_wire(flower.pack(sent, deflate=True))
     chex.assert_trees_all_equal(flower.unpack(found, sent), jax.tree.map(np.asarray, sent), strict=True)
-    told = transform.coding(Coding(60_000, 8 * whole["w"].dtype.itemsize, 0, 60_000)).num_bytes
-    assert len(data) < most * told + 1000
+    reported = transform.coding(Coding(60_000, 8 * whole["w"].dtype.itemsize, 0, 60_000)).num_bytes
+    assert len(data) < most * reported + 1000
     assert case == "top_k, half" or len(data) < 0.6 * len(over_the_wire(flower.pack(sent))[1])
     assert len(over_the_wire(flower.pack(whole, deflate=True))[1]) <= whole["w"].nbytes + 1000
 
@@ -112,7 +112,7 @@ def test_damaged_short_messages_are_refused_and_never_grow():
             assert flower.unpack(record, [numbers])[0].shape == (600,)
     with pytest.raises(flower.RefusedError, match="bytes that are no array"):
         flower.unpack(ArrayRecord({"0": Array("float32", (600,), codec.FORM, bomb)}), [numbers])
-    with pytest.raises(ValueError, match="2401 bytes where 2400 belong"):
+    with pytest.raises(ValueError, match="2401 bytes, expected 2400"):
         codec.decode(bomb, numbers.dtype, numbers.shape)
 
 
@@ -151,7 +151,7 @@ def row(number):
 
 
 def test_rows_roll_back_and_are_forgotten(tmp_path):
-    """A client goes on from the row of the round in which it was last counted; what came later is gone."""
+    """A client continues from the row of the round in which it was last counted; what came later is gone."""
     with Rows(tmp_path, row(-1)) as rows:
         chex.assert_trees_all_equal(rows.after(NEVER), row(-1))
         for number in (0, 2, 3):
@@ -177,8 +177,8 @@ def test_rows_that_are_lost_or_in_use_are_named(tmp_path):
 
 def test_instructions_and_members_cross():
     for batching in (jaxfed.data.Steps(2, 4), jaxfed.data.Epochs(1, 8)):
-        told = Instruction("run", 3, NEVER, 7, batching, "{}")
-        assert Instruction.from_record(told.to_record()) == told
+        instruction = Instruction("run", 3, NEVER, 7, batching, "{}")
+        assert Instruction.from_record(instruction.to_record()) == instruction
     member = Member(2, 10, SAMPLE)
     assert Member.from_record(member.to_record(), 3) == member
     with pytest.raises(flower.RefusedError, match="client from 0 to 1 .* got client 2"):
@@ -316,7 +316,7 @@ class Without:
 
 @dataclasses.dataclass(frozen=True)
 class Emptied:
-    """The cohorts of another sampler but for one round, in which nobody is drawn."""
+    """The cohorts of another sampler but for one round, in which no client is drawn."""
 
     sampler: jaxfed.FixedSize
     empty: int
@@ -373,7 +373,7 @@ def lost(number, client, reply):
 FEDAVG = jaxfed.fedavg(problems.loss_fn)
 
 
-def test_a_round_without_replies_tells_no_loss(tmp_path):
+def test_a_round_without_replies_has_no_loss(tmp_path):
     """Nobody's mean is no 0.0; an empty round is counted, here before anything is known of the clients."""
 
     def trouble(number, client, reply):
@@ -391,25 +391,25 @@ def test_a_round_without_replies_tells_no_loss(tmp_path):
 @pytest.mark.parametrize(("offline", "rounds"), [(0, 1), (1, 3)], ids=["all reply", "one is offline"])
 def test_clients_that_return_nothing_finite_stop_the_run(offline, rounds, tmp_path):
     """At once where all of them do; where others are offline, after three such rounds."""
-    heard = []
+    infos = []
 
     def trouble(number, client, reply):
         return (lost if client < offline else nan)(number, client, reply)
 
     deployed = Deployed(tmp_path, FEDAVG, trouble=trouble)
-    told = re.escape(f"clients {list(range(offline, 3))}")
-    with pytest.raises(FloatingPointError, match=f"round {rounds - 1}: every client .*: {told}") as stopped:
+    clients = re.escape(f"clients {list(range(offline, 3))}")
+    with pytest.raises(FloatingPointError, match=f"round {rounds - 1}: every client .*: {clients}") as stopped:
         deployed.serve(
             rounds=9,
             batching=jaxfed.Steps(1, 4),
             sampler=jaxfed.FixedSize(3),
-            callbacks=[lambda server, info: heard.append(info)],
+            callbacks=[lambda server, info: infos.append(info)],
         )
-    assert len(heard) == rounds - 1
+    assert len(infos) == rounds - 1
     assert stopped.value.state.history.rounds["round"] == list(range(1, rounds + 1))
 
 
-def test_a_server_that_was_stopped_goes_on_and_clients_follow_it_back(tmp_path):
+def test_a_stopped_server_continues_and_clients_go_back_with_it(tmp_path):
     """Stopped two rounds after its last checkpoint, in both of which the same clients were counted."""
     deployed = Deployed(tmp_path, jaxfed.scaffold(problems.loss_fn))
     options = {"rounds": 6, "sampler": jaxfed.FixedSize(2)}
@@ -503,8 +503,8 @@ def test_without_flwr_the_extra_is_named(monkeypatch):
 def test_a_deployment_of_real_processes(tmp_path, monkeypatch):
     """One SuperLink, three SuperNodes, every client's round in a process of its own.
 
-    FedSpeed and SCAFFOLD equal the simulation; then FedSpeed goes on, one reply is lost after the local work and one
-    SuperNode is killed: that round is as if nobody had been there, and running sum and rows still agree.
+    FedSpeed and SCAFFOLD equal the simulation; then FedSpeed continues, one reply is lost after the local work and one
+    SuperNode is killed: that round has no replies of theirs, and running sum and rows still agree.
     """
     monkeypatch.syspath_prepend(APP)
     task = importlib.import_module("flower_app.task")

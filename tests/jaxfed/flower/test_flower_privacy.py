@@ -1,4 +1,4 @@
-"""Noise of a deployment: nobody who knows the seed, which every instruction carries, can make it again."""
+"""Noise of a deployment cannot be reproduced from the seed, which every instruction carries."""
 
 import chex
 import numpy as np

@@ -191,7 +191,7 @@ def test_error_feedback_sends_everything_in_the_end():
 
 
 def test_bytes_are_those_of_the_code():
-    """100 entries of float32: whole, in eight bits with a scale, ten of them with seven bits for each place, both."""
+    """100 entries of float32: whole, in eight bits with a scale, ten of them with seven bits for each index, both."""
     leaf = jnp.zeros((10, 10))
     sizes = [
         (400, chain()),
@@ -241,20 +241,20 @@ def test_robust_aggregates_against_numpy(used):
     distances = 5 * np.square(there[:, None] - there[None]).sum(-1)  # the total is twice the delta: 1 + 4
     scores = np.sort(distances, axis=1)[:, 1 : count - 2 - 2 + 1].sum(axis=1)
     chosen = np.argsort(scores)[:3]
-    found, total, kept = combined(robust.krum(2, selected=3), values, used)
-    np.testing.assert_allclose(found, there[chosen].mean(axis=0), rtol=1e-4, atol=1e-6)
+    result, total, kept = combined(robust.krum(2, selected=3), values, used)
+    np.testing.assert_allclose(result, there[chosen].mean(axis=0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(total, 2 * there[chosen].sum(axis=0), rtol=1e-4, atol=1e-6)
     assert np.flatnonzero(kept).tolist() == sorted(np.flatnonzero(used)[chosen].tolist())
     point = there.mean(axis=0)
     for _ in range(200):
         weights = 1 / np.linalg.norm(there - point, axis=1)
         point = (weights[:, None] * there).sum(axis=0) / weights.sum()
-    found = combined(robust.geometric_median(200), values, used)[0]
-    np.testing.assert_allclose(found, point, rtol=1e-3, atol=1e-4)
+    result = combined(robust.geometric_median(200), values, used)[0]
+    np.testing.assert_allclose(result, point, rtol=1e-3, atol=1e-4)
 
 
 def poisoned(algorithm: jaxfed.FederatedAlgorithm, clients: tuple[int, ...]) -> jaxfed.FederatedAlgorithm:
-    """Some clients send twenty times the opposite of what they found."""
+    """Some clients send twenty times the opposite of their result."""
 
     def client_update(server, member, key, fetch=lambda batch: batch):
         update = algorithm.client_update(server, member, key, fetch)
@@ -328,10 +328,10 @@ def test_plans_agree_where_messages_are_gathered(aggregate):
     ids = [0, 3, -1, 1, 4, 2, -1, -1]
     cohort = problems.cohort_of(problem(), ids, problems.indices(problem(), 0, ids, 2, 4), rows)
     plans = [jaxfed.vmap(), jaxfed.chunked(3), jaxfed.sharded(mesh_of(4), jaxfed.map())]
-    found = [jax.jit(functools.partial(algorithm.step, plan=plan))(server, cohort, jax.random.key(0)) for plan in plans]
-    for each in found[1:]:
-        chex.assert_trees_all_close(each[:2], found[0][:2], atol=2e-6)
-        chex.assert_trees_all_equal(each[2].used, found[0][2].used)
+    ends = [jax.jit(functools.partial(algorithm.step, plan=plan))(server, cohort, jax.random.key(0)) for plan in plans]
+    for each in ends[1:]:
+        chex.assert_trees_all_close(each[:2], ends[0][:2], atol=2e-6)
+        chex.assert_trees_all_equal(each[2].used, ends[0][2].used)
 
 
 def test_a_client_that_is_not_finite_is_left_out_of_a_median():
@@ -401,13 +401,13 @@ def test_epsilon_of_one_full_round_is_the_gaussian_mechanism():
         return 0.5 * (1 + math.erf(value / math.sqrt(2)))
 
     for multiplier in (0.8, 2.0):
-        found = privacy.epsilon(privacy.Central(1.0, multiplier, jaxfed.CoinFlips(1.0), 100, 1e-5), 1)
-        e = found.epsilon
+        result = privacy.epsilon(privacy.Central(1.0, multiplier, jaxfed.CoinFlips(1.0), 100, 1e-5), 1)
+        e = result.epsilon
         half = 1 / (2 * multiplier)
         exact = normal(half - e * multiplier) - math.exp(e) * normal(-half - e * multiplier)
         assert abs(exact - 1e-5) < 2e-7
-    assert "Poisson" in str(found)
-    assert "added or removed" in str(found)
+    assert "Poisson" in str(result)
+    assert "added or removed" in str(result)
 
 
 def test_the_accountant_in_both_directions():
@@ -415,11 +415,11 @@ def test_the_accountant_in_both_directions():
     poisson, local = privacy.Central(0.5, 1.0, jaxfed.CoinFlips(0.1), 100, 1e-3), privacy.Local(0.5, 4.0, 1e-3)
     enough = privacy.noise_for(8.0, poisson, 30, tolerance=0.05)
     assert dataclasses.replace(enough, noise_multiplier=1.0) == poisson
-    found = privacy.epsilon(enough, 30)
-    assert 7.0 < found.epsilon <= 8.0
+    result = privacy.epsilon(enough, 30)
+    assert 7.0 < result.epsilon <= 8.0
     oftener, fixed = (dataclasses.replace(enough, sampler=s) for s in (jaxfed.CoinFlips(0.2), jaxfed.FixedSize(10)))
-    assert privacy.epsilon(oftener, 30).epsilon > found.epsilon
-    assert privacy.epsilon(fixed, 30).epsilon > found.epsilon
+    assert privacy.epsilon(oftener, 30).epsilon > result.epsilon
+    assert privacy.epsilon(fixed, 30).epsilon > result.epsilon
     assert privacy.epsilon(fixed, 30).neighbours == "one client replaced"
     assert privacy.epsilon(local, 2).epsilon > privacy.epsilon(local, 1).epsilon
     assert privacy.epsilon(privacy.noise_for(3.0, local, 2, tolerance=0.1), 2).epsilon <= 3.0
@@ -432,7 +432,7 @@ def stateful_loss(params, model_state, batch, key):
 
 
 @pytest.mark.parametrize(
-    ("build", "words"),
+    ("build", "message"),
     [
         (lambda: privacy.clip(0.0), "max_norm must be a finite number > 0"),
         (lambda: compression.quantise(1), "bits must be a finite number ≥ 2"),
@@ -451,8 +451,8 @@ def stateful_loss(params, model_state, batch, key):
         (lambda: jaxfed.uplink(jaxfed.fedavg(jaxfed.Stateful(stateful_loss)), privacy.clip(1.0)), "no model state"),
     ],
 )
-def test_refusals(build, words):
-    with pytest.raises(ValueError, match=words):
+def test_refusals(build, message):
+    with pytest.raises(ValueError, match=message):
         build()
 
 

@@ -138,7 +138,7 @@ def test_one_kernel_per_client(strides, channels):
 
 
 def test_two_gradients_and_forward_mode():
-    """SAM's gradient of the gradient's place, a Hessian product, and a tangent."""
+    """SAM's gradient at the perturbed point, a Hessian product, and a tangent."""
     x, kernel = normal(2, 6, 6, 16), normal(3, 3, 16, 2) / 12
 
     @functools.partial(jax.jit, static_argnums=0)

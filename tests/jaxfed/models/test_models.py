@@ -125,7 +125,7 @@ def test_language_model_refusals():
 
 
 def test_a_sequence_counts_as_one_sample():
-    """Loss and accuracy of sequences: the mean over the places of the samples that are there."""
+    """Loss and accuracy of sequences: the mean over the positions of the samples present."""
 
     def apply(params, x):
         return params[None, None] * jax.nn.one_hot(x, 3)

@@ -20,8 +20,8 @@ def play_together(out, *arguments):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    told = play_together(tmp_path / "out.json")
-    assert [code for _, code in told] == [0, 0], told
+    processes = play_together(tmp_path / "out.json")
+    assert [code for _, code in processes] == [0, 0], processes
     found = json.loads((tmp_path / "out.json").read_text())
     server, history = run()
     for name, expected in server.params.items():
@@ -38,9 +38,9 @@ def test_two_processes_resume_together_past_a_damaged_checkpoint(tmp_path):
     assert jaxfed.checkpoint.steps(tmp_path / "run") == [2, 4]
     victim = next(path for path in (tmp_path / "run" / "00000004").rglob("*.weight/*.0"))
     victim.write_bytes(victim.read_bytes()[:-1])
-    told = play_together(tmp_path / "resumed.json", tmp_path / "run")
-    assert [code for _, code in [*whole, *told]] == [0] * 4, told
-    assert "put aside" in told[0][0]
+    processes = play_together(tmp_path / "resumed.json", tmp_path / "run")
+    assert [code for _, code in [*whole, *processes]] == [0] * 4, processes
+    assert "put aside" in processes[0][0]
     found = [json.loads((tmp_path / name).read_text()) for name in ("whole.json", "resumed.json")]
     assert found[0]["params"] == found[1]["params"]
     assert found[0]["history"]["rounds"]["loss"] == found[1]["history"]["rounds"]["loss"]

@@ -88,7 +88,7 @@ def test_an_older_checkpoint_still_has_its_rows(tmp_path, tier):
     chex.assert_trees_all_close(resumed, whole, atol=1e-7)
 
 
-def test_a_run_may_go_on_with_more_devices(tmp_path):
+def test_a_run_may_continue_on_more_devices(tmp_path):
     whole, _ = simulate(rounds=6, sampler=jaxfed.FixedSize(4))
     simulate(rounds=3, sampler=jaxfed.FixedSize(4), checkpoint=tmp_path)
     resumed, _ = simulate(
@@ -98,14 +98,14 @@ def test_a_run_may_go_on_with_more_devices(tmp_path):
 
 
 def test_on_a_mesh_every_device_holds_its_part_of_the_rows():
-    from jaxfed.layout.sharding import Places
+    from jaxfed.layout.sharding import Shardings
     from jaxfed.rows import Start
     from jaxfed.rows.rounds import World
 
     problem = problems.make_problem(21, np.float32)
     algorithm, data = jaxfed.fedspeed(problems.loss_fn), jaxfed.data.client_data(problem.clients)
     server, mesh = algorithm.init(problem.params, problems.CLIENTS), jax.make_mesh((4,), ("clients",))
-    start = Start(server, algorithm.init_client(problem.params), World(data), lambda _: None, Places.of(mesh))
+    start = Start(server, algorithm.init_client(problem.params), World(data), lambda _: None, Shardings.of(mesh))
     rows = jaxfed.DeviceStore().engine(start).snapshot(0, 0)["rows"]
     assert rows.memory["weight"].shape[0] == 8  # five clients, padded to two a device
     assert {shard.data.shape[0] for shard in rows.memory["weight"].addressable_shards} == {2}
@@ -141,9 +141,9 @@ def test_slots_that_a_checkpoint_refers_to_are_never_written():
 
 @pytest.mark.parametrize("mesh", [None, jax.make_mesh((2,), ("clients",))], ids=["one device", "mesh"])
 def test_fetched_rows_wait_in_page_locked_memory(mesh):
-    from jaxfed.layout.sharding import Places, on_device, pinned, put
+    from jaxfed.layout.sharding import Shardings, on_device, pinned, put
 
-    place, rows = Places.of(mesh).spread, {"dual": np.arange(8.0, dtype=np.float32).reshape(4, 2)}
+    place, rows = Shardings.of(mesh).spread, {"dual": np.arange(8.0, dtype=np.float32).reshape(4, 2)}
     waiting = pinned(rows, place)
     moved = put(waiting, on_device(place))
     assert (waiting["dual"].sharding.memory_kind, moved["dual"].sharding.memory_kind) == ("pinned_host", "device")

@@ -18,8 +18,8 @@ from tests.support.jaxfed import problems
 
 
 def run(rounds=4, algorithm=jaxfed.fedspeed, sampler=None, **options):
-    """A short run; returns its history and what every round told."""
-    problem, told = problems.make_problem(21, np.float32), []
+    """A short run; returns its history and the info of every round."""
+    problem, infos = problems.make_problem(21, np.float32), []
     data = jaxfed.data.client_data(problem.clients)
     made = algorithm(problems.loss_fn)
     _, history = jaxfed.simulate(
@@ -29,16 +29,16 @@ def run(rounds=4, algorithm=jaxfed.fedspeed, sampler=None, **options):
         rounds=rounds,
         sampler=sampler or jaxfed.FixedSize(3),
         batching=jaxfed.Epochs(1, 4),
-        report=jaxfed.Report(callbacks=[lambda server, info: told.append(jax.device_get(info))], progress=False),
+        report=jaxfed.Report(callbacks=[lambda server, info: infos.append(jax.device_get(info))], progress=False),
     )
-    return history, told, data
+    return history, infos, data
 
 
-def test_a_round_tells_of_drift_duals_padding_and_samples():
-    history, told, data = run()
+def test_a_round_reports_drift_duals_padding_and_samples():
+    history, infos, data = run()
     for name in ("loss", "gradient_norm", "delta_norm", "memory_norm", "padding", "inconsistency", "learning_rate"):
         assert all(number > 0 for number in history.rounds[name]), name
-    for at, info in enumerate(told):
+    for at, info in enumerate(infos):
         clients = jaxfed.FixedSize(3).draw(0, at, problems.CLIENTS)
         assert history.rounds["samples"][at] == sum(data.lengths[clients].tolist())
         assert history.rounds["loss_worst"][at] == pytest.approx(max(info.clients.loss))
@@ -47,9 +47,9 @@ def test_a_round_tells_of_drift_duals_padding_and_samples():
     assert history.cumulative("samples") == np.cumsum(history.rounds["samples"]).tolist()
 
 
-def test_empty_slots_tell_nothing():
-    history, told, data = run(sampler=jaxfed.CoinFlips(0.4))
-    for at, info in enumerate(told):
+def test_empty_slots_report_nothing():
+    history, infos, data = run(sampler=jaxfed.CoinFlips(0.4))
+    for at, info in enumerate(infos):
         assert history.rounds["loss_worst"][at] == pytest.approx(max(info.clients.loss[info.used]))
         drawn = jaxfed.CoinFlips(0.4).draw(0, at, problems.CLIENTS)
         active = drawn[drawn >= 0]
@@ -61,9 +61,9 @@ three_rounds = functools.cache(lambda: run(rounds=3)[1])
 
 def by_hand():
     """Three rounds, the first without a time, and two evaluations."""
-    told = three_rounds()
+    infos = three_rounds()
     history = jaxfed.History()
-    for number, (info, seconds) in enumerate(zip(told, [None, 1.0, 3.0], strict=True), start=1):
+    for number, (info, seconds) in enumerate(zip(infos, [None, 1.0, 3.0], strict=True), start=1):
         history.add_round(number, info, seconds=seconds)
     history.add_evaluation(2, {"accuracy": np.float32(0.5)})
     history.add_evaluation(3, {"accuracy": 0.75, "accuracy/q10": 0.25})
@@ -110,9 +110,9 @@ def test_columns_are_lists_of_plain_numbers():
 
 def test_a_snapshot_of_columns_is_all_of_them():
     made = awkward()
-    told, taken = json.loads(json.dumps(made.describe())), made.snapshot()
-    assert Columns.like(told).shape == taken.shape == (5, 5)
-    again = Columns.restored(told, taken)
+    facts, taken = json.loads(json.dumps(made.describe())), made.snapshot()
+    assert Columns.like(facts).shape == taken.shape == (5, 5)
+    again = Columns.restored(facts, taken)
     assert repr(again) == repr(made)
     for columns in (again, made):  # what is appended does not reach into the snapshot
         columns.append({"whole": 6, "mixed": 7})
@@ -123,9 +123,9 @@ def test_a_snapshot_of_columns_is_all_of_them():
 @pytest.mark.parametrize("made", [jaxfed.History, by_hand], ids=["empty", "three rounds"])
 def test_through_a_snapshot_and_back(made):
     history = made()
-    told, taken = json.loads(json.dumps(history.describe())), history.snapshot()
-    assert jax.tree.map(np.shape, jaxfed.History.like(told)) == jax.tree.map(np.shape, taken)
-    assert jaxfed.History.restored(told, taken) == history
+    facts, taken = json.loads(json.dumps(history.describe())), history.snapshot()
+    assert jax.tree.map(np.shape, jaxfed.History.like(facts)) == jax.tree.map(np.shape, taken)
+    assert jaxfed.History.restored(facts, taken) == history
 
 
 def test_a_round_takes_eight_bytes_a_number():
@@ -144,7 +144,7 @@ def test_a_round_takes_eight_bytes_a_number():
     assert len(json.dumps(history.describe())) < 1000
 
 
-def test_a_history_of_an_older_version_goes_on():
+def test_a_history_of_an_older_version_continues():
     """It had neither plan nor seconds nor all of the columns."""
     old = {"rounds": {"round": [1, 2], "loss": [3.0, 2.5]}, "evaluations": {"round": [2], "accuracy": [0.5]}}
     history = jaxfed.History.from_dict(old)

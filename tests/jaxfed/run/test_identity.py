@@ -185,7 +185,7 @@ def run(directory, algorithm, rounds=2, clients=PROBLEM.clients, params=PROBLEM.
     return jaxfed.simulate(algorithm, server, jaxfed.data.client_data(clients), rounds=rounds, **chosen)
 
 
-def test_a_checkpoint_is_not_gone_on_from_under_another_loss_or_other_data(tmp_path):
+def test_a_checkpoint_is_not_continued_with_another_loss_or_other_data(tmp_path):
     run(tmp_path, jaxfed.fedavg(scaled(1.0)), 1)
     with pytest.raises(
         ValueError, match=r"another run \(loss function: \w+ there, \w+ here; client update: .*may_differ"
@@ -202,7 +202,7 @@ def test_a_checkpoint_is_not_gone_on_from_under_another_loss_or_other_data(tmp_p
     assert history.rounds["round"] == [1, 2]
 
 
-def test_a_sampler_of_ones_own_is_known_by_whom_it_draws(tmp_path):
+def test_a_sampler_of_ones_own_is_identified_by_its_cohorts(tmp_path):
     class Turns:
         def __init__(self, stride):
             self.stride = stride
@@ -221,7 +221,7 @@ def test_a_sampler_of_ones_own_is_known_by_whom_it_draws(tmp_path):
         draw(rounds=3, sampler=Turns(2))
 
 
-def test_other_versions_are_told_and_not_compared(tmp_path, monkeypatch):
+def test_other_versions_are_named_and_not_compared(tmp_path, monkeypatch):
     run(tmp_path, jaxfed.fedavg(scaled(1.0)), 1)
     monkeypatch.setattr(identity, "PACKAGES", ("jax",))
     with (

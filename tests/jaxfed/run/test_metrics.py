@@ -1,6 +1,4 @@
-"""Statistics that merge, quantiles and the worst tenth against NumPy, and the evaluation of every client."""
-
-import functools
+"""Quantiles and the worst tenth against NumPy, and the evaluation of every client."""
 
 import chex
 import jax
@@ -12,38 +10,10 @@ import jaxfed
 from jaxfed.run import metrics
 from tests.support.jaxfed import problems
 
-EDGES = jnp.linspace(0.0, 1.0, 41)
-
 
 def numbers(seed, count):
     generator = np.random.default_rng(seed)
     return generator.beta(2.0, 5.0, count).astype(np.float32)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_statistics_of_any_split_merge_to_those_of_the_whole(seed):
-    """Some parts empty, any order; all parts padded to one shape."""
-    generator, values = np.random.default_rng(seed), numbers(seed, 200)
-    parts = generator.integers(int(generator.integers(1, 9)), size=200)
-    found = [metrics.statistics(values, EDGES, jnp.asarray(parts == part)) for part in generator.permutation(9)]
-    whole = metrics.statistics(jnp.asarray(values), EDGES)
-    chex.assert_trees_all_close(functools.reduce(jax.jit(metrics.merge), found), whole, rtol=2e-6)
-    assert float(whole.mean) == pytest.approx(values.mean(), rel=1e-6)
-    assert float(metrics.variance(whole)) == pytest.approx(values.var(), rel=1e-5)
-    assert (float(whole.least), float(whole.most), int(whole.size)) == (values.min(), values.max(), 200)
-
-
-def test_a_variance_far_from_zero_survives_the_merge():
-    """Σx² − n·x̄² would lose all digits here."""
-    values = jnp.asarray(10000.0 + np.random.default_rng(0).normal(size=1000), jnp.float32)
-    found = metrics.merge(metrics.statistics(values[:10], EDGES), metrics.statistics(values[10:], EDGES))
-    assert float(metrics.variance(found)) == pytest.approx(np.var(np.asarray(values, np.float64)), rel=1e-3)
-
-
-def test_nothing_merges_with_nothing():
-    nothing = metrics.statistics(jnp.ones(3), EDGES, jnp.zeros(3, bool))
-    chex.assert_trees_all_equal(metrics.merge(nothing, nothing), nothing)
-    assert (float(metrics.variance(nothing)), int(nothing.size)) == (0.0, 0)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 0.97, 1.0])
@@ -52,8 +22,6 @@ def test_quantiles(level):
     expected = np.quantile(values[mask], level)
     exact = jax.jit(lambda values, mask: metrics.quantiles(values, [level], mask))(values, mask)
     np.testing.assert_allclose(exact, [expected], rtol=1e-6)
-    found = metrics.statistics(jnp.asarray(values), EDGES, jnp.asarray(mask))
-    assert float(metrics.histogram_quantile(found, level)) == pytest.approx(expected, abs=1 / 40)
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
@@ -64,9 +32,6 @@ def test_the_worst_tenth_is_rounded_up(count, size, lower_is_better):
     padded, mask = np.pad(values, (0, 5), constant_values=np.nan), np.arange(count + 5) < count
     exact = metrics.worst_mean(jnp.asarray(padded), jnp.asarray(mask), lower_is_better=lower_is_better)
     assert float(exact) == pytest.approx(worst.mean(), rel=1e-6)
-    found = metrics.statistics(jnp.asarray(values), EDGES)
-    sketched = metrics.histogram_worst(found, lower_is_better=lower_is_better)
-    assert float(sketched) == pytest.approx(worst.mean(), abs=1 / 40)
 
 
 def classifier():
@@ -93,7 +58,7 @@ def test_every_client_is_measured_on_its_own_samples(batch_size):
     data = data._replace(offsets=data.offsets[::-1], lengths=data.lengths[::-1])
     found = metrics.per_client(metrics.classification(apply), data, batch_size)(problem.params)
     np.testing.assert_allclose(found.means["accuracy"], [each.mean() for each in right[::-1]], rtol=1e-6)
-    told = metrics.client_evaluator(metrics.classification(apply), data, batch_size)(problem.params)
+    summary = metrics.client_evaluator(metrics.classification(apply), data, batch_size)(problem.params)
     clients = np.array([each.mean() for each in right])
     expected = {
         "accuracy": np.concatenate(right).mean(),
@@ -105,18 +70,18 @@ def test_every_client_is_measured_on_its_own_samples(batch_size):
         "accuracy/worst_10%": clients.min(),
         "loss/worst_10%": float(np.max(found.means["loss"])),
     }
-    assert {name: told[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert told["loss/worst_10%"] > told["loss"]
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert summary["loss/worst_10%"] > summary["loss"]
 
 
 def test_a_client_without_samples_counts_nowhere():
     problem, apply, right = classifier()
     data = jaxfed.data.client_data(problem.clients)
     data = data._replace(lengths=data.lengths.at[0].set(0))
-    told = metrics.client_evaluator(metrics.classification(apply), data)(problem.params)
+    summary = metrics.client_evaluator(metrics.classification(apply), data)(problem.params)
     clients = np.array([each.mean() for each in right[1:]])
-    assert told["accuracy/client_mean"] == pytest.approx(clients.mean())
-    assert told["accuracy/worst_10%"] == pytest.approx(clients.min())
+    assert summary["accuracy/client_mean"] == pytest.approx(clients.mean())
+    assert summary["accuracy/worst_10%"] == pytest.approx(clients.min())
 
 
 def test_clients_may_share_samples():
@@ -136,17 +101,14 @@ def test_all_batches_are_one_program():
     metrics.per_client(measure, jaxfed.data.client_data(problem.clients), batch_size=3)(problem.params)
 
 
-def test_nobody_has_no_numbers():
+def test_without_samples_there_are_no_numbers():
     """NaN, where a mean of nothing would read 0."""
     problem, apply, _ = classifier()
     data = jaxfed.data.client_data(problem.clients)
     found = metrics.per_client(metrics.classification(apply), data._replace(lengths=data.lengths.at[0].set(0)))
     assert np.isnan(found(problem.params).means["accuracy"]).tolist() == [True, False, False, False, False]
-    nobody = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32))
-    assert all(np.isnan(each) for each in metrics.summary(nobody).values())
-    nothing = metrics.statistics(jnp.ones(3), EDGES, jnp.zeros(3, bool))
-    assert np.isnan(metrics.histogram_quantile(nothing, 0.5))
-    assert np.isnan(metrics.histogram_worst(nothing))
+    empty = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32))
+    assert all(np.isnan(each) for each in metrics.summary(empty).values())
 
 
 def test_an_empty_test_set_is_refused_before_anything_runs():
@@ -160,13 +122,12 @@ def test_an_empty_test_set_is_refused_before_anything_runs():
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: metrics.worst_mean(jnp.ones(3), fraction=0.0), "fraction must be .* > 0 and ≤ 1, got 0.0"),
-        (lambda: metrics.histogram_quantile(metrics.statistics(jnp.ones(3), EDGES), 10), "level must be .*, got 10"),
         (lambda: metrics.per_client(lambda *_: {}, None, batch_size=0), "batch_size must be .* ≥ 1, got 0"),
     ],
 )
-def test_refusals(call, told):
-    with pytest.raises(ValueError, match=told):
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

@@ -223,7 +223,7 @@ def spoilt(bad):
     ]
 
 
-def test_bad_clients_are_counted_and_the_run_goes_on():
+def test_bad_clients_are_counted_and_the_run_continues():
     algorithm = jaxfed.fedspeed(problems.loss_fn)
     server, history = simulate(algorithm, spoilt({1}), sampler=jaxfed.FixedSize(5))
     assert history.rounds["num_excluded"] == [1] * 4

@@ -1,4 +1,4 @@
-"""The probe by hand, and against what decoding with all branches then reuses."""
+"""The probe by hand, and against the reuse of decoding with all branches."""
 
 import json
 from dataclasses import replace
@@ -9,11 +9,11 @@ import pytest
 
 import jaxspec
 from jaxspec import __main__ as command_line
-from jaxspec.analysis._probe import probe, proposals, step_ends
-from jaxspec.analysis.cost import Parts
+from jaxspec.analysis import probe, proposals, step_ends
+from jaxspec.analysis.cost import ProgramTimes
 from jaxspec.federated import continued
-from jaxspec.text._windows import token_rows
-from jaxspec.training.train import Schedule, fit_lens
+from jaxspec.text.prompts import token_rows
+from jaxspec.training import Schedule, fit_lens
 from tests.support.jaxspec import models, pairs
 
 KAPPAS = (1, 2, 4, 8)
@@ -29,7 +29,7 @@ def text():
 
 
 @pytest.fixture(scope="module")
-def found(text):
+def probes(text):
     return probe(models.target(), models.draft(), text, 3, window=3, num_candidates=KAPPAS)
 
 
@@ -39,49 +39,48 @@ def test_ends_of_steps_by_hand():
     assert step_ends(~agrees, 2) == [(0, 0, 0), (0, 1, 0), (0, 3, 1), (0, 4, 0), (0, 5, 0), (0, 6, 0), (0, 9, 2)]
 
 
-def test_the_last_layer_is_the_oracle(found):
-    oracle = found[-1]
+def test_the_last_layer_is_the_oracle(probes):
+    oracle = probes[-1]
     assert oracle.contained == oracle.at_correction == oracle.foreseen == dict.fromkeys(KAPPAS, 1.0)
 
 
-def test_more_candidates_and_later_exits_know_more(found):
-    for knowledge in found:
-        for shares in knowledge[1:]:
+def test_shares_grow_with_candidates_and_layers(probes):
+    for row in probes:
+        for shares in row[1:]:
             assert sorted(shares.values()) == [shares[kappa] for kappa in KAPPAS]
-    assert found[0].contained[1] < found[-1].contained[1]
+    assert probes[0].contained[1] < probes[-1].contained[1]
 
 
-def test_mass_is_between_the_best_token_s_and_one(found):
-    for knowledge in found:
-        assert all(0 < mass <= 1 + 1e-6 for mass in knowledge.mass.values())
-    assert found[-1].mass[8] > 0.9
+def test_mass_is_a_probability(probes):
+    for row in probes:
+        assert all(0 < mass <= 1 + 1e-6 for mass in row.mass.values())
+    assert probes[-1].mass[8] > 0.9
 
 
 @pytest.mark.parametrize(("layer", "kappa"), [(1, 1), (2, 2), (3, 4)])
-def test_fallbacks_are_foretold(found, text, layer, kappa):
-    """FF = 1 − Ω′: what decoding with all branches reuses, within sampling error, without looking at its counter."""
+def test_fallbacks_are_predicted(probes, text, layer, kappa):
+    """FF = 1 − Ω′ equals that of decoding with all branches, within sampling error."""
     method = models.mirror(3, kappa, layer)
     stats = jaxspec.generate(method, text[:, :3].tolist(), NEW).stats
-    expected = next(row for row in found if row.layer == layer).foreseen[kappa]
+    expected = next(row for row in probes if row.layer == layer).foreseen[kappa]
     error = 3 * np.sqrt(max(expected * (1 - expected), 0.01) / stats.needed)
     assert stats.reuse_rate == pytest.approx(expected, abs=error)
 
 
-def test_the_law_proposes_the_exit_with_the_shortest_step(found):
-    """Late exits foresee more, early ones leave more of the target to hide behind."""
-    parts = Parts(prefix=1.0, suffix=3.0, rollout=1.5, fallback=1.0, select=0.1)
-    best, *others = proposals(found, {1: parts, 4: replace(parts, rollout=2.9)}, 4)
+def test_the_exit_with_the_shortest_step_is_proposed(probes):
+    """Late exits predict more, early ones leave more of the target's pass to overlap."""
+    times = ProgramTimes(prefix=1.0, suffix=3.0, rollout=1.5, fallback=1.0, select=0.1)
+    best, *others = proposals(probes, {1: times, 4: replace(times, rollout=2.9)}, 4)
     assert len(others) == 7
     assert all(best.step <= other.step for other in others)
     for layer, kappa, step in (best, *others):
-        rate = 1 - next(row for row in found if row.layer == layer).foreseen[kappa]
+        rate = 1 - next(row for row in probes if row.layer == layer).foreseen[kappa]
         rollout = {1: 1.5, 4: 2.9}[kappa]
         assert step == pytest.approx(max(4.0, layer + rollout) + 0.1 + rate)
 
 
 @pytest.mark.slow
-def test_a_fitted_lens_knows_more_than_the_logit_lens(text):
-    """And then no less at every layer further up, nor with every candidate more."""
+def test_a_fitted_lens_predicts_better_than_the_logit_lens(text):
     corpus = text[:, 3:].reshape(-1)
     schedule = Schedule(steps=150, batch_size=8, sequence_length=32, learning_rate=2e-2, warmup=5)
     for layer in (1, 2):
@@ -104,7 +103,7 @@ def test_a_fitted_lens_knows_more_than_the_logit_lens(text):
         ({"exit_layer": 2}, "expected more than 257 tokens to fit a lens, got 100"),
     ],
 )
-def test_a_lens_that_cannot_be_fitted(arguments, message):
+def test_invalid_lens_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         fit_lens(models.target(), corpus=np.zeros(100, np.int32), **arguments)
 
@@ -114,36 +113,35 @@ def test_command(small_pair, tmp_path, capsys):
     picture = tmp_path / "new" / "probe.png"
     short = ["--pair", str(small_pair), "--prompts", "3", "--new-tokens", "16"]
     options = [*short, "--num-candidates", "1", "8", "--plot", str(picture)]
-    command_line.main(["probe", *options, "--law", "--json"])
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["layer"] for row in told["layers"]] == [1, 2]
-    assert told["layers"][-1]["foreseen"] == {"1": 1.0, "8": 1.0}
-    assert told["proposals"][0]["step"] > 0
+    command_line.main(["probe", *options, "--propose", "--json"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["layer"] for row in printed["layers"]] == [1, 2]
+    assert printed["layers"][-1]["foreseen"] == {"1": 1.0, "8": 1.0}
+    assert printed["proposals"][0]["step"] > 0
     assert picture.stat().st_size > 0
     command_line.main(["probe", *options])
     assert "picture in" in capsys.readouterr().out
 
 
-def test_texts_that_end_count_up_to_there(text):
-    """Every share is the mean over the tokens there are; behind a text nothing is looked at."""
+def test_positions_after_the_end_of_a_text_do_not_count(text):
     sizes = (text.shape[1], 20)
     ended = np.where(np.arange(text.shape[1]) < np.asarray(sizes)[:, None], text[:2], -1)
     options = {"layers": [2], "num_candidates": (2,)}
-    (found,) = probe(models.target(), None, ended, 3, **options)
+    (whole,) = probe(models.target(), None, ended, 3, **options)
     rows = [row[None, :size] for row, size in zip(text, sizes, strict=False)]
     parts = [probe(models.target(), None, row, 3, **options)[0] for row in rows]
     weights = np.asarray(sizes) - 3
-    assert found.contained[2] == pytest.approx(np.average([part.contained[2] for part in parts], weights=weights))
-    assert found.mass[2] == pytest.approx(np.average([part.mass[2] for part in parts], weights=weights), rel=1e-5)
+    assert whole.contained[2] == pytest.approx(np.average([part.contained[2] for part in parts], weights=weights))
+    assert whole.mass[2] == pytest.approx(np.average([part.mass[2] for part in parts], weights=weights), rel=1e-5)
     (drafted,) = probe(models.target(), models.draft(), ended, 3, window=3, **options)
-    assert (drafted.contained, drafted.mass) == (found.contained, found.mass)
-    assert found.at_correction == found.foreseen == {}
+    assert (drafted.contained, drafted.mass) == (whole.contained, whole.mass)
+    assert whole.at_correction == whole.foreseen == {}
     assert drafted.foreseen.keys() == {2}
 
 
 @pytest.mark.slow
 def test_the_command_reads_a_published_target(tmp_path, capsys):
-    """Its own tokenizer and stop tokens, texts of one's own, no draft."""
+    """With its own tokenizer and stop tokens, texts from a file, and no draft."""
     where = Path(__file__).parents[2] / "data" / "stories260K" / "stories260K.bin"
     tale = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     (tmp_path / "tale.txt").write_text(tale * 3)
@@ -167,7 +165,7 @@ def test_bad_input(text):
         probe(models.target(), models.draft(), text, 3, window=3, num_candidates=(12,))
     with pytest.raises(ValueError, match="expected texts of more than 7 tokens, got 2; use other prompts"):
         probe(models.target(), models.draft(), np.where(np.arange(text.shape[1]) < 5, text, -1), 3)
-    with pytest.raises(ValueError, match=r"expected layers from 1 to 4, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"expected ascending layers from 1 to 4, got \(5,\)"):
         probe(models.target(), models.draft(), text, 3, layers=[5])
-    with pytest.raises(ValueError, match="expected more than 7 tokens behind the prompts, got 2"):
+    with pytest.raises(ValueError, match="expected more than 7 tokens after the prompts, got 2"):
         probe(models.target(), models.draft(), text, text.shape[1] - 2)

@@ -1,4 +1,4 @@
-"""The decision with given numbers, and one measurement."""
+"""The decision for fixed times, and one measurement."""
 
 import json
 from dataclasses import replace
@@ -8,30 +8,31 @@ import pytest
 
 import jaxspec
 from jaxspec import __main__ as command_line
-from jaxspec.analysis._tune import PLAIN, Grid, Setting, Tuned, builder, predict, ranked, tune
-from jaxspec.analysis.timing import Drafting, Pass, Primitives
-from jaxspec.methods import candidates
+from jaxspec.analysis._grid import PLAIN, Grid
+from jaxspec.analysis._tune import Tuned, predict, ranked, tune
+from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
+from jaxspec.methods import DecodeSpec, candidates
 from jaxspec.models.config import Tracks
-from tests.jaxspec.analysis.test_foresight import replayed
+from tests.jaxspec.analysis.test_replay import recorded
 from tests.support.jaxspec import models, pairs
 
-#: Seconds; a pass over a window costs a little more than one over a token, exits and messages a tenth of a layer.
+#: Seconds: a pass over a window is a little longer than one over a token; exit and message take a tenth of a layer.
 MEASURED = Primitives(
     plain=10.0,
-    passes={1: Pass(10.5, 5.5, 5.5, 0.5), 3: Pass(11.0, 5.75, 5.75, 0.5)},
+    passes={1: TargetPass(10.5, 5.5, 5.5, 0.5), 3: TargetPass(11.0, 5.75, 5.75, 0.5)},
     exit_layer=2,
     num_layers=4,
-    drafting=Drafting(0.1, {1: 1.0, 5: 2.0}, {1: 0.1, 5: 0.3}),
-    beside=Drafting(0.1, {1: 1.5}),
+    drafting=DraftTimes(0.1, {1: 1.0, 5: 2.0}, {1: 0.1, 5: 0.3}),
+    beside=DraftTimes(0.1, {1: 1.5}),
     rendezvous=0.2,
 )
 GRID = Grid(windows=(1, 3), num_candidates=(2, 4), budgets=(2, None), exit_layers=(1, 2))
 
 
 @cache
-def foresight(name):
+def recording(name):
     prompts = [prompt[:3] for prompt in pairs.PROMPTS[:4]]
-    return replayed(models.target(), getattr(models, name)(), prompts, 32, (1, 2))
+    return recorded(models.target(), getattr(models, name)(), prompts, 32, (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -46,79 +47,82 @@ def foresight(name):
         (candidates.mirror(), 2, {"rollout": 0.1 + 3 * 2.0, "select": 0.3}),
     ],
 )
-def test_a_step_is_put_together(policy, layer, expected):
-    found = vars(MEASURED.parts(3, policy, 4, layer))
-    assert found["rendezvous"] == 0.2
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
+def test_a_step_is_composed_of_programs(policy, layer, expected):
+    times = vars(MEASURED.programs(3, policy, 4, layer))
+    assert times["rendezvous"] == 0.2
+    assert {name: times[name] for name in expected} == pytest.approx(expected)
 
 
-def test_vanilla_drafts_beside_the_target():
-    row = predict(MEASURED, Setting("speculative", 3), 2.0, 1.0)
+def test_speculative_decoding_drafts_on_the_target_s_mesh():
+    row = predict(MEASURED, DecodeSpec(3), 2.0, 1.0)
     assert row.step == pytest.approx(11.0 + 3 * 1.5)
     assert row.tokens_per_second == pytest.approx(3.0 / 15.5)
     assert predict(MEASURED, PLAIN, 0.0, 0.0).tokens_per_second == pytest.approx(0.1)
 
 
-def test_predictions_follow_the_law():
+def test_predictions_are_monotonic():
     """Fewer fallbacks, more accepted tokens, more overlap and smaller batches are never worse."""
-    policy = Setting("hybrid", 3, candidates.hybrid(2, 2), 4, 2)
-    speeds = [predict(MEASURED, policy, 1.5, rate).tokens_per_second for rate in (0.0, 0.3, 1.0)]
+    hybrid = DecodeSpec(3, candidates.hybrid(2, 2), 4, 2)
+    speeds = [predict(MEASURED, hybrid, 1.5, rate).tokens_per_second for rate in (0.0, 0.3, 1.0)]
     assert speeds == sorted(speeds, reverse=True)
-    speeds = [predict(MEASURED, policy, length, 0.3).tokens_per_second for length in (0.0, 1.0, 3.0)]
+    speeds = [predict(MEASURED, hybrid, length, 0.3).tokens_per_second for length in (0.0, 1.0, 3.0)]
     assert speeds == sorted(speeds)
-    steps = [predict(replace(MEASURED, overlap=share), policy, 1.5, 0.3).step for share in (0.0, 0.5, 1.0)]
+    steps = [predict(replace(MEASURED, overlap=share), hybrid, 1.5, 0.3).step for share in (0.0, 0.5, 1.0)]
     assert steps == sorted(steps, reverse=True)
-    steps = [predict(replace(MEASURED, batch=batch), policy, 1.5, 0.3).step for batch in (1, 4, 16)]
+    steps = [predict(replace(MEASURED, batch=batch), hybrid, 1.5, 0.3).step for batch in (1, 4, 16)]
     assert steps == sorted(steps)
     assert min(steps) >= MEASURED.passes[3].prefix + MEASURED.passes[3].suffix
 
 
+def builder(draft):
+    return lambda spec: spec.build(models.target(), draft, placement=models.meshes())
+
+
 def test_a_good_draft_is_used():
-    rows = ranked(MEASURED, foresight("draft"), GRID.settings((1, 2)))
+    rows = ranked(MEASURED, recording("draft"), GRID.specs((1, 2)))
     speeds = [row.tokens_per_second for row in rows]
     assert speeds == sorted(speeds, reverse=True)
-    assert rows[0].setting.window > 0
-    where = models.meshes()
-    found = Tuned(rows, MEASURED, builder(models.target(), models.draft(), where))
-    assert found.over(found.chosen, "plain decoding") > 1
-    assert str(found).startswith(str(found.chosen.setting))
+    assert rows[0].spec.window > 0
+    tuned = Tuned(rows, MEASURED, builder(models.draft()))
+    assert tuned.over(tuned.chosen, "plain decoding") > 1
+    assert str(tuned).startswith(str(tuned.chosen.spec))
 
 
-def test_where_plain_decoding_is_faster_it_is_used_and_said():
-    rows = ranked(MEASURED, foresight("stranger"), GRID.settings((1, 2)))
-    found = Tuned(rows, MEASURED, builder(models.target(), models.stranger(), models.meshes()))
-    assert found.chosen.setting == PLAIN
-    assert str(found).startswith(f"Plain decoding is faster: of {len(rows) - 1} other settings the best (")
-    assert found.method.window == 0
-    assert jaxspec.generate(found.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+def test_plain_decoding_is_selected_where_it_is_faster():
+    rows = ranked(MEASURED, recording("stranger"), GRID.specs((1, 2)))
+    tuned = Tuned(rows, MEASURED, builder(models.stranger()))
+    assert tuned.chosen.spec == PLAIN
+    assert str(tuned).startswith(f"Plain decoding is faster: of {len(rows) - 1} other settings the best (")
+    assert tuned.method.window == 0
+    assert jaxspec.generate(tuned.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
 
 
 def test_the_grid():
-    settings = GRID.settings(GRID.layers(2, models.TARGET))
-    assert len(set(settings)) == len(settings)
-    assert {setting.window for setting in settings} == {0, 1, 3}
-    assert {setting.name for setting in settings} == {
+    specs = GRID.specs(GRID.layers(2, models.TARGET))
+    assert len(set(specs)) == len(specs)
+    assert {spec.window for spec in specs} == {0, 1, 3}
+    assert {spec.label for spec in specs} == {
         "plain decoding", "speculative", "none", "pearl", "saguaro(2)", "ahead(2)",
         "mirror(2)", "mirror(all)", "hybrid(2, 2)",
     }  # fmt: skip
     deep = replace(models.TARGET, num_layers=8)
     assert Grid().layers(3, deep) == (2, 3, 4, 6)
     assert Grid().layers(4, replace(deep, tracks=Tracks(2))) == (4,)
-    assert "mirror(all)" not in {s.name for s in Grid(windows=(127,), num_candidates=(8,)).settings((2,))}
+    assert "mirror(all)" not in {s.label for s in Grid(windows=(127,), num_candidates=(8,)).specs((2,))}
     assert Grid().branches == (1, 4, 16, 64)
     assert Grid(budgets=(4,)).branches == (1, 4, 8)
 
 
 @pytest.mark.slow
 def test_tune_measures_once():
-    """Tokens are those of plain decoding whatever comes out, and every part of the law is there."""
+    """Tokens are those of plain decoding for every setting, and every program was timed."""
     where, grid = models.meshes(2, 1), Grid((1, 3), (2,), (2, None), (2,))
-    found = tune(models.target(), models.draft(), models.PROMPTS, grid=grid, placement=where, new_tokens=24, batch=2)
-    assert jaxspec.generate(found.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
-    for row in found.rows:
-        method = found.build(row.setting)
+    tuned = tune(models.target(), models.draft(), models.PROMPTS, grid=grid, placement=where, new_tokens=24, batch=2)
+    assert jaxspec.generate(tuned.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+    for row in tuned.rows:
+        method = tuned.build(row.spec)
         assert jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
-    measured = found.primitives
+    measured = tuned.primitives
     assert measured.batch == 2
     assert set(measured.passes) == {1, 3}
     assert all(seconds > 0 for passes in measured.passes.values() for seconds in passes)
@@ -133,7 +137,7 @@ def test_bad_input():
         Grid(windows=())
     with pytest.raises(ValueError, match="each number >= 1"):
         Grid(budgets=(0,))
-    with pytest.raises(ValueError, match="expected more than 7 new tokens for a window of so many, got 7"):
+    with pytest.raises(ValueError, match="expected new_tokens > 7, the largest window, got 7"):
         tune(*pair, models.PROMPTS, new_tokens=7)
     with pytest.raises(ValueError, match="expected 1 <= exit_layer <= 4"):
         tune(*pair, models.PROMPTS, grid=Grid(exit_layers=(5,)))
@@ -142,11 +146,11 @@ def test_bad_input():
 @pytest.mark.slow
 def test_command(small_pair, capsys):
     options = ["--windows", "3", "--num-candidates", "4", "--budgets", "4", "--exit-layers", "1"]
-    asked = ["tune", str(small_pair), *options, "--prompts", "2", "--new-tokens", "24"]
-    command_line.main([*asked, "--json"])
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told["chosen"] == told["rows"][0]
-    assert told["rows"][0]["tokens_per_second"] == max(row["tokens_per_second"] for row in told["rows"])
-    assert {"plain", "passes", "drafting", "overlap"} <= set(told["primitives"])
-    command_line.main(asked)
+    command = ["tune", str(small_pair), *options, "--prompts", "2", "--new-tokens", "24"]
+    command_line.main([*command, "--json"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["chosen"] == printed["rows"][0]
+    assert printed["rows"][0]["tokens_per_second"] == max(row["tokens_per_second"] for row in printed["rows"])
+    assert {"plain", "passes", "drafting", "overlap"} <= set(printed["primitives"])
+    command_line.main(command)
     assert "the best of each policy" in capsys.readouterr().out

@@ -39,21 +39,21 @@ def expected():
 @pytest.mark.parametrize("method", ["autoregressive", "speculative", "mirror"])
 def test_every_method_writes_the_target_s_text(method, published, expected, capsys):
     where = "--target", published / "target", "--draft", published / "draft"
-    found = run(capsys, "generate", *where, "--method", method, "--prompt", PROMPT, "--max-new-tokens", 12)
-    assert found["tokens"] == expected.tokens[0]
-    assert found["text"] == expected.text[0]
-    assert found["finish_reason"] == "length"
-    assert found["stats"]["new_tokens"] == 12
-    assert found["stats"]["compiled"] == 0 < found["compile_seconds"]
-    assert found["tokens_per_second"] == pytest.approx(12 / found["seconds"])
+    result = run(capsys, "generate", *where, "--method", method, "--prompt", PROMPT, "--max-new-tokens", 12)
+    assert result["tokens"] == expected.tokens[0]
+    assert result["text"] == expected.text[0]
+    assert result["finish_reason"] == "length"
+    assert result["stats"]["new_tokens"] == 12
+    assert result["stats"]["compiled"] == 0 < result["compile_seconds"]
+    assert result["tokens_per_second"] == pytest.approx(12 / result["seconds"])
 
 
 def test_a_pair_needs_no_draft(capsys):
     """The embedded pair is the default target."""
     expected = jaxspec.generate(jaxspec.autoregressive(zoo.load().target), [PROMPT], 12)
-    found = run(capsys, "generate", "--prompt", PROMPT, "--max-new-tokens", 12)
-    assert found["tokens"] == expected.tokens[0]
-    assert found["stats"]["accepted"] > 0
+    result = run(capsys, "generate", "--prompt", PROMPT, "--max-new-tokens", 12)
+    assert result["tokens"] == expected.tokens[0]
+    assert result["stats"]["accepted"] > 0
 
 
 def test_a_target_with_nan_ends_the_command_after_the_text_so_far(tmp_path, capsys):
@@ -82,10 +82,10 @@ def test_options_reach_the_sampler(small_pair, capsys):
     )
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     where = "--target", small_pair, "--prompt", PROMPT
-    found = run(capsys, "generate", *where, "--max-new-tokens", 30, *flags, "--stop", "a")
-    assert found["tokens"] == expected.tokens[0]
-    assert found["finish_reason"] == expected.finish_reason[0] == "stop"
-    assert "a" not in found["text"]
+    result = run(capsys, "generate", *where, "--max-new-tokens", 30, *flags, "--stop", "a")
+    assert result["tokens"] == expected.tokens[0]
+    assert result["finish_reason"] == expected.finish_reason[0] == "stop"
+    assert "a" not in result["text"]
 
 
 def test_converting_there_and_back_changes_no_weight(published, tmp_path, expected, capsys):
@@ -93,11 +93,11 @@ def test_converting_there_and_back_changes_no_weight(published, tmp_path, expect
     assert run(capsys, "convert", tmp_path / "ours", tmp_path / "back")["wrote"] == "huggingface"
     before, after = (load_file(folder / "model.safetensors") for folder in (published / "target", tmp_path / "back"))
     jax.tree.map(np.testing.assert_array_equal, before, after)
-    found = run(
+    result = run(
         capsys, "generate", "--target", tmp_path / "ours", "--method", "autoregressive", "--prompt", PROMPT,
         "--max-new-tokens", 12,
     )  # fmt: skip
-    assert found["tokens"] == expected.tokens[0]
+    assert result["tokens"] == expected.tokens[0]
 
 
 def test_a_converted_model_loads_onto_a_mesh(published, tmp_path, expected):
@@ -120,7 +120,7 @@ def test_int8_weights_are_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         (("generate", "--prompt", "x", "--target", "nowhere"), "nowhere: expected a folder with config.json"),
         (("generate", "--prompt", "x", "--temperature", "-1"), "expected temperature >= 0"),
@@ -130,9 +130,9 @@ def test_int8_weights_are_saved_and_loaded(tmp_path):
         (("convert", "nowhere", "out"), "nowhere: expected a folder with config.json"),
     ],
 )
-def test_bad_input_is_one_line(args, words, tmp_path, monkeypatch):
+def test_bad_input_is_one_line(args, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f"jaxspec: .*{words}"):
+    with pytest.raises(SystemExit, match=f"jaxspec: .*{message}"):
         main(args)
 
 
@@ -141,7 +141,7 @@ NO_DRAFT = "expected --draft for {}, got none; pass a smaller model with the sam
 EARLY = {
     "generate": ("generate --prompt x --method mirror", NO_DRAFT.format("--method mirror")),
     "doctor": ("doctor", NO_DRAFT.format("jaxspec doctor")),
-    "probe": ("probe --law", NO_DRAFT.format("--law")),
+    "probe": ("probe --propose", NO_DRAFT.format("--propose")),
     "bench": ("bench QUESTIONS", NO_DRAFT.format("--methods speculative mirror")),
     "federate": ("federate", NO_DRAFT.format("jaxspec federate")),
     "temperature": ("generate --prompt x --temperature -1", "expected temperature >= 0"),
@@ -182,29 +182,29 @@ def broken(tmp_path):
 @pytest.mark.parametrize("name", EARLY)
 def test_arguments_are_checked_before_anything_is_loaded(name, broken, monkeypatch):
     monkeypatch.chdir(broken)
-    command, words = EARLY[name]
+    command, message = EARLY[name]
     parts = [*command.split(), *([""] if name == "empty stop" else [])]
-    with pytest.raises(SystemExit, match=f"jaxspec: .*{words}"):
+    with pytest.raises(SystemExit, match=f"jaxspec: .*{message}"):
         main([*parts, "--target", "BROKEN"])
 
 
 @pytest.mark.parametrize(
-    ("option", "words"),
+    ("option", "message"),
     [
         ("--federation.rounds 0", "rounds >= 1"),
         ("--federation.learning-rates 0", "learning_rates > 0"),
         ("--distilling.top-k 0", "top_k >= 1"),
     ],
 )
-def test_settings_are_checked_while_they_are_parsed(option, words, capsys):
+def test_settings_are_checked_while_they_are_parsed(option, message, capsys):
     """tyro prints the error to standard error and exits with status 2."""
     with pytest.raises(SystemExit, match="2"):
         main(["federate", *option.split()])
-    assert f"expected {words}" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"expected {message}" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ("", NO_DRAFT.format("jaxspec tune")),
         ("--windows 3 --new-tokens 3", "expected new_tokens >= 4, got 3"),
@@ -212,9 +212,9 @@ def test_settings_are_checked_while_they_are_parsed(option, words, capsys):
         ("--batch 0", "expected batch >= 1, got 0"),
     ],
 )
-def test_tune_checks_its_arguments_before_it_loads(options, words, broken, monkeypatch):
+def test_tune_checks_its_arguments_before_it_loads(options, message, broken, monkeypatch):
     monkeypatch.chdir(broken)
-    with pytest.raises(SystemExit, match=f"jaxspec: .*{words}"):
+    with pytest.raises(SystemExit, match=f"jaxspec: .*{message}"):
         main(["tune", "BROKEN", *options.split()])
 
 
@@ -228,10 +228,10 @@ def test_an_output_that_cannot_be_written(command, broken, monkeypatch):
 
 
 def test_dtype_and_int8_apply_to_a_pair(small_pair):
-    found = methods.load(str(small_pair), None, "bfloat16", int8=True)
-    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(found.target.params)}
+    result = methods.load(str(small_pair), None, "bfloat16", int8=True)
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(result.target.params)}
     assert {"int8", "bfloat16"} <= kinds
-    assert "bfloat16" in {leaf.dtype.name for leaf in jax.tree.leaves(found.draft.params)}
+    assert "bfloat16" in {leaf.dtype.name for leaf in jax.tree.leaves(result.draft.params)}
 
 
 def test_convert_does_not_overwrite(published, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import jaxspec
 from jaxspec import Sampling
 from jaxspec.devices import channel
-from jaxspec.devices.channel import Local, Remote, pack, send, unpack
+from jaxspec.devices.channel import LocalChannel, RemoteChannel, pack, send, unpack
 from jaxspec.devices.sharding import batch_sharding, mesh_of, replicated
 from jaxspec.generation.requests import request_of
 from jaxspec.verify.acceptance import ratio
@@ -47,8 +47,8 @@ def test_a_verdict_comes_back():
     check(longest_match(window, choices, jnp.asarray([4, 9])), verdict_like(BATCH))
 
 
-def test_no_number_is_special():
-    """Infinite, missing and tiny ones keep their bits."""
+def test_special_numbers_keep_their_bits():
+    """Infinity, NaN, −0 and subnormal numbers."""
     odd = jnp.asarray([[-jnp.inf, jnp.nan, -0.0], [1e-42, 3.4e38, jnp.inf]], jnp.float32)
     sent = Message(jnp.asarray([[-1, 2**31 - 1], [0, -(2**31)]], jnp.int32), odd, odd[:, :1])
     found = unpack(pack(sent), sent)
@@ -64,7 +64,7 @@ def test_send_moves_to_another_mesh():
 
 
 def sent_in_a_step(monkeypatch, **options):
-    """Bytes that cross in one step, per sequence of two; sampled, with the paper's window and κ."""
+    """Bytes of every transfer of one step, for each of two sequences; sampled, with the paper's window and κ."""
     crossed, method = [], models.mirror(7, 8, 2, **options)
     prompts = [np.asarray(prompt, np.int32) for prompt in models.PROMPTS]
     state = method.init(*request_of(prompts, method, 8, Sampling(temperature=1.0)))
@@ -92,8 +92,8 @@ def test_the_ratio_test_also_sends_the_drafts_distribution(monkeypatch):
     assert (window - distribution, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
 
 
-def test_flags_and_short_numbers_come_back():
-    """Each takes 32 bits on its way."""
+def test_bools_and_short_numbers_come_back():
+    """Each is sent as 32 bits."""
     sent = jnp.asarray([[True, False]] * BATCH), jnp.asarray([[1.5, -jnp.inf]] * BATCH, jnp.bfloat16)
     packed = pack((*sent, jnp.asarray([-3, 7], jnp.int8)))
     assert (packed.dtype, packed.shape) == (jnp.int32, (BATCH, 5))
@@ -105,7 +105,7 @@ def test_both_channels_carry_the_same(sizes, data):
     """Between two meshes of one process both work, and the value arrives in the sharding of the receiving mesh."""
     cuts = sizes[0], sum(sizes)
     meshes = mesh_of(jax.devices()[: cuts[0]]), mesh_of(jax.devices()[cuts[0] : cuts[1]], data)
-    remote, local = Remote(*meshes), Local(*map(batch_sharding, meshes))
+    remote, local = RemoteChannel(*meshes), LocalChannel(*map(batch_sharding, meshes))
     shared = jnp.asarray([True, False])
     for ways in ((remote.to_draft, local.to_draft), (remote.to_target, local.to_target)):
         found, expected = (way(a_message(), shared) for way in ways)
@@ -126,9 +126,9 @@ SETTINGS = {
 @pytest.mark.parametrize("sizes", [(1, 1), pytest.param((2, 1), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(("building", "sampling"), SETTINGS.values(), ids=SETTINGS)
 def test_decoding_is_the_same_over_both_channels(monkeypatch, building, sampling, sizes):
-    """Token for token, with the same steps; three crossings a step at most, and the first window."""
+    """Token for token, with the same steps; at most three transfers for each step, and one for the first window."""
     found, steps, made = [], [], []
-    for between in (channel.channel_between, lambda *meshes: made.append(Remote(*meshes)) or made[-1]):
+    for between in (channel.channel_between, lambda *meshes: made.append(RemoteChannel(*meshes)) or made[-1]):
         monkeypatch.setattr(sys.modules["jaxspec.methods._mirror"], "channel_between", between)
         method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
         steps.clear()

@@ -30,7 +30,7 @@ def build(request):
     return BUILDERS[request.param]
 
 
-def test_the_first_call_is_seen_to_compile(caplog):
+def test_the_first_call_compiles(caplog):
     """Otherwise the tests below could not fail."""
     assert compiled(caplog, jaxspec.autoregressive(models.random_model(models.stranger().network.config, 0)))
 
@@ -47,5 +47,5 @@ def test_other_prompts_of_like_length_compile_nothing(build, caplog):
     assert compiled(caplog, method, OTHERS) == []
 
 
-def test_a_method_built_anew_compiles_nothing(build, caplog):
+def test_a_method_built_again_compiles_nothing(build, caplog):
     assert compiled(caplog, build()) == []

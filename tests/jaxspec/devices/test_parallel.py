@@ -46,7 +46,7 @@ def mesh(size, data=1):
 
 
 def collectives(compiled):
-    """(shape, kind) of every exchange in a compiled program."""
+    """(shape, kind) of every collective in a compiled program."""
     return COLLECTIVE.findall(compiled.as_text())
 
 
@@ -83,7 +83,7 @@ def test_two_all_reduces_a_layer_and_nothing_else(model, size, data):
 
 @pytest.mark.parametrize("size", [2, 8])
 def test_the_vocabulary_is_never_gathered(model, size):
-    """A step: one exchange more for the embedding, two for log-sum-exp, one pair a shard for the argmax."""
+    """A step: one more collective for the embedding, two for log-sum-exp, one pair for each shard for the argmax."""
     method = jaxspec.autoregressive(model, mesh(size))
     request, capacity = request_of([np.asarray(p) for p in PROMPTS], method, 8)
     network, params, _, _ = put_model(model, mesh(size))
@@ -113,7 +113,7 @@ def test_logits_and_tokens_of_every_mesh(model, size, data):
 @pytest.mark.parametrize("method", ["speculative", "mirror"])
 @pytest.mark.parametrize(("size", "data"), [(4, 2), (8, 1)])
 def test_drafts_on_meshes(method, size, data):
-    """Sampled, so that noise and filters are spread as well."""
+    """Sampled, so that noise and filters are sharded too."""
     model = models.random_model(CONFIGS["untied"], 5)
     draft = models.random_model(DecoderConfig(VOCAB, 16, 1, 4, 2, 4, 32), 6)
     sampling = jaxspec.Sampling(0.8, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=7)
@@ -129,7 +129,7 @@ def test_drafts_on_meshes(method, size, data):
 
 
 def test_a_batch_that_the_data_axis_does_not_divide():
-    """Is filled up, and the filling is not seen."""
+    """It is padded, and the padding does not appear in the result."""
     model = models.random_model(CONFIGS["untied"], 5)
     expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS[:3], 6)
     found = jaxspec.generate(jaxspec.autoregressive(model, mesh(4, 2)), PROMPTS[:3], 6)

@@ -25,16 +25,16 @@ ENDED_BY_JAX = "the JAX distributed service detected fatal errors"
 
 
 def run_together(folder, devices, settings, *arguments):
-    """Of both processes what they printed, and their return codes."""
+    """What both processes printed, and their return codes."""
     port = loopback.free_port()
-    given = ([folder, port, index, size, ",".join(settings), *arguments] for index, size in enumerate(devices))
-    return loopback.play_together("tests.support.jaxspec.processes", *given)
+    arguments_of = ([folder, port, index, size, ",".join(settings), *arguments] for index, size in enumerate(devices))
+    return loopback.play_together("tests.support.jaxspec.processes", *arguments_of)
 
 
 def play_together(folder, devices, settings):
-    """What both processes found."""
-    told = run_together(folder, devices, settings)
-    assert [code for _, code in told] == [0, 0], told
+    """The results of both processes."""
+    printed = run_together(folder, devices, settings)
+    assert [code for _, code in printed] == [0, 0], printed
     return [json.loads((folder / f"{index}.json").read_text()) for index in (0, 1)]
 
 
@@ -53,7 +53,7 @@ def test_tokens_are_those_of_plain_decoding(found):
 
 @pytest.mark.slow
 def test_both_processes_find_the_same(found):
-    """Tokens, log-probabilities to the last bit, counts, and how often something crossed."""
+    """Tokens, log-probabilities to the last bit, counts, and the number of transfers."""
     for name in SETTINGS.keys() & found[0].keys():
         assert found[0][name] == found[1][name], name
     assert found[0]["own weights alone"] == found[1]["own weights alone"]
@@ -61,7 +61,7 @@ def test_both_processes_find_the_same(found):
 
 @pytest.mark.slow
 def test_one_process_finds_the_same(found):
-    """Whoever reads them: the same tokens after the same steps with as many windows reused."""
+    """The same tokens after the same steps, with as many windows reused."""
     for name in {"mirror", "hybrid", "ratio"} & found[0].keys():
         expected = decode(name)
         assert {key: found[0][name][key] for key in ("tokens", "finish", "counts", "steps")} == {
@@ -72,7 +72,7 @@ def test_one_process_finds_the_same(found):
 
 @pytest.mark.slow
 def test_a_step_has_three_transfers_or_two(found):
-    """Window, verdict and, of an exit, the message; the first window comes on top."""
+    """Window, verdict and, with an exit, the message; and one transfer for the first window."""
     for name in SETTINGS.keys() & found[0].keys():
         assert found[0][name]["crossed"] == 1 + found[0][name]["steps"] * CROSSINGS[name], name
 
@@ -91,7 +91,7 @@ def test_a_timeline_holds_the_own_programs_and_what_arrives(found):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_is_refused(found):
+def test_invalid_meshes_are_rejected(found):
     for index, side in enumerate(found):
         mixed, foreign, *others, timed = side["refused"]
         assert "expected every mesh within one process, got one over processes [0, 1]" in mixed
@@ -101,8 +101,8 @@ def test_what_cannot_be_is_refused(found):
 
 
 @pytest.mark.slow
-def test_calls_that_differ_are_refused_in_both(found):
-    """Here in what ends a sequence; the settings that came afterwards found the channel in order."""
+def test_different_arguments_are_rejected_in_both(found):
+    """Here other stop tokens; the channel works afterwards."""
     assert all("expected the same call in both processes" in side["apart"] for side in found)
 
 
@@ -115,7 +115,7 @@ def test_a_transfer_is_timed(found):
 @pytest.mark.slow
 @pytest.mark.parametrize("dying", [0, 1], ids=["target's", "draft's"])
 def test_a_process_that_ends_leaves_the_other_an_error(tmp_path, dying):
-    """Its connection closes, and the next transfer raises: nobody waits for a heartbeat.
+    """Its connection closes, and the next transfer raises, without waiting for a heartbeat.
 
     JAX ends a process that loses its coordinator, which is the target's, and may do so before the transfer raises.
     """
@@ -129,7 +129,7 @@ def test_a_process_that_ends_leaves_the_other_an_error(tmp_path, dying):
     assert alive["seconds"] < 60
 
 
-def test_an_outline_is_traced_once_for_each_kind_of_arguments():
+def test_an_abstract_program_is_traced_once_for_each_kind_of_arguments():
     traces = []
 
     def program(scale, x):
@@ -144,7 +144,7 @@ def test_an_outline_is_traced_once_for_each_kind_of_arguments():
     assert outline(found["x"]) == found
 
 
-def test_a_watch_sees_no_outlines():
+def test_a_watch_sees_local_programs_only():
     seen, array = [], jnp.ones(3)
     watch = only_local(lambda *call: seen.append(call))
     for name, outputs in (("here", (array, None)), ("elsewhere", shapes((array, None))), ("half", (array, shapes(1)))):

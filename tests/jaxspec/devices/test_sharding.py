@@ -84,8 +84,8 @@ def test_mirror_on_any_meshes(sizes, temperature, wide_text):
     assert temperature == 0 or plain != wide_text
 
 
-def test_a_mesh_really_shares_the_work():
-    """Weights of heads and hidden features are cut, the caches by heads."""
+def test_weights_are_sharded():
+    """Weights are split over heads and hidden features; norms are replicated."""
     from jaxspec.devices.sharding import put_model
 
     params = put_model(wide(), mesh(4)).params
@@ -109,12 +109,12 @@ def test_a_mesh_that_does_not_divide_the_model(config, size, words):
 
 
 def test_mirror_needs_no_placement():
-    """On whatever devices there are, without a word about meshes."""
+    """It runs on any devices, without meshes."""
     method = jaxspec.mirror(models.target(), models.draft(), window=3, num_candidates=2, policy=models.ALL_BRANCHES)
     assert decode(method) == models.expected()
 
 
-def test_small_things_live_on_the_device_or_on_all_of_the_mesh():
+def test_batches_are_on_the_device_or_on_all_of_the_mesh():
     assert batch_sharding(None) == jax.devices()[0]
     assert batch_sharding(mesh(1)) == jax.devices()[0]
     assert batch_sharding(mesh(2)).device_set == set(jax.devices()[:2])

@@ -22,8 +22,7 @@ from jaxspec.methods import candidates, fallbacks
 from jaxspec.models.attention import causal
 from jaxspec.models.config import Attention
 from jaxspec.text.tokenizer import encode
-from jaxspec.training.streams import fit_streams, streaming_loss
-from jaxspec.training.train import Schedule
+from jaxspec.training import Schedule, fit_streams, streaming_loss
 from jaxspec.verify import Seen, acceptance
 from jaxspec.zoo.recipe import held_out_roles
 from tests.support.jaxspec import models

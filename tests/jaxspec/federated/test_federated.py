@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,11 +26,9 @@ from jaxspec.federated._alone import _local_training
 from jaxspec.loading.store import load_model
 from jaxspec.text import windows
 from jaxspec.text.tokenizer import train_tokenizer
-from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import distillation_loss
+from jaxspec.training import distillation_loss, streaming_loss
 from tests.support.jaxspec import models
 
-STORIES = Path(__file__).parents[2] / "data" / "stories260K"
 PROMPT = 4
 FEDERATION = Federation(
     rounds=1, cohort_size=2, local_steps=1, batch_size=2, learning_rates=(0.1,), evaluate_every=1, seed=3
@@ -58,8 +55,8 @@ def test_continuations_are_greedy_tokens_of_the_target(data):
 @pytest.mark.parametrize("draft", [models.draft, models.stranger], ids=lambda draft: draft.__name__)
 def test_accepted_length_is_that_of_a_real_decode(data, window, draft):
     real = jaxspec.generate(models.speculative(window, draft=draft()), prompts(4).tolist(), 16 - window)
-    found = federated.accepted_length(*draft()[:2], data, window)
-    assert found == pytest.approx(real.stats.accepted_length, abs=1e-9)
+    result = federated.accepted_length(*draft()[:2], data, window)
+    assert result == pytest.approx(real.stats.accepted_length, abs=1e-9)
 
 
 def test_a_better_draft_has_a_larger_accepted_length(data):
@@ -85,9 +82,9 @@ def test_labels_are_the_target_s_tokens():
 )
 def test_windows_are_evenly_spread_and_overlap_by_half_at_most(size, count, starts):
     tokens = np.arange(100, 100 + size)
-    found = windows(tokens, 10, count)
-    assert (found[:, 0] - 100).tolist() == starts
-    assert np.all(np.diff(found, axis=1) == 1)
+    result = windows(tokens, 10, count)
+    assert (result[:, 0] - 100).tolist() == starts
+    assert np.all(np.diff(result, axis=1) == 1)
 
 
 def test_a_text_shorter_than_a_window():
@@ -116,33 +113,33 @@ def report(tmp_path_factory):
 
 @pytest.mark.slow
 def test_compare_reports_four_accepted_lengths(report):
-    found, _, unseen = report
-    assert list(found.acceptance) == ["before", "fedspeed", "fedavg", "centralised"]
+    result, _, unseen = report
+    assert list(result.acceptance) == ["before", "fedspeed", "fedavg", "centralised"]
     network, params, _ = models.draft()
-    assert found.acceptance["before"] == federated.accepted_length(network, params, unseen, 3)
-    for name, outcome in found.outcomes.items():
-        assert found.acceptance[name] == federated.accepted_length(network, outcome.params, unseen, 3)
+    assert result.acceptance["before"] == federated.accepted_length(network, params, unseen, 3)
+    for name, outcome in result.outcomes.items():
+        assert result.acceptance[name] == federated.accepted_length(network, outcome.params, unseen, 3)
 
 
 @pytest.mark.slow
 def test_compare_keeps_each_methods_curve(report):
-    found, setup, _ = report
+    result, setup, _ = report
     validation = setup.problem.evaluation[VALIDATION]
     network, before, _ = models.draft()
-    for outcome in found.outcomes.values():
+    for outcome in result.outcomes.values():
         assert outcome.learning_rate in FEDERATION.learning_rates
         assert outcome.rounds[0] == 0
         assert len(outcome.rounds) == len(outcome.accepted)
         assert outcome.accepted[0] == federated.accepted_length(network, before, validation, 3)
         assert outcome.accepted[-1] == federated.accepted_length(network, outcome.params, validation, 3)
-    best = found.outcomes["centralised"].accepted
+    best = result.outcomes["centralised"].accepted
     assert best[-1] == max(best)
 
 
 @pytest.mark.slow
 def test_federated_drafts_have_learned_something(report):
-    found, *_ = report
-    trained = [found.outcomes[name].params for name in ("fedspeed", "fedavg")]
+    result, *_ = report
+    trained = [result.outcomes[name].params for name in ("fedspeed", "fedavg")]
     leaves = [jax.tree.leaves(params) for params in (models.draft().params, *trained)]
     for first, second in [(0, 1), (0, 2), (1, 2)]:
         assert any(bool((a != b).any()) for a, b in zip(leaves[first], leaves[second], strict=True))
@@ -150,10 +147,10 @@ def test_federated_drafts_have_learned_something(report):
 
 @pytest.mark.slow
 def test_compare_resumes_from_its_checkpoints(report):
-    found, setup, unseen = report
+    result, setup, unseen = report
     with pytest.warns(jaxfed.NothingTrainedWarning):
         again = federated.compare(setup, unseen)
-    assert again.acceptance == found.acceptance
+    assert again.acceptance == result.acceptance
 
 
 @pytest.mark.slow
@@ -202,9 +199,9 @@ def outcomes(setup):
 @pytest.mark.slow
 def test_every_method_learns(setup, outcomes):
     before = losses(setup, models.draft().params)
-    found = outcomes | {"fedspeed-dp": federated.run(setup, FAINT, 0.05)}
-    assert found.keys() == METHODS.keys()
-    for name, outcome in found.items():
+    result = outcomes | {"fedspeed-dp": federated.run(setup, FAINT, 0.05)}
+    assert result.keys() == METHODS.keys()
+    for name, outcome in result.items():
         after = losses(setup, outcome.params)
         assert sum(after.values()) < sum(before[i] for i in after), name
         assert outcome.rounds[0] == 0
@@ -319,12 +316,12 @@ def recipe(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_federated_draft_decodes_and_is_published(recipe, tmp_path):
-    (target, draft, *_), found, folder = recipe
-    assert found.left_out == [5]
-    assert found.acceptance.keys() == {"before", "after"}
-    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (draft.params, found.draft.params)), strict=True))
+    (target, draft, *_), result, folder = recipe
+    assert result.left_out == [5]
+    assert result.acceptance.keys() == {"before", "after"}
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (draft.params, result.draft.params)), strict=True))
     loaded = load_model(folder / "draft")
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, found.draft.params)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, result.draft.params)
     prompt = ["to be or"]
     wanted = jaxspec.generate(jaxspec.autoregressive(target._replace(text=loaded.text)), prompt, 12)
     drafted = jaxspec.generate(jaxspec.speculative(target._replace(text=loaded.text), loaded, 3), prompt, 12)
@@ -338,13 +335,13 @@ def test_a_federated_draft_decodes_and_is_published(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_the_recipe_resumes_from_its_folder(recipe):
-    arguments, found, folder = recipe
+    arguments, result, folder = recipe
     cached = sorted(folder.glob("said-*.npz"))
     written = [path.stat().st_mtime_ns for path in cached]
     with pytest.warns(jaxfed.NothingTrainedWarning):
         again = federated.federate(*arguments, directory=folder, progress=False)
-    jax.tree.map(np.testing.assert_array_equal, again.draft.params, found.draft.params)
-    assert again.acceptance == found.acceptance
+    jax.tree.map(np.testing.assert_array_equal, again.draft.params, result.draft.params)
+    assert again.acceptance == result.acceptance
     assert len(cached) == 1
     assert [path.stat().st_mtime_ns for path in cached] == written
 
@@ -354,11 +351,11 @@ def test_a_draft_with_streams_is_federated_with_them(recipe):
     (target, draft, tokenizer, texts, settings), *_ = recipe
     streaming = jaxspec.streaming(draft, 2)
     with_top = replace(settings, distilling=replace(settings.distilling, top_k=4))
-    found = federated.federate(target, streaming, tokenizer, texts, with_top, progress=False)
-    assert found.directory is None
-    before, after = streaming.params["streams"], found.draft.params["streams"]
+    result = federated.federate(target, streaming, tokenizer, texts, with_top, progress=False)
+    assert result.directory is None
+    before, after = streaming.params["streams"], result.draft.params["streams"]
     assert (before["expand"] != after["expand"]).any()
-    assert found.draft.network is streaming.network
+    assert result.draft.network is streaming.network
 
 
 def test_the_recipe_refuses(recipe):
@@ -392,13 +389,13 @@ def test_the_command_federates_users_texts(tmp_path, capsys):
         main(["federate", *where, *flags, "--json"])
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    found = run("texts.jsonl")
-    assert found["samples"] == 2 * 2 * 2
-    assert found["left_out"] == []
-    assert (tmp_path / "out" / "draft").samefile(found["draft"])
+    result = run("texts.jsonl")
+    assert result["samples"] == 2 * 2 * 2
+    assert result["left_out"] == []
+    assert (tmp_path / "out" / "draft").samefile(result["draft"])
     with pytest.warns(jaxfed.NothingTrainedWarning, match="fedavg-0.1 has done 2 rounds already"):
-        assert run("texts") == found
-    learned = zip(*map(jax.tree.leaves, (load_model(found["draft"]).params, zoo.load().draft.params)), strict=True)
+        assert run("texts") == result
+    learned = zip(*map(jax.tree.leaves, (load_model(result["draft"]).params, zoo.load().draft.params)), strict=True)
     assert any((after != before).any() for after, before in learned)
 
 

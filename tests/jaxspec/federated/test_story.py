@@ -15,7 +15,7 @@ from jaxspec import zoo
 from jaxspec.cli import demo
 from jaxspec.federated import Federation
 from jaxspec.models.config import DecoderConfig
-from jaxspec.training.train import Schedule
+from jaxspec.training import Schedule
 from jaxspec.zoo import recipe as recipes
 
 pytestmark = pytest.mark.slow
@@ -69,25 +69,25 @@ def test_the_recipe_is_deterministic(trained: tuple[Path, dict], tmp_path: Path)
 def test_the_demo_at_toy_size(trained: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """All figures are present, tokens agree, pictures and the federated draft are written."""
     settings = demo.DemoSettings(str(trained[0] / "pair"), DECODING, FEDERATING)
-    found = demo.run(settings, tmp_path, progress=False)
-    assert found["identical"] is True
-    assert found["tokens_compared"] == 2 * 16
-    assert set(found["tokens_per_second"]) == {"autoregressive", "speculative", "mirror"}
-    assert set(found["acceptance"]) == {"before", "fedspeed", "fedavg", "centralised"}
-    assert 0 <= found["accepted_length"] <= 2
-    assert 0 <= found["reuse_rate"] <= 1
-    assert {"seconds", "versions", "milliseconds"} <= set(found)
-    json.dumps(found)
+    result = demo.run(settings, tmp_path, progress=False)
+    assert result["identical"] is True
+    assert result["tokens_compared"] == 2 * 16
+    assert set(result["tokens_per_second"]) == {"autoregressive", "speculative", "mirror"}
+    assert set(result["acceptance"]) == {"before", "fedspeed", "fedavg", "centralised"}
+    assert 0 <= result["accepted_length"] <= 2
+    assert 0 <= result["reuse_rate"] <= 1
+    assert {"seconds", "versions", "milliseconds"} <= set(result)
+    json.dumps(result)
     table = io.StringIO()
-    demo.show(found, tmp_path, Console(file=table))
+    demo.show(result, tmp_path, Console(file=table))
     assert "mirror" in table.getvalue()
     assert (tmp_path / "timeline.png").stat().st_size > 10_000 < (tmp_path / "acceptance.png").stat().st_size
     assert checkpoint.manifest(tmp_path / "draft").kind == "draft"
     monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
     import tables
 
-    speed, gains = tables.demo([found])
-    assert [row[0] for row in speed.rows + gains.rows] == [*found["tokens_per_second"], *found["acceptance"]]
+    speed, gains = tables.demo([result])
+    assert [row[0] for row in speed.rows + gains.rows] == [*result["tokens_per_second"], *result["acceptance"]]
 
 
 def test_help_lists_the_commands():

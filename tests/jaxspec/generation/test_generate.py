@@ -28,7 +28,7 @@ def started(method, new_tokens):
 
 
 def by_hand(method):
-    """Steps one after the other, each read in full, until none adds a token."""
+    """All steps until none adds a token, read one after the other."""
     state, infos = started(method, models.NEW_TOKENS), []
     while not infos or infos[-1].num_emitted.any():
         state, info = method.step(state)
@@ -37,7 +37,7 @@ def by_hand(method):
 
 
 @pytest.mark.parametrize("new_tokens", [1, 2, 5, 14])
-def test_exactly_as_many_tokens_as_asked_for(method, new_tokens):
+def test_exactly_max_new_tokens_are_generated(method, new_tokens):
     result = jaxspec.generate(method, models.PROMPTS, new_tokens)
     assert result.tokens == [row[:new_tokens] for row in models.expected()]
     assert result.stats.new_tokens == 2 * new_tokens
@@ -89,7 +89,7 @@ def test_statistics_follow_their_definitions(method):
     ("new_tokens", "stop"), [(1, []), (2, []), (5, []), (14, []), (14, [4]), (14, [8]), (14, [4, 8])]
 )
 def test_every_new_token_was_drafted_or_is_the_targets_own(method, new_tokens, stop):
-    """One of the target's own a step, but for the step that ends a sequence: there it may be cut off."""
+    """Each step has one token of the target's own, which the end of a sequence may cut off."""
     result = jaxspec.generate(method, models.PROMPTS, new_tokens, stop=stop)
     stats, own = result.stats, result.stats.new_tokens - result.stats.accepted
     assert stats.new_tokens == sum(map(len, result.tokens))
@@ -101,7 +101,7 @@ def test_every_new_token_was_drafted_or_is_the_targets_own(method, new_tokens, s
 
 
 @pytest.mark.parametrize("build", [models.speculative, models.mirror])
-def test_drafted_tokens_behind_the_end_are_verified_but_not_accepted(build):
+def test_drafted_tokens_after_the_end_are_verified_but_not_accepted(build):
     """A draft that is always right, whose first window of three is cut off in its middle."""
     model = own_models.bigram()
     method = (
@@ -111,8 +111,8 @@ def test_drafted_tokens_behind_the_end_are_verified_but_not_accepted(build):
     )
     first = jaxspec.generate(jaxspec.autoregressive(model), [[1]], 4).tokens[0]
     place = next(place for place in (1, 2) if first[place] not in first[:place])
-    asked = {"a token": (1, []), "two": (2, []), "a stop token": (14, [first[place]])}
-    for what, (new_tokens, stop) in asked.items():
+    calls = {"a token": (1, []), "two": (2, []), "a stop token": (14, [first[place]])}
+    for what, (new_tokens, stop) in calls.items():
         result = jaxspec.generate(method, [[1]], new_tokens, stop=stop)
         stats = result.stats
         assert stats.accepted == stats.new_tokens == len(result.tokens[0]) <= 3, what

@@ -8,7 +8,7 @@ import pytest
 import jaxspec
 from jaxspec import Sampling
 from jaxspec.generation.requests import bucket, encoded, request_of, text_of
-from jaxspec.text._text import Text
+from jaxspec.text import Text
 from jaxspec.text.tokenizer import train_tokenizer
 from tests.support.jaxspec import models
 
@@ -105,11 +105,11 @@ def test_a_batch_is_filled_up_to_whole_groups(method, count, size):
 
 
 def test_a_tokenizer_passed_goes_before_the_targets_own(method):
-    own, given = Text.of(train_tokenizer(["ab"])), train_tokenizer(["abcd"])
+    own, passed = Text.of(train_tokenizer(["ab"])), train_tokenizer(["abcd"])
     carrying = method._replace(text=own)
     assert text_of(method, None) is None
     assert text_of(carrying, None) is own
-    assert text_of(carrying, given).tokenizer is given
+    assert text_of(carrying, passed).tokenizer is passed
     assert text_of(method, own) is own
 
 
@@ -161,7 +161,7 @@ def test_equal_prompts_differ_by_their_seeds_and_repeat_themselves(method):
     ids=["autoregressive", "speculative", "mirror"],
 )
 def test_only_the_first_call_in_a_bucket_compiles(build):
-    """Whatever prompts, temperatures, filters and seeds; a batch that draws nothing has programs of its own."""
+    """For any prompts, temperatures, filters and seeds; a greedy batch has programs of its own."""
     model = models.stranger()
     method = build(model._replace(network=replace(model.network)))
     prompts = [[1, 2, 3], [4] * 20]

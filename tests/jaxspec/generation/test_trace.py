@@ -42,7 +42,7 @@ def test_watch_sees_every_program_of_every_step():
     assert all(step == sorted((LANES[n], n) for n in ("prefix", "suffix", "rollout", "select")) for step in steps)
 
 
-def test_spans_of_mirror_lie_on_two_lanes(mirror_spans):
+def test_spans_of_mirror_are_on_two_lanes(mirror_spans):
     assert {(span.lane, span.name) for span in mirror_spans} == {(LANES[n], n) for n in LANES if n != "step"}
     steps = by_step(mirror_spans)
     assert sorted(steps) == list(range(len(steps)))
@@ -94,7 +94,7 @@ def test_programs_of_other_policies(name, tmp_path):
 
 @pytest.mark.parametrize("build", [models.mirror, models.speculative])
 def test_a_trace_for_perfetto(build, tmp_path):
-    """Every program on its lane, both rendezvous, and with the end of a step what it did."""
+    """Every program on its lane, message and verdict, and the outcome at the end of a step."""
     with Timeline() as watch:
         stats = jaxspec.generate(build(), models.PROMPTS[:1], models.NEW_TOKENS, watch=watch).stats
         spans, outcomes = watch.spans(), watch.outcomes()

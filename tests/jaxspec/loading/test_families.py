@@ -11,7 +11,7 @@ import pytest
 
 import jaxspec
 from jaxspec.models.attention import cached, init_cache
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 
 pytestmark = pytest.mark.peers
 
@@ -119,7 +119,7 @@ def published(case):
 
 
 def gain(name, family):
-    """Size of random weights with which a model neither repeats the last token nor says the same to everything."""
+    """Size of random weights with which a model neither repeats the last token nor ignores the prompt."""
     quieter = {"OPT": ("out_proj", "fc2"), "Gemma2": ("embed_tokens",), "Gemma3": ("embed_tokens",)}
     return 1 if any(part in name for part in quieter.get(family, ())) else 2
 

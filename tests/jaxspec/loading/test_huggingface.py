@@ -14,13 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 import jaxspec
 from jaxspec import Model
-from jaxspec.loading import huggingface
-from jaxspec.loading._families import FAMILIES, family_for
-from jaxspec.loading.huggingface import load_huggingface, save_huggingface
+from jaxspec.loading import huggingface, load_huggingface, parameters, save_huggingface
+from jaxspec.loading.families import FAMILIES, family_for
 from jaxspec.loading.store import convert, open_model
 from jaxspec.models._decoder import init_params, network
 from jaxspec.models.quantize import Int8
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from tests.support.jaxspec import models
 
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 9))
@@ -104,7 +103,7 @@ def assert_same(found, expected):
 
 
 def about(folder, **changes):
-    """What ``config.json`` says, after changes to it."""
+    """``config.json`` after changes to it."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     return json.loads(file.read_text())
@@ -253,7 +252,7 @@ def test_a_scaled_embedding_is_written_as_an_untied_llama(tmp_path):
 def test_a_configuration_of_no_family_is_refused(tmp_path):
     config = models.TARGET
     odd = replace(config, block=replace(config.block, norms="after"))
-    with pytest.raises(ValueError, match="one of .*llama.* can say"):
+    with pytest.raises(ValueError, match="a configuration of one of .*llama.*no config.json"):
         save_huggingface(jaxspec.decoder(odd, jax.random.key(0)), tmp_path)
 
 
@@ -300,7 +299,7 @@ SPOILT = {
         "supported architectures .*LlamaForCausalLM, .*Gemma3ForCausalLM.*got .*Mamba",
     ),
     "another type": (partial(about, architectures=None, model_type="bert"), "supported architectures .*got bert"),
-    "pickles": (pickles_only, "got only pytorch_model.bin: a pickle can run any code"),
+    "pickles": (pickles_only, "got only pytorch_model.bin: reading a pickle can run any code"),
     "no weights": (no_weights, "expected .*safetensors, got none"),
     "truncated": (cut, "model.safetensors: expected a whole safetensors file"),
     "missing weight": (
@@ -346,7 +345,7 @@ def test_a_mesh_that_does_not_divide_is_refused(tmp_path, size, changes, words):
 
 def test_too_little_memory_is_known_before_anything_is_read(saved, tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
-    monkeypatch.setattr(huggingface, "MEMORY", memory)
+    monkeypatch.setattr(parameters, "MEMORY", memory)
     memory.write_text("MemTotal: 900 kB\nMemAvailable: 20 kB\n")
     monkeypatch.setattr(huggingface.Weights, "__getitem__", lambda *_: pytest.fail("something was read"))
     with pytest.raises(MemoryError, match=r"expected .* GB free on each of 1 devices .*int8=True"):
@@ -356,10 +355,10 @@ def test_too_little_memory_is_known_before_anything_is_read(saved, tmp_path, mon
 
 
 def test_fewer_bytes_fit_where_more_do_not(saved, tmp_path, monkeypatch):
-    needed = huggingface.parameter_bytes(made("llama").network.config, jnp.bfloat16)
+    needed = parameters.parameter_bytes(made("llama").network.config, jnp.bfloat16)
     memory = tmp_path / "meminfo"
     memory.write_text(f"MemAvailable: {int(needed * 1.2 / 1024)} kB\n")
-    monkeypatch.setattr(huggingface, "MEMORY", memory)
+    monkeypatch.setattr(parameters, "MEMORY", memory)
     with pytest.raises(MemoryError):
         load_huggingface(saved)
     assert load_huggingface(saved, dtype=jnp.bfloat16)

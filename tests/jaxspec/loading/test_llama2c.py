@@ -9,7 +9,7 @@ import pytest
 import jaxspec
 from jaxspec import __main__ as command_line
 from jaxspec.loading.store import load_model, open_model, save_model
-from jaxspec.training.train import hidden_states, log_probabilities
+from jaxspec.training import hidden_states, log_probabilities
 
 DATA = Path(__file__).parents[2] / "data" / "stories260K"
 BIN, TOKENIZER = DATA / "stories260K.bin", DATA / "tok512.model"
@@ -97,7 +97,7 @@ def test_sizes_that_make_no_model_are_refused(tmp_path):
 
 
 def test_a_head_of_its_own(tmp_path):
-    """A negative vocabulary says that a head follows the tables of rotary positions."""
+    """A negative vocabulary size means that a head follows the tables of rotary positions."""
     header, values = np.fromfile(BIN, np.int32, 7), np.fromfile(BIN, np.float32, offset=28)
     header[5] *= -1
     head = values[: 512 * 64] * np.float32(2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from tests.support.jaxspec import models
 
 pytestmark = pytest.mark.peers

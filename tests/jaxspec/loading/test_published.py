@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxspec
-from jaxspec.loading._families import FAMILIES, family_of
-from jaxspec.loading.huggingface import load_huggingface, save_huggingface
+from jaxspec.loading import load_huggingface, save_huggingface
+from jaxspec.loading.families import FAMILIES, family_of
 from jaxspec.loading.store import convert, load_model, open_model, save_model
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 20))
 SIZES = {
@@ -158,7 +158,7 @@ def test_no_scheme_is_none(saved, none):
 def test_arrays_of_eight_bits_are_named(saved, dtype):
     name = "model.layers.0.mlp.down_proj.weight"
     arrays(saved, lambda found: found | {name: found[name].astype(dtype)})
-    with pytest.raises(ValueError, match=rf"expected {name} of .*BF16.*, got (F8|I8|U8).*as quantised weights are"):
+    with pytest.raises(ValueError, match=rf"expected {name} of .*BF16.*, got (F8|I8|U8).*quantised weights"):
         load_huggingface(saved)
 
 
@@ -214,14 +214,14 @@ ROPES = {
 def test_rotary_positions_in_two_places_are_those_of_transformers(name):
     import transformers
 
-    kind, said = ROPES[name]
+    kind, rope = ROPES[name]
     family = next(row for row in FAMILIES if row.model_type == kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(SIZES | said)))
+        expected = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps(SIZES | rope)))
     resaved = json.loads(expected.to_json_string())
     assert "rope_scaling" not in resaved
-    assert family.config_of(SIZES | said) == family.config_of(SIZES | resaved)
+    assert family.config_of(SIZES | rope) == family.config_of(SIZES | resaved)
 
 
 @pytest.mark.peers
@@ -320,7 +320,7 @@ OTHERS = {
     "exaone4": "Exaone4ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
 }
-WHY = {"gemma3": "reads images as well.*Gemma3ForCausalLM", "llava": "more than text", "qwen2_vl": "more than text"}
+WHY = {"gemma3": "also reads images.*Gemma3ForCausalLM", "llava": "more than text", "qwen2_vl": "more than text"}
 
 
 @pytest.mark.peers
@@ -330,8 +330,8 @@ def test_another_architecture_is_named_before_its_weights_are_opened(tmp_path, k
 
     if kind not in transformers.CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {kind}")
-    said = json.loads(transformers.AutoConfig.for_model(kind).to_json_string(use_diff=False))
-    (tmp_path / "config.json").write_text(json.dumps(said | {"architectures": [OTHERS[kind]]}))
+    config = json.loads(transformers.AutoConfig.for_model(kind).to_json_string(use_diff=False))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [OTHERS[kind]]}))
     with pytest.raises(
         ValueError, match=rf"supported architectures \(LlamaFor.*got {OTHERS[kind]}.*{WHY.get(kind, '')}"
     ):
@@ -351,7 +351,7 @@ GENERATION = {"eos_token_id": [4, 6], "do_sample": True, "temperature": 0.7}
 
 @pytest.fixture
 def published(tmp_path):
-    """A published folder that says more than the network."""
+    """A published folder with more settings than a network has."""
     folder = tmp_path / "published"
     save_huggingface(tied(), folder, dtype="bfloat16")
     about(folder, **SAID)

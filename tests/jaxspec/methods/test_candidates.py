@@ -5,6 +5,7 @@ from itertools import product
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxspec.verify._message import message
 
 from jaxspec.methods import candidates
 
@@ -23,7 +24,7 @@ def exit_law(seed=0):
 
 def received(num_candidates, seed=0):
     logits, law, drafted = exit_law(seed)
-    return candidates.message(jnp.asarray(logits), jnp.asarray(drafted), num_candidates), law, drafted
+    return message(jnp.asarray(logits), jnp.asarray(drafted), num_candidates), law, drafted
 
 
 def known_law(law, drafted, num_candidates, sharpness):
@@ -161,11 +162,3 @@ def test_a_fan_out_that_cannot_be(settings):
 def test_sharpness_that_is_not_positive(sharpness):
     with pytest.raises(ValueError, match=rf"expected a finite sharpness > 0, got {sharpness}"):
         candidates.mirror(3, sharpness)
-
-
-def test_sizes_by_batch():
-    """The paper's table, and what lies between."""
-    found = [tuple(candidates.sizes_for(batch)) for batch in (1, 8, 9, 16, 32, 33, 64, 500)]
-    assert found == [(8, 2), (8, 2), (4, 1), (4, 1), (2, 1), (1, 1), (1, 1), (1, 1)]
-    with pytest.raises(ValueError, match="batch >= 1"):
-        candidates.sizes_for(0)

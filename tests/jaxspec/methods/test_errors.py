@@ -75,7 +75,7 @@ TABLE = {
         "expected 1 <= num_candidates of the policy <= 10, a whole number, got 11",
     ),
     "an unknown policy": (
-        lambda: candidates.named("mirrors", 4),
+        lambda: methods.policy_named("mirrors", 4),
         "expected a policy out of none, pearl, saguaro, ahead, mirror, hybrid, got 'mirrors'",
     ),
     "all candidates of a long window": (

@@ -15,7 +15,7 @@ import jaxspec
 from jaxspec import Sampling
 from jaxspec.generation.requests import request_of
 from jaxspec.methods import candidates
-from jaxspec.training.train import log_probabilities
+from jaxspec.training import log_probabilities
 from jaxspec.verify import acceptance
 from jaxspec.verify.exits import init_affine_lens
 from tests.jaxspec.verify.test_acceptance import fits
@@ -80,7 +80,7 @@ def test_mirror_over_the_covering_array(window, kappa, exit_layer):
 
 
 @pytest.mark.slow
-@pytest.mark.as_users
+@pytest.mark.optimised
 @pytest.mark.parametrize(("window", "kappa", "exit_layer"), DIAGONAL)
 def test_mirror_compiled_as_users_do(window, kappa, exit_layer):
     expected = decode(jaxspec.autoregressive(models.target())).tokens
@@ -187,7 +187,7 @@ def test_like_published_families_over_the_covering_array(kind, name, batch, wind
 
 
 @pytest.mark.slow
-@pytest.mark.as_users
+@pytest.mark.optimised
 @pytest.mark.parametrize(("kind", "name", "batch", "window"), QUICK_ROWS)
 def test_like_published_families_compiled_as_users_do(kind, name, batch, window):
     check_family_row(kind, name, batch, window)

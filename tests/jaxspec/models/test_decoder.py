@@ -11,7 +11,7 @@ import pytest
 from jaxspec import DecoderConfig
 from jaxspec.models.attention import cached, init_cache
 from jaxspec.models.config import Attention, Block, Rotary
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from tests.support import reference
 from tests.support.jaxspec import models
 

@@ -10,8 +10,8 @@ import pytest
 import jaxspec
 from jaxspec import zoo
 from jaxspec.generation.trace import Passes
-from jaxspec.training.train import hidden_states
-from jaxspec.zoo import grow
+from jaxspec.training import hidden_states
+from jaxspec.zoo._grow import grow
 from jaxspec.zoo.recipe import containment
 from tests.support.jaxspec import models
 

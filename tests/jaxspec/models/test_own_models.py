@@ -1,11 +1,11 @@
-"""A user's own model decodes as target and as draft: three pure functions and a shape are all that is asked."""
+"""A user's own model decodes as target and as draft: it needs three pure functions and a shape."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec.training.train import log_probabilities
+from jaxspec.training import log_probabilities
 from tests.support.jaxspec import models, own_models
 
 BUILDERS = {
@@ -65,6 +65,6 @@ def test_bigram_text_follows_its_table():
     assert decode(jaxspec.autoregressive(model)).tokens[0] == expected
 
 
-def test_own_law_is_a_law(own):
-    law = jnp.exp(log_probabilities(own.network, own.params, jnp.asarray([models.PROMPTS[1]])))
-    np.testing.assert_allclose(law.sum(axis=0), 1.0, atol=1e-5)
+def test_own_log_probabilities_are_normalised(own):
+    probabilities = jnp.exp(log_probabilities(own.network, own.params, jnp.asarray([models.PROMPTS[1]])))
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1.0, atol=1e-5)

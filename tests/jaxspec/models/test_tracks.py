@@ -20,8 +20,9 @@ from jaxspec.models.attention import cached, causal, fill, init_cache
 from jaxspec.models.config import build
 from jaxspec.models.quantize import quantized
 from jaxspec.text.tokenizer import train_tokenizer
-from jaxspec.training.train import Schedule, distillation_loss, fit
-from jaxspec.zoo import grow, recipe
+from jaxspec.training import Schedule, distillation_loss, fit
+from jaxspec.zoo import recipe
+from jaxspec.zoo._grow import grow
 from tests.support.jaxspec import models, pairs
 
 #: Four key-value heads, so that four tracks can share the layers.

@@ -82,8 +82,8 @@ def test_nothing_beyond_either_vocabulary_is_proposed(rows):
     assert np.all(np.isneginf(wide[both:]))
     one = jnp.ones(1)
     sampling = SamplingArrays(jnp.full(1, 5, jnp.uint32), one, jnp.zeros(1, jnp.int32), one, 0 * one, one)
-    tokens, law = acceptance.ratio(top=ROWS).propose(wide, sampling, jnp.asarray([[4, 5, 6]]))
-    mass = np.asarray(acceptance.dense(law, ROWS))
+    tokens, distribution = acceptance.ratio(top=ROWS).propose(wide, sampling, jnp.asarray([[4, 5, 6]]))
+    mass = np.asarray(acceptance.dense(distribution, ROWS))
     assert np.max(tokens) < both
     assert np.all(mass[both:] == 0)
     np.testing.assert_allclose(mass.sum(axis=0), 1, rtol=1e-5)

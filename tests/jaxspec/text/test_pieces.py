@@ -144,11 +144,11 @@ def test_ids_beyond_the_vocabulary_have_no_text(folder):
     assert text.decode([SIZE, *ids, SIZE + 99]) == "the cat"
 
 
-@pytest.mark.parametrize("said", ["the cat", "the  cat 漢字 😀", "naïve", "123 dogs:\n\tcats!"])
-def test_round_trip(folder, said):
+@pytest.mark.parametrize("string", ["the cat", "the  cat 漢字 😀", "naïve", "123 dogs:\n\tcats!"])
+def test_round_trip(folder, string):
     text = Text.read(folder({"legacy": False}))
-    assert text.decode(text.encode(said)) == said
-    assert text.decode(text.encode(f"</s>{said}")) == said
+    assert text.decode(text.encode(string)) == string
+    assert text.decode(text.encode(f"</s>{string}")) == string
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -162,8 +162,8 @@ def test_a_model_that_puts_no_space_first(tmp_path, prefix):
     (tmp_path / "tokenizer.model").write_bytes(out.getvalue())
     text = Text.read(tmp_path)
     assert text.piece(text.encode("the cat")[1]).startswith("▁") == prefix
-    for said in ("the cat", " the cat"):
-        assert text.decode(text.encode(said)) == said
+    for string in ("the cat", " the cat"):
+        assert text.decode(text.encode(string)) == string
 
 
 def test_a_padded_vocabulary_is_generated_with(folder, tmp_path):

@@ -33,7 +33,7 @@ def byte_level(vocab_size=BYTES):
 
 @cache
 def leading_space():
-    """Words carry the space before them, which a decoder leaves out at the beginning; a special token says nothing."""
+    """Words have a space before them, which a decoder drops at the beginning; a special token has no text."""
     tokenizer = Tokenizer(kinds.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=["<s>"], show_progress=False)
@@ -77,7 +77,7 @@ def at_random(seed):
     return iter(lambda: random.integers(1, 9), None)
 
 
-@pytest.mark.parametrize("stop", [(), ("this is never said",)], ids=["no stop", "a stop string"])
+@pytest.mark.parametrize("stop", [(), ("this is never generated",)], ids=["no stop", "a stop string"])
 @pytest.mark.parametrize("build", TOKENIZERS.values(), ids=TOKENIZERS.keys())
 def test_text_is_that_of_all_tokens_at_once(build, stop):
     """Whatever the tokens: random ones say broken characters, spaces in a row and special tokens."""
@@ -170,7 +170,7 @@ def test_the_last_token_allowed_may_be_a_stop_token():
     assert row.finish == "stop"
 
 
-# From here on a model says a given text: at position p its next token is the (p + 1)-th of the text.
+# From here on a model generates a fixed text: at position p its next token is the (p + 1)-th of the text.
 
 
 def replicate(params):
@@ -200,7 +200,7 @@ def method(request):
     return METHODS[request.param](Model(READER, jnp.asarray(table)))
 
 
-def said(method, stop=None, less=0):
+def both_ways(method, stop=None, less=0):
     """What is generated, and what is streamed; both in full but for ``less`` bytes at the end."""
     count, options = len(SAID.encode()) - 1 - less, {"stop": stop, "tokenizer": byte_level()}
     result = jaxspec.generate(method, [[0]], count, **options)
@@ -221,7 +221,7 @@ def said(method, stop=None, less=0):
     ids=str,
 )
 def test_a_stream_says_what_is_generated(method, stop, text, finish):
-    result, parts = said(method, stop)
+    result, parts = both_ways(method, stop)
     assert result.text == ["".join(parts)] == [text]
     assert result.finish_reason == [finish]
     assert len(parts) > 1
@@ -232,7 +232,7 @@ def test_a_stream_says_what_is_generated(method, stop, text, finish):
 
 def test_stop_tokens_and_strings_together(method):
     comma = byte_level().token_to_id(",")
-    result, parts = said(method, [comma, "😀"])
+    result, parts = both_ways(method, [comma, "😀"])
     assert result.tokens[0][-1] == comma
     assert result.tokens[0].count(comma) == 1
     assert result.text == ["".join(parts)] == ["Naïve 漢字,"]
@@ -241,7 +241,7 @@ def test_stop_tokens_and_strings_together(method):
 
 def test_a_stream_is_cut_at_its_limit_like_the_text(method):
     """Within a character."""
-    result, parts = said(method, less=1)
+    result, parts = both_ways(method, less=1)
     assert result.text == ["".join(parts)] == [f"{SAID[1:-1]}{BROKEN}"]
     assert not any(BROKEN in part for part in parts[:-1])
 
@@ -278,13 +278,13 @@ def test_stop_tokens_of_the_target_are_the_default():
 
 @cache
 def marked():
-    """The text of ``MARKED`` by a tokenizer whose first tokens carry spaces; <s> ends what it says. Its ids."""
+    """The text of ``MARKED`` by a tokenizer whose first tokens have spaces; <s> ends it. Returns the ids."""
     tokenizer = leading_space()
     return [*tokenizer.encode("the cat sat on the mat.").ids, 0, *tokenizer.encode("STOP the dog").ids]
 
 
-def saying(ids, text=None):
-    """After a prompt of n tokens it says the ids from the n-th on."""
+def scripted(ids, text=None):
+    """A model that, after a prompt of n tokens, generates the ids from the n-th on."""
     table = 9 * np.eye(BYTES, dtype=np.float32)[[*ids[1:], *[0] * (LENGTH + 1 - len(ids))]]
     return Model(READER, jnp.asarray(table), text)
 
@@ -293,7 +293,7 @@ def saying(ids, text=None):
 def test_the_text_of_a_special_token_ends_a_sequence(build):
     """It is left out of the text, in which it would never be found."""
     ids, end = marked(), marked().index(0)
-    method, options = build(saying(ids)), {"tokenizer": leading_space()}
+    method, options = build(scripted(ids)), {"tokenizer": leading_space()}
     found = jaxspec.generate(method, [ids[:2], ids[:5]], 24, stop=["<s>"], **options)
     assert found.tokens == [ids[2 : end + 1], ids[5 : end + 1]]
     assert found.finish_reason == ["stop", "stop"]
@@ -302,7 +302,7 @@ def test_the_text_of_a_special_token_ends_a_sequence(build):
 
 
 def test_a_special_token_within_a_stop_text_is_refused():
-    method = jaxspec.autoregressive(saying(marked()))
+    method = jaxspec.autoregressive(scripted(marked()))
     with pytest.raises(ValueError, match=r"stop strings without special tokens, .*'<s> and'; pass '<s>' alone"):
         jaxspec.generate(method, [[1]], 4, stop=["<s> and"], tokenizer=leading_space())
 
@@ -311,7 +311,7 @@ def test_a_special_token_within_a_stop_text_is_refused():
 def test_text_continues_that_of_the_prompt(cut):
     """With the space that a decoder leaves out at the beginning of a text."""
     tokenizer, ids = leading_space(), marked()
-    method, prompt = jaxspec.autoregressive(saying(ids)), tokenizer.decode(ids[:cut])
+    method, prompt = jaxspec.autoregressive(scripted(ids)), tokenizer.decode(ids[:cut])
     found = jaxspec.generate(method, [ids[:cut]], 8, tokenizer=tokenizer)
     assert prompt + found.text[0] == tokenizer.decode(ids[: cut + 8])
     assert "".join(jaxspec.stream(method, ids[:cut], 8, tokenizer=tokenizer)) == found.text[0]
@@ -320,7 +320,7 @@ def test_text_continues_that_of_the_prompt(cut):
 def test_a_stop_text_may_begin_with_the_first_space():
     tokenizer, ids = leading_space(), marked()
     cut = next(place for place in range(1, 9) if tokenizer.id_to_token(ids[place]).startswith("▁"))
-    method = jaxspec.autoregressive(saying(ids))
+    method = jaxspec.autoregressive(scripted(ids))
     assert jaxspec.generate(method, [ids[:cut]], 8, stop=[" "], tokenizer=tokenizer).text == [""]
 
 
@@ -349,7 +349,7 @@ def test_a_prompt_of_nothing_but_special_tokens_at_its_end(length):
 def test_stop_tokens_of_a_target_that_has_no_tokenizer():
     """By themselves, and under a tokenizer that is passed."""
     ids, end = marked(), marked().index(0)
-    method = jaxspec.autoregressive(saying(ids, jaxspec.Text(stop=(0,))))
+    method = jaxspec.autoregressive(scripted(ids, jaxspec.Text(stop=(0,))))
     for options in ({}, {"tokenizer": leading_space()}):
         found = jaxspec.generate(method, [ids[:2]], 24, **options)
         assert found.tokens == [ids[2 : end + 1]]

@@ -126,7 +126,7 @@ def test_where_a_chat_template_stands(tmp_path, files):
     text = Text.read(folder_with(tmp_path, **files))
     ids = text.chat([{"role": "user", "content": "hey "}])
     assert text.tokenizer.decode(ids, skip_special_tokens=False) == "<s>[user]hey</s>\n"
-    assert list(ids).count(0) == 1, "the template begins the sequence, and nobody begins it again"
+    assert list(ids).count(0) == 1, "the template adds the first token, and it is not added again"
 
 
 def test_without_a_chat_template(tmp_path):
@@ -240,14 +240,14 @@ def test_special_tokens_that_only_the_configuration_adds(tmp_path):
 def test_tokens_that_the_configuration_calls_special_are_so(tmp_path):
     text = Text.read(folder_with(tmp_path, tokenizer_config__json=SPECIAL["named"]))
     assert text.decode(text.encode("a hey<s>b")) == "a b"
-    assert text.stop == (260,), "eos_token, where no file says an id"
+    assert text.stop == (260,), "eos_token, if no file has an id"
 
 
 @pytest.mark.parametrize("number", ["7", "300"])
 @pytest.mark.parametrize("name", ["</s>", "<|im_end|>"])
 def test_an_added_token_under_another_id_is_refused(tmp_path, number, name):
     more = {number: {"content": name, "special": True}}
-    with pytest.raises(ValueError, match=rf"expected the token .* at id {number}, as added tokens say, got id"):
+    with pytest.raises(ValueError, match=rf"expected the token .* at id {number}, as in the added tokens, got id"):
         Text.read(folder_with(tmp_path, tokenizer_config__json=about(added_tokens_decoder=more)))
 
 
@@ -282,8 +282,8 @@ def test_stop_tokens_and_chat_template_without_a_tokenizer(tmp_path, saved):
 def test_what_a_target_came_with_stays_its_own_under_another_tokenizer(tmp_path):
     target = Text.read(folder_with(tmp_path, tokenizer_config__json=about(PLAIN))).stopping([2])
     method = SimpleNamespace(text=target)
-    for given in (tokenizer(True), Text.of(tokenizer(True))):
-        text = text_of(method, given)
+    for passed in (tokenizer(True), Text.of(tokenizer(True))):
+        text = text_of(method, passed)
         assert (text.stop, text.template, text.special) == ((2,), PLAIN, target.special)
         assert text.chat(MESSAGES).tolist() == target.chat(MESSAGES).tolist()
     own = text_of(method, Text.of(tokenizer(True), stop=(1,), template="!"))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.training.train import bits_per_character, distillation_loss, language_model_loss, lens_loss
+from jaxspec.training import bits_per_character, distillation_loss, language_model_loss, lens_loss
 from jaxspec.verify.exits import init_affine_lens
 from tests.support import reference
 from tests.support.jaxspec import models
@@ -31,13 +31,13 @@ def numpy_losses(model, tokens, labels, num_layers=None):
     return np.stack([reference.cross_entropy(rows, row) for rows, row in zip(logits, labels, strict=True)])
 
 
-def law(logits):
+def softmax(logits):
     odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return odds / odds.sum(axis=-1, keepdims=True)
 
 
 def masked(batch, rows):
-    """The same examples under a mask, and one more of nonsense that does not count."""
+    """Add one example of zeros that the mask excludes."""
     padded = {name: jnp.concatenate([leaf, leaf[:1] * 0]) for name, leaf in batch.items()}
     return {**padded, "mask": jnp.arange(rows + 1) < rows}
 
@@ -57,13 +57,15 @@ def test_language_model_loss(exit_layer, exit_weight):
 def test_distillation_from_a_teacher():
     teacher, student = models.target(), models.draft()
     loss, aux = value(distillation_loss(student.network, teacher), student.params, {"tokens": TOKENS})
-    wanted, said = (numpy_logits(model, TOKENS) for model in (teacher, student))
-    expected = -np.sum(law(wanted) * np.log(law(said)), axis=-1).mean()
+    teacher_logits, student_logits = (numpy_logits(model, TOKENS) for model in (teacher, student))
+    expected = -np.sum(softmax(teacher_logits) * np.log(softmax(student_logits)), axis=-1).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    np.testing.assert_allclose(aux["agreement"], np.mean(wanted.argmax(-1) == said.argmax(-1)), rtol=1e-5)
+    np.testing.assert_allclose(
+        aux["agreement"], np.mean(teacher_logits.argmax(-1) == student_logits.argmax(-1)), rtol=1e-5
+    )
 
 
-def test_distillation_from_labels_counts_those_that_are_not_minus_one():
+def test_distillation_from_labels_skips_minus_one():
     student, labels = models.draft(), np.random.default_rng(5).integers(-1, models.VOCAB, size=TOKENS.shape)
     labels[:, :4] = -1
     batch = {"tokens": jnp.asarray(TOKENS), "labels": jnp.asarray(labels, jnp.int32)}
@@ -87,26 +89,28 @@ def test_masked_examples_do_not_count(name):
     if name == "labels":
         batch["labels"] = jnp.asarray(np.roll(TOKENS, -1, axis=1))
     expected, _ = value(loss_fn, student.params, batch)
-    found, _ = value(loss_fn, student.params, masked(batch, len(TOKENS)))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    result, _ = value(loss_fn, student.params, masked(batch, len(TOKENS)))
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
     nothing, _ = value(loss_fn, student.params, {**batch, "mask": jnp.zeros(len(TOKENS), bool)})
     assert nothing == 0.0
 
 
-def test_lens_loss_teaches_the_exit_and_nothing_else():
+def test_lens_loss_trains_the_exit_only():
     target, lens = models.target(), init_affine_lens(models.TARGET.width, 2, KEY)
     loss_fn = lens_loss(target, 2)
     batch, gradient_fn = {"tokens": jnp.asarray(TOKENS)}, jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     (loss, _), gradient = gradient_fn(lens, batch, KEY)
-    wanted, said = numpy_logits(target, TOKENS), numpy_logits(target, TOKENS, 2)
-    np.testing.assert_allclose(loss, -np.sum(law(wanted) * np.log(law(said)), axis=-1).mean(), rtol=1e-4)
+    teacher_logits, student_logits = numpy_logits(target, TOKENS), numpy_logits(target, TOKENS, 2)
+    np.testing.assert_allclose(
+        loss, -np.sum(softmax(teacher_logits) * np.log(softmax(student_logits)), axis=-1).mean(), rtol=1e-4
+    )
     chex.assert_trees_all_equal_shapes(gradient, lens)
     better = lens._replace(up=lens.up - 1e-2 * gradient.up, bias=lens.bias - 1e-2 * gradient.bias)
     assert gradient_fn(better, batch, KEY)[0][0] < loss
 
 
-def test_bits_per_character_of_a_model_that_knows_nothing():
-    """All tokens equally likely: log₂ V bits a token."""
+def test_bits_per_character_of_a_uniform_model():
+    """All tokens are equally likely: log₂ V bits per token."""
     model = models.draft()
     model = model._replace(params={**model.params, "embedding": model.params["embedding"] * 0.0})
     bits = bits_per_character(model, CORPUS, characters=2 * len(CORPUS), length=16, batch=4)

@@ -17,7 +17,7 @@ from tests.support.jaxfed.runs import arguments
 
 
 def run(directory, rounds, callbacks=(), disk=False, idle=200_000, save_every=1, **options):
-    """FedSpeed with noisy gradients, whose keys must be right as well; ``idle`` numbers make saves take long."""
+    """FedSpeed with gradients that depend on the keys; ``idle`` extra numbers make saves slow."""
     problem = problems.make_problem(21, np.float32)
     params = {**problem.params, "idle": jnp.ones(idle, jnp.float32)}
 
@@ -45,7 +45,7 @@ def run(directory, rounds, callbacks=(), disk=False, idle=200_000, save_every=1,
 
 
 def kill_after(round_number):
-    """Callback that ends the process, as nothing can hold back, after that round and before it is saved."""
+    """Callback that kills the process with SIGKILL after that round, before it is saved."""
 
     def callback(server, info):
         if server.round == round_number:

@@ -1,8 +1,8 @@
-"""Files of models, spoilt in many ways, what loading comes to: ``python -m tests.support.jaxspec.fuzz COUNT KIND…``.
+"""Loads damaged files of models: ``python -m tests.support.jaxspec.fuzz COUNT KIND…``.
 
-A process of its own, with bounded memory and time, so that a crash, a hang or a flood is seen for what it is. Every
-case is named before it is loaded; the last line says of each kind how many loaded, how many were refused, and what
-broke.
+A process of its own, with bounded memory and time, so that a crash, a hang or too much memory ends only this process.
+Every case is printed before it is loaded; the last line counts for each kind what loaded and what was refused, and
+lists what broke.
 """
 
 import copy
@@ -24,7 +24,7 @@ import jaxspec
 from jaxfed import checkpoint
 from jaxfed.checkpoint import record
 from jaxspec import Text, zoo
-from jaxspec.loading.huggingface import load_huggingface, save_huggingface
+from jaxspec.loading import load_huggingface, save_huggingface
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.store import load_model, save_model
 from jaxspec.text.tokenizer import train_tokenizer
@@ -93,7 +93,7 @@ KINDS = {
 }
 
 
-def spoilt_bytes(data, chance):
+def damaged_bytes(data, chance):
     """One bit flipped, an end cut off, or bytes put in."""
     at = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(len(data), 256))
     kind = chance.randrange(4)
@@ -104,17 +104,17 @@ def spoilt_bytes(data, chance):
     return f"flip at {at}", data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
 
 
-def places(tree, path=()):
-    """Every place in a tree of JSON below its root."""
+def paths(tree, path=()):
+    """The paths of all nodes of a JSON tree below its root."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for name, child in pairs:
         yield (*path, name)
-        yield from places(child, (*path, name))
+        yield from paths(child, (*path, name))
 
 
-def spoilt_tree(tree, chance):
-    """Something taken away, put in, or replaced, anywhere in a tree of JSON."""
-    tree, where = copy.deepcopy(tree), chance.choice(list(places(tree)))
+def damaged_tree(tree, chance):
+    """A JSON tree with one node removed or replaced."""
+    tree, where = copy.deepcopy(tree), chance.choice(list(paths(tree)))
     parent = tree
     for name in where[:-1]:
         parent = parent[name]
@@ -126,19 +126,19 @@ def spoilt_tree(tree, chance):
     return f"{value!r} as {where}", tree
 
 
-def spoilt_json(file, chance):
+def damaged_json(file, chance):
     """A JSON file with another tree; a manifest gets the digest that fits it, and a safetensors file its header."""
     if file.suffix == ".safetensors":
         data = file.read_bytes()
         end = 8 + int.from_bytes(data[:8], "little")
-        what, tree = spoilt_tree(json.loads(data[8:end]), chance)
+        what, tree = damaged_tree(json.loads(data[8:end]), chance)
         header = json.dumps(tree).encode()
         return what, len(header).to_bytes(8, "little") + header + data[end:]
     tree = json.loads(file.read_text())
     if file.name == record.MANIFEST:
-        what, body = spoilt_tree(tree["manifest"], chance)
+        what, body = damaged_tree(tree["manifest"], chance)
         return what, record.render(body).encode()
-    what, tree = spoilt_tree(tree, chance)
+    what, tree = damaged_tree(tree, chance)
     return what, json.dumps(tree).encode()
 
 
@@ -155,23 +155,23 @@ def cases(folder, count, chance):
                 yield f"header of {length}", file, length.to_bytes(8, "little") + file.read_bytes()[8:]
         if file.suffix == ".bin":
             header = np.frombuffer(file.read_bytes()[:28], np.int32)
-            for place in range(7):
-                for value in (0, -1, 1, 3, 2**23, -(2**31), 2**31 - 1, -header[place]):
+            for index in range(7):
+                for value in (0, -1, 1, 3, 2**23, -(2**31), 2**31 - 1, -header[index]):
                     changed = header.copy()
-                    changed[place] = value
-                    yield f"{value} as size {place}", file, changed.tobytes() + file.read_bytes()[28:]
+                    changed[index] = value
+                    yield f"{value} as size {index}", file, changed.tobytes() + file.read_bytes()[28:]
     trees = [file for file in files if file.suffix in (".json", ".safetensors")]
     for number in range(count):
         for file in files:
             if file in trees and number % 3:
-                what, content = spoilt_json(file, chance)
+                what, content = damaged_json(file, chance)
             else:
-                what, content = spoilt_bytes(file.read_bytes(), chance) if file.stat().st_size else ("more", b"more")
+                what, content = damaged_bytes(file.read_bytes(), chance) if file.stat().st_size else ("more", b"more")
             yield what, file, content
 
 
 def outcome(load, folder, file):
-    """What loading comes to: "loaded", "refused" by an error of ours that names file or folder, or what broke."""
+    """Returns "loaded", "refused" (by an error that names file or folder), or what went wrong."""
     signal.alarm(SECONDS)
     try:
         with warnings.catch_warnings():
@@ -187,37 +187,37 @@ def outcome(load, folder, file):
 
 
 def limit_memory():
-    """From here on: what there is and ``MEMORY`` more."""
+    """Limits this process to ``MEMORY`` more than it uses now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def tried(kind, count):
-    """What became of all cases of a kind."""
+def counts(kind, count):
+    """Counts of loaded and refused cases of a kind, and the cases that broke."""
     write, load = KINDS[kind]
-    told = {"loaded": 0, "refused": 0, "broke": []}
+    results = {"loaded": 0, "refused": 0, "broke": []}
     with tempfile.TemporaryDirectory() as directory:
-        whole, spoilt = Path(directory) / "whole", Path(directory) / "spoilt"
+        whole, damaged = Path(directory) / "whole", Path(directory) / "damaged"
         whole.mkdir()
         write(whole)
         load(whole)
         for what, file, content in cases(whole, count, random.Random(kind)):
-            shutil.rmtree(spoilt, ignore_errors=True)
-            shutil.copytree(whole, spoilt)
-            target = spoilt / file.relative_to(whole)
+            shutil.rmtree(damaged, ignore_errors=True)
+            shutil.copytree(whole, damaged)
+            target = damaged / file.relative_to(whole)
             target.write_bytes(content)
             case = f"{kind}: {file.relative_to(whole)}: {what}"
             print(case, flush=True)
-            found = outcome(load, spoilt, file)
-            if found in ("loaded", "refused"):
-                told[found] += 1
+            result = outcome(load, damaged, file)
+            if result in ("loaded", "refused"):
+                results[result] += 1
             else:
-                told["broke"].append(f"{case}: {found[:300]}")
-    return told
+                results["broke"].append(f"{case}: {result[:300]}")
+    return results
 
 
 if __name__ == "__main__":
     model()
     limit_memory()
-    print(json.dumps({kind: tried(kind, int(sys.argv[1])) for kind in sys.argv[2:]}))
+    print(json.dumps({kind: counts(kind, int(sys.argv[1])) for kind in sys.argv[2:]}))

@@ -11,7 +11,7 @@ import jaxspec
 from jaxspec import DecoderConfig, Model
 from jaxspec.drafts import draft_for
 from jaxspec.models._decoder import network
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from jaxspec.verify.target import Request
 
 VOCAB = 11

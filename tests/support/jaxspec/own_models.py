@@ -1,4 +1,4 @@
-"""Models that somebody else would bring: plain functions without Flax, and a Linen module."""
+"""Models as a user may bring them: plain functions without Flax, and a Linen module."""
 
 import jax
 import jax.numpy as jnp

@@ -10,9 +10,9 @@ import numpy as np
 import jaxspec
 from jaxspec import Model, Sampling
 from jaxspec.generation.requests import request_of
-from jaxspec.loading._families import family_of
+from jaxspec.loading.families import family_of
 from jaxspec.models._decoder import network
-from jaxspec.training.train import hidden_states
+from jaxspec.training import hidden_states
 from jaxspec.verify.sampling import perturbed
 from jaxspec.verify.seen import Seen
 from tests.support.jaxspec import models

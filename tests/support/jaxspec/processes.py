@@ -15,7 +15,7 @@ import jax
 
 import jaxspec
 from jaxspec import Sampling
-from jaxspec.devices.channel import Remote
+from jaxspec.devices.channel import RemoteChannel
 from jaxspec.devices.processes import is_local, shapes
 from jaxspec.generation.trace import Timeline
 from jaxspec.methods import candidates, fallbacks
@@ -72,17 +72,17 @@ def plain(name):
 
 def counted(run):
     """What a run gives, and how often something crossed meanwhile."""
-    made, kept = [], Remote.__init__
+    made, kept = [], RemoteChannel.__init__
 
     def noted(self, *meshes):
         made.append(self)
         kept(self, *meshes)
 
-    Remote.__init__ = noted
+    RemoteChannel.__init__ = noted
     try:
         return run() | {"crossed": sum(channel.transfers for channel in made)}
     finally:
-        Remote.__init__ = kept
+        RemoteChannel.__init__ = kept
 
 
 def owned(model, mesh):

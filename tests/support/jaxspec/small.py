@@ -1,4 +1,4 @@
-"""The embedded pair with two of the target's layers, for commands whose tests ask nothing of its words."""
+"""The embedded pair with two of the target's layers: for tests of commands that do not depend on the text."""
 
 from dataclasses import replace
 from functools import cache

@@ -18,8 +18,7 @@ from jaxspec.__main__ import main
 from jaxspec.federated import Continued, _examples
 from jaxspec.loading.store import load_model, save_model
 from jaxspec.text._text import sentencepiece
-from jaxspec.training.streams import streaming_loss
-from jaxspec.training.train import (
+from jaxspec.training import (
     Schedule,
     bits_per_character,
     distillation_loss,
@@ -27,6 +26,7 @@ from jaxspec.training.train import (
     fit_lens,
     lens_loss,
     log_probabilities,
+    streaming_loss,
 )
 from jaxspec.verify.exits import init_affine_lens
 from tests.support.jaxspec import models
@@ -40,7 +40,7 @@ def prompts(count, seed=0):
 
 
 def marked(single="<s> $A"):
-    """Letters, with a token before (and, if asked for, behind) every text."""
+    """Letters, with a token before (and optionally after) every text."""
     letters = {letter: index for index, letter in enumerate(["<s>", "</s>", *"abcdefghi"])}
     made = Tokenizer(WordLevel(letters, unk_token="</s>"))
     made.pre_tokenizer = Split("", "isolated")
@@ -102,7 +102,7 @@ def test_a_lens_is_fitted_to_windows_as_they_are_decoded():
     jax.tree.map(np.testing.assert_array_equal, found, other)
 
 
-#: A target that ends its text where it says this token.
+#: The stop token of a target.
 STOP = 9
 
 

@@ -1,4 +1,4 @@
-"""The small trainer: batches are a function of (seed, step), and a fit resumes bit for bit."""
+"""The trainer: batches are a function of (seed, step), and a fit resumes bit for bit."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxspec.training.train import Schedule, fit, language_model_loss
+from jaxspec.training import Schedule, fit, language_model_loss
 from tests.support.jaxspec import models
 
 CORPUS = np.random.default_rng(4).integers(models.VOCAB, size=400).astype(np.int32)
@@ -36,7 +36,7 @@ def test_every_token_of_the_corpus_can_be_drawn():
 
 
 def fresh():
-    """A model of its own for one fit."""
+    """Make a new model for one fit."""
     return models.random_model(models.stranger().network.config, 7)
 
 
@@ -56,8 +56,8 @@ def test_fit_lowers_the_loss():
 
 @pytest.mark.parametrize("stopped_at", [5, 7])
 def test_fit_resumes_bit_for_bit(tmp_path, stopped_at):
-    """Interrupted on and between two saves; the second call starts where the first one was."""
-    expected, asked = fitted(), []
+    """Interrupt at a save and between two saves; the second call continues at the same step."""
+    expected, steps_drawn = fitted(), []
 
     def interrupted(step):
         if step == stopped_at:
@@ -66,21 +66,21 @@ def test_fit_resumes_bit_for_bit(tmp_path, stopped_at):
 
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path, batches=interrupted)
-    resumed = fitted(tmp_path, batches=lambda step: asked.append(step) or batch_fn(step))
+    resumed = fitted(tmp_path, batches=lambda step: steps_drawn.append(step) or batch_fn(step))
     chex.assert_trees_all_equal(resumed, expected)
-    assert asked == list(range(stopped_at, SCHEDULE.steps))
+    assert steps_drawn == list(range(stopped_at, SCHEDULE.steps))
 
 
 def test_a_finished_fit_is_not_repeated(tmp_path):
-    asked = []
+    steps_drawn = []
     expected = fitted(tmp_path)
-    found = fitted(tmp_path, batches=lambda step: asked.append(step) or batch_fn(step))
-    chex.assert_trees_all_equal(found, expected)
-    assert asked == []
+    repeated = fitted(tmp_path, batches=lambda step: steps_drawn.append(step) or batch_fn(step))
+    chex.assert_trees_all_equal(repeated, expected)
+    assert steps_drawn == []
 
 
-def test_the_start_is_left_alone():
-    """Buffers may be donated inside; the caller's parameters may not."""
+def test_initial_parameters_are_not_modified():
+    """Buffers may be donated inside, but not those of the caller."""
     model = fresh()
     before = jax.tree.map(np.array, model.params)
     fit(language_model_loss(model.network), model.params, batch_fn, SCHEDULE, progress=False)
@@ -88,7 +88,7 @@ def test_the_start_is_left_alone():
 
 
 def broken_from(step):
-    """A loss that is not finite from a step on; batches tell it where it is."""
+    """Return a loss that is NaN from a step on, and batches that contain the step number."""
     inner = language_model_loss(models.stranger().network)
 
     def loss_fn(params, batch, key):
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit():
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(tmp_path):
-    """What was good before it can still be resumed."""
+    """The last good step can still be resumed."""
     loss_fn, batches = broken_from(6)
     schedule, options = replace(SCHEDULE, steps=40), {"directory": tmp_path, "progress": False, "save_every": 5}
     with pytest.raises(FloatingPointError):

@@ -46,7 +46,7 @@ def simulate(algorithm, start=None, rounds=6, **options):
 
 
 @pytest.mark.parametrize("name", KEEPING)
-def test_a_state_goes_on_bit_for_bit_and_a_server_alone_is_refused(name):
+def test_a_state_continues_bit_for_bit_and_a_server_alone_is_refused(name):
     whole, history = simulate(name)
     half, first = simulate(name, rounds=3, keep_state=True)
     with pytest.raises(ValueError, match="expected the clients' rows .* has done 3 rounds.*history.state"):
@@ -59,7 +59,7 @@ def test_a_state_goes_on_bit_for_bit_and_a_server_alone_is_refused(name):
     assert second.state is None
 
 
-def test_a_server_alone_goes_on_where_clients_keep_nothing():
+def test_a_server_alone_continues_where_clients_keep_nothing():
     whole, _ = simulate("fedadam")
     half, _ = simulate("fedadam", rounds=3)
     chex.assert_trees_all_equal(simulate("fedadam", half)[0], whole)
@@ -103,7 +103,7 @@ def test_rows_of_a_state_that_another_run_overwrote_are_named(tmp_path):
         simulate("scaffold", first.state)
 
 
-def test_a_state_goes_onto_a_mesh():
+def test_a_state_continues_on_a_mesh():
     whole, _ = simulate("fedspeed", sampler=jaxfed.FixedSize(4))
     _, first = simulate("fedspeed", sampler=jaxfed.FixedSize(4), rounds=3, keep_state=True)
     spread, _ = simulate("fedspeed", first.state, sampler=jaxfed.FixedSize(4), mesh=jax.make_mesh((2,), ("clients",)))

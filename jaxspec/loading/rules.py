@@ -1,4 +1,4 @@
-"""How published arrays make one leaf of our parameters, and the leaf published arrays again."""
+"""Rules between published arrays and one leaf of our parameters, in both directions."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,10 +11,10 @@ Parts = Sequence[np.ndarray]
 
 
 class Rule(NamedTuple):
-    """How published weights make one leaf.
+    """The rule of one leaf.
 
     Attributes:
-        names: published names; ``{}`` stands for the number of the layer.
+        names: published names; ``{}`` is replaced by the index of the layer.
         join: (their arrays, configuration) → the leaf.
         split: (the leaf, configuration) → their arrays.
     """
@@ -30,7 +30,7 @@ def same(name: str) -> Rule:
 
 
 def one_more(name: str) -> Rule:
-    """Gemma stores what its norms multiply by less one."""
+    """The leaf is the published array + 1: Gemma stores scales of norms minus one."""
     return Rule((name,), lambda parts, _: parts[0] + 1, lambda leaf, _: [leaf - 1])
 
 
@@ -40,7 +40,7 @@ def stacked(*names: str) -> Rule:
 
 
 def heads(pattern: str, names: str = "qkv") -> Rule:
-    """Rows of queries, keys and values, regrouped: [G, H/G + 2, head_size, …]."""
+    """Rows of queries, keys and values, grouped by key-value head: [G, H/G + 2, head_size, …]."""
 
     def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
         shape = config.num_kv_heads, -1, config.head_size
@@ -53,5 +53,5 @@ def heads(pattern: str, names: str = "qkv") -> Rule:
 
 
 def table_from_two(name: str) -> Rule:
-    """OPT's positions begin in the third row; the first two serve padding."""
+    """Rows from the third on: in OPT's table of positions the first two belong to padding."""
     return Rule((name,), lambda parts, _: parts[0][2:], lambda leaf, _: [np.pad(leaf, ((2, 0), (0, 0)))])

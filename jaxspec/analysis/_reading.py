@@ -1,0 +1,58 @@
+"""Reading a recorded text: one pass of each model gives every step of greedy speculative decoding, without decoding.
+
+In text that the target generated greedily, a drafted token is accepted where the draft's most likely token equals the
+token of the text.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.models.base import Array, Network, Params
+from jaxspec.training import hidden_states
+from jaxspec.verify.sampling import guess
+
+
+def check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
+    """Check the exits to read.
+
+    Raises:
+        ValueError: layers that do not ascend from 1 to N.
+    """
+    if list(layers) != sorted(set(layers)) or not all(1 <= layer <= count for layer in layers):
+        raise ValueError(f"expected ascending layers from 1 to {count}, got {tuple(layers)}")
+    return tuple(layers)
+
+
+def draft_pass(network: Network, params: Params, tokens: Array) -> tuple[Array, Array]:
+    """Return the draft's logits [V, B, T] and its most likely token after every position [B, T]."""
+    logits = network.logits(params, hidden_states(network, params, tokens)[-1])
+    return logits, guess(logits)
+
+
+def map_exits(
+    network: Network, params: Params, head: Any, states: Sequence[Array], summary: Callable[[Array], Any]
+) -> Any:
+    """Apply ``summary`` to the logits [V, B, T] of each exit, one exit at a time; results are stacked."""
+    return jax.lax.map(lambda x: summary(head(network, params, x)), jnp.stack(states))
+
+
+def step_ends(agrees: Iterable[np.ndarray], window: int) -> list[tuple[int, int, int]]:
+    """Return (sequence, position of the token that ends it, A) of every step of greedy speculative decoding.
+
+    Args:
+        agrees: for each sequence, whether the draft's most likely token equals the token of the text: [T].
+        window: γ.
+    """
+    ends = []
+    for row, line in enumerate(agrees):
+        start = 0
+        while start + window < len(line):
+            wrong = np.flatnonzero(~line[start : start + window])
+            accepted = int(wrong[0]) if len(wrong) else window
+            ends.append((row, start + accepted, accepted))
+            start += accepted + 1
+    return ends

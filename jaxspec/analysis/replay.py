@@ -1,0 +1,206 @@
+"""The hit rate of a policy, without decoding: its rankings are replayed over the target's own text.
+
+One pass of each model over a recorded text gives what each side would send in every step of greedy decoding: a
+``Message`` of γ+1 positions. A step is a hit if the policy's roots contain its outcome (A, next token); FF is the share
+of the other steps, for any window, κ, R and ℓₑ.
+
+Accepted lengths and the positions up to the outcome are those of a real run. Positions after the outcome are not: a run
+has the rejected tokens there, the replay has the text. This matters only where positions compete for a budget.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxspec.analysis._reading import check_layers, draft_pass, map_exits, step_ends
+from jaxspec.generation.requests import bucket
+from jaxspec.methods.candidates import Policy
+from jaxspec.models.base import Array, Model, Network, Params
+from jaxspec.training import hidden_states
+from jaxspec.verify import Message, join, likely
+from jaxspec.verify.exits import LogitLens
+
+
+class SideMessages(NamedTuple):
+    """What one side would send at every position: candidates without the drafted token, and with it; [M, κ]."""
+
+    masked: Message
+    unmasked: Message
+
+
+class Recording(NamedTuple):
+    """All positions of all texts, concatenated to M, on the host.
+
+    Attributes:
+        agrees: whether the draft's most likely token equals the token of the text, one row [T] per text.
+        text: the tokens: [M].
+        draft: the draft's candidates.
+        exits: candidates of the exit after so many layers.
+    """
+
+    agrees: list[np.ndarray]
+    text: np.ndarray
+    draft: SideMessages
+    exits: Mapping[int, SideMessages]
+
+
+def record(
+    target: Model,
+    draft: Model,
+    texts: Sequence[Sequence[int]],
+    prompt_lengths: Sequence[int],
+    layers: Sequence[int],
+    num_candidates: int = 8,
+    exit: Any = None,
+) -> Recording:
+    """Read texts once with each model, on the devices of its parameters.
+
+    Args:
+        target: whose exits are read.
+        draft: a model over the same vocabulary.
+        texts: prompts with the target's own greedy continuations, of any lengths; −1 after the end of a text is
+            skipped.
+        prompt_lengths: of the prompts in ``texts``.
+        layers: ℓₑ of every exit, ascending.
+        num_candidates: the largest κ that will be replayed.
+        exit: exit head; default ``LogitLens()``.
+
+    Raises:
+        ValueError: no text after a prompt, or layers that do not ascend from 1 to N.
+    """
+    layers = check_layers(layers, target.network.config.num_layers)
+    texts = [[token for token in text if token >= 0] for text in texts]
+    empty = [number for number, text in enumerate(texts) if len(text) <= prompt_lengths[number]]
+    if empty or not len(texts):
+        raise ValueError(f"expected text after every prompt, got none after {empty or 'none'}; continue them first")
+    head, rows = LogitLens() if exit is None else exit, []
+    size = bucket(max(map(len, texts)))
+    for text, length in zip(texts, prompt_lengths, strict=True):
+        tokens = np.pad(np.asarray(text, np.int32), (0, size - len(text)))[None]
+        drafted, own = _read_draft(draft.network, num_candidates, draft.params, tokens)
+        drafted = np.asarray(drafted)
+        exits = _read_exits(target.network, layers, num_candidates, target.params, head, tokens, drafted)
+        continuation = slice(length - 1, len(text) - 1)
+        messages = jax.tree.map(lambda leaf, at=continuation: np.asarray(leaf)[0, at], (own, *exits))
+        rows.append((drafted[0, continuation], np.asarray(text[length:]), *messages))
+    agrees = [drafted == text for drafted, text, *_ in rows]
+    _, text, own, *exits = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+    return Recording(agrees, text, own, dict(zip(layers, exits, strict=True)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _read_draft(network: Network, kappa: int, params: Params, tokens: Array) -> tuple[Array, SideMessages]:
+    logits, drafted = draft_pass(network, params, tokens)
+    return drafted, _messages(logits, drafted, kappa)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _read_exits(
+    network: Network, layers: tuple[int, ...], kappa: int, params: Params, head: Any, tokens: Array, drafted: Array
+) -> list[SideMessages]:
+    states = hidden_states(network, params, tokens, layers)[:-1]
+    stacked = map_exits(network, params, head, states, lambda logits: _messages(logits, drafted, kappa))
+    return [jax.tree.map(lambda leaf, number=number: leaf[number], stacked) for number in range(len(layers))]
+
+
+def _messages(logits: Array, drafted: Array, kappa: int) -> SideMessages:
+    excluded = jnp.stack([drafted, jnp.full_like(drafted, -1)])
+    both = jax.vmap(lambda token: likely(logits, token, kappa))(excluded)
+    return SideMessages(*(jax.tree.map(lambda leaf, number=number: leaf[number], both) for number in range(2)))
+
+
+class RecordedSteps(NamedTuple):
+    """Every step of greedy speculative decoding along a recording, n of them.
+
+    Attributes:
+        accepted: A: [n].
+        next_token: correction or bonus: [n].
+        positions: the γ+1 positions of each step, as indices into M: [n, γ+1].
+    """
+
+    accepted: np.ndarray
+    next_token: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def accepted_length(self) -> float:
+        """E[A]."""
+        return float(np.mean(self.accepted))
+
+    @property
+    def acceptance_rate(self) -> float:
+        """α: accepted tokens over tokens that were tested, those up to the first rejection."""
+        rejected = np.sum(self.accepted < self.positions.shape[1] - 1)
+        return float(np.sum(self.accepted) / (np.sum(self.accepted) + rejected))
+
+
+def steps(recording: Recording, window: int) -> RecordedSteps:
+    """Return the steps for windows of γ tokens.
+
+    Raises:
+        ValueError: no text is longer than a window.
+    """
+    ends = step_ends(recording.agrees, window)
+    if not ends:
+        longest = max(map(len, recording.agrees))
+        raise ValueError(f"expected more than {window} tokens after a prompt, got {longest}; continue them further")
+    row, end, accepted = np.asarray(ends).T
+    offsets = np.cumsum([0, *map(len, recording.agrees)])[row]
+    positions = (offsets + end - accepted)[:, None] + np.arange(window + 1)
+    return RecordedSteps(accepted, recording.text[offsets + end], positions)
+
+
+def hits(
+    recording: Recording, steps: RecordedSteps, policy: Policy, num_candidates: int = 8, exit_layer: int | None = None
+) -> np.ndarray:
+    """Return for each step whether the policy rolls out its outcome: [n] bool; FF is the share of False.
+
+    Args:
+        recording: with at least as many candidates.
+        steps: of the recording.
+        policy: what is rolled out ahead.
+        num_candidates: κ of the exit's message.
+        exit_layer: ℓₑ, for a policy that uses the exit.
+
+    Raises:
+        ValueError: more candidates than were recorded, or an exit that was not recorded.
+    """
+    if policy.exit is not None and exit_layer not in recording.exits:
+        raise ValueError(f"expected an exit out of {tuple(recording.exits)}, got {exit_layer}")
+    own = _windows(recording.draft, steps.positions, policy.num_candidates) if policy.ahead else None
+    sent = _windows(recording.exits[exit_layer], steps.positions, num_candidates) if policy.exit else None  # type: ignore[index]
+    accepted, next_token = steps.accepted.astype(np.int32), steps.next_token.astype(np.int32)
+    return np.asarray(_hits(policy, own, sent, accepted, next_token))
+
+
+def _windows(messages: SideMessages, positions: np.ndarray, kappa: int) -> SideMessages:
+    """Return the first κ candidates of every step: masked [n, γ, κ] in the window, unmasked [n, 1, κ] after it."""
+    most = messages.masked.tokens.shape[1]
+    if kappa > most:
+        raise ValueError(f"expected at most {most} candidates, as many as were recorded, got {kappa}")
+
+    def at(message: Message, where: np.ndarray) -> Message:
+        return Message(message.tokens[where, :kappa], message.scores[where, :kappa], message.drafted[where])
+
+    return SideMessages(at(messages.masked, positions[:, :-1]), at(messages.unmasked, positions[:, -1:]))
+
+
+@partial(jax.jit, static_argnums=0)
+def _hits(
+    policy: Policy, own: SideMessages | None, sent: SideMessages | None, accepted: Array, next_token: Array
+) -> Array:
+    """Return whether the outcome is a root: [n]. Rankings are called as in a step of ``jaxspec.mirror``."""
+    earlier, hit = None, jnp.zeros(accepted.shape, bool)
+    for ranking, messages in ((policy.ahead, own), (policy.exit, sent)):
+        if ranking is None or messages is None:
+            continue
+        count = jnp.full_like(accepted, messages.masked.tokens.shape[1])
+        roots = ranking(join(messages.masked, messages.unmasked, count), earlier)
+        earlier = roots if earlier is None else earlier
+        is_root = (roots.accepted == accepted[:, None]) & (roots.tokens == next_token[:, None])
+        hit |= jnp.any(is_root, axis=1)
+    return hit

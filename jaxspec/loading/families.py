@@ -1,0 +1,126 @@
+"""Published model families, one row each: how ``config.json`` is read and written, and the names of the weights.
+
+Our leaves are named by their path in the parameters (``attention.qkv``), those of layer i without ``layers.i.``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jaxspec.loading._gemma import GEMMA_WEIGHTS, read_gemma2, read_gemma3, write_gemma
+from jaxspec.loading._llama import (
+    LLAMA_WEIGHTS,
+    read_llama,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
+    write_llama,
+    write_mistral,
+    write_qwen,
+)
+from jaxspec.loading._opt import OPT_WEIGHTS, read_opt, write_opt
+from jaxspec.loading._rope import Config
+from jaxspec.loading._unsupported import check_unread, unknown_architecture
+from jaxspec.loading.rules import Rule
+from jaxspec.models.base import Params
+from jaxspec.models.config import DecoderConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published family.
+
+    Attributes:
+        model_type, architecture: its names in ``config.json``.
+        read: ``config.json`` → our configuration.
+        write: our configuration → the keys of ``config.json``, except names, vocabulary size and tying.
+        weights: name of a leaf → how published arrays make it.
+        reads: keys that change results in this family and must not be set in others (of ``_unsupported.NEUTRAL``, and
+            ``sliding_window``).
+    """
+
+    model_type: str
+    architecture: str
+    read: Callable[[Config], DecoderConfig]
+    write: Callable[[DecoderConfig], Config]
+    weights: dict[str, Rule]
+    reads: frozenset[str] = frozenset()
+
+    def config_of(self, config: Config) -> DecoderConfig:
+        """Our configuration of a ``config.json``.
+
+        Raises:
+            ValueError: a setting that changes results and that the family does not read, or an unknown value.
+        """
+        check_unread(config, self.reads)
+        return self.read(config)
+
+    def config_json(self, config: DecoderConfig) -> Config:
+        """The ``config.json`` of our configuration."""
+        names = {"model_type": self.model_type, "architectures": [self.architecture]}
+        return names | {"vocab_size": config.vocab_size, "tie_word_embeddings": config.ends.tied} | self.write(config)
+
+    def represents(self, config: DecoderConfig) -> bool:
+        """Whether the family's ``config.json`` holds all of our configuration."""
+        try:
+            return self.read(self.config_json(config)) == config
+        except (ValueError, KeyError, TypeError):
+            return False
+
+
+WINDOW = frozenset({"sliding_window"})
+CAPPED = WINDOW | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
+FAMILIES = (
+    Family("llama", "LlamaForCausalLM", read_llama, write_llama, LLAMA_WEIGHTS),
+    Family("mistral", "MistralForCausalLM", read_mistral, write_mistral, LLAMA_WEIGHTS, WINDOW),
+    Family("qwen2", "Qwen2ForCausalLM", read_qwen2, write_qwen, LLAMA_WEIGHTS, WINDOW),
+    Family("qwen3", "Qwen3ForCausalLM", read_qwen3, write_qwen, LLAMA_WEIGHTS, WINDOW),
+    Family("opt", "OPTForCausalLM", read_opt, write_opt, OPT_WEIGHTS),
+    Family("gemma2", "Gemma2ForCausalLM", read_gemma2, write_gemma, GEMMA_WEIGHTS, CAPPED),
+    Family("gemma3_text", "Gemma3ForCausalLM", read_gemma3, write_gemma, GEMMA_WEIGHTS, CAPPED),
+)
+
+
+def family_of(config: Config) -> Family:
+    """The family of a ``config.json``.
+
+    Raises:
+        ValueError: an unsupported one, or ``architectures`` and ``model_type`` of two families.
+    """
+    named, model_type = config.get("architectures") or (), config.get("model_type")
+    for family in FAMILIES:
+        if family.architecture in named or (not named and model_type == family.model_type):
+            if model_type not in (None, family.model_type):
+                raise ValueError(
+                    f"expected model_type {family.model_type} for {family.architecture}, got {model_type}; the two "
+                    "read config.json differently: correct the one that is wrong"
+                )
+            return family
+    raise unknown_architecture(config, ", ".join(family.architecture for family in FAMILIES))
+
+
+def family_for(config: DecoderConfig) -> Family:
+    """The first family whose ``config.json`` holds all of our configuration.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for family in FAMILIES:
+        if family.represents(config):
+            return family
+    raise ValueError(
+        f"expected a configuration of one of {[family.model_type for family in FAMILIES]}, got {config}; no "
+        "config.json of these families holds all of it"
+    )
+
+
+def representable(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
+    """The same function in a configuration that a family has: a scale of the embedding is multiplied into it."""
+    if any(family.represents(config) for family in FAMILIES):
+        return config, params
+    scale = config.width**0.5 if config.ends.embedding_scale is None else config.ends.embedding_scale
+    head = params.get("head", params["embedding"])
+    table = np.asarray(params["embedding"], np.float32) * np.float32(scale)
+    ends = replace(config.ends, tied=False, embedding_scale=1.0)
+    return replace(config, ends=ends), {**params, "embedding": table.astype(params["embedding"].dtype), "head": head}

@@ -1,0 +1,88 @@
+"""The settings of a decoding method as one value, without models and meshes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxspec.devices.sharding import Placement
+from jaxspec.methods._autoregressive import autoregressive
+from jaxspec.methods._mirror import mirror
+from jaxspec.methods._speculative import speculative
+from jaxspec.methods.candidates import Policy
+from jaxspec.methods.fallbacks import Fallback, Full
+from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.models.base import Model
+from jaxspec.verify.acceptance import Acceptance
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """Settings of plain decoding (window 0), speculative decoding (no policy) or Mirror-SD (a policy).
+
+    Attributes:
+        window: γ, tokens drafted per step; 0: plain decoding.
+        policy: what Mirror-SD rolls out ahead; None: speculative decoding, one program on the target's mesh.
+        num_candidates: κ, exit tokens sent for each position.
+        exit_layer: ℓₑ; None: half of the target's layers.
+        acceptance: None: ``acceptance.match()``.
+        fallback: what Mirror-SD drafts where no branch matches the verdict.
+        label: name in tables; default: the method's. Not part of the comparison.
+    """
+
+    window: int = 0
+    policy: Policy | None = None
+    num_candidates: int = 8
+    exit_layer: int | None = None
+    acceptance: Acceptance | None = None
+    fallback: Fallback = Full()
+    label: str = field(default="", compare=False)
+
+    @property
+    def method(self) -> str:
+        """Name of the method: "autoregressive", "speculative" or "mirror"."""
+        if not self.window:
+            return "autoregressive"
+        return "speculative" if self.policy is None else "mirror"
+
+    def build(
+        self, target: Model, draft: Model | None = None, exit: Any = None, placement: Placement | None = None
+    ) -> DecodingMethod:
+        """Build the method for a pair of models.
+
+        Args:
+            target: network and parameters whose text is generated.
+            draft: a model with the target's tokenizer; not used by plain decoding.
+            exit: exit head, for Mirror-SD; default ``LogitLens()``.
+            placement: target and draft mesh; plain and speculative decoding use the target's only. Default: the first
+                device, or the first two for Mirror-SD.
+
+        Raises:
+            ValueError: a window without a draft, or what the method refuses.
+        """
+        mesh = None if placement is None else placement.target
+        if not self.window:
+            return autoregressive(target, mesh)
+        if draft is None:
+            raise ValueError(
+                f"expected a draft for {self.method} decoding, got none; pass a smaller model with the same tokenizer"
+            )
+        if self.policy is None:
+            return speculative(target, draft, self.window, mesh, acceptance=self.acceptance)
+        return mirror(
+            target,
+            draft,
+            window=self.window,
+            num_candidates=self.num_candidates,
+            exit_layer=self.exit_layer,
+            exit=exit,
+            policy=self.policy,
+            placement=placement,
+            acceptance=self.acceptance,
+            fallback=self.fallback,
+        )
+
+    def __str__(self) -> str:
+        parts = [self.label or self.method]
+        parts += [f"window {self.window}"] if self.window else []
+        if self.policy is not None and self.policy.exit:
+            parts.append(f"{self.num_candidates} candidates at exit {self.exit_layer or 'N/2'}")
+        return ", ".join(parts)

@@ -1,0 +1,102 @@
+"""Windows of text that begin as prompts do: with the tokens that the tokenizer puts before every prompt."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxspec.text._text import Text
+
+
+def prompt_prefix(tokenizer: Tokenizer | Text | None) -> np.ndarray:
+    """Tokens [k] int32 that encoding puts before a prompt, such as ``<bos>``; none without a tokenizer."""
+    text = None if tokenizer is None else _text(tokenizer)
+    return np.asarray([] if text is None or text.encode is None else _frame(text)[0], np.int32)
+
+
+def tokens_of(tokenizer: Tokenizer | Text, text: str) -> np.ndarray:
+    """Token ids [T] int32 of a text with its prefix, but without the tokens that encoding puts after it."""
+    own = _text(tokenizer)
+    ids = _encode(own, text)
+    return ids[: len(ids) - len(_frame(own)[1])]
+
+
+def with_prefix(rows: np.ndarray, prefix: np.ndarray) -> np.ndarray:
+    """Windows [..., T] whose first k tokens are replaced by ``prefix`` [k].
+
+    Raises:
+        ValueError: windows not longer than the prefix.
+    """
+    count = len(prefix)
+    if not count:
+        return rows
+    if rows.shape[-1] <= count:
+        raise ValueError(
+            f"expected windows longer than the {count} tokens before every prompt, got {rows.shape[-1]}; "
+            "use longer windows"
+        )
+    return np.concatenate([np.broadcast_to(prefix, (*rows.shape[:-1], count)), rows[..., count:]], axis=-1)
+
+
+def windows(tokens: np.ndarray, length: int, count: int, prefix: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+    """At most ``count`` windows [n, length] of a token array, evenly spaced, neighbours overlapping by half at most.
+
+    Args:
+        tokens: of a whole text, [T].
+        length: tokens of a window.
+        count: largest number of windows.
+        prefix: ``prompt_prefix`` of the tokenizer; replaces the first tokens of every window.
+
+    Raises:
+        ValueError: fewer tokens than one window, or windows not longer than the prefix.
+    """
+    if len(tokens) < length:
+        raise ValueError(f"expected at least {length} tokens for one prompt, got {len(tokens)}; leave this client out")
+    last = len(tokens) - length
+    starts = np.linspace(0, last, min(count, 1 + 2 * last // length)).astype(int)
+    return with_prefix(tokens[starts[:, None] + np.arange(length)[None]], np.asarray(prefix, np.int32))
+
+
+def token_rows(
+    tokenizer: Tokenizer | Text, texts: Sequence[str], length: int, count: int
+) -> tuple[np.ndarray, list[int]]:
+    """Windows of several texts, [n, length], each with the prompt prefix; and the index of the text each is from."""
+    prefix = prompt_prefix(tokenizer)
+    rows = [windows(tokens_of(tokenizer, text), length, count, prefix) for text in texts]
+    return np.concatenate(rows), [index for index, part in enumerate(rows) for _ in part]
+
+
+def lengths(tokens: np.ndarray) -> np.ndarray:
+    """Number of tokens [n] of every row of texts [n, T] padded with −1."""
+    return np.sum(np.asarray(tokens) >= 0, axis=-1)
+
+
+def filled(tokens: np.ndarray) -> np.ndarray:
+    """Texts padded with −1, padded with token 0 instead, which a model can embed."""
+    return np.maximum(tokens, 0)
+
+
+def _encode(text: Text, string: str) -> np.ndarray:
+    """Encodes as ``generate`` encodes a prompt.
+
+    Raises:
+        ValueError: a ``Text`` without a tokenizer.
+    """
+    if text.encode is None:
+        raise ValueError("expected a tokenizer, got a Text without one; pass jaxspec.Text.of(tokenizer)")
+    return text.encode(string)
+
+
+def _frame(text: Text) -> tuple[list[int], list[int]]:
+    """Tokens that encoding puts before and after a text."""
+    if text.encode_marked is None:
+        return _encode(text, "").tolist(), []
+    own, whole = text.encode_marked("a").tolist(), _encode(text, "a").tolist()
+    if not own:  # the vocabulary lacks this letter
+        return whole, []
+    starts = [start for start in range(len(whole)) if whole[start : start + len(own)] == own]
+    return (whole[: starts[-1]], whole[starts[-1] + len(own) :]) if starts else ([], [])
+
+
+def _text(tokenizer: Tokenizer | Text) -> Text:
+    return tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)

@@ -1,0 +1,140 @@
+"""A small trainer that resumes: optimiser steps over batches that are a function of the step number."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from jaxfed import checkpoint
+from jaxspec.models.base import Array, Params
+from jaxspec.text.prompts import with_prefix
+from jaxspec.training.losses import LossFn
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimiser steps and their sizes: AdamW with linear warm-up, cosine decay to zero, global norm clipped at 1.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: sequences per step.
+        sequence_length: labels per sequence.
+        learning_rate: peak.
+        warmup: steps.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    sequence_length: int = 256
+    learning_rate: float = 2e-3
+    warmup: int = 50
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Return the optax transformation."""
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, self.warmup, max(self.steps, self.warmup + 1)
+        )
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
+
+    def batch(
+        self, corpus: np.ndarray, seed: int, step: int, first: Sequence[int] | np.ndarray = ()
+    ) -> dict[str, np.ndarray]:
+        """Draw random windows of a flat token array, a function of (seed, step) alone: ``tokens`` [B, T + 1].
+
+        Each begins with the tokens ``first``, for example ``windows.prompt_prefix`` of the tokenizer.
+        """
+        generator = np.random.default_rng((seed, step))
+        starts = generator.integers(0, len(corpus) - self.sequence_length, self.batch_size)
+        rows = corpus[starts[:, None] + np.arange(self.sequence_length + 1)[None]]
+        return {"tokens": with_prefix(rows, np.asarray(first, np.int32))}
+
+
+class TrainState(NamedTuple):
+    """Parameters, optimiser state and step count, one value so that an interruption never sees half a step."""
+
+    params: Params
+    optimiser: Any
+    step: Array
+
+
+def fit(
+    loss_fn: LossFn,
+    params: Params,
+    batch_fn: Callable[[int], Mapping[str, Any]],
+    schedule: Schedule,
+    *,
+    directory: str | Path | None = None,
+    seed: int = 0,
+    label: str = "train",
+    progress: bool = True,
+    save_every: int = 100,
+) -> Params:
+    """Minimise ``loss_fn`` over ``schedule.steps`` batches ``batch_fn(step)`` and return the parameters.
+
+    With a ``directory`` the state is saved every ``save_every`` steps. A later call with the same arguments resumes
+    from the last good step. Ctrl-C saves before it ends.
+
+    Raises:
+        FloatingPointError: the loss is not finite; names the step.
+        jaxfed.checkpoint.CheckpointError: ``directory`` cannot be written, another call is using it, or its newest step
+            is damaged (names the file and the last good step: delete the damaged folder to resume from that one).
+    """
+    optimiser, key = schedule.optimiser(), jax.random.key(seed)
+    state, first = TrainState(params, optimiser.init(params), jnp.int32(0)), 0
+    if directory is not None and (last := checkpoint.latest(directory)) is not None:
+        state, first = checkpoint.load(directory, like=state, step=last), last
+    step_fn = jax.jit(partial(_step, loss_fn, optimiser))
+    bar = tqdm(
+        range(first, schedule.steps), label, initial=first, total=schedule.steps, disable=not progress, unit="step"
+    )
+    with _writer(directory if first < schedule.steps else None) as writer:
+        try:
+            for step in bar:
+                state, loss, aux = step_fn(state, dict(batch_fn(step)), jax.random.fold_in(key, step))
+                done = step + 1
+                saving = writer is not None and (done % save_every == 0 or done == schedule.steps)
+                if done % 20 == 0 or done == schedule.steps or saving:
+                    _check_finite(step, loss, state.params)
+                    bar.set_postfix({"loss": f"{float(loss):.3f}", **{name: f"{float(aux[name]):.3f}" for name in aux}})
+                if writer is not None and saving:
+                    writer.save(done, state)
+        except KeyboardInterrupt:
+            if writer is not None and directory is not None:
+                _save_interrupted(writer, directory, state, label)
+            raise
+    return state.params
+
+
+def _save_interrupted(writer: checkpoint.Writer, directory: str | Path, state: TrainState, label: str) -> None:
+    writer.wait()
+    done = int(state.step)
+    if checkpoint.latest(directory) != done:
+        writer.save(done, state)
+    tqdm.write(f"{label}: saved step {done} in {directory}; run the same command again to resume")
+
+
+def _writer(directory: str | Path | None) -> AbstractContextManager[checkpoint.Writer | None]:
+    """Open a writer that keeps two steps, so that a good one is left if the newest is damaged."""
+    return nullcontext() if directory is None else checkpoint.Writer(directory, kind="training", keep=2)
+
+
+def _step(loss_fn: LossFn, optimiser: Any, state: TrainState, batch: Any, key: Array) -> tuple[TrainState, Array, Any]:
+    (loss, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, key)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, inner = optimiser.update(gradients, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+    return TrainState(params, inner, state.step + 1), loss, aux
+
+
+def _check_finite(step: int, loss: Array, params: Params) -> None:
+    """Check the loss and the parameters before they are saved."""
+    if not np.isfinite(float(loss)) or not np.isfinite(float(optax.tree.norm(params))):
+        raise FloatingPointError(f"step {step}: the loss is {float(loss)}; lower the learning rate or check the batch")
