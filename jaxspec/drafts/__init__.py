@@ -5,7 +5,7 @@ from jaxspec.drafts._making import draft_for
 from jaxspec.drafts.base import Draft, Drafter
 from jaxspec.drafts.ngram import prompt_lookup
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, Drafted, Notes, Pending, Slots, Verification, Window
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification, Window
 from jaxspec.drafts.streams import limited, num_streams, streaming
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Drafter",
     "Notes",
     "Pending",
-    "Slots",
+    "BranchSlots",
     "Proposer",
     "Verification",
     "Window",

@@ -21,7 +21,7 @@ from jaxspec.models.config import Scores
 from jaxspec.verify.seen import Seen
 
 
-class Task(NamedTuple):
+class RolloutTask(NamedTuple):
     """What does not change along a rollout: the arguments of ``Plain.roll``, and where the branches' rows lie."""
 
     network: StreamingNetwork
@@ -71,7 +71,7 @@ class Rolling(NamedTuple):
     cache: Cache
 
 
-def rollout(task: Task, cache: Cache, pending: Pending | None) -> tuple[Branches, Cache]:
+def rollout(task: RolloutTask, cache: Cache, pending: Pending | None) -> tuple[Branches, Cache]:
     """``Plain.roll`` with a streaming network."""
 
     def grow(old: Rolling) -> Rolling:
@@ -85,7 +85,7 @@ def rollout(task: Task, cache: Cache, pending: Pending | None) -> tuple[Branches
     return Branches(last.tokens, last.notes, last.passes), last.cache
 
 
-def _first(task: Task, cache: Cache, pending: Pending | None) -> Rolling:
+def _first(task: RolloutTask, cache: Cache, pending: Pending | None) -> Rolling:
     """The pass over the roots: one token of each branch is final, there was nothing to verify."""
     root, window, seen = task.roots.token, task.scratch.window, task.proposer.seen
     none = jnp.zeros_like(root)
@@ -96,7 +96,7 @@ def _first(task: Task, cache: Cache, pending: Pending | None) -> Rolling:
     return _grown(start, passed, jnp.ones_like(root))
 
 
-def _pass(task: Task, cache: Cache, count: Array, tokens: Array, seen: Seen, pending: Pending | None) -> Passed:
+def _pass(task: RolloutTask, cache: Cache, count: Array, tokens: Array, seen: Seen, pending: Pending | None) -> Passed:
     """Runs tokens [B, R, M] of branches that have ``count`` [B, R] final ones before the first of them."""
     (network, params, roots, proposer, scratch), (batch, branches, main) = task, tokens.shape
     numbers, streams = count[..., None] + jnp.arange(main)[None, None], network.count

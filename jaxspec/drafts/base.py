@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxspec.devices.processes import put
 from jaxspec.devices.sharding import replicated_sharding
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, Drafted, Pending, Slots, Verification, chosen
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification, chosen
 from jaxspec.models.base import Array, Network, Params
 from jaxspec.text import Text
 from jaxspec.verify.features import Features, Reads
@@ -72,7 +72,7 @@ class Drafter:
         """
         first = Roots(jnp.zeros_like(root.token)[:, None], root.token[:, None])
         before = Verification(jnp.zeros((len(root.token), 0), jnp.int32), root.position - 1)
-        branches, state = self.rollout(params, state, before, first, window, proposer, Slots(0, 1))
+        branches, state = self.rollout(params, state, before, first, window, proposer, BranchSlots(0, 1))
         return self.take(state, branches, jnp.zeros_like(root.token)), state
 
     def foresee(self, params: Params, state: Any, verified: Verification, proposer: Proposer) -> tuple[Message, Any]:
@@ -87,7 +87,7 @@ class Drafter:
         roots: Roots,
         window: int,
         proposer: Proposer,
-        slots: Slots,
+        slots: BranchSlots,
     ) -> tuple[Branches, Any]:
         """Continues every root by ``window`` tokens, before the verdict.
 

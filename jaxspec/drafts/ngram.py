@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxspec.core.arguments import whole
 from jaxspec.drafts.base import Draft, Drafter
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, Drafted, Pending, Slots, Verification
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification
 from jaxspec.models.base import Array, Network, Params
 from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
@@ -17,25 +17,25 @@ from jaxspec.verify.sampling import NOTHING
 from jaxspec.verify.target import Request
 
 
-class Text(NamedTuple):
+class CommittedText(NamedTuple):
     """Committed text: ``tokens`` [B, S] up to and with ``position`` [B]; behind that anything."""
 
     tokens: Array
     position: Array
 
-    def with_tokens(self, tokens: Array, count: Array) -> "Text":
+    def with_tokens(self, tokens: Array, count: Array) -> "CommittedText":
         """The first ``count`` [B] of ``tokens`` [B, T] added."""
         added = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
-        return Text(added(self.tokens, tokens, self.position + 1), self.position + count)
+        return CommittedText(added(self.tokens, tokens, self.position + 1), self.position + count)
 
 
-def text_of(request: Request, capacity: int) -> Text:
+def text_of(request: Request, capacity: int) -> CommittedText:
     """The prompts, with room for ``capacity`` tokens."""
     tokens = request.tokens
-    return Text(jnp.pad(tokens, ((0, 0), (0, capacity - tokens.shape[1]))), request.lengths - 1)
+    return CommittedText(jnp.pad(tokens, ((0, 0), (0, capacity - tokens.shape[1]))), request.lengths - 1)
 
 
-def committed(text: Text, verified: Verification) -> Text:
+def committed(text: CommittedText, verified: Verification) -> CommittedText:
     """The text after a verdict."""
     assert verified.num_accepted is not None
     assert verified.next_token is not None
@@ -45,7 +45,7 @@ def committed(text: Text, verified: Verification) -> Text:
     return text.with_tokens(tokens, accepted + 1)
 
 
-def continuation(text: Text, size: int, count: int) -> Array:
+def continuation(text: CommittedText, size: int, count: int) -> Array:
     """The tokens [B, ``count``] that followed the latest earlier occurrence of the text's last ``size`` tokens.
 
     −1 where there is none.
@@ -64,7 +64,7 @@ def continuation(text: Text, size: int, count: int) -> Array:
 
 @dataclass(frozen=True)
 class NGramDrafter(Drafter):
-    """Prompt lookup; its state is the committed ``Text``.
+    """Prompt lookup; its state is the committed ``CommittedText``.
 
     Attributes:
         size: n.
@@ -78,23 +78,27 @@ class NGramDrafter(Drafter):
         """With the target's vocabulary."""
         return replace(self, vocab_size=target.config.vocab_size)
 
-    def begin(self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int) -> Text:
+    def begin(
+        self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
+    ) -> CommittedText:
         """The prompts."""
         return text_of(request, capacity)
 
-    def absorb(self, params: Params, state: Text, verified: Verification) -> Text:
+    def absorb(self, params: Params, state: CommittedText, verified: Verification) -> CommittedText:
         """With the accepted tokens and the next one."""
         return committed(state, verified)
 
     def propose(
-        self, params: Params, state: Text, root: Pending, window: int, proposer: Proposer
-    ) -> tuple[Drafted, Text]:
+        self, params: Params, state: CommittedText, root: Pending, window: int, proposer: Proposer
+    ) -> tuple[Drafted, CommittedText]:
         """The window is looked up; it is empty where the n-gram is new."""
         tokens = continuation(state, self.size, window)
         positions = root.position[:, None] + 1 + jnp.arange(window)[None]
         return Drafted(tokens, proposer.certain(self._logits(tokens), tokens, positions)), state
 
-    def foresee(self, params: Params, state: Text, verified: Verification, proposer: Proposer) -> tuple[Message, Text]:
+    def foresee(
+        self, params: Params, state: CommittedText, verified: Verification, proposer: Proposer
+    ) -> tuple[Message, CommittedText]:
         """What follows the whole window, as its only likely token."""
         size = jnp.sum(verified.window >= 0, axis=1)
         after = state.with_tokens(jnp.maximum(verified.window, 0), size)
@@ -104,13 +108,13 @@ class NGramDrafter(Drafter):
     def rollout(
         self,
         params: Params,
-        state: Text,
+        state: CommittedText,
         verified: Verification,
         roots: Roots,
         window: int,
         proposer: Proposer,
-        slots: Slots,
-    ) -> tuple[Branches, Text]:
+        slots: BranchSlots,
+    ) -> tuple[Branches, CommittedText]:
         """A look-up for every branch, after its own text."""
         drafted = jnp.maximum(verified.window, 0)
 

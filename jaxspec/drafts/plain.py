@@ -16,7 +16,7 @@ from jaxspec.drafts._branches import Scratch, branching, take
 from jaxspec.drafts._grow import grow
 from jaxspec.drafts.base import Drafter
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, Drafted, Notes, Pending, Slots, Verification
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification
 from jaxspec.models.attention import cached, fill, keep_path, write
 from jaxspec.models.base import Array, Cache, Model, Network, Params
 from jaxspec.verify.features import Features
@@ -89,7 +89,7 @@ class Plain(Drafter):
         roots: Roots,
         window: int,
         proposer: Proposer,
-        slots: Slots,
+        slots: BranchSlots,
     ) -> tuple[Branches, PlainState]:
         """All branches in one batch."""
         at, pending = verified.starts(roots), self._pending(state, verified)
@@ -145,7 +145,7 @@ class Plain(Drafter):
         window: int,
         proposer: Proposer,
         pending: Pending | None = None,
-        slots: Slots | None = None,
+        slots: BranchSlots | None = None,
     ) -> tuple[Branches, Cache]:
         """Continues every root [B, R] by ``window`` tokens.
 
@@ -164,7 +164,7 @@ class Plain(Drafter):
         return _roll(self.network, params, cache, roots, proposer, pending, scratch_of(cache, roots, window, slots))
 
 
-def scratch_of(cache: Cache, roots: Pending, window: int, slots: Slots | None) -> Scratch:
+def scratch_of(cache: Cache, roots: Pending, window: int, slots: BranchSlots | None) -> Scratch:
     """Where the rows of a rollout's branches lie."""
     count = roots.token.shape[1]
     first, total = slots or (0, count)

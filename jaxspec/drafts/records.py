@@ -111,7 +111,7 @@ class Window(NamedTuple):
     probabilities: Any
 
 
-class Slots(NamedTuple):
+class BranchSlots(NamedTuple):
     """Which of ``total`` branches of a step a rollout fills, from ``first`` on; others are filled by another one."""
 
     first: int

@@ -18,7 +18,7 @@ from jaxspec.drafts import _lookahead as lookahead
 from jaxspec.drafts._streaming import StreamingNetwork, causal_streams, forward, init_streams, streaming_network
 from jaxspec.drafts.plain import Plain, scratch_of
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, Pending, Slots
+from jaxspec.drafts.records import Branches, BranchSlots, Pending
 from jaxspec.models.base import Cache, Model, Network, Params
 from jaxspec.models.vocabulary import unfitted
 
@@ -52,11 +52,11 @@ class Streams(Plain):
         window: int,
         proposer: Proposer,
         pending: Pending | None = None,
-        slots: Slots | None = None,
+        slots: BranchSlots | None = None,
     ) -> tuple[Branches, Cache]:
         """``Plain.roll`` in J ≤ γ passes; the scratch is laid out alike."""
         scratch = scratch_of(cache, roots, window, slots)
-        return lookahead.rollout(lookahead.Task(self.network, params, roots, proposer, scratch), cache, pending)
+        return lookahead.rollout(lookahead.RolloutTask(self.network, params, roots, proposer, scratch), cache, pending)
 
 
 def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: int = 32, seed: int = 0) -> Model:

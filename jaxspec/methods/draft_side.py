@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxspec.devices.channel import unpack
 from jaxspec.drafts.base import Drafter
 from jaxspec.drafts.beginning import first_window
-from jaxspec.drafts.ngram import Text, committed, text_of
+from jaxspec.drafts.ngram import CommittedText, committed, text_of
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, Drafted, Pending, Slots, Verification, Window, as_window
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification, Window, as_window
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.fallbacks import Fallback, Need
 from jaxspec.models.base import Array, Params
@@ -42,7 +42,7 @@ class Standing(NamedTuple):
     position: Array
     sampling: SamplingArrays | None = None
     seen: Seen = Seen()
-    text: Text | None = None
+    text: CommittedText | None = None
 
     def verification(self, features: Features | None = None) -> Verification:
         """The window, before the verdict; it may be a short one."""
@@ -160,7 +160,7 @@ def _rolled(
     window = verified.window.shape[1]
     before = standing.seen.along(verified.window).at(roots.accepted)
     proposer = side.proposer(standing, before).after(roots.tokens)
-    slots = Slots(0 if ahead is None else ahead.roots.tokens.shape[1], sum(side.branches(window)))
+    slots = BranchSlots(0 if ahead is None else ahead.roots.tokens.shape[1], sum(side.branches(window)))
     branches, state = side.drafter.rollout(params, state, verified, roots, window, proposer, slots)
     new = Rolled(roots, branches)
     both = lambda one, other: jnp.concatenate([one, other], axis=1)  # noqa: E731

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxspec.core.arguments import whole
 from jaxspec.drafts.base import Drafter
-from jaxspec.drafts.ngram import Text, continuation
+from jaxspec.drafts.ngram import CommittedText, continuation
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Drafted, Pending, filled
 from jaxspec.models.base import Params
@@ -26,7 +26,7 @@ class Need(NamedTuple):
 
     root: Pending
     proposer: Proposer
-    text: Text | None
+    text: CommittedText | None
 
 
 class Fallback(Protocol):

@@ -7,7 +7,7 @@ import pytest
 
 import jaxspec
 from jaxspec.drafts import prompt_lookup
-from jaxspec.drafts.ngram import Text, continuation
+from jaxspec.drafts.ngram import CommittedText, continuation
 from jaxspec.methods import candidates
 from jaxspec.verify import acceptance
 from jaxspec.verify.sampling import NOTHING
@@ -38,7 +38,9 @@ def test_lookup_finds_what_followed(size):
     random = np.random.default_rng(size)
     tokens = random.integers(0, 3, (64, 12))
     positions = random.integers(0, 12, 64)
-    found = jax.jit(continuation, static_argnums=(1, 2))(Text(jnp.asarray(tokens), jnp.asarray(positions)), size, 4)
+    found = jax.jit(continuation, static_argnums=(1, 2))(
+        CommittedText(jnp.asarray(tokens), jnp.asarray(positions)), size, 4
+    )
     expected = [by_hand(row.tolist(), place, size, 4) for row, place in zip(tokens, positions, strict=True)]
     assert found.tolist() == expected
     assert any(NOTHING in row and row[0] != NOTHING for row in expected)

@@ -13,7 +13,7 @@ import jaxspec
 from jaxspec import zoo
 from jaxspec.drafts import Pending, Proposer
 from jaxspec.drafts._branches import Scratch
-from jaxspec.drafts._lookahead import Task, _pass
+from jaxspec.drafts._lookahead import RolloutTask, _pass
 from jaxspec.drafts.beginning import first_window
 from jaxspec.drafts.streams import causal_streams, forward, limited, num_streams
 from jaxspec.generation.trace import Passes
@@ -129,7 +129,7 @@ def test_guesses_are_those_of_one_pass_over_the_text(with_pending):
     roots = Pending(jnp.asarray([[3, 5], [9, 1]], jnp.int32), jnp.broadcast_to(start, (2, 2)))
     pending = Pending(first.tokens[:, -1], start[:, 0] - 1) if with_pending else None
     scratch = Scratch(2, WINDOW, 64)
-    task = Task(draft.network, draft.params, roots, Proposer(rule, None), scratch)
+    task = RolloutTask(draft.network, draft.params, roots, Proposer(rule, None), scratch)
     more, tail = jnp.asarray([[[2], [7]], [[0], [4]]], jnp.int32), jnp.asarray([[[6, 1, 8]] * 2] * 2, jnp.int32)
     none = jnp.zeros((2, 2), jnp.int32)
     run = jax.jit(lambda *args: _pass(task, *args))
