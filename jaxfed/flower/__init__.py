@@ -11,8 +11,8 @@ except ImportError as missing:
     raise ImportError('expected flwr for jaxfed.flower; pip install "jaxfed-jaxspec[flower]"') from missing
 
 from jaxfed.flower._client import client_app
-from jaxfed.flower._deployment import Waiting
+from jaxfed.flower._deployment import Replies
 from jaxfed.flower._records import RefusedError, pack, unpack
 from jaxfed.flower._server import serve, server_app
 
-__all__ = ["RefusedError", "Waiting", "client_app", "pack", "serve", "server_app", "unpack"]
+__all__ = ["RefusedError", "Replies", "client_app", "pack", "serve", "server_app", "unpack"]

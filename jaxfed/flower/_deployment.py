@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxfed.core import keys
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientUpdate, RoundInfo, Server
+from jaxfed.core.protocol import ClientUpdate, Plan, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, weights_of
 from jaxfed.data import Epochs, Steps
 from jaxfed.flower._instruction import Instruction, described, same_algorithm, sample_of
@@ -27,17 +27,19 @@ from jaxfed.run.state import check_alone, copied
 
 
 @dataclasses.dataclass(frozen=True)
-class Waiting:
-    """How long a round waits.
+class Replies:
+    """How a round collects the replies of its clients.
 
     Attributes:
         patience: seconds that a round waits at its beginning for drawn clients that are not connected. The first round
             waits until there is a client.
         timeout: seconds that a round waits for replies; None waits without limit.
+        plan: how the replies are added up; None: `jaxfed.vmap()`.
     """
 
     patience: float = 60.0
     timeout: float | None = 3600.0
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         check_range("patience", self.patience, least=0.0)
@@ -54,13 +56,13 @@ class Deployment:
         counted: last round in which each client's reply was counted, int32 [N], −1 for none.
     """
 
-    def __init__(self, config: RoundConfig, sampler: Sampler, server: Server, roster: Roster, waiting: Waiting) -> None:
+    def __init__(self, config: RoundConfig, sampler: Sampler, server: Server, roster: Roster, replies: Replies) -> None:
         self.server, self.run = server, uuid.uuid4().hex[:12]
         self.counted = np.full(int(server.num_clients), NEVER, np.int32)
         if not isinstance(config.batching, Steps | Epochs):
             raise ValueError(f"expected Steps or Epochs, which clients can build, got {config.batching}; pass one")
         self._batching = config.batching
-        self._config, self._sampler, self._roster, self._waiting = config, sampler, roster, waiting
+        self._config, self._sampler, self._roster, self._collect = config, sampler, roster, replies
         self._first = config.algorithm.init_client(server.params, server.model_state)
         self._finish = server_round(config)
         self._expected: ClientUpdate | None = None
@@ -71,9 +73,9 @@ class Deployment:
     def play(self, ids: np.ndarray) -> tuple[RoundInfo, dict[str, int]]:
         """Play a round with the clients `ids` [C], −1 in empty slots; return its info, and counts of the missing."""
         drawn, number = ids[ids >= 0].tolist(), int(self.server.round)
-        while not (here := self._roster.connected(drawn, self._waiting.patience)) and not self._roster.members:
+        while not (here := self._roster.connected(drawn, self._collect.patience)) and not self._roster.members:
             log.warning("no client is connected; still waiting")
-        replies = self._roster.exchange(self._instructions(here), str(number), self._waiting.timeout)
+        replies = self._roster.exchange(self._instructions(here), str(number), self._collect.timeout)
         updates = self._checked(replies)
         slots = np.array([client if client in updates else -1 for client in ids.tolist()], np.int32)
         stacked = self._stacked([updates.get(client) for client in slots.tolist()])

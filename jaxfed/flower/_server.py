@@ -12,10 +12,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from jaxfed.core.checks import check_range, python_number
-from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
+from jaxfed.core.protocol import FederatedAlgorithm, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, cohorts, weights_of
 from jaxfed.data import Epochs, Steps
-from jaxfed.flower._deployment import Deployment, Waiting
+from jaxfed.flower._deployment import Deployment, Replies
 from jaxfed.flower._roster import Roster, log
 from jaxfed.flower._training import adds_noise
 from jaxfed.layout.plans import name_of, vmap
@@ -61,9 +61,8 @@ def serve(
     rounds: int,
     batching: Steps | Epochs,
     sampler: Sampler,
-    plan: Plan | None = None,
     seed: int = 0,
-    waiting: Waiting = Waiting(),
+    replies: Replies = Replies(),
     report: Report = Report(),
     checkpoint: str | Path | Checkpointing | None = None,
 ) -> tuple[Server, History]:
@@ -85,9 +84,8 @@ def serve(
         rounds: total number of rounds; a checkpoint that has done some does the rest.
         batching: `jaxfed.Steps(local_steps, batch_size)` or `jaxfed.Epochs(local_epochs, batch_size)`.
         sampler: as of `simulate`; with `weights="samples"` clients count by the numbers of samples that they report.
-        plan: how the replies are added up: `jaxfed.vmap()` (default) or another.
         seed: seed of cohorts, batches and the loss function's keys.
-        waiting: seconds that a round waits for clients and for their replies.
+        replies: seconds that a round waits for clients and their replies, and how these are added up.
         report: as of `simulate`; `progress` logs every round.
         checkpoint: a directory, or `jaxfed.Checkpointing(directory, every, keep)`, on the server. If it holds
             checkpoints of this run, the same call continues from the last good one, and clients go back to it too.
@@ -108,12 +106,12 @@ def serve(
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
-    rounds, plan, num_clients = python_number(rounds), plan or vmap(), int(server.num_clients)
+    rounds, plan, num_clients = python_number(rounds), replies.plan or vmap(), int(server.num_clients)
     config = RoundConfig(algorithm, batching, plan, longest=0, seed=python_number(seed))
     draw, finite = _draws(config, sampler, num_clients), _Finite()
     weighted = weights_of(sampler, np.ones(num_clients)) is not None
     check_cohorts(algorithm, sampler, num_clients, weighted)
-    deployment = Deployment(config, sampler, server, Roster(grid, num_clients), waiting)
+    deployment = Deployment(config, sampler, server, Roster(grid, num_clients), replies)
     with Saver(checkpoint, config_of(config, sampler, num_clients), deployment.identity, KIND) as saver:
         history = saver.resume(deployment) or deployment.begin(begun)
         check_learning_rates(algorithm, int(deployment.server.round), rounds)

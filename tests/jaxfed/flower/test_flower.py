@@ -226,8 +226,9 @@ class Deployed:
 
     def serve(self, **options):
         chosen = arguments(**{"seed": 31, "batching": jaxfed.Steps(2, 4), **options})
-        plan = chosen.pop("layout").plan
-        return flower.serve(self.grid, self.algorithm, self.start, plan=plan, **chosen)
+        plan, replies = chosen.pop("layout").plan, chosen.pop("replies", flower.Replies())
+        replies = dataclasses.replace(replies, plan=plan)
+        return flower.serve(self.grid, self.algorithm, self.start, replies=replies, **chosen)
 
     def simulate(self, **options):
         chosen = arguments(**{"seed": 31, "batching": jaxfed.Steps(2, 4), **options})
@@ -349,7 +350,7 @@ def test_who_gives_no_usable_reply_takes_no_part(tmp_path):
 
     deployed = Deployed(tmp_path, jaxfed.fedspeed(problems.loss_fn), trouble=trouble)
     options = {"rounds": 5}
-    server, history = deployed.serve(sampler=jaxfed.FixedSize(3), waiting=flower.Waiting(timeout=1.0), **options)
+    server, history = deployed.serve(sampler=jaxfed.FixedSize(3), replies=flower.Replies(timeout=1.0), **options)
     assert history.rounds["num_missing"] == [0, 1, 1, 1, 0]
     assert history.rounds["num_refused"] == [0, 1, 0, 0, 0]
     assert history.rounds["num_excluded"] == [0, 1, 0, 0, 0]
@@ -439,7 +440,7 @@ def test_clients_of_another_algorithm_and_unknown_nodes_take_no_part(tmp_path, c
     (app, _), nodes = deployed.grid.nodes[100], deployed.grid.nodes
     nodes.update({101: (app, None), 102: other.grid.nodes[102], 103: (app, 9)})
     _, history = deployed.serve(
-        rounds=1, batching=jaxfed.Steps(1, 4), sampler=jaxfed.FixedSize(3), waiting=flower.Waiting(patience=0.1)
+        rounds=1, batching=jaxfed.Steps(1, 4), sampler=jaxfed.FixedSize(3), replies=flower.Replies(patience=0.1)
     )
     assert (history.rounds["num_used"], history.rounds["num_missing"]) == ([1], [2])
     assert "client_learning_rate: 0.1 there, 0.2 here" in caplog.text

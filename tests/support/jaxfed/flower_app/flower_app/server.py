@@ -23,7 +23,7 @@ def main(grid, context):
             algorithm,
             task.start_of(algorithm),
             rounds=context.run_config["rounds"],
-            waiting=flower.Waiting(timeout=120.0),
+            replies=flower.Replies(timeout=120.0),
             checkpoint=jaxfed.Checkpointing(directory / "server", every=1),
             **task.ROUNDS,
         )
