@@ -32,7 +32,8 @@ class Family:
     """One published family.
 
     Attributes:
-        model_type, architecture: its names in ``config.json``.
+        model_type: its name in ``config.json``.
+        architecture: its class name there.
         read: ``config.json`` → our configuration.
         write: our configuration → the keys of ``config.json``, except names, vocabulary size and tying.
         weights: name of a leaf → how published arrays make it.
