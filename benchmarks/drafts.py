@@ -53,7 +53,7 @@ from jaxspec.zoo.recipe import held_out_roles
 
 #: Methods whose drafts decode at the end.
 DECODED = ("fedspeed", "fedavg", "centralised")
-#: Factor of the population that the row ``LARGER`` stands for: its mean has the noise of a population so much larger,
+#: Factor of the population that the row ``LARGER`` represents: its mean has the noise of a population so much larger,
 #: with the same sampling probability.
 TIMES = 100
 LARGER = federated.private(f"fedspeed-dp, {TIMES}x", max_norm=0.5, noise_multiplier=1.0 / TIMES)
@@ -173,7 +173,7 @@ class Bench:
         return {**about, **curves, **facts, "privacy": guarantee and asdict(guarantee), "weights": weights}
 
     def guarantee(self, name: str, settings: Federation) -> Any:
-        """(ε, δ) of a private method; of ``LARGER`` for the population that it stands for."""
+        """(ε, δ) of a private method; of ``LARGER`` for the population that it represents."""
         if name != LARGER.name:
             return ROWS[name].guarantee(settings, self.scope.clients)
         noisy = replace(LARGER, noise_multiplier=1.0)

@@ -154,14 +154,14 @@ def _compared(where: str, parts: Row) -> str:
     never = {"part": 0.0, "round": None}
     speed, average = parts["fedspeed"], parts.get("fedavg", never)
     sooner = speed["round"] and (average["round"] is None or speed["round"] < average["round"])
-    words = [
+    results = [
         f"{name} has {each['part']:.0%} of the centralised gain at the end and reaches {AIM:.0%} "
         + (f"by round {each['round']}" if each["round"] else "in no round")
         for name, each in (("FedSpeed", speed), ("FedAvg", average))
     ]
     met = [f"{AIM:.0%} is {'met' if speed['part'] >= AIM else 'missed'}"]
     met += [f"fewer rounds than FedAvg is {'met' if sooner else 'missed'}"]
-    return f"- {where}: {'; '.join(words)}. {', '.join(met)}."
+    return f"- {where}: {'; '.join(results)}. {', '.join(met)}."
 
 
 def draw(methods: Row, path: Path) -> None:

@@ -203,8 +203,8 @@ def rows(pair: zoo.Pair, recorded: PairReplay, case: Case, options: Any, show: A
         runs = _interleaved(workers, best, prompts[1:], new, options.rounds)
         for name, many in runs.items():
             about = {"method": name, **_sizes(case), "draft_over_target": round(ratio, 3)}
-            found = about | _results(many, runs["autoregressive"]) | {"settings": str(best[name])}
-            yield found | _predicted(best[name], workers, prompts[1:], new)
+            line = about | _results(many, runs["autoregressive"]) | {"settings": str(best[name])}
+            yield line | _predicted(best[name], workers, prompts[1:], new)
         if options.transformers and case.target_parameters <= PEER_PARAMETERS:
             show("transformers")
             yield from peer(pair, case, ratio, workers, best["mirror"], prompts[1:], new)

@@ -5,7 +5,7 @@
 The target is the embedded one, grown to its size in bfloat16 (eight wide layers: fewer kernels than published models
 of the size have, and a vocabulary of 73); the draft is float32 on the CPU ("processor" in the lines), bfloat16 on the
 accelerator. Greedy, one sequence. For a target and a draft all methods are compiled in parallel, then measured in turns
-(A B C A B C …); medians are reported. Without an accelerator the last host device takes the place of the CPU.
+(A B C A B C …); medians are reported. Without an accelerator the last host device replaces the CPU.
 
 ``floor_ms``: the bytes of the target's weights over the bandwidth of copies on the device, bytes read and written.
 ``agreeing``: the share of tokens before the first difference from plain decoding (``differs_at``, by prompt): programs

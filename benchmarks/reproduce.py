@@ -111,7 +111,7 @@ class Options:
 
     @property
     def folder(self) -> Path | None:
-        """Folder of Fashion-MNIST, or None if it was not given."""
+        """Folder of Fashion-MNIST, or None if there is none."""
         named = os.environ.get("JAXFED_FASHION_MNIST")
         return self.data or (Path(named) if named else None)
 

@@ -56,11 +56,11 @@ def public_names(module: griffe.Module) -> dict[str, griffe.Object]:
     """What ``__all__`` lists, modules aside; without one functions, classes, documented values, no underscore."""
     if module.exports is None:
         own = {name: each for name, each in module.members.items() if not each.is_alias and not name.startswith("_")}
-        found = {name: each for name, each in own.items() if not each.is_attribute or each.has_docstring}
+        public = {name: each for name, each in own.items() if not each.is_attribute or each.has_docstring}
     else:
         listed = {name: module[name] for name in map(str, module.exports)}
-        found = {name: each.final_target if each.is_alias else each for name, each in listed.items()}
-    return {name: each for name, each in found.items() if not each.is_module}
+        public = {name: each.final_target if each.is_alias else each for name, each in listed.items()}
+    return {name: each for name, each in public.items() if not each.is_module}
 
 
 def undocumented(target: griffe.Object) -> list[str]:

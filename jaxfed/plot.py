@@ -134,7 +134,7 @@ def _floor(values: Sequence[np.ndarray]) -> float | None:
 
 
 def _unit(axis: str, most: float) -> tuple[float, str]:
-    """What numbers on an axis are divided by, and how its label says so; seconds and rounds stay as they are."""
+    """Return the divisor of an axis's numbers and its suffix in the label; seconds and rounds are not scaled."""
     for scale, unit in ((1e6, " (millions)"), (1e3, " (thousands)")):
         if axis == "samples" and most >= 2 * scale:
             return scale, unit

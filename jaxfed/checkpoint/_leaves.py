@@ -105,11 +105,11 @@ def take_part(leaves: Sequence[Leaf], part: str | None) -> list[Leaf]:
     """Return the leaves at or below `part`, with paths from there; raise MismatchError unless it is one subtree."""
     if part is None:
         return list(leaves)
-    found = [(leaf, n) for leaf in leaves for n in range(len(leaf.path) + 1) if name_of(leaf.path[:n]) == part]
-    if len({leaf.path[:n] for leaf, n in found}) != 1:
+    inside = [(leaf, n) for leaf in leaves for n in range(len(leaf.path) + 1) if name_of(leaf.path[:n]) == part]
+    if len({leaf.path[:n] for leaf, n in inside}) != 1:
         names = sorted({name_of(leaf.path[:1]) for leaf in leaves})
         raise MismatchError(f"expected a part that is or lies below one of {names}, got {part!r}; pass one of these")
-    return [dataclasses.replace(leaf, path=leaf.path[n:]) for leaf, n in found]
+    return [dataclasses.replace(leaf, path=leaf.path[n:]) for leaf, n in inside]
 
 
 def match(leaves: Sequence[Leaf], like: Tree) -> tuple[list[tuple[Leaf, Any]], Any]:

@@ -194,14 +194,14 @@ def load(
     """
     with naming_last_good(directory, step):
         folder = complete(directory, step)
-        found = read_manifest(folder)
+        manifest = read_manifest(folder)
         with _in(folder):
-            leaves = take_part(found.tree, part)
+            leaves = take_part(manifest.tree, part)
             pairs, treedef = match(leaves, like)
-        check_files(folder, found, {leaf.array for leaf in found.tree} - {leaf.array for leaf in leaves})
+        check_files(folder, manifest, {leaf.array for leaf in manifest.tree} - {leaf.array for leaf in leaves})
     with explaining("expected shardings that fit the tree and its arrays", "pass one sharding for all, or others"):
-        places = _placements(pairs, treedef, shardings)
-        return treedef.unflatten(_restore(folder / _ARRAYS, pairs, places))
+        each = _shardings(pairs, treedef, shardings)
+        return treedef.unflatten(_restore(folder / _ARRAYS, pairs, each))
 
 
 @contextmanager
@@ -212,25 +212,25 @@ def _in(folder: Path) -> Iterator[None]:
         raise MismatchError(f"{folder}: {error}") from error
 
 
-def _placements(pairs: Sequence[tuple[Leaf, Any]], treedef: Any, shardings: Tree) -> list[Any]:
-    """Return for every leaf its sharding in `shardings`, else the one of its committed leaf of `like`, else None."""
-    places = [getattr(x, "sharding", None) if getattr(x, "committed", True) else None for _, x in pairs]
-    if shardings is not None:
+def _shardings(pairs: Sequence[tuple[Leaf, Any]], treedef: Any, requested: Tree) -> list[Any]:
+    """Return for every leaf its `requested` sharding, else the one of its committed leaf of `like`, else None."""
+    shardings = [getattr(x, "sharding", None) if getattr(x, "committed", True) else None for _, x in pairs]
+    if requested is not None:
         tree = treedef.unflatten([target if leaf.form == "empty" else 0 for leaf, target in pairs])
-        chosen = iter(jax.tree.leaves(jax.tree.broadcast(shardings, tree)))
-        places = [None if leaf.form == "empty" else next(chosen) for leaf, _ in pairs]
-    for (leaf, _), place in zip(pairs, places, strict=True):
-        if place is not None and leaf.form in ("jax", "key"):
-            place.shard_shape(leaf.shape)
-    return places
+        chosen = iter(jax.tree.leaves(jax.tree.broadcast(requested, tree)))
+        shardings = [None if leaf.form == "empty" else next(chosen) for leaf, _ in pairs]
+    for (leaf, _), sharding in zip(pairs, shardings, strict=True):
+        if sharding is not None and leaf.form in ("jax", "key"):
+            sharding.shard_shape(leaf.shape)
+    return shardings
 
 
-def _restore(folder: Path, pairs: Sequence[tuple[Leaf, Any]], places: Sequence[Any]) -> list[Any]:
-    rows = [(leaf, target, place) for (leaf, target), place in zip(pairs, places, strict=True)]
+def _restore(folder: Path, pairs: Sequence[tuple[Leaf, Any]], shardings: Sequence[Any]) -> list[Any]:
+    rows = [(leaf, target, sharding) for (leaf, target), sharding in zip(pairs, shardings, strict=True)]
     host = ocp.RestoreArgs(restore_type=np.ndarray)
     requests = {
-        leaf.array: host if place is None or leaf.form != "jax" else ocp.ArrayRestoreArgs(sharding=place)
-        for leaf, _, place in rows
+        leaf.array: host if sharding is None or leaf.form != "jax" else ocp.ArrayRestoreArgs(sharding=sharding)
+        for leaf, _, sharding in rows
         if leaf.array is not None
     }
     stored = {}
@@ -238,10 +238,10 @@ def _restore(folder: Path, pairs: Sequence[tuple[Leaf, Any]], places: Sequence[A
         wanted = ocp.args.PyTreeRestore(dict.fromkeys(requests, 0), restore_args=requests, partial_restore=True)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as reader:
             stored = reader.restore(folder, args=wanted)
-    return [_decode(leaf, target, stored.get(leaf.array), place) for leaf, target, place in rows]
+    return [_decode(leaf, target, stored.get(leaf.array), sharding) for leaf, target, sharding in rows]
 
 
-def _decode(leaf: Leaf, target: Any, stored: Any, place: Any) -> Any:
+def _decode(leaf: Leaf, target: Any, stored: Any, sharding: Any) -> Any:
     """Build one leaf; values, empty containers and arrays of size zero have no file."""
     if leaf.shape is None:
         return target if leaf.form == "empty" else leaf.value
@@ -253,4 +253,4 @@ def _decode(leaf: Leaf, target: Any, stored: Any, place: Any) -> Any:
         stored = np.zeros(leaf.shape, np.dtype(leaf.dtype))
     if leaf.form in ("numpy", "scalar"):
         return stored if leaf.form == "numpy" else stored[()]
-    return jnp.array(stored) if place is None else jax.device_put(stored, place)
+    return jnp.array(stored) if sharding is None else jax.device_put(stored, sharding)

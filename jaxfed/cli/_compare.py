@@ -109,19 +109,19 @@ def compare(
                 history, diverged = _run(partial(sampled, task, algorithm, schedule, execution, out), out)
                 runs[name].append(Run(history, before, diverged))
                 bar.update()
-    found = _results(runs, contest.target)
+    outcome = _results(runs, contest.target)
     picture = contest.plot or contest.out / "compare.png"
     lines = {name: line for name, each in runs.items() if (line := line_of(each))}
     if lines:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        pictures.comparison(lines, "accuracy on unseen samples", picture, target=found["target"])
-    Console().print(_table(found, schedule, contest.seeds))
+        pictures.comparison(lines, "accuracy on unseen samples", picture, target=outcome["target"])
+    Console().print(_table(outcome, schedule, contest.seeds))
     print(f"written: {picture if lines else 'no picture, all diverged'}; histories in {contest.out}")
     if json:
         facts: dict[str, Any] = {}
         for part in (contest, schedule, source, execution, sending):
             facts |= dataclasses.asdict(part)
-        facts |= {**found, "picture": picture, "versions": versions()}
+        facts |= {**outcome, "picture": picture, "versions": versions()}
         facts["wall_seconds"] = round(time.perf_counter() - began, 1)
         print(jsons.dumps(facts, default=str))
 
@@ -169,9 +169,9 @@ def line_of(runs: Sequence[Run]) -> pictures.Line | None:
     rounds = sorted(set.intersection(*(set(run.curve()) for run in well)))
     along: dict[str, Sequence[float]] = {"rounds": rounds}
     for axis in ("samples", "seconds"):
-        places = [run.history.cumulative(axis, rounds) for run in well]
-        if all(places):
-            along["seconds of training" if axis == "seconds" else axis] = np.mean(places, axis=0).tolist()
+        axis_values = [run.history.cumulative(axis, rounds) for run in well]
+        if all(axis_values):
+            along["seconds of training" if axis == "seconds" else axis] = np.mean(axis_values, axis=0).tolist()
     return pictures.Line(along, np.array([[run.curve()[number] for number in rounds] for run in well]))
 
 
@@ -205,14 +205,14 @@ def _mean(numbers: Sequence[Any]) -> float | None:
     return float(np.mean(numbers)) if len(numbers) else None
 
 
-def _table(found: Mapping[str, Any], schedule: Rounds, seeds: int) -> Table:
+def _table(outcome: Mapping[str, Any], schedule: Rounds, seeds: int) -> Table:
     clients = f"{schedule.cohort_size} of {schedule.clients} clients"
     title = f"{schedule.rounds} rounds, {clients}, {seeds} seed{'s' if seeds > 1 else ''}"
     table = Table(title=title, title_justify="left")
-    target = "target" if found["target"] is None else f"{100 * found['target']:.1f} %"
+    target = "target" if outcome["target"] is None else f"{100 * outcome['target']:.1f} %"
     for column in ("algorithm", "best %", "last %", "worst tenth %", f"rounds to {target}", "seconds", "kB sent"):
         table.add_column(column, justify="left" if column == "algorithm" else "right")
-    ranked = sorted(found["results"].items(), key=lambda each: -(each[1]["best"] or 0.0))
+    ranked = sorted(outcome["results"].items(), key=lambda each: -(each[1]["best"] or 0.0))
     for name, numbers in ranked:
         best = _formatted(numbers["best"], 100, 2)
         best += f" ± {100 * numbers['best_std']:.2f}" if seeds > 1 and numbers["best"] is not None else ""

@@ -81,9 +81,9 @@ def images(splits: dict[str, dict[str, np.ndarray]], rule: PartitionRule) -> Lea
     measure = per_client(classification(apply), datasets.partitioned(test, by_class), batch_size=2000)
 
     @jax.jit
-    def summarise(found: PerClient) -> dict[str, Array]:
-        own = {name: shares @ each for name, each in found.means.items()}
-        pooled = summary(found)
+    def summarise(measured: PerClient) -> dict[str, Array]:
+        own = {name: shares @ each for name, each in measured.means.items()}
+        pooled = summary(measured)
         averaged = summary(PerClient(own, jnp.ones(len(shares), jnp.int32)))
         return averaged | {name: pooled[name] for name in own}
 

@@ -1,4 +1,4 @@
-"""Checks of hyperparameters: errors say what was expected, what was given, and the remedy."""
+"""Checks of hyperparameters; every message has expected, got and remedy."""
 
 import dataclasses
 import difflib

@@ -103,8 +103,8 @@ def numbered_keys(key: Key, count: int) -> Key:
 def entropy_key() -> Key:
     """Return a key from the operating system's entropy, for noise that must stay secret."""
     like = np.asarray(jax.random.key_data(jax.random.key(0)))
-    words = np.frombuffer(secrets.token_bytes(like.nbytes), like.dtype).reshape(like.shape)
-    return jax.random.wrap_key_data(jnp.asarray(words))
+    bits = np.frombuffer(secrets.token_bytes(like.nbytes), like.dtype).reshape(like.shape)
+    return jax.random.wrap_key_data(jnp.asarray(bits))
 
 
 def round_generator(seed: int, round_number: int) -> np.random.Generator:

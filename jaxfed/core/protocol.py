@@ -230,7 +230,7 @@ class Aggregate(NamedTuple):
         name: for records.
         least: clients that it needs; a round with fewer uses none.
         noise: assumptions of its noise, None without noise. With noise the server also applies the message of a round
-            without clients, because the noise must not reveal that nobody took part; and a deployment draws cohorts,
+            without clients, because the noise must not reveal that no client took part; and a deployment draws cohorts,
             and the key of `combine`, from entropy of the server.
     """
 

@@ -79,9 +79,8 @@ class CoinFlips:
         capacity: slots of a cohort; by default P·N and six standard deviations, at most N.
         rule: "independent" uses one generator per (seed, round). "reference" is the rule of the FedSpeed
             authors' code, to replay its runs and those of jaxfed 0.1.0: u = RandomState(seed + t).uniform(size=N),
-            client i participates iff u[i] ≤ P, and the seed is increased by one until somebody does. It is not Poisson
-            sampling: where nobody was drawn a round repeats the next one's cohort, and seed s + 1 is seed s one round
-            later.
+            client i participates iff u[i] ≤ P, and the seed is increased by one while no client does. It is not
+            Poisson sampling: an empty round repeats the next one's cohort, and seed s + 1 is seed s one round later.
         weights: as in `FixedSize`.
     """
 

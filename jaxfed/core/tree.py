@@ -15,7 +15,7 @@ Tree = TypeVar("Tree", bound=PyTree)
 
 
 def add_present(*terms: Tree | None) -> Tree:
-    """Sum the terms that are not None; None stands for a term that the algorithm leaves out."""
+    """Sum the terms that are not None; None is a term that the algorithm leaves out."""
     present = [term for term in terms if term is not None]
     return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), present)
 

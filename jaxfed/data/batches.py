@@ -226,8 +226,8 @@ def _shuffled(key: Key, length: Array, longest: int) -> Array:
     One fold of the key per position: the draw of a position depends on no array's size, for any generator of jax.
     """
     position = jnp.arange(longest, dtype=jnp.int32)
-    words = jax.random.key_data(keys.numbered_keys(key, longest))[:, 0]
-    return jnp.argsort(jnp.where(position < length, words >> 1, jnp.uint32(2**32 - 1))).astype(jnp.int32)
+    draws = jax.random.key_data(keys.numbered_keys(key, longest))[:, 0]
+    return jnp.argsort(jnp.where(position < length, draws >> 1, jnp.uint32(2**32 - 1))).astype(jnp.int32)
 
 
 def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> tuple[Array, Array]:

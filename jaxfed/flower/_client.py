@@ -53,8 +53,7 @@ def client_app(
 
     Args:
         algorithm: from a factory such as `jaxfed.fedspeed`, as the server runs it; or `algorithm(context)`.
-        params: arrays, or `jax.ShapeDtypeStruct`, that say what the parameters look like; their values are the
-            server's.
+        params: arrays, or `jax.ShapeDtypeStruct`, of the parameters' shapes and dtypes; their values are the server's.
         data_for: `data_for(context)` -> this client's named arrays [n, ...], or what else `jaxfed.data.from_dataset`
             reads.
         directory: of the rows, on the client's disk; or `directory(context)`.

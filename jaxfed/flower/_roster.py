@@ -35,7 +35,7 @@ class Roster:
     def connected(self, clients: Iterable[int], patience: float) -> list[int]:
         """Return those of `clients` that are connected, after waiting at most `patience` seconds for all of them.
 
-        Before the first client has connected it waits for any: the shape of samples is needed, whoever is drawn.
+        Before the first client has connected it waits for any client, because it needs the shape of samples.
         """
         wanted = list(clients)
         self._known -= self._refused

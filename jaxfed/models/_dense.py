@@ -14,7 +14,7 @@ class MLP(nnx.Module):
 
     Attributes:
         layers: the dense layers.
-        activation: a function of an array, `jnp.tanh` unless given (`jax.nn.relu`).
+        activation: a function of an array, by default `jnp.tanh`; `jax.nn.relu` is another.
     """
 
     def __init__(

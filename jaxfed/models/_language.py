@@ -44,7 +44,7 @@ class LanguageModel(nnx.Module):
 
     Attributes:
         tokens: one vector of `width` numbers per token of the vocabulary.
-        places: one vector for each of `context` positions.
+        places: the position embedding, one vector for each of `context` positions.
         layers: the layers.
         norm: normalises before the logits.
     """

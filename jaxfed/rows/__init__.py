@@ -1,7 +1,7 @@
 """Where clients' rows are kept between the rounds that they take part in: on the mesh, in host memory or on disk.
 
-A new place is a new `Store`: a static value whose `engine(start)` returns what plays the rounds. Rows outside the mesh
-need a `Population` (read rows, write rows, and what a checkpoint holds), which `StagedEngine` plays.
+A store of your own is a `Store`: a static value whose `engine(start)` returns the `Engine` that runs the rounds. For
+rows outside the mesh write a `Population` (read rows, write rows, and what a checkpoint holds) for `StagedEngine`.
 """
 
 from jaxfed.rows._population import DiskStore, HostStore

@@ -55,7 +55,7 @@ BlockFn = Callable[[Server, PyTree, World, Array, Array], tuple[Server, PyTree, 
 """`block(server, rows, world, ids [R, C], count) -> (server, rows, infos [R, ...])`, of the first `count` rounds."""
 
 
-def block(config: RoundConfig, store: DeviceStore, places: Shardings) -> BlockFn:
+def block(config: RoundConfig, store: DeviceStore, shardings: Shardings) -> BlockFn:
     """Compile R rounds into one program that gathers the rows, in the algorithm's dtypes, and writes them back.
 
     The number of rounds is an argument, so one program serves every block of at most R. The rows of all clients are
@@ -71,7 +71,7 @@ def block(config: RoundConfig, store: DeviceStore, places: Shardings) -> BlockFn
         here = ids[number]
         server, rows, info = round_once(server, rows_of(server, population, here), world, here)
         infos = jax.tree.map(lambda all_rounds, this: all_rounds.at[number].set(this), infos, info)
-        return server, constrain(store.scatter(population, here, rows), places.spread), infos
+        return server, constrain(store.scatter(population, here, rows), shardings.spread), infos
 
     def run(server: Server, population: PyTree, world: World, ids: Array, count: Array) -> tuple:
         rows = jax.eval_shape(rows_of, server, population, ids[0])
@@ -79,7 +79,7 @@ def block(config: RoundConfig, store: DeviceStore, places: Shardings) -> BlockFn
         empty = jax.tree.map(lambda leaf: jnp.zeros((len(ids), *leaf.shape), leaf.dtype), info)
         start = server, population, empty
         server, population, infos = jax.lax.fori_loop(0, count, lambda n, c: body(n, c, world, ids), start)
-        return server, population, constrain(infos, places.everywhere)
+        return server, population, constrain(infos, shardings.everywhere)
 
     return jax.jit(run, donate_argnums=1)
 

@@ -112,7 +112,7 @@ def simulate(
             where clients keep nothing between rounds.
         data: `jaxfed.data.client_data(...)`, N clients.
         rounds: total number of rounds; a state, server or checkpoint that has done some does the rest. Where it has
-            done all of them, a warning says that nothing was trained.
+            done all of them, nothing is trained, with a `NothingTrainedWarning`.
         batching: `jaxfed.Steps(local_steps, batch_size)` or `jaxfed.Epochs(local_epochs, batch_size)`.
         sampler: `jaxfed.FixedSize(cohort_size)`, `jaxfed.CoinFlips(participation)` or another sampler, with the
             `weights` of the clients in the means.
@@ -161,7 +161,7 @@ def simulate(
             check_alone(algorithm, server, row, "pass history.state of a run with keep_state=True, or its checkpoint=")
         if history is None:
             history = put_back(engine, begun, store) if begun else History()
-        warn_if_done(int(engine.server.round), rounds, saver.place)
+        warn_if_done(int(engine.server.round), rounds, saver.description)
         with (
             carrying(engine, store, history),
             tqdm(total=rounds, desc="rounds", initial=int(engine.server.round), disable=not report.progress) as bar,

@@ -32,13 +32,13 @@ class History:
             of "loss", "gradient_norm", "delta_norm" (drift ‖x_K − x⁰‖), "memory_norm" (of the dual), "num_steps" and
             "padding"; "loss_median", "loss_worst" and "delta_norm_max" over them; "inconsistency"; "samples" that all
             of them trained on together; "num_used", "num_excluded" (clients whose results were not finite),
-            "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None stands where there is
+            "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None is where there is
             no number: for means of a round in which no client was used, and in rounds of an older version.
         evaluations: "round", and one list for every number that `evaluate` returns.
         plan: name of the plan of the run.
         seconds: what every round took without evaluation, one entry per round; None where that is not known or where
             compilation was part of it.
-        state: the whole state of the run after its last round, where `simulate` was asked to keep it; else None. It is
+        state: the whole state of the run after its last round, with `Report(keep_state=True)`; else None. It is
             in no file that a history is written to.
     """
 

@@ -27,8 +27,8 @@ CLIENTS = 7
 FORGOTTEN = (
     "expected a loss that leaves out samples whose mask is False, got one that changes from {} to {} with the values "
     "of masked samples: clients with a short batch train on padding; average with "
-    'jaxfed.masked_mean(losses, batch["mask"]), and use no layer that mixes the samples of a batch (GroupNorm in the '
-    "place of batch normalisation)"
+    'jaxfed.masked_mean(losses, batch["mask"]), and use no layer that mixes the samples of a batch (GroupNorm '
+    "instead of batch normalisation)"
 )
 SLOW = (
     "expected a network whose convolutions are matrix products, got {} of lax.conv_general_dilated with a kernel of "

@@ -101,7 +101,7 @@ class Saver:
         return self
 
     @property
-    def place(self) -> str:
+    def description(self) -> str:
         """Description of the run for messages, with its directory if it has one."""
         return f"the run in {self._options.directory}" if self._options else "the run"
 
@@ -177,7 +177,7 @@ class Saver:
             self._writer.wait()
 
     def interrupted(self, engine: Saved, history: History, stopped: KeyboardInterrupt) -> KeyboardInterrupt:
-        """Save, unless Ctrl-C came twice; return the exception that says how to resume."""
+        """Save, unless Ctrl-C came twice; return the exception, whose message names the way to resume."""
         if isinstance(stopped, StoppedAtOnce):
             return stopped
         done = int(engine.server.round)

@@ -107,7 +107,7 @@ def attach(error: BaseException, state: RunState | None) -> None:
         else:
             error.add_note(
                 f"error.state is the run after round {int(state.server.round)}, with its history: "
-                "jaxfed.simulate(algorithm, error.state, ...) goes on from there"
+                "jaxfed.simulate(algorithm, error.state, ...) continues from there"
             )
 
 

@@ -125,7 +125,7 @@ def test_rounds_times_the_plans_that_fit_in_memory(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_mirror_suite_proposes_by_the_cost_model(monkeypatch, tmp_path):
-    """Shorter windows and fewer branches where the draft is dear; a case for every target and draft; a picture."""
+    """Shorter windows and fewer branches where the draft is slow; a case for every target and draft; a picture."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import mirror
 
@@ -172,7 +172,7 @@ def test_the_page_of_figures_is_made_from_the_lines(monkeypatch, tmp_path):
     ]
 
     printed = {"vocabulary": 73, "characters_per_token": 1.0, "accepted_length": 6.671, "ratio_to_autoregressive": 3.4}
-    script = f"import json; print('words'); print(json.dumps({printed}))"
+    script = f"import json; print('text'); print(json.dumps({printed}))"
     section = page.SECTIONS["vocabulary"]
     monkeypatch.setitem(page.SECTIONS, "vocabulary", dataclasses.replace(section, command=f'python -c "{script}"'))
     page.record("vocabulary", tmp_path)

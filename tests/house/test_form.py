@@ -19,7 +19,7 @@ FUNCTIONS = [
     if isinstance(node, Function)
 ]
 CLASSES = [(path, node) for path, tree in MODULES.items() for node in tree.body if isinstance(node, ast.ClassDef)]
-#: Has the signature of ``jax.lax.conv_general_dilated``, which it stands in for.
+#: Has the signature of ``jax.lax.conv_general_dilated``, which it replaces.
 MANY_ARGUMENTS = {"jaxfed/models/_convolution.py: conv_general_dilated"}
 #: A row of the table of families; all that a tokenizer's files say.
 MANY_FIELDS = {"DecoderConfig", "Text"}

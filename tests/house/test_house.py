@@ -44,7 +44,7 @@ def third_party(path: Path) -> tuple[set[str], set[str]]:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
     }
-    found: tuple[set[str], set[str]] = (set(), set())
+    imported: tuple[set[str], set[str]] = (set(), set())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = {alias.name for alias in node.names}
@@ -52,8 +52,8 @@ def third_party(path: Path) -> tuple[set[str], set[str]]:
             names = {node.module or ""}
         else:
             continue
-        found[id(node) in late].update(name.split(".")[0] for name in names)
-    return found[0] - sys.stdlib_module_names - {*PACKAGES}, found[1] - sys.stdlib_module_names - {*PACKAGES}
+        imported[id(node) in late].update(name.split(".")[0] for name in names)
+    return imported[0] - sys.stdlib_module_names - {*PACKAGES}, imported[1] - sys.stdlib_module_names - {*PACKAGES}
 
 
 def modules(requirements: list[Requirement]) -> set[str]:

@@ -93,7 +93,7 @@ def test_a_notebook_is_a_page_with_its_pictures_and_formulas(site):
 def test_a_missing_docstring_stops_the_build(lacking, tmp_path):
     text = {
         "silent": "def silent():\n    pass\n",
-        "Half.method": 'class Half:\n    """Words."""\n\n    def method(self):\n        pass\n',
+        "Half.method": 'class Half:\n    """Text."""\n\n    def method(self):\n        pass\n',
         "BARE": "BARE = 1\n",
     }[lacking]
     for path, content in {

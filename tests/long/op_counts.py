@@ -38,11 +38,11 @@ def counts() -> dict[str, list[int]]:
         flags = f"--xla_force_host_platform_device_count=8 --xla_dump_to={folder} --xla_dump_hlo_as_text"
         command = [sys.executable, "-c", "from tests.long.op_counts import decode; decode()"]
         subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"})
-        found = defaultdict(list)
+        sizes_of = defaultdict(list)
         for file in Path(folder).iterdir():
             if match := MODULE.search(file.name):
-                found[match["name"]].append(len(INSTRUCTION.findall(file.read_text())))
-    return {name: sorted(sizes) for name, sizes in sorted(found.items(), key=lambda item: -max(item[1]))}
+                sizes_of[match["name"]].append(len(INSTRUCTION.findall(file.read_text())))
+    return {name: sorted(sizes) for name, sizes in sorted(sizes_of.items(), key=lambda item: -max(item[1]))}
 
 
 if __name__ == "__main__":

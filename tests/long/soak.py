@@ -1,6 +1,6 @@
 """Long runs: ``make soak``. Kills work at random times; runs rounds and decodes until memory would show a leak.
 
-A federated run, the training of a draft, and consecutive saves are killed. The last line says how often each was
+A federated run, the training of a draft, and consecutive saves are killed. The last line reports how often each was
 killed, whether all results are bit-identical to those of uninterrupted work, and by how much memory grew over the
 second half of the rounds and of the decoding.
 """

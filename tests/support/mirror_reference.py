@@ -63,7 +63,7 @@ def mirror_decode(
         early = [scores(*each) for each in zip(head(target, hidden)[rows], positions, strict=True)]
         message = [best(each, num_candidates, without=drafted[r : r + 1]) for r, each in enumerate(early)]
 
-        # 3. Rollouts (draft mesh): for every position r and every candidate v, (text, ŷ₁..ŷᵣ, v) goes on by γ tokens.
+        # 3. Rollouts (draft mesh): for every position r and every candidate v, γ tokens after (text, ŷ₁..ŷᵣ, v).
         roots = [(r, v) for r, candidates in enumerate(message) for v in candidates]
         branches = {(r, v): rollout(draft, [*text, *drafted[:r], v], window, scores) for r, v in roots}
 

@@ -247,7 +247,7 @@ class Carry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """K steps x ← x − ηₜ·d, d = g + b + w·(x − x⁰) + wd·x clipped as `rule.variant` says; or a client optimiser's.
+    """K steps x ← x − ηₜ·d, d = g + b + w·(x − x⁰) + wd·x clipped by `rule.variant`; or a client optimiser's.
 
     Attributes:
         loss_fn: F, plain or `Stateful`.

@@ -73,7 +73,7 @@ class Setting:
     nominal: bool
 
 
-# Every pair of values of any two options stands in some row.
+# Every pair of values of any two options is in some row.
 ROWS = {
     "base": Setting(alt=False, relaxed=False, partial=False, clipped=False, nominal=True),
     "everything": Setting(alt=True, relaxed=True, partial=True, clipped=True, nominal=True),

@@ -45,7 +45,7 @@ def everything() -> dict[str, Any]:
     return {
         "state": State(params(), Moments({"w": jnp.zeros((2, 3), jnp.int8)})),
         "keys": {"one": jax.random.key(7), "many": jax.random.split(jax.random.key(1, impl="rbg"), (2, 2))},
-        "python": (True, 3, 2.5, 2**80, float("inf"), "words"),
+        "python": (True, 3, 2.5, 2**80, float("inf"), "text"),
         "numpy": [np.arange(4), np.float64(0.1), np.bool_(True), np.array(1 + 2j), np.ones(2, jnp.bfloat16)],
         "odd/../name é": jnp.array(1, jnp.uint16),
         "empty": (None, [], {}, (), jnp.zeros((0, 3)), np.zeros((2, 0)), jax.random.split(jax.random.key(1), 0)),
@@ -438,10 +438,10 @@ def test_the_older_step_named_after_damage_loads(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "arrays/../../x"])
-@pytest.mark.parametrize("place", ["files", "tree"])
-def test_paths_that_leave_the_step_are_refused(saved: Path, name: str, place: str) -> None:
+@pytest.mark.parametrize("section", ["files", "tree"])
+def test_paths_that_leave_the_step_are_refused(saved: Path, name: str, section: str) -> None:
     def edit(body: dict[str, Any]) -> None:
-        if place == "files":
+        if section == "files":
             body["files"][name] = {"size": 1, "sha256": "0"}
         else:
             body["tree"][0]["array"] = name
@@ -453,7 +453,7 @@ def test_paths_that_leave_the_step_are_refused(saved: Path, name: str, place: st
 
 @pytest.mark.parametrize("what", ["a file", "a folder"])
 def test_what_links_lead_to_is_never_read(saved: Path, what: str) -> None:
-    """A forger's manifest says nothing of a link, and its digest fits."""
+    """A forged manifest does not list the link, and its digest fits."""
     array = next(path for path in (folder(saved, 2) / "arrays").iterdir() if path.name.endswith("params.w"))
     victim = array if what == "a folder" else next(path for path in array.iterdir() if not path.name.startswith("."))
     name = victim.relative_to(folder(saved, 2)).as_posix()

@@ -40,7 +40,7 @@ def compare(images, out, *options):
     main(["compare", *TOY, "--data", str(images), "--out", str(out), "--json", *options])
 
 
-def found(capsys):
+def last_json(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -48,12 +48,12 @@ def found(capsys):
 def test_two_algorithms_are_compared_and_a_second_call_continues(images, tmp_path, capsys):
     options = ["--algorithms", "fedspeed,fedavg", "--seeds", "2"]
     compare(images, tmp_path / "parts", *options, "--rounds", "2")
-    first = found(capsys)
+    first = last_json(capsys)
     assert (tmp_path / "parts" / "compare.png").read_bytes().startswith(b"\x89PNG")
     compare(images, tmp_path / "parts", *options, "--rounds", "4")
-    second = found(capsys)
+    second = last_json(capsys)
     compare(images, tmp_path / "whole", *options, "--rounds", "4", "--plot", str(tmp_path / "there.pdf"))
-    whole = found(capsys)
+    whole = last_json(capsys)
     assert (tmp_path / "there.pdf").read_bytes().startswith(b"%PDF")
     assert first["results"].keys() == {"fedspeed", "fedavg"}
     sent = {name: numbers["bytes_per_client_per_round"] for name, numbers in first["results"].items()}
@@ -72,7 +72,7 @@ def test_two_algorithms_are_compared_and_a_second_call_continues(images, tmp_pat
 @pytest.mark.slow
 def test_one_that_diverges_is_named_and_not_drawn(images, tmp_path, capsys):
     compare(images, tmp_path, "--algorithms", "fedprox", "--client-learning-rate", "1e30", "--rounds", "3")
-    results = found(capsys)
+    results = last_json(capsys)
     assert results["results"]["fedprox"]["diverged"] == ["round 0"]
     assert results["results"]["fedprox"]["best"] is None
     assert not (tmp_path / "compare.png").exists()
@@ -161,8 +161,8 @@ def test_the_picture_has_a_colour_or_dash_for_everyone(tmp_path):
     assert len(set(plot.STYLES.values())) == len(plot.STYLES)
     along = {"rounds": [0, 1, 2], "samples": [0, 2000, 4000]}
     lines = {
-        name: plot.Line(along, np.array([[0.1, 0.3, 0.5 + 0.01 * place], [0.1, 0.4, 0.5]]))
-        for place, name in enumerate(["fedspeed", "fedavg", "of my own"])
+        name: plot.Line(along, np.array([[0.1, 0.3, 0.5 + 0.01 * number], [0.1, 0.4, 0.5]]))
+        for number, name in enumerate(["fedspeed", "fedavg", "of my own"])
     }
     plot.comparison(lines, "accuracy", tmp_path / "all.png", target=0.4)
     pixels = image.imread(tmp_path / "all.png")[..., :3].reshape(-1, 3)
@@ -180,6 +180,6 @@ def test_images_of_floats_are_those_of_bytes():
     parts = {name: (draw.integers(0, 256, (n, 4, 4, 1), np.uint8), np.arange(n) % 3) for name, n in SIZES.items()}
     of_bytes = {name: {"x": x, "y": y.astype(np.int32)} for name, (x, y) in parts.items()}
     of_floats = {name: {**split, "x": (split["x"] / 255).astype(np.float32)} for name, split in of_bytes.items()}
-    found = [image_task(splits, PartitionRule(rule="iid", clients=2)) for splits in (of_bytes, of_floats)]
-    measured = [task.evaluate(task.params) for task in found]
+    both = [image_task(splits, PartitionRule(rule="iid", clients=2)) for splits in (of_bytes, of_floats)]
+    measured = [task.evaluate(task.params) for task in both]
     assert measured[0] == pytest.approx(measured[1], rel=1e-4)

@@ -27,7 +27,7 @@ def run(out: Path, *options: str) -> None:
     main(["run", *TOY, "--out", str(out), *options])
 
 
-def found(capsys: pytest.CaptureFixture[str]) -> dict:
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -39,16 +39,16 @@ def parameters(out: Path, step: int) -> list[np.ndarray]:
 @pytest.mark.slow
 def test_run_learns_and_a_second_call_continues(tmp_path, capsys):
     run(tmp_path / "parts", "--rounds", "2", "--json")
-    first = found(capsys)
+    first = last_json(capsys)
     assert {"accuracy", "before", "loss", "rounds", "seconds", "versions", "algorithm", "seed"} <= first.keys()
     assert (first["rounds"], first["algorithm"]) == (2, "fedspeed")
     assert {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "python"} == first["versions"].keys()
     assert (tmp_path / "parts" / "run.png").read_bytes().startswith(b"\x89PNG")
 
     run(tmp_path / "parts", "--rounds", "4", "--json")
-    second = found(capsys)
+    second = last_json(capsys)
     run(tmp_path / "whole", "--rounds", "4", "--json")
-    whole = found(capsys)
+    whole = last_json(capsys)
     for name in ("loss", "accuracy", "rounds", "before"):
         assert second[name] == whole[name]
     for ours, theirs in zip(parameters(tmp_path / "parts", 4), parameters(tmp_path / "whole", 4), strict=True):
@@ -69,9 +69,9 @@ def test_run_learns_and_a_second_call_continues(tmp_path, capsys):
 def test_what_clients_send_by_options(tmp_path, capsys):
     run(tmp_path / "whole", "--rounds", "1", "--json")
     options = ["--clip", "0.5", "--noise-multiplier", "2", "--bits", "8"]
-    whole = found(capsys)
+    whole = last_json(capsys)
     run(tmp_path / "private", "--rounds", "1", "--json", *options)
-    private = found(capsys)
+    private = last_json(capsys)
     assert private["sent_bytes"] < 0.26 * whole["sent_bytes"]
     assert private["privacy"]["epsilon"] > 0
     assert "Poisson" in private["privacy"]["sampling"]
@@ -137,8 +137,8 @@ def test_too_many_clients_are_refused(tmp_path):
 
 
 def test_hyperparameters_reach_the_algorithm_that_has_them():
-    given = build(Hyperparameters("fedspeed", 0.2, prox_weight=0.3, ascent_radius=0.4), lambda *_: None).hyperparameters
-    assert (given["client_learning_rate"], given["prox_weight"], given["ascent_radius"]) == (0.2, 0.3, 0.4)
+    named = build(Hyperparameters("fedspeed", 0.2, prox_weight=0.3, ascent_radius=0.4), lambda *_: None).hyperparameters
+    assert (named["client_learning_rate"], named["prox_weight"], named["ascent_radius"]) == (0.2, 0.3, 0.4)
     assert build(Hyperparameters("fedprox"), lambda *_: None).hyperparameters["prox_weight"] == 0.1
     with pytest.raises(ValueError, match="expected hyperparameters of fedavg, got ascent_radius, prox_weight; leave"):
         build(Hyperparameters("fedavg", prox_weight=0.3, ascent_radius=0.1), lambda *_: None)

@@ -76,7 +76,7 @@ def test_rare_clients_end_no_run():
 
 
 def test_the_authors_rule_is_recorded_as_in_the_first_release():
-    """A run of 0.1.0 goes on with the same cohorts, and with no others."""
+    """A run of 0.1.0 continues with the same cohorts, and with no others."""
     assert recorded(jaxfed.CoinFlips(0.1, rule="reference")) == "CoinFlips(participation=0.1, capacity=None)"
     assert recorded(jaxfed.CoinFlips(0.1)) != "CoinFlips(participation=0.1, capacity=None)"
     assert recorded(jaxfed.FixedSize(2)) == "FixedSize(cohort_size=2)"
@@ -107,8 +107,8 @@ def simulate(algorithm=FEDSPEED, **options):
     return jaxfed.simulate(algorithm, server, data, **arguments(**chosen))
 
 
-NOBODY = [-1, -1]
-EMPTY = Listed((NOBODY, [3, 0], NOBODY, [-1, 1]))
+NO_CLIENT = [-1, -1]
+EMPTY = Listed((NO_CLIENT, [3, 0], NO_CLIENT, [-1, 1]))
 COMBINATIONS = {
     "device": {},
     "chunked on a mesh": {"plan": jaxfed.chunked(2), "mesh": 2},
@@ -173,9 +173,9 @@ def test_robust_means_of_an_empty_round_change_nothing(aggregate):
 
 
 def test_a_plan_is_tried_on_somebody():
-    draw = cohorts(Listed((NOBODY, NOBODY, [4, -1])), 0, 5)
+    draw = cohorts(Listed((NO_CLIENT, NO_CLIENT, [4, -1])), 0, 5)
     assert first_cohort(draw).tolist() == [4, -1]
-    assert first_cohort(cohorts(Listed((NOBODY,)), 0, 5)).tolist() == NOBODY
+    assert first_cohort(cohorts(Listed((NO_CLIENT,)), 0, 5)).tolist() == NO_CLIENT
 
 
 class Counting:
@@ -240,7 +240,7 @@ def test_bad_slots_seeds_and_rules_are_refused():
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path):
-    """The same values, reprs and records as Python's, so that a run goes on with either."""
+    """The same values, reprs and records as Python's, so that a run continues with either."""
     assert repr(jaxfed.FixedSize(np.int64(3))) == repr(jaxfed.FixedSize(3))
     assert repr(jaxfed.CoinFlips(np.float64(0.5), np.int32(4))) == repr(jaxfed.CoinFlips(0.5, 4))
     assert repr(jaxfed.data.Steps(np.int64(2), np.uint8(4))) == repr(jaxfed.data.Steps(2, 4))

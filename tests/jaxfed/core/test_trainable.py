@@ -153,7 +153,7 @@ def test_frozen_state_beside_frozen_parameters():
 
 
 def test_simulation_with_checkpoints(tmp_path):
-    """A run that goes on from its checkpoint ends where an unbroken one does, frozen part included."""
+    """A run that continues from its checkpoint ends where an unbroken one does, frozen part included."""
     problem = problems.make_problem(5, np.float32)
     part, frozen = trainable.split(lora_params(), is_lora)
     algorithm = jaxfed.feddyn(trainable.only(lora_loss))

@@ -358,7 +358,7 @@ def test_data_frames_are_read_by_columns():
 
 
 def test_data_frames_of_pandas():
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed; the frame above stands for it")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed; the frame above replaces it")
     check_frames(pandas.DataFrame)
 
 

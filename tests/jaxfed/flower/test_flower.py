@@ -52,8 +52,8 @@ def test_trees_of_every_algorithm_cross(name):
     update = jax.tree.map(lambda leaf: np.asarray(draw.normal(size=leaf.shape), leaf.dtype), shapes)
     for sent, like in [(server, server_like(algorithm, PROBLEM.params)), (update, shapes), (row, row)]:
         for zeros in (True, False):
-            found = flower.unpack(flower.pack(sent, zeros=zeros), like, zeros=zeros)
-            chex.assert_trees_all_equal(found, jax.tree.map(np.asarray, sent), strict=True)
+            unpacked = flower.unpack(flower.pack(sent, zeros=zeros), like, zeros=zeros)
+            chex.assert_trees_all_equal(unpacked, jax.tree.map(np.asarray, sent), strict=True)
     assert {"last_params/bias", "last_params/weight"} <= set(flower.pack(row, zeros=False))
 
 
@@ -80,12 +80,12 @@ SHORTER = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", SHORTER)
 def test_compressed_messages_take_as_few_bytes_as_reported(case, dtype):
-    """To the bit, and at most this much more than the coding of the transform says; whole ones are sent as they are."""
+    """To the bit, and at most this much more than the transform's coding reports; whole ones are sent as they are."""
     transform, most = SHORTER[case]
     whole = {"w": jax.random.normal(jax.random.key(0), (200, 300)).astype(dtype)}
     sent, _ = transform.apply(whole, (), jax.random.key(1))
-    found, data = over_the_wire(flower.pack(sent, deflate=True))
-    chex.assert_trees_all_equal(flower.unpack(found, sent), jax.tree.map(np.asarray, sent), strict=True)
+    received, data = over_the_wire(flower.pack(sent, deflate=True))
+    chex.assert_trees_all_equal(flower.unpack(received, sent), jax.tree.map(np.asarray, sent), strict=True)
     reported = transform.coding(Coding(60_000, 8 * whole["w"].dtype.itemsize, 0, 60_000)).num_bytes
     assert len(data) < most * reported + 1000
     assert case == "top_k, half" or len(data) < 0.6 * len(over_the_wire(flower.pack(sent))[1])
@@ -95,9 +95,9 @@ def test_compressed_messages_take_as_few_bytes_as_reported(case, dtype):
 def test_odd_numbers_keep_their_bits():
     odd = np.array([0x7FC00001, 0xFFC00000, 0x80000000, 0, 0x7F800000, 1] * 100, np.uint32).view(np.float32)
     for numbers in (odd, np.zeros((3, 200), np.int8), np.ones(300, bool), np.full(300, 2.5, np.complex64)):
-        found = flower.unpack(over_the_wire(flower.pack([numbers], deflate=True))[0], [numbers])[0]
-        assert found.tobytes() == numbers.tobytes()
-        assert (found.dtype, found.shape) == (numbers.dtype, numbers.shape)
+        unpacked = flower.unpack(over_the_wire(flower.pack([numbers], deflate=True))[0], [numbers])[0]
+        assert unpacked.tobytes() == numbers.tobytes()
+        assert (unpacked.dtype, unpacked.shape) == (numbers.dtype, numbers.shape)
 
 
 def test_damaged_short_messages_are_refused_and_never_grow():
@@ -237,9 +237,9 @@ class Deployed:
 
 def rows_on_disk(folder):
     """The newest row of every client, leaves [N, ...]."""
-    found = [checkpoint.load(each)["memory"] for each in sorted(folder.glob("*/client-*"))]
-    assert len(found) == len(CLIENTS)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    rows = [checkpoint.load(each)["memory"] for each in sorted(folder.glob("*/client-*"))]
+    assert len(rows) == len(CLIENTS)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def sent_shorter(loss_fn, **hyperparameters):
@@ -375,7 +375,7 @@ FEDAVG = jaxfed.fedavg(problems.loss_fn)
 
 
 def test_a_round_without_replies_has_no_loss(tmp_path):
-    """Nobody's mean is no 0.0; an empty round is counted, here before anything is known of the clients."""
+    """Means over no client are not 0.0; an empty round is counted, here before any client has connected."""
 
     def trouble(number, client, reply):
         return lost(number, client, reply) if number == 1 else reply
@@ -449,7 +449,7 @@ def test_clients_of_another_algorithm_and_unknown_nodes_take_no_part(tmp_path, c
 
 
 def test_a_client_of_another_schedule_or_loss_is_refused_and_named(tmp_path, caplog):
-    """What no hyperparameter says: a rate a hundred times as high from round 9 on, and another loss."""
+    """Differences that no hyperparameter shows: a rate a hundred times as high from round 9 on, and another loss."""
 
     def rate(factor):
         return lambda number: jnp.where(number < 9, 0.1, 0.1 * factor)
@@ -537,4 +537,4 @@ def test_a_deployment_of_real_processes(tmp_path, monkeypatch):
         link.nodes[2].kill()
         link.start_node(2)
         assert check("fedspeed", 5, {(3, 0), (3, 2)}) == [0, 0, 0, 2, 0]
-        assert set((tmp_path / "programs").iterdir()) == programs, "a fresh process found its programs compiled"
+        assert set((tmp_path / "programs").iterdir()) == programs, "a fresh process compiles nothing again"

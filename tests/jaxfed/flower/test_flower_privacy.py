@@ -25,11 +25,11 @@ def test_a_server_cannot_make_a_clients_noise_again(tmp_path):
     """The noise is not that which the seed gives, and another one in the same round of another run."""
     algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), CLIP, privacy.local_noise(LOCAL))
     first = Deployed(tmp_path, algorithm)
-    found, _ = first.serve(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
+    deployed, _ = first.serve(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
     seeded, _ = first.simulate(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
-    assert np.sqrt(np.mean(moved(found, seeded) ** 2)) > 0.3, "deviation z·C·√(2/3) = 0.8"
+    assert np.sqrt(np.mean(moved(deployed, seeded) ** 2)) > 0.3, "deviation z·C·√(2/3) = 0.8"
     second, _ = first.serve(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
-    assert np.sqrt(np.mean(moved(found, second) ** 2)) > 0.3
+    assert np.sqrt(np.mean(moved(deployed, second) ** 2)) > 0.3
     again, _ = first.simulate(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
     chex.assert_trees_all_equal(seeded, again)
 

@@ -22,12 +22,12 @@ def play_together(out, *arguments):
 def test_two_processes_equal_one(tmp_path):
     processes = play_together(tmp_path / "out.json")
     assert [code for _, code in processes] == [0, 0], processes
-    found = json.loads((tmp_path / "out.json").read_text())
+    result = json.loads((tmp_path / "out.json").read_text())
     server, history = run()
     for name, expected in server.params.items():
-        np.testing.assert_allclose(found["params"][name], expected, atol=1e-6)
-    np.testing.assert_allclose(found["history"]["rounds"]["loss"], history.rounds["loss"], atol=1e-6)
-    np.testing.assert_allclose(found["history"]["evaluations"]["bias"], history.evaluations["bias"], atol=1e-6)
+        np.testing.assert_allclose(result["params"][name], expected, atol=1e-6)
+    np.testing.assert_allclose(result["history"]["rounds"]["loss"], history.rounds["loss"], atol=1e-6)
+    np.testing.assert_allclose(result["history"]["evaluations"]["bias"], history.evaluations["bias"], atol=1e-6)
 
 
 @pytest.mark.slow
@@ -41,6 +41,6 @@ def test_two_processes_resume_together_past_a_damaged_checkpoint(tmp_path):
     processes = play_together(tmp_path / "resumed.json", tmp_path / "run")
     assert [code for _, code in [*whole, *processes]] == [0] * 4, processes
     assert "put aside" in processes[0][0]
-    found = [json.loads((tmp_path / name).read_text()) for name in ("whole.json", "resumed.json")]
-    assert found[0]["params"] == found[1]["params"]
-    assert found[0]["history"]["rounds"]["loss"] == found[1]["history"]["rounds"]["loss"]
+    results = [json.loads((tmp_path / name).read_text()) for name in ("whole.json", "resumed.json")]
+    assert results[0]["params"] == results[1]["params"]
+    assert results[0]["history"]["rounds"]["loss"] == results[1]["history"]["rounds"]["loss"]

@@ -143,9 +143,9 @@ def test_slots_that_a_checkpoint_refers_to_are_never_written():
 def test_fetched_rows_wait_in_page_locked_memory(mesh):
     from jaxfed.layout.sharding import Shardings, on_device, pinned, put
 
-    place, rows = Shardings.of(mesh).spread, {"dual": np.arange(8.0, dtype=np.float32).reshape(4, 2)}
-    waiting = pinned(rows, place)
-    moved = put(waiting, on_device(place))
+    sharding, rows = Shardings.of(mesh).spread, {"dual": np.arange(8.0, dtype=np.float32).reshape(4, 2)}
+    waiting = pinned(rows, sharding)
+    moved = put(waiting, on_device(sharding))
     assert (waiting["dual"].sharding.memory_kind, moved["dual"].sharding.memory_kind) == ("pinned_host", "device")
     assert moved["dual"].sharding.num_devices == (1 if mesh is None else 2)
     np.testing.assert_array_equal(moved["dual"], rows["dual"])

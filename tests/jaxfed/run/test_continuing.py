@@ -1,4 +1,4 @@
-"""Going on from where a run stands: its whole state, a server alone, a run that is done, one that broke off."""
+"""Continuing a run: from its whole state, from a server alone, a run that is done, one that broke off."""
 
 import functools
 import os
@@ -181,7 +181,7 @@ def test_bad_rounds_and_a_bad_evaluation_leave_the_state():
 
 
 def test_an_error_inside_a_round_leaves_none():
-    """The rows were given to the program that failed."""
+    """The rows were donated to the program that failed."""
     failing = []
 
     def look(value):

@@ -97,8 +97,8 @@ def awkward():
 
 
 def test_columns_are_lists_of_plain_numbers():
-    found = {name: list(map(repr, column)) for name, column in awkward().items()}
-    assert found == {
+    columns = {name: list(map(repr, column)) for name, column in awkward().items()}
+    assert columns == {
         "whole": ["1", "2", "3", "-4", "5"],
         "large": [repr(2.0**61), "None", repr(2.0**80), "None", "None"],
         "late": ["None", "None", repr(float(np.float32(0.1))), "nan", "inf"],
@@ -171,23 +171,23 @@ def scalars(path):
     """(tag, step) → value of an event file, whose records are length, checksum, event, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
-    content, found, at = path.read_bytes(), {}, 0
+    content, values, at = path.read_bytes(), {}, 0
     while at < len(content):
         (length,) = struct.unpack_from("<Q", content, at)
         event = Event.FromString(content[at + 12 : at + 12 + length])
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        values |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         at += length + 16
-    return found
+    return values
 
 
 def test_tensorboard(tmp_path):
     history = by_hand()
     history.to_tensorboard(tmp_path)
     (path,) = tmp_path.iterdir()
-    found = scalars(path)
-    assert found["evaluation/accuracy", 3] == 0.75
-    assert found["round/loss", 1] == pytest.approx(history.rounds["loss"][0])
-    assert ("evaluation/accuracy", 1) not in found
+    written = scalars(path)
+    assert written["evaluation/accuracy", 3] == 0.75
+    assert written["round/loss", 1] == pytest.approx(history.rounds["loss"][0])
+    assert ("evaluation/accuracy", 1) not in written
 
 
 def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):

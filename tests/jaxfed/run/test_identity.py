@@ -149,9 +149,9 @@ def test_every_bit_of_the_data_counts_and_its_layout_does_not():
 def test_rows_of_every_dtype_have_digests_of_their_own(dtype):
     numbers = np.arange(12).reshape(4, 3) % (2 if dtype == "bool" else 12)
     array = jax.random.split(jax.random.key(0), (4, 3)) if dtype == "key" else jnp.asarray(numbers.astype(dtype))
-    found = fingerprints.of_rows(array)
-    assert (found.shape, found.dtype) == ((4, 2), np.uint32)
-    assert len(np.unique(found, axis=0)) == (2 if dtype == "bool" else 4)
+    digests = fingerprints.of_rows(array)
+    assert (digests.shape, digests.dtype) == ((4, 2), np.uint32)
+    assert len(np.unique(digests, axis=0)) == (2 if dtype == "bool" else 4)
 
 
 def test_eight_bytes_count():

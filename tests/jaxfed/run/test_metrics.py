@@ -56,8 +56,8 @@ def test_every_client_is_measured_on_its_own_samples(batch_size):
     problem, apply, right = classifier()
     data = jaxfed.data.client_data(problem.clients)
     data = data._replace(offsets=data.offsets[::-1], lengths=data.lengths[::-1])
-    found = metrics.per_client(metrics.classification(apply), data, batch_size)(problem.params)
-    np.testing.assert_allclose(found.means["accuracy"], [each.mean() for each in right[::-1]], rtol=1e-6)
+    result = metrics.per_client(metrics.classification(apply), data, batch_size)(problem.params)
+    np.testing.assert_allclose(result.means["accuracy"], [each.mean() for each in right[::-1]], rtol=1e-6)
     summary = metrics.client_evaluator(metrics.classification(apply), data, batch_size)(problem.params)
     clients = np.array([each.mean() for each in right])
     expected = {
@@ -68,7 +68,7 @@ def test_every_client_is_measured_on_its_own_samples(batch_size):
         "accuracy/median": np.median(clients),
         "accuracy/q90": np.quantile(clients, 0.9),
         "accuracy/worst_10%": clients.min(),
-        "loss/worst_10%": float(np.max(found.means["loss"])),
+        "loss/worst_10%": float(np.max(result.means["loss"])),
     }
     assert {name: summary[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert summary["loss/worst_10%"] > summary["loss"]
@@ -88,9 +88,9 @@ def test_clients_may_share_samples():
     problem, apply, right = classifier()
     together = {name: np.concatenate([client[name] for client in problem.clients]) for name in ("x", "y")}
     parts = [[3, 3, 0], [0, 20, 31, 5]]
-    found = metrics.per_client(metrics.classification(apply), jaxfed.data.partitioned(together, parts))(problem.params)
+    result = metrics.per_client(metrics.classification(apply), jaxfed.data.partitioned(together, parts))(problem.params)
     np.testing.assert_allclose(
-        found.means["accuracy"], [np.concatenate(right)[part].mean() for part in parts], rtol=1e-6
+        result.means["accuracy"], [np.concatenate(right)[part].mean() for part in parts], rtol=1e-6
     )
 
 
@@ -105,8 +105,8 @@ def test_without_samples_there_are_no_numbers():
     """NaN, where a mean of nothing would read 0."""
     problem, apply, _ = classifier()
     data = jaxfed.data.client_data(problem.clients)
-    found = metrics.per_client(metrics.classification(apply), data._replace(lengths=data.lengths.at[0].set(0)))
-    assert np.isnan(found(problem.params).means["accuracy"]).tolist() == [True, False, False, False, False]
+    evaluate = metrics.per_client(metrics.classification(apply), data._replace(lengths=data.lengths.at[0].set(0)))
+    assert np.isnan(evaluate(problem.params).means["accuracy"]).tolist() == [True, False, False, False, False]
     empty = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32))
     assert all(np.isnan(each) for each in metrics.summary(empty).values())
 

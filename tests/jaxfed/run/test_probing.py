@@ -60,7 +60,7 @@ def test_no_batch_is_short_no_warning():
 
 @pytest.mark.parametrize("loss_fn", [problems.loss_fn, jaxfed.mixed_precision(problems.loss_fn, jnp.bfloat16)])
 @pytest.mark.parametrize("batching", [Epochs(1, 4), Steps(2, 100)])
-def test_a_masked_loss_is_the_same_whatever_stands_in_masked_places(loss_fn, batching):
+def test_a_masked_loss_does_not_depend_on_masked_samples(loss_fn, batching):
     client, count = probing.short_batch(batching, np.asarray(DATA.lengths))
     batches = [probing._batch(DATA, client, count, batching.batch_size, seed) for seed in (0, 1)]
     assert batches[0]["mask"].sum() == count < batching.batch_size

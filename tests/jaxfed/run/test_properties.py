@@ -72,7 +72,7 @@ def test_natural(labels):
 
 
 #: One program for each kind of batching: lengths, order, cohort and key are traced.
-LONGEST, PLACES, COHORT = 9, 30, 4
+LONGEST, POSITIONS, COHORT = 9, 30, 4
 BATCHINGS = {"epochs": Epochs(2, 4), "steps": Steps(5, 4)}
 draw = jax.jit(draw_indices, static_argnames=("batching", "longest"))
 
@@ -81,7 +81,7 @@ draw = jax.jit(draw_indices, static_argnames=("batching", "longest"))
 def populations(draw):
     """(lengths of three clients, order of their samples, cohort with empty slots)."""
     lengths = draw(st.lists(st.integers(1, LONGEST), min_size=3, max_size=3))
-    order = draw(st.permutations(range(PLACES)))
+    order = draw(st.permutations(range(POSITIONS)))
     ids = draw(st.lists(st.integers(-1, 2), min_size=COHORT, max_size=COHORT))
     return np.asarray(lengths), np.asarray(order), np.asarray(ids)
 
@@ -90,7 +90,7 @@ def drawn(population, seed, batching):
     """(samples of the client, index, mask) of every slot; an empty one has no samples."""
     lengths, order, ids = population
     offsets = np.cumsum(lengths) - lengths
-    arrays = {"x": jnp.zeros(PLACES)}
+    arrays = {"x": jnp.zeros(POSITIONS)}
     data = jaxfed.data.ClientData(arrays, *(jnp.asarray(each, jnp.int32) for each in (offsets, lengths, order)))
     index, mask = draw(data, jnp.asarray(ids, jnp.int32), jax.random.key(seed), batching=batching, longest=LONGEST)
     own = [order[offsets[i] : offsets[i] + lengths[i]].tolist() if i >= 0 else [] for i in ids]
@@ -105,7 +105,7 @@ def test_every_epoch_visits_each_sample_once(population, seed):
             part = slice(epoch * steps, (epoch + 1) * steps)
             assert sorted(index[part][mask[part]].tolist()) == sorted(own)
         assert not mask[2 * steps :].any()
-        assert (np.diff(mask.astype(int), axis=1) <= 0).all(), "samples stand before padding"
+        assert (np.diff(mask.astype(int), axis=1) <= 0).all(), "samples come before padding"
 
 
 @given(populations(), st.integers(0, 2**31 - 1))
@@ -126,6 +126,6 @@ masked_mean = jax.jit(jaxfed.masked_mean)
     st.sampled_from([np.nan, np.inf, 1e30]),
 )
 def test_what_a_mask_hides_is_not_seen(values, mask, hidden):
-    found = masked_mean(jnp.asarray(np.where(mask, values, np.float32(hidden))), jnp.asarray(mask))
+    mean = masked_mean(jnp.asarray(np.where(mask, values, np.float32(hidden))), jnp.asarray(mask))
     expected = values[mask].mean(dtype=np.float64) if mask.any() else 0.0
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(mean, expected, atol=1e-4)

@@ -184,8 +184,8 @@ def test_ctrl_c_without_a_checkpoint_says_so():
         run(None, 4, [press_after(1)])
 
 
-def start(directory, *words):
-    command = [sys.executable, "-m", "tests.support.jaxfed.killed_run", str(directory), *map(str, words)]
+def start(directory, *arguments):
+    command = [sys.executable, "-m", "tests.support.jaxfed.killed_run", str(directory), *map(str, arguments)]
     nowhere = subprocess.DEVNULL
     return subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
 

@@ -42,9 +42,9 @@ def main(out, port, count, index, directory=None, rounds=ROUNDS):
     assert not data.arrays["x"].is_fully_addressable
     server, history = run(directory, int(rounds), mesh, data)
     if jax.process_index() == 0:
-        found = {name: np.asarray(leaf).tolist() for name, leaf in server.params.items()}
+        params = {name: np.asarray(leaf).tolist() for name, leaf in server.params.items()}
         with open(out, "w") as file:
-            json.dump({"params": found, "history": history.to_dict()}, file)
+            json.dump({"params": params, "history": history.to_dict()}, file)
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ class SuperLink:
         """Begin a run, whose result lies in its directory at the end."""
         directory.mkdir(exist_ok=True)
         (directory / "result.json").unlink(missing_ok=True)
-        told = " ".join(
+        settings = " ".join(
             f"{name}={json.dumps(value)}" for name, value in {**config, "directory": str(directory)}.items()
         )
-        command = ["flwr", "run", str(APP), "loopback", "--run-config", told]
+        command = ["flwr", "run", str(APP), "loopback", "--run-config", settings]
         done = subprocess.run(command, cwd=self._folder, env=self._environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{self.log}"
 

@@ -1,4 +1,4 @@
-"""A client, and what may go wrong with it once its row is saved: round:client in the run's configuration says where."""
+"""A client, and what may go wrong with it once its row is saved: at the round:client of the run's configuration."""
 
 import os
 import pathlib
