@@ -111,7 +111,7 @@ def _table(results: Row) -> str:
         "of the centralised gain (a), (b)",
         f"round with {AIM:.0%} (a), (b)",
     ]
-    columns += ["MB a client a round"]
+    columns += ["MB per client and round"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     some = next(iter(results["methods"].values()))
     before = [f"{some['curves'][panel][:, 0].mean():.2f}" for panel in PANELS]
@@ -183,7 +183,7 @@ def draw(methods: Row, path: Path) -> None:
         axes.set(title=title, xlabel="round (centralised: as many samples)")
         axes.set_xticks(max((row["rounds"] for row in methods.values()), key=len))
         pictures.plain(axes)
-    panels[0].set_ylabel("accepted tokens a step")
+    panels[0].set_ylabel("accepted tokens per step")
     figure.savefig(path, dpi=130)
 
 

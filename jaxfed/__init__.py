@@ -1,6 +1,6 @@
 """Federated learning as pure functions in JAX.
 
-One page an algorithm in `jaxfed.algorithms`, composed of `jaxfed.algorithms.parts`; `jaxfed.simulate` is the loop.
+`jaxfed.algorithms` has one module per algorithm, composed of `jaxfed.algorithms.parts`; `jaxfed.simulate` runs them.
 """
 
 from jaxfed import algorithms, checkpoint, core, data, layout, messages, models, rows, run

@@ -14,7 +14,7 @@ COMMANDS: dict[str, Callable[..., None]] = {"run": run, "compare": compare, "par
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of the installed command ``jaxfed``; exits with 1 after bad input, with 130 after Ctrl-C."""
+    """Run the installed command ``jaxfed``; exits with 1 after bad input, with 130 after Ctrl-C."""
     try:
         with plainly():
             tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxfed", args=args)

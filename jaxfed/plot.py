@@ -30,7 +30,7 @@ STYLES: Mapping[str, tuple[str, Any]] = {
     "fedsmoo": (ORANGE, DASHED),
     "fedspeed": (VERMILION, SOLID),
 }
-"""One colour (Okabe and Ito's, which colour-blind people tell apart) for what corrects the drift; dashed: perturbed."""
+"""One colour (Okabe and Ito's, distinct for colour-blind readers) for what corrects the drift; dashed: perturbed."""
 
 
 class Line(NamedTuple):
@@ -65,7 +65,7 @@ def curves(
 
 
 def _saved(figure: Figure, path: str | Path | None, dpi: int) -> Figure:
-    """The figure, written to a picture file if there is a path."""
+    """Return the figure, written to a picture file if there is a path."""
     if path is not None:
         figure.savefig(path, dpi=dpi)
     return figure
@@ -114,7 +114,7 @@ def comparison(
 
 
 def _band(axes: Axes, name: str, line: Line, axis: str, order: int) -> None:
-    """One line of `comparison`; a name without a style of its own takes the colours in turn, dash-dotted."""
+    """Draw one line of `comparison`; a name without a style of its own takes the colours in turn, dash-dotted."""
     turn = list(dict.fromkeys(colour for colour, _ in STYLES.values())) + [PURPLE]
     colour, dash = STYLES.get(name, (turn[sum(map(ord, name)) % len(turn)], "-."))
     mean, spread, at = np.mean(line.values, axis=0), np.std(line.values, axis=0), line.along[axis]
@@ -125,7 +125,7 @@ def _band(axes: Axes, name: str, line: Line, axis: str, order: int) -> None:
 
 
 def _floor(values: Sequence[np.ndarray]) -> float | None:
-    """Where the vertical axis of long lines begins: above the steep start, which would press the rest together."""
+    """Return where the vertical axis of long lines begins: above their steep start, which would flatten the rest."""
     if min(each.shape[1] for each in values) < 15:
         return None
     start, most = np.nanquantile(np.concatenate([np.ravel(each) for each in values]), [0.1, 1.0])
@@ -149,7 +149,7 @@ def label_distribution(
     Up to 20 classes are stacked bars, more are a heat map, commonest class on top. At most 400 clients are shown.
 
     Args:
-        counts: samples of every class that every client has, at least one a client, [N, C].
+        counts: samples of every class that every client has, at least one per client, [N, C].
         path: picture file to write as well; its suffix is the format.
         classes: names of the classes [C]; by default their numbers.
     """
@@ -172,7 +172,7 @@ def label_distribution(
 
 
 def _columns(axes: Axes, bottom: np.ndarray, top: np.ndarray, **style: Any) -> None:
-    """One column a client; many are one outline without gaps, which draws a hundred times faster."""
+    """Draw one column per client; many as one outline without gaps, which is a hundred times faster."""
     if len(top) <= 120:
         axes.bar(np.arange(len(top)), top - bottom, 0.85, bottom, **style)
     else:

@@ -21,7 +21,7 @@ def fedadam(
     eps: float = 1e-2,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedAdam: m ← β₁m + (1−β₁)Ū, v ← β₂v + (1−β₂)Ū², xᵗ⁺¹ = xᵗ + η_g·m/(√v + ε), without bias correction.
+    """Build FedAdam: m ← β₁m + (1−β₁)Ū, v ← β₂v + (1−β₂)Ū², xᵗ⁺¹ = xᵗ + η_g·m/(√v + ε), without bias correction.
 
     With bias correction, or with another optimiser: `jaxfed.fedavg(..., server_optimiser=optax.adam(...))`.
 

@@ -28,12 +28,12 @@ class DualMean(NamedTuple):
 
 
 def cohort_mean() -> DualMean:
-    """xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1)."""
+    """Return the message and update of xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1)."""
     return DualMean(lambda moved, old, new: ClientMessage(moved, average=new), server.cohort_dual_mean())
 
 
 def population_mean() -> DualMean:
-    """xᵗ⁺¹ = mean over Sₜ of x_K + mean over all clients of h (FedDyn, and the FedSpeed authors' code)."""
+    """Return those of xᵗ⁺¹ = mean over Sₜ of x_K + mean over all clients of h (FedDyn, FedSpeed authors' code)."""
     return DualMean(
         lambda moved, old, new: ClientMessage(moved, total=optax.tree.sub(new, old)), server.population_dual_mean()
     )

@@ -19,7 +19,7 @@ def fedprox(
     server_optimiser: optax.GradientTransformation | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedProx: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + w·(xₖ − x⁰)) on the clients, the server as in FedAvg.
+    """Build FedProx: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + w·(xₖ − x⁰)) on the clients, the server as in FedAvg.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

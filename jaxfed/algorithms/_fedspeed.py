@@ -42,8 +42,8 @@ def fedspeed(
         ascent_radius: ρ.
         merge_weight: α in [0, 1]. The default drops g₁, as the authors' experiments do; at 0 this is FedDyn.
         dual_mean: over whom the server averages the duals. "cohort" is Algorithm 1 of the paper. "population", the
-            default, is what its experiments ran: with few clients a round the cohort's mean needs a decaying learning
-            rate or a strong prox term, or training breaks down (50 clients, 10 % a round, w = 0.1, 600 rounds: train
+            default, is what its experiments ran: with few clients per round the cohort's mean needs a decaying learning
+            rate or a strong prox term, or training breaks down (50 clients, 10 % per round, w = 0.1, 600 rounds: train
             loss 0.20 → 0.17 with the population's mean, 0.21 → 0.67 and growing with the cohort's). None leaves the
             dual out of step, update and message: FedProx with the merged gradient, and FedAvg with it if w = 0.
         perturbation: "raw", e = ρ·g₁ as in Algorithm 1, or "normalised", e = ρ·g₁/(‖g₁‖₂ + 1e-7): the default, because

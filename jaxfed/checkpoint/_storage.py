@@ -57,7 +57,7 @@ class Writer:
 
     Leaves may be JAX and NumPy arrays and scalars, typed PRNG keys, bool, int, float, str and None, in any pytree.
     Half-written steps older than the newest complete one were left by killed processes: the next save deletes them.
-    In a run of several processes all of them make the same calls, on a directory that all see; process 0 leads.
+    With several processes, all make the same calls on one shared directory; process 0 leads.
 
     Args:
         directory: of the steps; created if missing, and locked against other writers.
@@ -65,7 +65,7 @@ class Writer:
         keep: number of complete steps to keep; older ones are deleted once a newer one is complete. None keeps all.
 
     Raises:
-        CheckpointError: other leaves, a directory that cannot be written or has another writer at work, or a step that
+        CheckpointError: other leaves, a directory that cannot be written or has another writer, or a step that
             is complete already; what fails in the background is raised by the next `save`, `wait` or `close`.
     """
 

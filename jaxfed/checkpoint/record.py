@@ -101,7 +101,7 @@ def sync(path: Path) -> None:
 def manifest(directory: PathLike, step: int | None = None) -> Manifest:
     """Return the manifest of `step` (None: the newest complete one); only the manifest itself is read and checked.
 
-    Raises CheckpointError where there is no such complete step, DamagedError where the manifest is not as written.
+    Raises CheckpointError if there is no such complete step, DamagedError if the manifest was changed.
     """
     return read_manifest(complete(directory, step))
 

@@ -1,4 +1,4 @@
-"""The command line: one file a command."""
+"""The command line: one module per command."""
 
 from jaxfed.cli._compare import compare
 from jaxfed.cli._partition import partition

@@ -48,9 +48,9 @@ class Rounds:
     Attributes:
         clients: number of clients; without --data each is a Shakespeare role.
         rounds: communication rounds in total; more than before continues a run.
-        cohort_size: clients a round.
-        local_steps: steps of a client a round.
-        batch_size: samples a step.
+        cohort_size: clients per round.
+        local_steps: steps of a client per round.
+        batch_size: samples per step.
     """
 
     clients: int = 32

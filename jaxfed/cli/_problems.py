@@ -58,7 +58,7 @@ def tasks(source: Source, clients: int) -> Callable[[int], LearningTask]:
 
 
 def images(splits: dict[str, dict[str, np.ndarray]], rule: PartitionRule) -> LearningTask:
-    """An MLP on images; "unseen" is the test set, and of a client the test set in the client's own shares of classes.
+    """Return the task of an MLP on images; "unseen" is the test set, weighted by a client's own shares of classes.
 
     The accuracy of client i is Σ_c pᵢ(c)·(accuracy on class c), pᵢ(c) the share of class c of its training samples.
     """

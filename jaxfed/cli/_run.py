@@ -103,6 +103,6 @@ def report(settings: Mapping[str, Any], history: jaxfed.History, before: Numbers
 
 
 def sentence(before: Numbers, after: Numbers) -> str:
-    """Say how the numbers on unseen text changed."""
+    """Return a sentence on how the numbers on unseen text changed."""
     changes = [f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in ("accuracy", "loss")]
     return f"on the roles' unseen text {', '.join(changes)}"

@@ -18,7 +18,7 @@ MIN_CHARS = 2000
 
 
 class LearningTask(NamedTuple):
-    """What `simulate` needs beside the algorithm.
+    """What `simulate` needs in addition to the algorithm.
 
     Attributes:
         data: the clients' samples, from the first four fifths of each role.

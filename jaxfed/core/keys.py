@@ -91,12 +91,12 @@ def noise_key(of_round: Key) -> Key:
 
 
 def numbered_key(key: Key, number: int | Array) -> Key:
-    """Return the key of one of several things in a row: a transform, an augmentation, a leaf."""
+    """Return the key of one of several numbered things: transforms, augmentations, leaves."""
     return jax.random.fold_in(key, number)
 
 
 def numbered_keys(key: Key, count: int) -> Key:
-    """Return the keys [count] of several things in a row: epochs, positions of a shuffle."""
+    """Return the keys [count] of several numbered things: epochs, positions of a shuffle."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count, dtype=jnp.int32))
 
 

@@ -16,7 +16,7 @@ def mixed_precision(loss_fn: Stateful, compute_dtype: DTypeLike = ...) -> Statef
 @overload
 def mixed_precision(loss_fn: LossFn, compute_dtype: DTypeLike = ...) -> LossFn: ...
 def mixed_precision(loss_fn: AnyLossFn, compute_dtype: DTypeLike = jnp.bfloat16) -> AnyLossFn:
-    """F(narrow(x); narrow(ξ)): parameters and floating-point batch arrays are narrow, the loss is float32.
+    """Compute F(narrow(x); narrow(ξ)): parameters and floating-point batch arrays are narrow, the loss float32.
 
     Server, duals and messages keep the dtype of the parameters passed to `algorithm.init`, and so do gradients: the
     derivative of the cast widens them, before clip, correction and step. Take the softmax of wide logits,

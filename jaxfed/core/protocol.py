@@ -11,7 +11,7 @@ from jaxfed.core.types import Batch, Key, Params, Scalar
 
 
 class Server(NamedTuple):
-    """State of the server: never the rows of the population.
+    """State of the server, without the rows of the clients.
 
     Attributes:
         params: global parameters xᵗ.

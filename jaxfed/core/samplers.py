@@ -141,7 +141,7 @@ def checked_weights(weights: Weights) -> Weights:
     """Return weights that can be compared and hashed: "uniform", "samples", or a tuple of numbers.
 
     Raises:
-        ValueError: another word (nearest one suggested), or anything but finite numbers [N] > 0.
+        ValueError: other text (nearest choice suggested), or anything but finite numbers [N] > 0.
     """
     if isinstance(weights, str):
         check_choice("weights", weights, ("uniform", "samples"))
@@ -153,7 +153,7 @@ def checked_weights(weights: Weights) -> Weights:
 
 
 def weights_of(sampler: Sampler, lengths: ArrayLike) -> np.ndarray | None:
-    """Weights of all clients, float32 [N], from their numbers of samples [N]; None where all count the same.
+    """Return the weights of all clients, float32 [N], from their numbers of samples [N]; None where all count the same.
 
     Raises:
         ValueError: weights of another number of clients.

@@ -80,7 +80,7 @@ def _paths(params: Params) -> list[str]:
 
 
 def _marks(params: Params, mask: Mask) -> list[bool]:
-    """One bool per leaf of the parameters."""
+    """Return one bool per leaf of the parameters."""
     try:
         marks = [mask(path) for path in _paths(params)] if callable(mask) else jax.tree.leaves(_broadcast(mask, params))
     except ValueError as error:

@@ -21,7 +21,7 @@ def add_present(*terms: Tree | None) -> Tree:
 
 
 def scale(factor: Scalar | float, tree: Tree) -> Tree:
-    """factor · tree, leaf by leaf in the leaf's dtype: a float32 factor does not widen bfloat16 leaves."""
+    """Return factor · tree, leaf by leaf in the leaf's dtype: a float32 factor does not widen bfloat16 leaves."""
     return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)
 
 
@@ -35,14 +35,14 @@ def where(condition: Array, chosen: Tree, otherwise: Tree) -> Tree:
 
 
 def norm(tree: PyTree) -> Scalar:
-    """‖tree‖₂ over all leaves together, accumulated in float32 or wider."""
+    """Return ‖tree‖₂ over all leaves together, accumulated in float32 or wider."""
     leaves = jax.tree.leaves(tree)
     dtype = max([jnp.dtype("float32"), *(leaf.dtype for leaf in leaves)], key=lambda each: each.itemsize)
     return jnp.sqrt(sum((jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)))
 
 
 def clip(tree: Tree, max_norm: float | None) -> Tree:
-    """tree · min(1, max_norm / (‖tree‖₂ + 1e-6)); with `max_norm=None` the tree itself."""
+    """Return tree · min(1, max_norm / (‖tree‖₂ + 1e-6)); with `max_norm=None` the tree itself."""
     if max_norm is None:
         return tree
     return scale(jnp.minimum(1.0, max_norm / (norm(tree) + 1e-6)), tree)
@@ -55,7 +55,7 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def scale_rows(factors: Array, tree: Tree) -> Tree:
-    """factorsᵢ · treeᵢ for leaves [C, ...] and factors [C], in each leaf's own dtype."""
+    """Return factorsᵢ · treeᵢ for leaves [C, ...] and factors [C], in each leaf's own dtype."""
     return jax.tree.map(lambda leaf: jnp.expand_dims(factors.astype(leaf.dtype), range(1, leaf.ndim)) * leaf, tree)
 
 

@@ -97,5 +97,5 @@ def _check(images: Array, probability: float) -> None:
 
 
 def _chosen(key: Key, images: Array, probability: float) -> Array:
-    """Which images are changed, bool [B, 1, 1, 1]."""
+    """Return which images are changed, bool [B, 1, 1, 1]."""
     return jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))

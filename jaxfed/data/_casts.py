@@ -74,7 +74,7 @@ def _array(values: Any, what: str) -> np.ndarray:
 
 
 def _of_one_kind(values: list[Any], what: str) -> np.ndarray:
-    """Objects that are all text, or all numbers."""
+    """Return the objects if all are text, or all are numbers."""
     if any(all(isinstance(each, kind) for each in values) for kind in (str, bytes, bool | np.bool_)):
         return np.array(values)
     if all(isinstance(each, int | float | np.number) and not isinstance(each, bool) for each in values):
@@ -87,7 +87,7 @@ def _of_one_kind(values: list[Any], what: str) -> np.ndarray:
 
 
 def _missing(value: Any) -> bool:
-    """Whether a value is None or unequal to itself, as NaN is; one that does not compare, as pandas' NA, is missing."""
+    """Return whether a value is None, NaN, or a value that cannot be compared, such as pandas' NA."""
     try:
         return value is None or bool(value != value)
     except (TypeError, ValueError):
@@ -95,7 +95,7 @@ def _missing(value: Any) -> bool:
 
 
 def _whole(array: np.ndarray, what: str) -> np.ndarray:
-    """Whole floating-point numbers as integers."""
+    """Return whole floating-point numbers as integers."""
     invalid = ~np.isfinite(array) | (array != np.round(array)) | (np.abs(array) > 2.0**53)
     if invalid.any():
         at = int(invalid.ravel().argmax())
@@ -107,7 +107,7 @@ def _whole(array: np.ndarray, what: str) -> np.ndarray:
 
 
 def _fitting(array: np.ndarray, kept: np.dtype, what: str) -> np.ndarray:
-    """The array, if `kept` can hold all its numbers."""
+    """Return the array, if `kept` can hold all its numbers."""
     if kept == array.dtype or not array.size:
         return array
     if array.dtype.kind in "iu":

@@ -89,7 +89,7 @@ def _binary(label_bytes: int) -> Callable[[Path, Labels], Split]:
 
 
 def _records(path: Path, data: np.ndarray, labels: np.ndarray) -> Split:
-    """Rows of red, green and blue planes as images."""
+    """Return rows of red, green and blue planes as images."""
     if data.dtype != np.uint8 or data.shape[1:] != (PIXELS,) or labels.shape != data.shape[:1]:
         raise ValueError(
             f"{path}: expected uint8 [n, {PIXELS}] and labels [n], got {data.dtype}{list(data.shape)} "
@@ -100,7 +100,7 @@ def _records(path: Path, data: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def _pictures(path: Path, split: Split) -> Split:
-    """Of an npz file: images as they are, or with channels first."""
+    """Return images [n, H, W, channels] of an npz file, which may have channels first."""
     x = split["x"]
     if x.shape[1:] == (3, 32, 32):
         x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))

@@ -121,7 +121,7 @@ def _npz_part(path: str | Path, arrays: Mapping[str, np.ndarray], part: str) -> 
 
 
 def normalised(images: Images, mean: float | Sequence[float], std: float | Sequence[float]) -> Images:
-    """(images/255 − mean)/std as float32, on host or device, with mean and std per channel in units of full scale.
+    """Return (images/255 − mean)/std as float32, on host or device; mean and std are in units of full scale.
 
     The dtype determines full scale: for uint8 it is 255; floating-point images are in [0, 1] and are not
     divided. The channel axis is the last axis of [n, H, W, channels], and of [H, W, channels] with at most four.
@@ -146,7 +146,7 @@ def normalised(images: Images, mean: float | Sequence[float], std: float | Seque
 
 
 def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """(mean, std) of every channel of images [..., channels], in units of full scale, for `normalised`.
+    """Return (mean, std) of every channel of images [..., channels], in units of full scale, for `normalised`.
 
     Raises:
         ValueError: no images, or such as `normalised` does not take.
@@ -165,7 +165,7 @@ def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def _by_channel(numbers: np.ndarray, images: np.ndarray | Array) -> np.ndarray:
-    """A number, or one for every channel, with as many axes as the images."""
+    """Return a number, or one for every channel, with as many axes as the images."""
     if numbers.size == 1:
         return numbers.reshape((1,) * images.ndim)
     if numbers.shape != (_channels(images),):
@@ -175,7 +175,7 @@ def _by_channel(numbers: np.ndarray, images: np.ndarray | Array) -> np.ndarray:
 
 
 def _full_scale(images: np.ndarray | Array) -> np.float32:
-    """What images are divided by."""
+    """Return what images are divided by."""
     if images.dtype == np.uint8:
         return np.float32(255)
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -192,7 +192,7 @@ def _full_scale(images: np.ndarray | Array) -> np.float32:
 
 
 def _channels(images: np.ndarray | Array) -> int:
-    """Length of the axis of channels; of three axes only the last of [H, W, channels] can be meant."""
+    """Return the length of the axis of channels; of three axes only the last of [H, W, channels] can be meant."""
     if images.ndim > 3 or (images.ndim == 3 and images.shape[-1] <= MOST_CHANNELS):
         return int(images.shape[-1])
     raise ValueError(

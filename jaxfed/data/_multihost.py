@@ -58,7 +58,7 @@ def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mes
 
 
 def _gathered(numbers: np.ndarray) -> np.ndarray:
-    """Every process's numbers, [P, ...]."""
+    """Return every process's numbers, [P, ...]."""
     gathered = np.asarray(multihost_utils.process_allgather(numbers.astype(np.int32)))
     return gathered.reshape(jax.process_count(), *numbers.shape)
 

@@ -83,8 +83,8 @@ def pathological(
 ) -> Parts:
     """Give every client shards of exactly `classes_per_client` classes.
 
-    The largest shard (at first every class is one) is divided anew until there are N·c of them, so that all are of
-    nearly equal size; then clients in turn take c of different classes, of those with most shards left, ties at random.
+    At first every class is one shard; the largest is divided again until there are N·c of nearly equal size. Clients
+    in turn take c shards of different classes, from the classes with most shards left, ties at random.
 
     Args:
         labels: class of every sample [n].
@@ -167,13 +167,13 @@ def _check_clients(num_clients: int, size: int, min_samples: int = 1) -> None:
 
 
 def _parts(owner: np.ndarray, num_clients: int) -> Parts:
-    """Sample numbers of every client, from the client of every sample."""
+    """Return the sample numbers of every client, from the client of every sample."""
     counts = np.bincount(owner, minlength=num_clients)
     return np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
 
 
 def _shares(generator: np.random.Generator, size: int, num_clients: int, concentration: float) -> np.ndarray:
-    """Client of each of `size` samples in a row, client after client, by shares ~ Dirichlet(c·1_N)."""
+    """Return the client of each of `size` samples, in order of clients, by shares ~ Dirichlet(c·1_N)."""
     share = generator.dirichlet(np.full(num_clients, float(concentration)))
     if not np.isfinite(share).all():
         raise ValueError(f"concentration {concentration} is too small to draw from; take a larger one")
@@ -183,7 +183,7 @@ def _shares(generator: np.random.Generator, size: int, num_clients: int, concent
 
 
 def _filled_up(owner: np.ndarray, num_clients: int, min_samples: int, generator: np.random.Generator) -> np.ndarray:
-    """The clients of all samples, once those with too few have taken samples from those with most."""
+    """Return the clients of all samples, after those with too few took samples from those with most."""
     counts = np.bincount(owner, minlength=num_clients)
     mixed = generator.permutation(len(owner))
     mixed = mixed[np.argsort(owner[mixed], kind="stable")]
@@ -200,7 +200,7 @@ def _filled_up(owner: np.ndarray, num_clients: int, min_samples: int, generator:
 
 
 def _shards(sizes: np.ndarray, num_clients: int, classes_per_client: int) -> np.ndarray:
-    """Shards of every class, N·c in all: at most one a client, at most one a sample, sizes as equal as can be."""
+    """Return the shards of every class, N·c in all: at most N and at most one per sample, sizes as equal as can be."""
     wanted, most = num_clients * classes_per_client, np.minimum(sizes, num_clients)
     if not len(sizes) <= wanted <= most.sum():
         raise ValueError(
@@ -221,7 +221,7 @@ def _shards(sizes: np.ndarray, num_clients: int, classes_per_client: int) -> np.
 def _holders(
     shards: np.ndarray, num_clients: int, classes_per_client: int, generator: np.random.Generator
 ) -> list[list[int]]:
-    """Clients of every class; taking from the classes with most left never ends up with too few different ones."""
+    """Return the clients of every class; taking from the classes with most left, c different ones always remain."""
     left = shards.astype(np.float64)
     holders: list[list[int]] = [[] for _ in shards]
     for client in generator.permutation(num_clients):

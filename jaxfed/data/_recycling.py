@@ -9,14 +9,14 @@ import numpy as np
 
 
 def iid(size: int, num_clients: int, seed: int) -> list[np.ndarray]:
-    """Client i has p[i·m : (i+1)·m], m = ⌊n/N⌋."""
+    """Give client i the samples p[i·m : (i+1)·m], m = ⌊n/N⌋."""
     order = np.random.RandomState(seed).permutation(size)
     share = size // num_clients
     return list(order[: share * num_clients].reshape(num_clients, share))
 
 
 def dirichlet(labels: np.ndarray, num_clients: int, concentration: float, seed: int) -> list[np.ndarray]:
-    """Class distributions ~ Dirichlet(c·1_C). Raises ValueError if c is so small that one of them is not finite."""
+    """Draw class distributions ~ Dirichlet(c·1_C); raise ValueError if c is so small that one is not finite."""
     generator = np.random.RandomState(seed)
     order = generator.permutation(len(labels))
     distributions = generator.dirichlet(np.full(len(np.unique(labels)), float(concentration)), size=num_clients)
@@ -26,7 +26,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, concentration: float, seed: 
 
 
 def pathological(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> list[np.ndarray]:
-    """Class distributions of 1/c on c random classes."""
+    """Give every client the class distribution 1/c on c random classes."""
     generator = np.random.RandomState(seed)
     order = generator.permutation(len(labels))
     distributions = np.zeros((num_clients, len(np.unique(labels))))
@@ -39,7 +39,7 @@ def pathological(labels: np.ndarray, num_clients: int, classes_per_client: int, 
 def _drawn(
     generator: np.random.RandomState, order: np.ndarray, labels: np.ndarray, distributions: np.ndarray
 ) -> list[np.ndarray]:
-    """Every client's samples, the first drawn last."""
+    """Return every client's samples, in reverse order of their draws."""
     _, classes = np.unique(labels[order], return_inverse=True)
     members = [np.flatnonzero(classes == number) for number in range(distributions.shape[1])]
     left = [len(each) for each in members]
@@ -66,5 +66,5 @@ def _drawn(
 
 
 def _class(generator: np.random.RandomState, sums: np.ndarray, last: int) -> int:
-    """The first class k with u ≤ Σ_{j ≤ k} p_j."""
+    """Return the first class k with u ≤ Σ_{j ≤ k} p_j."""
     return min(int(np.searchsorted(sums, generator.uniform())), int(last))

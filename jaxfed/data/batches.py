@@ -98,7 +98,7 @@ def _resident(name: str, array: Any) -> Array:
 
 
 def _layout(lengths: np.ndarray) -> tuple[Array, Array]:
-    """(offsets, lengths), int32 [N] each."""
+    """Return (offsets, lengths), int32 [N] each."""
     if lengths.sum() >= 2**31:
         raise ValueError(f"expected fewer than 2³¹ samples, got {lengths.sum()}; positions are int32")
     offsets = np.cumsum(lengths) - lengths
@@ -106,7 +106,7 @@ def _layout(lengths: np.ndarray) -> tuple[Array, Array]:
 
 
 def _check_arrays(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The one length of all arrays."""
+    """Return the one length of all arrays."""
     if "mask" in shapes:
         raise ValueError('"mask" is added by the batching; rename this array')
     lengths = {name: shape[0] if shape else None for name, shape in shapes.items()}
@@ -120,7 +120,7 @@ def _length(part: Any) -> int:
 
 
 def _flat(parts: Sequence[ArrayLike], lengths: np.ndarray) -> np.ndarray:
-    """All clients' indices one after the other. Raises ValueError for the first that are no integers [nᵢ]."""
+    """Concatenate all clients' indices; raise ValueError for the first that are no integers [nᵢ]."""
     if (lengths >= 0).all():
         flat = np.concatenate([np.asarray(part) for part in parts])
         if flat.dtype.kind in "iu":
@@ -165,7 +165,7 @@ class Batching(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """K = `local_steps` batches for every client: one new shuffle a round, repeated as often as needed.
+    """K = `local_steps` batches for every client: shuffled anew every round, repeated as often as needed.
 
     A client with fewer samples than `batch_size` has them all in every batch, once.
     """
@@ -211,7 +211,7 @@ class Epochs:
         return self.local_epochs * math.ceil(longest / self.batch_size)
 
     def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Return every sample once a pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
+        """Return every sample once per pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
         order = jax.vmap(lambda each: _shuffled(each, length, longest))(keys.numbered_keys(key, self.local_epochs))
         step, slot = jnp.indices((self.num_steps(longest), self.batch_size), dtype=jnp.int32)
         per_epoch = (length + self.batch_size - 1) // self.batch_size
@@ -221,7 +221,7 @@ class Epochs:
 
 
 def _shuffled(key: Key, length: Array, longest: int) -> Array:
-    """A random order of 0 … length−1 in the first `length` of `longest` positions, int32 [longest].
+    """Return a random order of 0 … length−1 in the first `length` of `longest` positions, int32 [longest].
 
     One fold of the key per position: the draw of a position depends on no array's size, for any generator of jax.
     """

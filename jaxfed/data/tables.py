@@ -19,7 +19,7 @@ class ColumnTable(Protocol):
         ...
 
     def __getitem__(self, name: str, /) -> Any:
-        """One column, a sequence of n values."""
+        """Return one column, a sequence of n values."""
         ...
 
 

@@ -58,7 +58,7 @@ def client_app(
             reads.
         directory: of the rows, on the client's disk; or `directory(context)`.
         model_state: like `params`, for a loss function that is `Stateful`.
-        compilation_cache: directory of compiled programs: the process of the next round finds its own there.
+        compilation_cache: directory of compiled programs, which the process of the next round reuses.
         mods: Flower's own modifiers of messages.
     """
     client = _Client(algorithm, params, data_for, directory, model_state)

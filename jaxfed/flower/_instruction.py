@@ -1,4 +1,4 @@
-"""Values in messages beside the arrays: the server's instruction, and the client's description of itself."""
+"""Values in messages other than the arrays: the server's instruction, and the client's description of itself."""
 
 import dataclasses
 import json
@@ -21,13 +21,13 @@ Sample = Mapping[str, jax.ShapeDtypeStruct]
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """What a client needs for its part of a round, beside arrays.
+    """What a client needs for its part of a round, except arrays.
 
     Attributes:
         run: name of the run, the same after every resumption; a client keeps its rows by it.
         counted: last round (from 0) in which the server counted this client's reply, −1 for none: the client
             continues from its row after that round.
-        since: the client may forget rows of rounds before this one; no checkpoint of the server goes back further.
+        since: the client may delete rows of rounds before this one: no checkpoint of the server is older.
         seed: of batches and the loss function's keys.
         batching: how samples become batches.
         algorithm: its name and hyperparameters, which both sides must share, as JSON.
@@ -100,7 +100,7 @@ class Member:
 
     @classmethod
     def from_record(cls, record: ConfigRecord, num_clients: int) -> "Member":
-        """What `to_record` wrote. Raises RefusedError for anything else, and for an id that the population lacks."""
+        """Return what `to_record` wrote; raise RefusedError for anything else, and for an unknown client id."""
         try:
             fields: dict[str, Any] = dict(record)
             made = cls(int(fields["client"]), int(fields["samples"]), sample_of(fields["arrays"]))

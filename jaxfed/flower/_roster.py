@@ -18,7 +18,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.05, 3.0
 
 
 class Roster:
-    """Asks every node once which client it is; of several nodes of one client the newest counts.
+    """Asks every node once for its client's id; of several nodes of one client the newest counts.
 
     Attributes:
         members: the description of every client that was ever connected, by id.

@@ -40,7 +40,7 @@ def server_app(
     finished: Callable[[Server, History], None] = lambda server, history: None,
     **options: Any,
 ) -> ServerApp:
-    """A ServerApp that runs `serve(grid, algorithm, server, **options)` and calls `finished(server, history)`.
+    """Return a ServerApp that runs `serve(grid, algorithm, server, **options)` and calls `finished(server, history)`.
 
     Where options depend on Flower's run configuration, call `serve` in the main function of a ServerApp of your own.
     """
@@ -70,7 +70,7 @@ def serve(
 
     Cohorts, batches and keys are those of `jaxfed.simulate` with the same arguments, and so are the results where every
     reply arrives. A client without a usable reply takes no part in the round: the means are over the others, its row
-    goes back to what it was, and the running sums stay the sums of all clients' rows. All clients may be without one:
+    is reset to its last value, and the running sums stay the sums of all clients' rows. All clients may be without one:
     then the round changes nothing.
 
     Under `jaxfed.privacy.central_noise` noise and cohorts use entropy of the server's own, since every client knows the
@@ -91,7 +91,7 @@ def serve(
             checkpoints of this run, the same call continues from the last good one, and clients go back to it too.
 
     Returns:
-        The server after the last round, and the `History`; beside the numbers of `simulate` its rounds have
+        The server after the last round, and the `History`; in addition to the numbers of `simulate` its rounds have
         "num_missing" (drawn clients that were not connected, failed, or did not reply in time) and "num_refused"
         (replies of another structure, shape or dtype); "num_excluded" counts replies that were not finite.
 
@@ -141,7 +141,7 @@ def _draws(config: RoundConfig, sampler: Sampler, num_clients: int) -> Draw:
 
 
 class _Finite:
-    """Stops a run whose clients return nothing finite, which would otherwise go on without ever changing."""
+    """Stops a run whose clients return nothing finite, which would otherwise continue without ever changing."""
 
     def __init__(self) -> None:
         self._in_a_row = 0

@@ -161,7 +161,7 @@ def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
 
 
 def weighted_sum(values: Tree, cohort: Cohort, used: Array) -> Tree:
-    """Σ over the clients used of wᵢ·valuesᵢ, leaves [C, ...] → [...], in float32 or wider; wᵢ = 1 without weights."""
+    """Return Σ wᵢ·valuesᵢ over the clients used, leaves [C, ...] → [...], in float32 or wider; wᵢ = 1 by default."""
     if cohort.weights is not None:
         values = tree.scale_rows(cohort.weights, tree.widened(values))
     return tree.masked_sum(values, used)
@@ -214,13 +214,13 @@ def _accumulated(inner: Plan, client: ClientFn, chunks: Cohort, key: Key) -> Coh
 
 
 def _without_sums(result: CohortResult) -> CohortResult:
-    """The values that each slot has, without the sums."""
+    """Return the values of each slot, without the sums."""
     nothing: Any = ()
     return result._replace(message=nothing, weight=nothing)
 
 
 def _alone(client: ClientFn, member: Cohort, key: Key) -> CohortResult:
-    """One slot of a cohort, without any batching: the result without a leading axis.
+    """Run one slot of a cohort without any batching; return the result without a leading axis.
 
     Slots are scanned without reshaping: an axis of length 1 in the loop's input makes XLA copy all batches.
     """

@@ -234,7 +234,7 @@ def index_bits(entries: int) -> int:
 
 
 def _advanced(parts: Parts, update: ClientUpdate, sent: ClientMessage) -> PyTree:
-    """The client's memory after a round in which the server received `sent.total`."""
+    """Return the client's memory after a round in which the server received `sent.total`."""
     if not jax.tree.leaves(sent.total):
         return update.row.memory
     return parts.advance(update.row.memory, optax.tree.sub(sent.total, update.message.total))
@@ -294,7 +294,7 @@ def raise_unclipped(noise: str, expected: float, got: float | None, transforms: 
 
 
 def _recorded(before: Mapping[str, Any], transform: Transform | None, aggregate: Aggregate | None) -> Mapping[str, Any]:
-    """Hyperparameters with the names of the transforms and the aggregate, which a resumed run must have too."""
+    """Return hyperparameters with the names of the transforms and the aggregate, which a resumed run must have too."""
     names = {"uplink": transform and transform.name, "aggregate": aggregate and aggregate.name}
     added = {name: "; ".join(filter(None, [before.get(name), each])) for name, each in names.items() if each}
     return MappingProxyType({**before, **added})

@@ -75,5 +75,5 @@ def top_k(fraction: float, *, feedback: bool = True) -> Transform:
 
 
 def _count(fraction: float, entries: int) -> int:
-    """⌈fraction · entries⌉, at least 1, with 0.1 · 10 = 1 in spite of binary fractions."""
+    """Return ⌈fraction · entries⌉, at least 1; 0.1 of 10 is 1 despite rounding errors."""
     return min(entries, max(1, -int(-round(fraction * entries, 6) // 1)))

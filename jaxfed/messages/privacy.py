@@ -99,12 +99,11 @@ Mechanism = TypeVar("Mechanism", Central, Local)
 
 
 def clip(max_norm: float) -> Transform:
-    """m̂ = m · min(1, C/(‖m‖₂ + 1e-6)), the norm over all that the client sends together.
+    """Clip a message: m̂ = m · min(1, C/(‖m‖₂ + 1e-6)), with one norm over all that the client sends.
 
-    Under noise it comes last, after what compresses: a message that is rounded or sent in part may be longer than the
-    whole one was. It only rescales, so that a quantised or sparse message stays as short to write down. What it cuts
-    off is lost; the residual of a `top_k` before it holds only what `top_k` left out. In bfloat16 and float16 messages
-    are cut a little shorter, so that C holds after rounding as well.
+    With noise it comes last, after compression, which may increase the norm. It only rescales, so the encoded size of a
+    quantised or sparse message stays the same. What it cuts off is lost: the residual of a `top_k` before it holds only
+    what `top_k` left out. In bfloat16 and float16 the clip is slightly below C, so that C holds after rounding.
 
     Args:
         max_norm: C > 0.
@@ -130,7 +129,7 @@ def clip(max_norm: float) -> Transform:
 
 
 def local_noise(mechanism: Local) -> Transform:
-    """m̂ = m + N(0, (z·C)²) in every entry, drawn by the client; the `clip` to C comes directly before it.
+    """Add noise on the client: m̂ = m + N(0, (z·C)²) in every entry; put the `clip` to C directly before it.
 
     Transforms after it, such as `jaxfed.compression.quantise`, cost no privacy. In a simulation the noise depends on
     the run's seed, in a deployment on entropy of the client.
@@ -139,7 +138,7 @@ def local_noise(mechanism: Local) -> Transform:
         mechanism: C and z. One message is (ε, δ)-private against its replacement by any other.
 
     Raises:
-        ValueError: from `jaxfed.uplink`, where something else than `clip(C)` comes before it.
+        ValueError: from `jaxfed.uplink`, unless `clip(C)` comes directly before it.
     """
     name = f"local_noise({mechanism.max_norm}, {mechanism.noise_multiplier})"
 
@@ -155,7 +154,7 @@ def local_noise(mechanism: Local) -> Transform:
 
 
 def central_noise(mechanism: Central) -> Aggregate:
-    """(Σ over Sₜ of mᵢ + N(0, (z·C)²)) / n for what is averaged, and Σ over Sₜ of mᵢ + N(0, (z·C)²) for sums.
+    """Add noise on the server: S = Σ over Sₜ of mᵢ + N(0, (z·C)²); sums become S, and means S / n.
 
     The divisor n is a constant, so that the mean does not reveal the number of participants. In a simulation the noise
     depends on the run's seed, in a deployment noise and cohorts depend on entropy of the server.
@@ -164,8 +163,8 @@ def central_noise(mechanism: Central) -> Aggregate:
         mechanism: C, z and how clients are drawn; see `epsilon` for its guarantee. `clip(C)` comes last in the
             uplink.
 
-    Noise in a running sum accumulates. Use algorithms whose server has none: FedAvg, FedProx,
-    FedSAM, or FedSpeed and FedDyn with `dual_mean="cohort"`.
+    Noise in a running sum accumulates. Use algorithms whose server has none: FedAvg, FedProx, FedSAM, or FedSpeed and
+    FedDyn with `dual_mean="cohort"`.
 
     Raises:
         ValueError: from `jaxfed.uplink`, where the messages' norms are not bounded by C; from `jaxfed.simulate`, for

@@ -158,12 +158,12 @@ def _squared(one: ClientMessage, other: ClientMessage) -> Array:
 
 
 def _enough(used: Array, least: int) -> Array:
-    """The clients used [C], or none where there are fewer than needed."""
+    """Return the clients used [C], or none where there are fewer than needed."""
     return used & (jnp.sum(used, dtype=jnp.int32) >= least)
 
 
 def _ranked(leaf: Array, used: Array) -> Array:
-    """Entries of the clients used in rising order along [C], then infinities."""
+    """Return entries of the clients used in rising order along [C], then infinities."""
     mask = jnp.expand_dims(used, range(1, leaf.ndim))
     return jnp.sort(jnp.where(mask, leaf, jnp.asarray(jnp.inf, leaf.dtype)), axis=0)
 

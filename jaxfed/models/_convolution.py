@@ -33,11 +33,11 @@ class Axis(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """How many positions the kernel takes."""
+        """Number of positions of the kernel."""
         return (self.extent + self.before + self.after - self.taps) // self.stride + 1
 
     def windows(self, x: Array, axis: int, fill: float = 0.0) -> list[Array]:
-        """For every tap, its inputs at all positions: `taps` arrays with `outputs` entries along `axis`."""
+        """Return for every tap its inputs at all positions: `taps` arrays with `outputs` entries along `axis`."""
         margins = [(self.before, self.after, 0) if each == axis else (0, 0, 0) for each in range(x.ndim)]
         x = lax.pad(x, jnp.asarray(fill, x.dtype), margins)
         stop = (self.outputs - 1) * self.stride + 1
@@ -97,7 +97,7 @@ def convolve(x: Array, kernel: Array, axes: Sequence[Axis], **as_product: Any) -
 
 
 def _trimmed(kernel: Array, axes: Sequence[Axis]) -> tuple[list[Axis], Array]:
-    """The same convolution without the taps that only see padding, as a 3×3 kernel's borders on one pixel."""
+    """Return the same convolution without taps that only see padding, as a 3×3 kernel's borders on one pixel."""
     kept = []
     for number, (extent, taps, stride, before, _) in enumerate(axes):
         reach = (axes[number].outputs - 1) * stride
@@ -117,7 +117,7 @@ def _winograd_pays(x: Array, width: Axis) -> bool:
 
 
 def by_patches(x: Array, kernel: Array, height: Axis, width: Axis, **as_product: Any) -> Array:
-    """y = P·k with the patches P [B·H'·W', h·w·C], gathered along the width first: w + h copies instead of w·h."""
+    """Return y = P·k, patches P [B·H'·W', h·w·C] gathered along the width first: w + h copies instead of w·h."""
     rows = jnp.concatenate(width.windows(x, 2), axis=-1)
     patches = jnp.concatenate(height.windows(rows, 1), axis=-1)
     y = lax.dot(patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, kernel.shape[-1]), **as_product)
@@ -125,7 +125,7 @@ def by_patches(x: Array, kernel: Array, height: Axis, width: Axis, **as_product:
 
 
 def by_winograd(x: Array, kernel: Array, height: Axis, width: Axis, **as_product: Any) -> Array:
-    """F(m, k) along the width, patches along the height: n products [tiles·H'·B, h·C]·[h·C, O].
+    """Convolve by F(m, k) along the width, patches along the height: n products [tiles·H'·B, h·C]·[h·C, O].
 
     The width leads all the way, so that both transforms are single products with everything else side by side.
     """

@@ -25,7 +25,7 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        """Logits [B, sizes[-1]] of inputs [B, ...], which are flattened."""
+        """Return logits [B, sizes[-1]] of inputs [B, ...], which are flattened."""
         x = x.reshape(x.shape[0], -1)
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
@@ -45,5 +45,5 @@ class NextCharacter(nnx.Module):
         self.mlp = MLP((context * width, hidden, vocabulary), rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """Logits [B, vocabulary] of characters int [B, context]."""
+        """Return logits [B, vocabulary] of characters int [B, context]."""
         return self.mlp(self.embedding(x))

@@ -25,7 +25,7 @@ class CausalAttention(nnx.Module):
 
 
 class TransformerLayer(nnx.Module):
-    """Attention and a dense layer four times as wide, each added to its own input and normalised before."""
+    """Pre-norm residual layer: attention, then an MLP four times as wide."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2)])
@@ -60,7 +60,7 @@ class LanguageModel(nnx.Module):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """Logits [B, T, vocabulary] of tokens int [B, T], T ≤ context."""
+        """Return logits [B, T, vocabulary] of tokens int [B, T], T ≤ context."""
         length, context = x.shape[1], self.places.num_embeddings
         if length > context:
             raise ValueError(f"expected at most {context} tokens, got {length}; build the model with a larger context")

@@ -13,7 +13,7 @@ from jaxfed.models._pooling import relu_max_pool
 
 
 class ConvPool(nnx.Module):
-    """Unpadded 5×5 convolution, max-pooling 2×2, bias, relu; the bias after the pooling changes nothing but its price.
+    """Unpadded 5×5 convolution, max-pooling 2×2, bias, relu; the bias comes after the pooling, equal and cheaper.
 
     Attributes:
         conv: kernel [5, 5, C, features].
@@ -28,7 +28,7 @@ class ConvPool(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Array) -> Array:
-        """[B, ⌊(H−4)/2⌋, ⌊(W−4)/2⌋, features] of x [B, H, W, C]."""
+        """Return [B, ⌊(H−4)/2⌋, ⌊(W−4)/2⌋, features] of x [B, H, W, C]."""
         return relu_max_pool(self.conv(x), self.bias[...])
 
 
@@ -51,7 +51,7 @@ class LeNet(nnx.Module):
         self.head = MLP((side[0] * side[1] * 64, 384, 192, classes), activation=jax.nn.relu, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """Logits [B, classes] of images [B, H, W, C]."""
+        """Return logits [B, classes] of images [B, H, W, C]."""
         for layer in self.features:
             x = layer(x)
         return self.head(x)

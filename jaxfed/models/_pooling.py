@@ -16,7 +16,7 @@ def _corners(x: Array) -> list[Array]:
 
 
 def _winner(x: Array) -> tuple[Array, Array]:
-    """The largest of each 2×2 tile, and its index 0…3 in reading order as int8, the first of equals."""
+    """Return the largest of each 2×2 tile, and its index 0…3 in reading order as int8, the first of equals."""
     first, second, third, fourth = _corners(x)
     top, bottom = jnp.maximum(first, second), jnp.maximum(third, fourth)
     zero, one, two, three = (jnp.int8(index) for index in range(4))
@@ -26,7 +26,7 @@ def _winner(x: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def max_pool(x: Array) -> Array:
-    """Maximum of every 2×2 tile of x [B, H, W, C]: [B, ⌊H/2⌋, ⌊W/2⌋, C]; the first of equals gets the gradient.
+    """Return maxima of 2×2 tiles of x [B, H, W, C]: [B, ⌊H/2⌋, ⌊W/2⌋, C]; the first of equals gets the gradient.
 
     The backward pass keeps only the winner's index, one byte per tile.
     """
@@ -45,13 +45,13 @@ def _max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 def relu_max_pool(x: Array, bias: Array | None = None) -> Array:
-    """relu(maxpool₂ₓ₂(x) + b), x [B, H, W, C] and b [C]: equal to maxpool₂ₓ₂(relu(x + b)) at a quarter of the work."""
+    """Return relu(maxpool₂ₓ₂(x) + b), x [B, H, W, C], b [C]: maxpool₂ₓ₂(relu(x + b)) at a quarter of the work."""
     pooled = max_pool(x)
     return jax.nn.relu(pooled if bias is None else pooled + bias.reshape(1, 1, 1, -1))
 
 
 def max_pool_overlapping(x: Array) -> Array:
-    """Maximum over 3×3 windows with stride 2 and padding 1: x [B, H, W, C] to [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
+    """Return the maximum over 3×3 windows with stride 2 and padding 1: x [B, H, W, C] to [B, ⌈H/2⌉, ⌈W/2⌉, C]."""
     for axis in (1, 2):
         windows = Axis(x.shape[axis], 3, 2, 1, 1).windows(x, axis, -jnp.inf)
         x = functools.reduce(jnp.maximum, windows)

@@ -86,7 +86,7 @@ class ResNet18(nnx.Module):
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """Logits [B, classes] of images [B, H, W, channels]."""
+        """Return logits [B, classes] of images [B, H, W, channels]."""
         x = jax.nn.relu(self.stem(x))
         x = max_pool_overlapping(x) if self.pooled else x
         for block in self.blocks:

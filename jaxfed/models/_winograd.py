@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0)
-"""Where the polynomials are evaluated, infinity besides: eight in all, beyond which float32 loses too many digits."""
+"""Where the polynomials are evaluated, and infinity: eight points in all; with more, float32 loses too many digits."""
 
 
 class Transforms(NamedTuple):
@@ -54,7 +54,7 @@ def tile_size(outputs: int, taps: int) -> int:
 
 @cache
 def tiled(width: int, outputs: int, taps: int, before: int, size: int) -> np.ndarray:
-    """B for all tiles of a line at once, [n·tiles, width]: the line's padding (`before` zeros) costs nothing."""
+    """Return B for all tiles of a line at once, [n·tiles, width]: the line's padding (`before` zeros) costs nothing."""
     data = transforms(size, taps).data
     tiles = -(-outputs // size)
     columns = np.arange(tiles)[:, None] * size + np.arange(len(data)) - before

@@ -39,7 +39,7 @@ class StagedEngine:
     """The engine of a `Population`: one worker thread reads and writes, in order.
 
     The rows of round t are written before those of round t+2 are read. The row of a client that takes part in two
-    rounds running stays on the mesh. Fetched rows wait in page-locked memory.
+    consecutive rounds stays on the mesh. Fetched rows wait in page-locked memory.
 
     Args:
         make: returns the population, where every client holds `start.row`.

@@ -16,7 +16,7 @@ class RowTable(Protocol):
     """Rows of bytes, uint8 [row_bytes] each, at slots 0, 1, 2, …; it grows as slots are written."""
 
     def read(self, slots: np.ndarray) -> np.ndarray:
-        """Rows uint8 [n, row_bytes] of slots [n] that were written before."""
+        """Return rows uint8 [n, row_bytes] of slots [n] that were written before."""
         ...
 
     def write(self, slots: np.ndarray, rows: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The protocols of a store: the store itself, the engine that plays its rounds, and rows outside the mesh."""
+"""The protocols of a store: the store itself, the engine that runs its rounds, and rows outside the mesh."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from jaxfed.layout.sharding import Shardings
 from jaxfed.rows.rounds import RoundConfig, World
 
 LONGEST_BLOCK = 32
-"""Most rounds that `Engine.advance` plays at once."""
+"""Most rounds that `Engine.advance` runs at once."""
 
 Draw = Callable[[int], np.ndarray]
 """`draw(round) -> ids` int32 [C], −1 in empty slots."""
@@ -41,10 +41,10 @@ class Start(NamedTuple):
 
 
 class Engine(Protocol):
-    """Plays rounds; holds the server and the rows of all clients.
+    """Runs rounds; holds the server and the rows of all clients.
 
     Attributes:
-        server: after the rounds played so far, on all devices.
+        server: after the rounds done so far, on all devices.
         world: what rounds only read, on all devices.
     """
 
@@ -52,11 +52,11 @@ class Engine(Protocol):
     world: World
 
     def prepare(self, config: RoundConfig) -> None:
-        """Compile the program that `advance` plays rounds with."""
+        """Compile the program that `advance` runs."""
         ...
 
     def advance(self, count: int) -> RoundInfo:
-        """Play the next `count` ≤ `LONGEST_BLOCK` rounds; return their infos, leaves [count, ...], on the host."""
+        """Run the next `count` ≤ `LONGEST_BLOCK` rounds; return their infos, leaves [count, ...], on the host."""
         ...
 
     def sample(self, ids: np.ndarray) -> ClientRow:
@@ -92,7 +92,7 @@ class Store(Protocol):
     """Where the rows of all clients are kept between rounds: a static value that can be compared."""
 
     def engine(self, start: Start) -> Engine:
-        """Return the engine that plays a run from its start, where every client holds `start.row`."""
+        """Return the engine of a run from its start, where every client holds `start.row`."""
         ...
 
 

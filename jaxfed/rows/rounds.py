@@ -89,7 +89,7 @@ def play_alone(
     Batches, keys and steps are those that the client has in a cohort. Secret noise uses a key of the client's own.
 
     Args:
-        config: `config.longest` is the client's own number of samples; `config.plan` plays no part.
+        config: `config.longest` is the client's own number of samples; `config.plan` is not used.
         server: as broadcast.
         row: the row of the client.
         data: samples of this client alone.

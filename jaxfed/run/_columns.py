@@ -1,4 +1,4 @@
-"""Columns of numbers by name, eight bytes a number."""
+"""Columns of numbers by name, eight bytes per number."""
 
 import struct
 from array import array
@@ -75,7 +75,7 @@ class Columns(Mapping[str, list[Any]]):
         return np.array(bits, np.int64).reshape(len(self), self.length)
 
     def describe(self) -> dict[str, Any]:
-        """Return JSON beside the snapshot: number of entries, and which columns are integers."""
+        """Return the JSON that is saved with the snapshot: number of entries, and which columns are integers."""
         return {"length": self.length, "whole": {name: each.typecode == "q" for name, each in self._columns.items()}}
 
     @staticmethod

@@ -20,7 +20,7 @@ COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
     "loss_worst": ("loss", np.max),
     "delta_norm_max": ("delta_norm", np.max),
 }
-"""Statistics over a cohort beside the means: name → field of `ClientInfo`, and the function of all its values."""
+"""Statistics over a cohort other than the means: name → field of `ClientInfo`, and the function of all its values."""
 
 
 @dataclasses.dataclass
@@ -116,7 +116,7 @@ class History:
         return {"rounds": self.rounds.snapshot(), "evaluations": self.evaluations.snapshot(), "seconds": seconds}
 
     def describe(self) -> dict[str, Any]:
-        """Return JSON beside the snapshot."""
+        """Return the JSON that is saved with the snapshot."""
         return {"plan": self.plan, "rounds": self.rounds.describe(), "evaluations": self.evaluations.describe()}
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a run and its checkpoints must share beside arguments: what is computed, and the samples."""
+"""What a run and its checkpoints must share besides arguments: what is computed, and the samples."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -132,7 +132,7 @@ def batch_size_of(batching: Batching) -> int:
 
 
 def made_with() -> dict[str, Any]:
-    """Return what a traced program depends on beside the functions: versions, kind of device, 64-bit mode."""
+    """Return what a traced program depends on besides the functions: versions, kind of device, 64-bit mode."""
     return {
         **{name: _version(name) for name in PACKAGES},
         "device": jax.default_backend(),

@@ -53,15 +53,15 @@ class Saved(Protocol):
     server: Server
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
-        """What a checkpoint holds: {"server": ..., "rows": ...}."""
+        """Return what a checkpoint holds: {"server": ..., "rows": ...}."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """JSON beside the snapshot."""
+        """Return the JSON that is saved with the snapshot."""
         ...
 
     def like(self, facts: Mapping[str, Any]) -> dict[str, PyTree]:
-        """Structure of a snapshot."""
+        """Return the structure of a snapshot."""
         ...
 
     def restore(self, snapshot: Mapping[str, PyTree]) -> None:
@@ -142,8 +142,8 @@ class Saver:
                 if jax.process_index() == 0:
                     folder = directory / f"{step:08d}"
                     folder.rename(folder.with_suffix(".damaged"))
-                multihost_utils.sync_global_devices("the damaged step is put aside")
-                warnings.warn(f"{damage}; put aside, going on from the checkpoint before it", stacklevel=3)
+                multihost_utils.sync_global_devices("the damaged step is renamed")
+                warnings.warn(f"{damage}; renamed, continuing from the checkpoint before it", stacklevel=3)
                 continue
             self._saved = step
             for kept in checkpoints.steps(directory):

@@ -21,10 +21,10 @@ Evaluate = Callable[[Params], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How rounds are laid out over time, devices and memory; results agree across layouts to rounding.
+    """How rounds are laid out over time, devices and memory; results differ by rounding only.
 
     Attributes:
-        plan: in which order the clients of a cohort are computed: `jaxfed.vmap()` (default), `jaxfed.chunked(size)`,
+        plan: schedule of a cohort's clients: `jaxfed.vmap()` (default), `jaxfed.chunked(size)`,
             `jaxfed.map()`, or "auto", which times them on the first cohort and takes the fastest; a resumed run keeps
             its choice.
         mesh: devices to spread the clients of a cohort over, all axes together; its size must divide the cohort's
@@ -34,7 +34,7 @@ class Layout:
             continues, else `DeviceStore()`.
 
     Raises:
-        ValueError: a plan that is a word other than "auto".
+        ValueError: a plan that is text other than "auto".
     """
 
     plan: Plan | Literal["auto"] | None = None
@@ -51,12 +51,12 @@ class Report:
     """What happens between rounds: evaluation, callbacks, the progress bar.
 
     Attributes:
-        evaluate: `evaluate(params)` -> named numbers, into the history.
+        evaluate: `evaluate(params)` -> named numbers, recorded in the history.
         every: rounds between two evaluations; the last round is always evaluated.
-        callbacks: each called as `callback(server, info)` after every round; with any, every round is a program of its
-            own.
+        callbacks: each called as `callback(server, info)` after every round; with any, every round runs as its
+            own program.
         progress: show a bar, or log the rounds of `jaxfed.flower.serve`.
-        keep_state: leave the whole state of the run, the rows of all clients included, in `history.state`.
+        keep_state: keep the state of the run, with the rows of all clients, in `history.state`.
     """
 
     evaluate: Evaluate | None = None
@@ -75,7 +75,7 @@ class Report:
         return 1 if self.callbacks else rounds_until(done, self.every if self.evaluate else None)
 
     def after_round(self, history: History, server: Server, info: RoundInfo, last: bool) -> None:
-        """Evaluate where it is time, into the history, and call the callbacks with the info of the round."""
+        """Evaluate if due, record it in the history, and call the callbacks with the info of the round."""
         done = int(server.round)
         if self.evaluate is not None and (last or done % self.every == 0):
             history.add_evaluation(done, self.evaluate(server.params))

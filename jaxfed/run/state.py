@@ -44,7 +44,7 @@ def put_back(engine: Engine, state: RunState, store: Store) -> History:
     if expected != got:
         raise ValueError(
             f"expected client rows like those of this algorithm ({expected}), got a state with {got}; "
-            "pass the algorithm that made the state, or begin anew with algorithm.init(state.server.params, ...)"
+            "pass the algorithm that made the state, or start again with algorithm.init(state.server.params, ...)"
         )
     engine.restore({"server": engine.server, "rows": jax.tree.map(_copied, state.rows, like)})
     engine.lock(OWN_STEP, lambda: state.rows)
@@ -69,8 +69,8 @@ def check_alone(algorithm: FederatedAlgorithm, server: Server, row: ClientRow, r
     if done and jax.tree.leaves(row):
         name = algorithm.hyperparameters.get("algorithm", "this algorithm")
         raise ValueError(
-            f"expected the clients' rows beside a server that has done {done} rounds, got the server alone: clients of "
-            f"{name} keep {_shapes(jax.eval_shape(lambda: row))} between rounds; {remedy}, or begin anew with "
+            f"expected the clients' rows with a server that has done {done} rounds, got the server alone: clients of "
+            f"{name} keep {_shapes(jax.eval_shape(lambda: row))} between rounds; {remedy}, or start again with "
             "algorithm.init(server.params, num_clients)"
         )
 

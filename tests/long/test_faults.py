@@ -87,7 +87,7 @@ def test_a_damaged_step_is_recovered_from_the_one_before(finished, tmp_path, kin
     *_, before, last = checkpoint.steps(directory)
     spoil(directory, last)
     if kind == "simulation":
-        with pytest.warns(UserWarning, match="put aside, going on from the checkpoint before it"):
+        with pytest.warns(UserWarning, match="renamed, continuing from the checkpoint before it"):
             assert same(KINDS[kind](directory, COUNT), finished(kind)[1])
     else:
         with pytest.raises(DamagedError, match=rf"delete .*{last:08d}; the last good step is {before}"):

@@ -59,7 +59,7 @@ def probabilities(x, inputs, num_classes):
 
 
 def train(method, rounds=40, clients=6, steps=5, classes=3):
-    """Mean loss over all samples after every round; three of six clients a round, each with two of three classes."""
+    """Mean loss over all samples after every round; three of six clients per round, each with two of three classes."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(classes, 4))
     labels = [generator.choice([client % classes, (client + 1) % classes], size=20) for client in range(clients)]

@@ -109,7 +109,7 @@ def compose(
 
 
 def make_step(client_update: Callable[..., ClientUpdate], server_update: Callable[..., Server], parts: Parts) -> StepFn:
-    """Make one round of its two halves: all clients of the cohort, the aggregate, the server."""
+    """Compose one round from its two halves: all clients of the cohort, then aggregate and server."""
 
     def step(
         server: Server, cohort: Cohort, key: Key, *, plan: Plan = plans.vmap(), fetch: Fetch = identity_fetch
@@ -135,12 +135,12 @@ def make_step(client_update: Callable[..., ClientUpdate], server_update: Callabl
 
 
 def _narrow(values: PyTree) -> bool:
-    """Whether some leaves are summed in a wider dtype than their own."""
+    """Return whether some leaves are summed in a wider dtype than their own."""
     return any(leaf.dtype != tree.wide(leaf.dtype) for leaf in jax.tree.leaves(values))
 
 
 def _sent(client: ClientFn, cohort: Cohort, key: Key) -> ClientMessage:
-    """Shapes and dtypes of one client's message."""
+    """Return shapes and dtypes of one client's message."""
     return jax.eval_shape(lambda: client(jax.tree.map(lambda leaf: leaf[0], cohort), key).message)
 
 

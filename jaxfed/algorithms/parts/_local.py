@@ -82,7 +82,7 @@ class LocalRule:
         check_choice("variant", self.variant, DIRECTIONS)
 
     def learning_rate(self, round_number: Array) -> Scalar:
-        """ηₜ = η₀·decayᵗ as a floating-point scalar []."""
+        """Return ηₜ = η₀·decayᵗ as a floating-point scalar []."""
         dtype = jnp.result_type(float)
         decay = jnp.power(jnp.asarray(self.learning_rate_decay, dtype), round_number.astype(dtype))
         base = self.client_learning_rate
@@ -120,7 +120,7 @@ class Direction(NamedTuple):
 
 
 def paper_direction(rule: LocalRule, iterate: Iterate, gradient: Params) -> Direction:
-    """clip(g) + b + w·(x − x⁰) + wd·x."""
+    """Return clip(g) + b + w·(x − x⁰) + wd·x."""
     pull = corrections.prox(iterate.params, iterate.anchor, rule.prox_weight)
     decay = corrections.shrinkage(iterate.params, rule.weight_decay)
     clipped = tree.clip(gradient, rule.clip_norm)
@@ -138,7 +138,7 @@ def reference_direction(rule: LocalRule, iterate: Iterate, gradient: Params) -> 
 
 
 def reference_constant(rule: LocalRule, anchor: Params, constant: Params | None) -> Params | None:
-    """b − w·x⁰, computed once a round: each term left out of the step saves one pass over the parameters."""
+    """Return b − w·x⁰, computed once per round: each term left out of the step saves one pass over the parameters."""
     pull = corrections.prox_at_origin(anchor, rule.prox_weight)
     return constant if pull is None else tree.add_present(constant, pull)
 

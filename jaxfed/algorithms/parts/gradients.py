@@ -40,17 +40,17 @@ Perturbation = Callable[[Params, float], Params]
 
 
 def raw(gradient: Params, ascent_radius: float) -> Params:
-    """e = ρ·g₁ (FedSpeed, Algorithm 1): long where the loss is steep."""
+    """Return e = ρ·g₁ (FedSpeed, Algorithm 1), whose length grows with the gradient."""
     return tree.scale(ascent_radius, gradient)
 
 
 def normalised(gradient: Params, ascent_radius: float) -> Params:
-    """e = ρ·g₁/(‖g₁‖₂ + 1e-7) (SAM and the FedSpeed authors' code): of length ρ, one norm over all leaves."""
+    """Return e = ρ·g₁/(‖g₁‖₂ + 1e-7) (SAM and the FedSpeed authors' code): of length ρ, one norm over all leaves."""
     return tree.scale(ascent_radius / (tree.norm(gradient) + 1e-7), gradient)
 
 
 def plain(objective: Objective, params: Params, memory: Any) -> Estimate:
-    """g₁ = ∇Fᵢ(x; ξ)."""
+    """Return g₁ = ∇Fᵢ(x; ξ)."""
     (loss, aux), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     return Estimate(gradient, memory, loss, aux)
 
@@ -82,7 +82,7 @@ def merged(ascent_radius: float, merge_weight: float, perturbation: Perturbation
 
 
 def scaled(estimate: Estimator, weight: float) -> Estimator:
-    """s·g of another estimator's g: the weight of the fresh gradient under client momentum."""
+    """Scale another estimator's g to s·g: the weight of the fresh gradient under client momentum."""
 
     def scaled_estimate(objective: Objective, params: Params, memory: Any) -> Estimate:
         result = estimate(objective, params, memory)

@@ -47,7 +47,7 @@ def check_descends(name: str, optimiser: optax.GradientTransformation, params: P
 
 
 def _moved(optimiser: optax.GradientTransformation, params: Params, sign: float) -> Params:
-    """How far `PROBED` steps along one gradient of ±1 move the parameters."""
+    """Return how far `PROBED` steps along one gradient of ±1 move the parameters."""
     moved, state = params, optimiser.init(params)
     gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, sign), params)
     for _ in range(PROBED):

@@ -483,7 +483,7 @@ def test_what_ends_a_deployed_run_carries_its_state_and_a_server_alone_is_refuse
     with pytest.raises(RuntimeError, match="stopped") as ended:
         deployed.serve(callbacks=[stop], **options)
     deployed.start = ended.value.state.server
-    with pytest.raises(ValueError, match="expected the clients' rows beside a server that has done 2 rounds"):
+    with pytest.raises(ValueError, match="expected the clients' rows with a server that has done 2 rounds"):
         deployed.serve(**options)
     deployed.start = ended.value.state
     server, history = deployed.serve(**options)

@@ -40,7 +40,7 @@ def test_two_processes_resume_together_past_a_damaged_checkpoint(tmp_path):
     victim.write_bytes(victim.read_bytes()[:-1])
     processes = play_together(tmp_path / "resumed.json", tmp_path / "run")
     assert [code for _, code in [*whole, *processes]] == [0] * 4, processes
-    assert "put aside" in processes[0][0]
+    assert "renamed, continuing" in processes[0][0]
     results = [json.loads((tmp_path / name).read_text()) for name in ("whole.json", "resumed.json")]
     assert results[0]["params"] == results[1]["params"]
     assert results[0]["history"]["rounds"]["loss"] == results[1]["history"]["rounds"]["loss"]

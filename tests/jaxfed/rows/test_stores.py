@@ -1,4 +1,4 @@
-"""Where clients' rows lie: three tiers that give the same run, slots that checkpoints refer to, and disks that fail."""
+"""Where clients' rows are kept: three tiers that give the same run, slots that checkpoints refer to, and disks that fail."""
 
 import functools
 import os

@@ -75,7 +75,7 @@ def test_local_model_state_is_kept_as_well():
     whole, _ = simulate(algorithm, start)
     half, history = simulate(algorithm, start, rounds=3, keep_state=True)
     chex.assert_trees_all_equal(simulate(algorithm, history.state)[0], whole)
-    with pytest.raises(ValueError, match="rows beside a server .*model_state"):
+    with pytest.raises(ValueError, match="rows with a server .*model_state"):
         simulate(algorithm, half)
 
 

@@ -30,7 +30,7 @@ def simulate(algorithm, clients=None, **options):
 
 @pytest.mark.parametrize("batching", [jaxfed.Epochs(2, 4), jaxfed.Steps(3, 4)])
 def test_history(batching):
-    """One entry a round, one an evaluation (the last round included), all of it JSON."""
+    """One entry per round, one per evaluation (the last round included), all of it JSON."""
     algorithm = jaxfed.fedspeed(problems.loss_fn, learning_rate_decay=0.5)
     server, history = simulate(
         algorithm, rounds=5, evaluate=lambda params: {"bias": jnp.sum(params["bias"])}, every=2, batching=batching
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_put_aside(tmp_path):
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    with pytest.warns(UserWarning, match="put aside, going on from the checkpoint before it"):
+    with pytest.warns(UserWarning, match="renamed, continuing from the checkpoint before it"):
         resumed, _ = run(tmp_path, 4)
     chex.assert_trees_all_equal(resumed, whole)
 

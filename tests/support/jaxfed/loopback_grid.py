@@ -6,7 +6,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 
 class LoopbackGrid(Grid):
-    """One node a client, numbered from 100; `trouble(round, client, reply)` replaces a reply."""
+    """One node per client, numbered from 100; `trouble(round, client, reply)` replaces a reply."""
 
     def __init__(self, apps, trouble=lambda number, client, reply: reply):
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
