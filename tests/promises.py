@@ -32,7 +32,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "data is split as recorded, and every sample is seen once an epoch": (
         "jaxfed/data/test_partition.py::test_recycling_equals_the_recorded_split",
-        "jaxfed/data/test_data.py::test_an_epoch_sees_every_sample_once_and_only_ones_own",
+        "jaxfed/data/test_data.py::test_an_epoch_sees_every_sample_of_the_client_once_and_no_others",
         "jaxfed/data/test_datasets.py::test_idx_of_every_type",
     ),
     "messages are clipped, compressed and noised as said": (

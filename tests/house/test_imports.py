@@ -46,7 +46,7 @@ def test_private_files_are_imported_in_their_room_only(graph):
     assert not private_imports(graph)
 
 
-def test_parts_know_no_algorithm(graph):
+def test_parts_import_no_algorithm(graph):
     parts = "jaxfed.algorithms.parts"
     imported = graph.find_upstream_modules(parts, as_package=True)
     assert f"{parts}.local" in graph.modules

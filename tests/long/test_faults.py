@@ -82,7 +82,7 @@ def spoil(directory, step):
 
 
 def test_a_damaged_step_is_recovered_from_the_one_before(finished, tmp_path, kind):
-    """A federated run puts it aside by itself; training names the folder to delete."""
+    """A federated run renames and skips it; training names the folder to delete."""
     directory = shutil.copytree(finished(kind)[0], tmp_path / "run")
     *_, before, last = checkpoint.steps(directory)
     spoil(directory, last)

@@ -16,7 +16,7 @@ def free_port():
 
 
 def play_together(module, *arguments, seconds=600):
-    """Runs all processes to their end; returns (output, return code) of each. None outlives the call."""
+    """Runs all processes to their end; returns (output, return code) of each. All end with the call."""
     environment = {**one_device(), "JAX_PLATFORMS": "cpu"}
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in arguments]

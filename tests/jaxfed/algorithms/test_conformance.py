@@ -1,4 +1,4 @@
-"""The table of algorithms: each row is an algorithm, each test a promise that every one of them keeps.
+"""The table of algorithms: each row is an algorithm, each test a property of all of them.
 
 A new algorithm is a new row of `ROWS`. The row that is no part of the package is the one which the documentation shows.
 """
@@ -66,7 +66,7 @@ SLOTS = [0, 3, -1, 1, 4, 2, -1, -1]  # eight, for meshes; all five clients
 
 
 def dealt(name: str, values):
-    """One of `values` for every row, turn by turn: every value meets some algorithms, every algorithm some value."""
+    """One of `values` for every row, in turn."""
     return values[NAMES.index(name) % len(values)]
 
 
@@ -192,7 +192,7 @@ def test_learns(name):
 @every
 @pytest.mark.parametrize("number", STANDSTILL)
 def test_a_learning_rate_of_zero_excludes_no_client_and_keeps_all_state(name, number):
-    """Clients have moved along no direction, so what they and the server remember of directions stays."""
+    """Clients have moved along no direction, so the directions that they and the server keep do not change."""
     before, after = played(name).rounds[number - 1 : number + 1]
     present = sum(client >= 0 for client in COHORTS[number % len(COHORTS)])
     assert (int(after.info.num_used), bool(after.info.excluded.any())) == (present, False)
@@ -367,7 +367,7 @@ def check_plans(name: str, dtype: type, tolerance: float, chosen: list[Any]) -> 
 
 
 def some_plans(name: str, first: int) -> list[Any]:
-    """Two plans a row, so that all plans are met by four algorithms."""
+    """Two plans a row, so that four algorithms use each plan."""
     at = NAMES.index(name)
     return [plans()[(at + first) % 6], plans()[(at + 1 + at // 6 + first) % 6]]
 

@@ -152,7 +152,7 @@ def assert_close(actual, expected, what: str) -> None:
 
 
 def held_by_server(name: str, extra, oracle: reference_forms.ReferenceRun) -> dict:
-    """What the server keeps beside the parameters, ours and the oracle's."""
+    """What the server keeps in addition to the parameters, ours and the oracle's."""
     match name:
         case "fedadam":
             return {"m": (jax.tree.map(jnp.negative, extra[0].mu), oracle.m), "v": (extra[0].nu, oracle.v)}

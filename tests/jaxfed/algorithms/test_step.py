@@ -212,7 +212,7 @@ def test_a_loss_of_other_arguments_is_refused_when_the_algorithm_is_built(loss_f
         ("fedavg", "quux", r"got 'quux'\.$"),
     ],
 )
-def test_an_unknown_argument_is_answered_with_the_name_meant_or_none(name, argument, message):
+def test_an_unknown_argument_suggests_the_nearest_name_or_none(name, argument, message):
     with pytest.raises(TypeError, match=message):
         jaxfed.algorithms.get(name)(problems.loss_fn, **{argument: 0.1})
 

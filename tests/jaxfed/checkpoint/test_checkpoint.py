@@ -125,7 +125,7 @@ def test_integer_keys_and_abstract_likes_are_accepted(tmp_path: Path) -> None:
     assert_same(checkpoint.load(tmp_path), tree)
 
 
-def test_like_says_whether_numpy_or_jax_comes_back(tmp_path: Path) -> None:
+def test_like_determines_whether_numpy_or_jax_is_returned(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 0, {"a": jnp.ones(3), "b": np.zeros(2, np.float32)})
     tree = checkpoint.load(tmp_path, like={"a": np.empty(3, np.float32), "b": jnp.ones(2)})
     assert isinstance(tree["a"], np.ndarray)
@@ -141,7 +141,7 @@ def test_uncommitted_arrays_stay_uncommitted_and_committed_ones_where_they_were(
     assert back["bound"].sharding == tree["bound"].sharding
 
 
-def test_the_manifest_says_what_was_saved(saved: Path) -> None:
+def test_the_manifest_describes_what_was_saved(saved: Path) -> None:
     made = checkpoint.manifest(saved)
     assert (made.schema, made.kind, made.step, made.metadata) == (checkpoint.SCHEMA, "run", 2, {"seed": 2})
     described = {leaf.path: (leaf.dtype, leaf.shape) for leaf in made.tree}
@@ -364,7 +364,7 @@ def test_differences_that_no_array_shows_are_named(tmp_path: Path, like: Any, me
         checkpoint.load(tmp_path, like=like)
 
 
-def test_64_bits_are_not_lost_in_silence(tmp_path: Path) -> None:
+def test_64_bits_are_not_lost_silently(tmp_path: Path) -> None:
     with jax.enable_x64(True):
         checkpoint.save(tmp_path, 0, {"w": jnp.ones(2, jnp.float64)})
         assert checkpoint.load(tmp_path)["w"].dtype == np.float64
@@ -390,7 +390,7 @@ def test_a_flipped_bit_in_any_file_is_named(saved: Path) -> None:
     assert checkpoint.load(saved)["round"] == 2
 
 
-def test_any_flipped_bit_of_the_manifest_is_found(saved: Path) -> None:
+def test_any_flipped_bit_of_the_manifest_is_detected(saved: Path) -> None:
     path = folder(saved, 2) / "manifest.json"
     data = path.read_bytes()
     for offset in range(0, len(data), 13):
@@ -423,7 +423,7 @@ def test_truncated_removed_linked_and_extra_files_are_named(saved: Path, damage:
     checkpoint.verify(saved, 1)
 
 
-def test_without_a_good_step_the_error_says_so(saved: Path) -> None:
+def test_without_a_good_step_the_error_states_it(saved: Path) -> None:
     for step in (1, 2):
         files(saved, step)[0].unlink()
     with pytest.raises(checkpoint.DamagedError, match="no older step is good"):
@@ -502,7 +502,7 @@ def test_other_schemas_and_moved_folders_are_refused(saved: Path) -> None:
 
 
 def rewrite(directory: Path, edit: Any) -> None:
-    """Writes another manifest for step 2, with a digest that fits it: what a forger would do."""
+    """Writes another manifest for step 2, with a digest that fits it, as an attacker would."""
     path = folder(directory, 2) / "manifest.json"
     body = json.loads(path.read_text())["manifest"]
     edit(body)

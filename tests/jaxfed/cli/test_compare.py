@@ -70,7 +70,7 @@ def test_two_algorithms_are_compared_and_a_second_call_continues(images, tmp_pat
 
 
 @pytest.mark.slow
-def test_one_that_diverges_is_named_and_not_drawn(images, tmp_path, capsys):
+def test_an_algorithm_that_diverges_is_named_and_not_drawn(images, tmp_path, capsys):
     compare(images, tmp_path, "--algorithms", "fedprox", "--client-learning-rate", "1e30", "--rounds", "3")
     results = last_json(capsys)
     assert results["results"]["fedprox"]["diverged"] == ["round 0"]
@@ -103,7 +103,7 @@ def test_data_that_is_not_there(tmp_path):
         tasks(Source(concentration=0.3), 3)
 
 
-def test_everyone_gets_the_hyperparameters_it_has():
+def test_every_algorithm_gets_the_hyperparameters_it_has():
     methods = hyperparameters_of(Contest("all", prox_weight=0.3, ascent_radius=0.2), "text")
     assert methods.keys() == jaxfed.algorithms.registry.keys()
     assert methods["fedspeed"] == Hyperparameters("fedspeed", 0.5, prox_weight=0.3, ascent_radius=0.2)
@@ -156,7 +156,7 @@ def test_the_target_is_what_all_reach():
     assert module._results(runs, 0.55)["results"]["one"]["rounds_to_target"] is None
 
 
-def test_the_picture_has_a_colour_or_dash_for_everyone(tmp_path):
+def test_the_picture_has_a_colour_or_dash_for_every_algorithm(tmp_path):
     assert plot.STYLES.keys() == jaxfed.algorithms.registry.keys()
     assert len(set(plot.STYLES.values())) == len(plot.STYLES)
     along = {"rounds": [0, 1, 2], "samples": [0, 2000, 4000]}

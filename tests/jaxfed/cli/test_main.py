@@ -84,7 +84,7 @@ def test_what_clients_send_by_options(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+def test_ctrl_c_saves_and_names_the_way_to_resume(tmp_path):
     command = [sys.executable, "-m", "jaxfed", "run", *TOY, "--rounds", "1000000", "--out", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         printed, wanted = b"", re.compile(rb" [1-9][0-9]*/1000000")

@@ -1,4 +1,4 @@
-"""Who takes part in a round: streams of seeds and rounds, empty rounds, and samplers of a user's own."""
+"""Cohorts of a round: streams of seeds and rounds, empty rounds, and custom samplers."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ from tests.support.jaxfed import problems
 from tests.support.jaxfed.runs import arguments
 
 
-def test_fixed_size_draws_different_clients_and_all_of_them_in_time():
+def test_fixed_size_draws_different_clients_and_every_client_eventually():
     sampler = jaxfed.FixedSize(4)
     cohorts = [sampler.draw(0, number, 10) for number in range(40)]
     assert all(len(set(ids)) == 4 and ids.dtype == np.int32 for ids in cohorts)
@@ -46,7 +46,7 @@ def test_the_reference_rule_gives_the_recorded_cohorts(name):
         assert ids[ids >= 0].tolist() == np.flatnonzero(active).tolist()
 
 
-def test_coin_flips_beyond_the_capacity_say_so():
+def test_coin_flips_beyond_the_capacity_are_refused():
     with pytest.raises(ValueError, match=r"round 0: \d+ active clients exceed 1 slots; pass CoinFlips\(0.9, capacity="):
         jaxfed.CoinFlips(0.9, capacity=1).draw(0, 0, 10)
 
@@ -70,7 +70,7 @@ def test_coins_are_independent_and_rounds_may_be_empty(expected):
     assert np.mean([bool(one) and one == next_one for one, next_one in itertools.pairwise(active)]) < 0.02
 
 
-def test_rare_clients_end_no_run():
+def test_clients_that_rarely_participate_do_not_end_a_run():
     assert (jaxfed.CoinFlips(1e-6).draw(0, 0, 10) == -1).all()
     assert (jaxfed.CoinFlips(1e-4, rule="reference").draw(0, 0, 2) >= 0).any(), "seeds raised thousands of times"
 
@@ -84,7 +84,7 @@ def test_the_authors_rule_is_recorded_as_in_the_first_release():
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """Cohorts from a list, from the first again when it is over."""
+    """Cohorts from a list, repeated from the first at its end."""
 
     drawn: tuple
     slots: int = 2
@@ -119,7 +119,7 @@ COMBINATIONS = {
 
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_an_empty_round_happens_and_is_counted(name, tmp_path):
-    """It changes nothing but the number of the round, and tells no mean: neither 0 nor the last one's."""
+    """It changes only the number of the round, and reports no mean: neither 0 nor the last one's."""
     options, seen = dict(COMBINATIONS[name]), []
     if "mesh" in options:
         options["mesh"] = jax.make_mesh((2,), ("clients",))
@@ -153,7 +153,7 @@ def test_empty_rounds_are_left_out_of_files_and_pictures(tmp_path):
 
 
 def test_noise_hides_an_empty_round():
-    """The server adds noise in an empty round as in any other, or its parameters would tell."""
+    """The server adds noise in an empty round as in any other; otherwise its parameters would reveal it."""
     rare = jaxfed.CoinFlips(0.01)
     noise = privacy.central_noise(privacy.Central(1.0, 1.0, rare, num_clients=5, delta=0.01))
     algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), privacy.clip(1.0), aggregate=noise)
@@ -172,7 +172,7 @@ def test_robust_means_of_an_empty_round_change_nothing(aggregate):
     chex.assert_trees_all_equal(server.params, problems.make_problem(21, np.float32).params)
 
 
-def test_a_plan_is_tried_on_somebody():
+def test_a_plan_is_timed_on_a_cohort_that_is_not_empty():
     draw = cohorts(Listed((NO_CLIENT, NO_CLIENT, [4, -1])), 0, 5)
     assert first_cohort(draw).tolist() == [4, -1]
     assert first_cohort(cohorts(Listed((NO_CLIENT,)), 0, 5)).tolist() == NO_CLIENT
@@ -194,7 +194,7 @@ class Counting:
 
 @pytest.mark.parametrize(("store", "ahead"), [(jaxfed.DeviceStore(), 0), (jaxfed.HostStore(), 1)])
 def test_a_round_is_drawn_once(store, ahead):
-    """Also with a callback; so rows are fetched, and written, for the same clients whatever a sampler answers next."""
+    """Also with a callback; so rows are fetched, and written, for the same clients whatever a sampler returns next."""
     sampler, seen = Counting(), []
     simulate(sampler=sampler, store=store, callbacks=[lambda server, info: seen.append(info)])
     assert sampler.calls == list(range(4 + ahead))
@@ -215,14 +215,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_sampler_of_ones_own_is_checked(name):
+def test_a_custom_sampler_is_checked(name):
     drawn, message = WRONG[name]
     with pytest.raises(ValueError, match=message) as refusal:
         simulate(sampler=Listed((drawn,)))
     assert "Listed(" in str(refusal.value)
 
 
-def test_a_sampler_of_ones_own_may_return_lists_of_any_integers():
+def test_a_custom_sampler_may_return_lists_of_any_integers():
     lists, _ = simulate(sampler=Listed(([2, -1],)), rounds=1)
     arrays, _ = simulate(sampler=Listed((np.array([2, -1], np.int16),)), rounds=1)
     chex.assert_trees_all_equal(lists, arrays)

@@ -47,7 +47,7 @@ def test_pad_crop_leaves_some_images_alone():
     np.testing.assert_array_equal(pad_crop(KEY, IMAGES, padding=0, probability=1.0), IMAGES)
 
 
-def test_augmentations_in_turn_draw_apart():
+def test_augmentations_in_turn_use_different_keys():
     both = in_turn(partial(flip, probability=0.5), partial(flip, probability=0.5))(KEY, IMAGES)
     assert 0 < changed(both).sum() < 64
     assert (changed(flip(KEY, IMAGES)) != changed(flip(jax.random.key(1), IMAGES))).any()

@@ -24,7 +24,7 @@ def drawn(batching, ids, seed=0):
     return np.asarray(batches["x"]), np.asarray(batches["mask"])
 
 
-def test_an_epoch_sees_every_sample_once_and_only_ones_own():
+def test_an_epoch_sees_every_sample_of_the_client_once_and_no_others():
     x, mask = drawn(Epochs(2, 4), [3, 0, -1, 2])
     assert x.shape == mask.shape == (4, 6, 4)
     for slot, client in [(0, 3), (1, 0), (3, 2)]:
@@ -58,7 +58,7 @@ def test_steps_repeat_no_sample_within_a_batch():
     assert all(len(set(batch)) == 4 for client in x for batch in client)
 
 
-def test_batches_hang_on_key_and_client_only():
+def test_batches_depend_on_key_and_client_only():
     x, _ = drawn(Epochs(1, 4), [3, 0])
     other, _ = drawn(Epochs(1, 4), [-1, 3])
     np.testing.assert_array_equal(x[0], other[1])
@@ -71,7 +71,7 @@ PLAIN = Epochs(1, 4)
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
 @pytest.mark.parametrize("batching", [Epochs(2, 4), Steps(7, 4)], ids=["epochs", "steps"])
 def test_padding_is_invisible(batching, implementation):
-    """A client's samples, in their order, whether it is the longest itself or far from it."""
+    """A client's samples, in their order, whether or not it is the longest client."""
     data, ids, key = numbered(), jnp.array([0, 3], jnp.int32), jax.random.key(3, impl=implementation)
 
     def walked(longest):
@@ -110,7 +110,7 @@ def test_a_longer_client_changes_no_other_ones_result(batching):
     np.testing.assert_allclose(trained(clients), trained(clients[:2]), rtol=1e-6)
 
 
-def test_a_round_of_other_lengths_compiles_nothing_anew():
+def test_a_round_of_other_lengths_compiles_nothing_again():
     traces = []
 
     @jax.jit
@@ -204,7 +204,7 @@ def test_bad_partitions_are_refused(arrays, parts, message):
 
 
 class Table:
-    """A table in the way of Hugging Face's datasets."""
+    """A table like those of Hugging Face's datasets."""
 
     column_names = ("image", "label", "text")
 
@@ -318,7 +318,7 @@ class Column:
 
 
 class Frame:
-    """A data frame in the way of pandas and polars: no mapping, names as `columns`, no truth of its own."""
+    """A data frame like those of pandas and polars: no mapping, names as `columns`, no truth value."""
 
     def __init__(self, columns):
         self._columns, self.columns = columns, list(columns)

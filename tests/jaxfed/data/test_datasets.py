@@ -71,7 +71,7 @@ def test_mnist(tmp_path, dot, end):
     assert (result["train"]["x"].dtype, result["train"]["y"].dtype) == (np.uint8, np.int32)
 
 
-def test_mnist_says_what_is_missing_or_does_not_fit(tmp_path):
+def test_mnist_names_what_is_missing_or_does_not_fit(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(FileNotFoundError, match="expected one of t10k-labels-idx1-ubyte.gz, t10k-labels-idx1-ubyte"):
@@ -170,7 +170,7 @@ def test_cifar_in_an_npz_file(tmp_path, names, planes_first):
     assert result["train"]["y"].tolist() == FINE.tolist()
 
 
-def test_cifar_says_what_is_missing_or_damaged(tmp_path):
+def test_cifar_names_what_is_missing_or_damaged(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected the files of CIFAR-10 or CIFAR-100 \(data_batch_1, "):
         cifar(tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -316,7 +316,7 @@ COLUMNS = [0.5] * 32
         (lambda: channel_statistics(IMAGES[:0]), r"at least one image, got \[0, 32, 32, 3\]"),
     ],
 )
-def test_images_that_cannot_be_meant_are_refused(call, message):
+def test_ambiguous_images_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

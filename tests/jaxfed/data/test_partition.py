@@ -164,7 +164,7 @@ LABELLED = {
 @pytest.mark.parametrize("case", BAD_LABELS)
 @pytest.mark.parametrize("name", LABELLED)
 def test_labels_that_are_no_classes_are_refused(name, case):
-    """By every rule alike: none reads uninitialised memory, none makes a class of missing labels."""
+    """By every rule: none reads uninitialised memory, none makes a class of missing labels."""
     labels, message = BAD_LABELS[case]
     with pytest.raises(ValueError, match=message):
         LABELLED[name](labels)
@@ -256,7 +256,7 @@ def test_the_command_names_a_missing_folder(tmp_path):
         command("--recycle")
 
 
-def test_defaults_of_a_rule_give_way_to_options():
+def test_options_replace_defaults_of_a_rule():
     keywords = arguments("dirichlet", PartitionRule(concentration=2.0, clients=7), LABELS)
     assert (keywords["concentration"], keywords["num_clients"]) == (2.0, 7)
     assert arguments("dirichlet", PartitionRule(), LABELS)["concentration"] == 0.3

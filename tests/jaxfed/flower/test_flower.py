@@ -64,7 +64,7 @@ def test_dtypes_cross(dtype):
 
 
 def over_the_wire(record):
-    """As Flower writes it and reads it again, and the bytes between."""
+    """Return the record after Flower wrote and read it, and the bytes."""
     data = serde.array_record_to_proto(record).SerializeToString()
     return serde.array_record_from_proto(ArrayRecordBytes.FromString(data)), data
 
@@ -100,7 +100,7 @@ def test_odd_numbers_keep_their_bits():
         assert (unpacked.dtype, unpacked.shape) == (numbers.dtype, numbers.shape)
 
 
-def test_damaged_short_messages_are_refused_and_never_grow():
+def test_damaged_compressed_messages_are_refused_and_never_grow():
     """Every byte changed, every length cut, and a stream that inflates to far more than the array."""
     numbers = (np.arange(600) % 7).astype(np.float32)
     data = codec.encode(numbers)
@@ -330,7 +330,7 @@ class Emptied:
         return np.full_like(ids, -1) if number == self.empty else ids
 
 
-def test_who_gives_no_usable_reply_takes_no_part(tmp_path):
+def test_clients_without_a_usable_reply_take_no_part(tmp_path):
     """Replies lost after the local work, mis-shaped, not finite, late, or of a node that is lost; all are counted."""
     troubles = {(1, 0): "lost", (1, 1): "shape", (1, 2): "nan", (2, 0): "late", (3, 1): "gone"}
 

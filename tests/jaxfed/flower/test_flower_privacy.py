@@ -21,8 +21,8 @@ def moved(server, other):
     return np.abs(problems.flat(server.params) - problems.flat(other.params))
 
 
-def test_a_server_cannot_make_a_clients_noise_again(tmp_path):
-    """The noise is not that which the seed gives, and another one in the same round of another run."""
+def test_a_server_cannot_reproduce_a_clients_noise(tmp_path):
+    """The noise is not derived from the seed, and differs in the same round of another run."""
     algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), CLIP, privacy.local_noise(LOCAL))
     first = Deployed(tmp_path, algorithm)
     deployed, _ = first.serve(rounds=1, sampler=jaxfed.FixedSize(3), **OPTIONS)
@@ -34,7 +34,7 @@ def test_a_server_cannot_make_a_clients_noise_again(tmp_path):
     chex.assert_trees_all_equal(seeded, again)
 
 
-def test_a_client_cannot_make_the_servers_noise_or_cohorts_again(tmp_path):
+def test_a_client_cannot_reproduce_the_servers_noise_or_cohorts(tmp_path):
     """Rounding stays that of the seed: it hides nothing."""
     drawn = []
 

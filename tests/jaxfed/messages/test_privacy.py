@@ -1,4 +1,4 @@
-"""What noise presumes holds: order of transforms, one clip, one sampling, noise that stays secret, wide sums."""
+"""Conditions of noise hold: order of transforms, one clip, one sampling, noise that stays secret, wide sums."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def message_of(*shapes, dtype="float32", norm=30.0) -> ClientMessage:
 
 
 def sent_by(transforms, message, rounds=1):
-    """What the server receives, round by round, of a client that wants to send the same every time."""
+    """What the server receives, round by round, of a client that sends the same message every time."""
     whole = chain(*transforms)
     state, sent = whole.init(tree.scale(0.0, message)), []
     for number in range(rounds):
@@ -151,14 +151,14 @@ def test_a_run_with_other_cohorts_than_the_noise_is_refused(sampler, clients, me
     check_cohorts(algorithm, CENTRAL.sampler, 100, weighted=False)
 
 
-def test_one_value_holds_what_noise_and_epsilon_agree_in():
+def test_one_mechanism_serves_noise_and_epsilon():
     assert CENTRAL.expected_clients == 10
     assert dataclasses.replace(CENTRAL, sampler=jaxfed.FixedSize(7)).expected_clients == 7
     assert NOISE.name == "central_noise(0.5, 1.0, 10.0)"
     assert NOISE.noise is CENTRAL
 
 
-def test_the_command_line_clips_last_and_draws_as_the_noise_presumes():
+def test_the_command_line_clips_last_and_draws_as_the_noise_requires():
     schedule, sending = Rounds(clients=32, cohort_size=8), Sending(0.5, 1.0, bits=2, top_k=0.1)
     algorithm = with_sending(fedavg(), sending, schedule)
     assert algorithm.hyperparameters["uplink"].endswith("quantise(bits=2), clip(0.5)")
@@ -175,7 +175,7 @@ def test_noise_for_ends():
     assert 0.05 <= privacy.noise_for(0.5, LOCAL, 0, tolerance=1e-300).noise_multiplier < 0.06
 
 
-def test_transforms_around_transforms_draw_anew():
+def test_transforms_around_transforms_draw_new_noise():
     """Twice the same noise would be one noise, twice as large."""
     noise = (CLIP, privacy.local_noise(dataclasses.replace(LOCAL, noise_multiplier=100.0)))
     once, twice = jaxfed.uplink(fedavg(), *noise), jaxfed.uplink(jaxfed.uplink(fedavg(), *noise), *noise)
@@ -251,8 +251,8 @@ LIES = {"krum": robust.krum(3), "trimmed_mean": robust.trimmed_mean(0.2)}
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_liars_move_no_cohort_of_coin_flips(name):
-    """Any 2 of 10 lie, any cohort of coin flips is drawn: no message but an honest one's is believed."""
+def test_poisoned_clients_move_no_cohort_of_coin_flips(name):
+    """Any 2 of 10 are poisoned, any cohort of coin flips is drawn: only honest messages are used."""
     combine = jax.jit(lambda result: LIES[name].combine(result, Cohort(jnp.arange(10), (), {}), jax.random.key(0)))
     generator, believed = np.random.default_rng(1), 0
     for _ in range(60):
@@ -269,7 +269,7 @@ def test_liars_move_no_cohort_of_coin_flips(name):
     assert believed > 15
 
 
-def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
+def test_a_round_with_too_few_clients_changes_nothing_and_warns():
     """Krum of five under coin flips; before, one finite client in a late slot was counted as none."""
     problem = problems.make_problem(11, np.float32)
     algorithm = jaxfed.uplink(fedavg(), aggregate=robust.krum(1))
@@ -301,7 +301,7 @@ PLANS = {"vmap": jaxfed.vmap(), "map": jaxfed.map(), "chunked": jaxfed.chunked(8
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", PLANS)
-def test_sums_of_narrow_messages_do_not_stand_still(name, dtype):
+def test_sums_of_narrow_messages_do_not_stop_growing(name, dtype):
     """2,000 messages of .01, one of 2,000 of 40 for float16, weights of 257: the means are those of wide numbers."""
     small, large = jnp.asarray(0.01, dtype), jnp.asarray(40.0, dtype)
 
@@ -337,7 +337,7 @@ def test_a_step_of_narrow_parameters_keeps_their_dtype(aggregate):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_means_of_narrow_numbers(dtype):
-    """Of facts and losses: 257 numbers, whose count bfloat16 does not hold, and a sum that float16 does not."""
+    """Of metrics and losses: 257 numbers, whose count bfloat16 does not hold, and a sum that float16 does not."""
     values = jnp.full(257, 300.0, dtype)
     mean = jaxfed.masked_mean(values, jnp.ones(257, bool))
     assert mean.dtype == dtype

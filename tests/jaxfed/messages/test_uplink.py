@@ -1,4 +1,4 @@
-"""Delta transforms, aggregates and the accountant, each with every algorithm that it may meet."""
+"""Delta transforms, aggregates and the accountant, each with every algorithm that supports it."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ def problem() -> problems.Problem:
 
 
 def played(algorithm, rounds=14, cohorts=COHORTS):
-    """Server, rows of all clients and each round's facts, the cohorts in turn; raises if a round is traced twice."""
+    """Server, rows of all clients and each round's info, the cohorts in turn; raises if a round is traced twice."""
     chex.clear_trace_counter()
     store, server = jaxfed.DeviceStore(), algorithm.init(problem().params, problems.CLIENTS)
     rows = store.init(algorithm.init_client(problem().params), problems.CLIENTS)

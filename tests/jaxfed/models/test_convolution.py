@@ -1,4 +1,4 @@
-"""The convolution by matrix products equals XLA's own, in values and gradients, wherever Flax may put it."""
+"""The convolution by matrix products equals XLA's own, in values and gradients, under all of Flax's uses."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""A store of one's own: the rows of all clients in a dictionary on the host."""
+"""A custom store: the rows of all clients in a dictionary on the host."""
 
 import dataclasses
 
@@ -67,7 +67,7 @@ def simulate(rounds, store, checkpoint=None):
     )
 
 
-def test_a_store_of_ones_own_equals_the_others_and_resumes_bit_for_bit(tmp_path):
+def test_a_custom_store_equals_the_others_and_resumes_bit_for_bit(tmp_path):
     on_mesh, _ = simulate(6, jaxfed.DeviceStore())  # another compiled program
     expected, history = simulate(6, jaxfed.HostStore())
     server, own_history = simulate(6, DictStore())

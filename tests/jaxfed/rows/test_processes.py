@@ -1,4 +1,4 @@
-"""Two real processes over loopback simulate what one does."""
+"""Two real processes over loopback give the results of one."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Where clients' rows are kept: three tiers that give the same run, slots that checkpoints refer to, and disks that fail."""
+"""Where clients' rows are kept: three tiers that give the same run, slots of checkpoints, and disks that fail."""
 
 import functools
 import os
@@ -250,7 +250,7 @@ def test_a_read_only_disk_is_an_error_with_the_path(small_disk):
         killed_run(None, 3, store=jaxfed.DiskStore(small_disk / "rows"))
 
 
-def test_a_store_closed_releases_its_file(tmp_path):
+def test_a_closed_store_releases_its_file(tmp_path):
     simulate(rounds=1, store=jaxfed.DiskStore(tmp_path))
     simulate(rounds=1, store=jaxfed.DiskStore(tmp_path))
     assert not [name for name in os.listdir("/proc/self/fd") if str(tmp_path) in _target(name)]

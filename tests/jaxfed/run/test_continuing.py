@@ -121,7 +121,7 @@ def test_a_state_takes_another_server_and_only_the_algorithm_that_made_it():
         simulate("relaxation", first.state)
 
 
-def test_a_run_that_is_done_says_so():
+def test_a_run_that_is_done_warns():
     server, history = simulate("fedadam", rounds=3, keep_state=True)
     for start in (server, history.state):
         with pytest.warns(jaxfed.NothingTrainedWarning, match=r"done 3 rounds already, and rounds=2 .* pass rounds=4"):

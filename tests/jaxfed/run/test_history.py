@@ -128,7 +128,7 @@ def test_through_a_snapshot_and_back(made):
     assert jaxfed.History.restored(facts, taken) == history
 
 
-def test_a_round_takes_eight_bytes_a_number():
+def test_a_round_takes_eight_bytes_per_number():
     """In memory, and nothing in the text beside a checkpoint."""
     history, info = jaxfed.History(), three_rounds()[0]
     history.add_round(1, info, seconds=1.0)

@@ -68,7 +68,7 @@ def clipped(norm):
 
 
 def called_back(factor):
-    """Functions of one's own inside, each time new ones."""
+    """A loss with a custom derivative, whose functions are new each time."""
     rounded = jax.custom_vjp(lambda x: jnp.round(x))
     rounded.defvjp(lambda x: (jnp.round(x), x), lambda x, cotangent: (factor * cotangent,))
 
@@ -160,7 +160,7 @@ def test_eight_bytes_count():
         assert (fingerprints.of_rows(base) != fingerprints.of_rows(base.at[0, 1].add(1e-15))).all()
 
 
-def test_names_of_functions_and_where_they_stand_do_not_count():
+def test_names_and_lines_of_functions_do_not_count():
     def one(params, batch, key):
         return jax.jit(lambda each: each * 2.0)(problems.loss_fn(params, batch, key)[0]), ()
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_is_not_continued_with_another_loss_or_other_data(tmp_path)
     assert history.rounds["round"] == [1, 2]
 
 
-def test_a_sampler_of_ones_own_is_identified_by_its_cohorts(tmp_path):
+def test_a_custom_sampler_is_identified_by_its_cohorts(tmp_path):
     class Turns:
         def __init__(self, stride):
             self.stride = stride

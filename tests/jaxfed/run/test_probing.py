@@ -1,4 +1,4 @@
-"""What a run warns of before its first round, and the schedules that it refuses."""
+"""Warnings of a run before its first round, and schedules that it refuses."""
 
 import warnings
 
@@ -44,7 +44,7 @@ def simulate(loss_fn, params=ZEROS, data=DATA, rounds=1, **options):
 
 
 @pytest.mark.parametrize(("loss_fn", "rounds"), [(forgetful, 2), (normalised, 0)])
-def test_a_loss_that_sees_masked_samples_is_warned_of_once_a_run(loss_fn, rounds):
+def test_a_loss_that_sees_masked_samples_is_warned_of_once_per_run(loss_fn, rounds):
     """Also at zeros, where every sample has the same loss; the warning names the caller."""
     with pytest.warns(UserWarning, match=r"leaves out samples whose mask is False.*jaxfed.masked_mean") as caught:
         simulate(loss_fn, rounds=rounds)

@@ -1,4 +1,4 @@
-"""Partitioners, batching and masks hold what they promise on whatever hypothesis thinks of."""
+"""Properties of partitioners, batching and masks, on examples from hypothesis."""
 
 from functools import partial
 

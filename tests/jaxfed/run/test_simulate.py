@@ -128,7 +128,7 @@ def test_resume_is_bit_identical(tmp_path):
     chex.assert_trees_all_equal(again, whole)
 
 
-def test_a_damaged_checkpoint_is_put_aside(tmp_path):
+def test_a_damaged_checkpoint_is_renamed_and_skipped(tmp_path):
     whole, _ = run(None, 4)
     run(tmp_path, 3)
     newest = max(path for path in tmp_path.iterdir())
@@ -160,7 +160,7 @@ def press_after(round_number, times=1):
     return callback
 
 
-def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, capsys):
+def test_ctrl_c_saves_and_names_the_way_to_resume(tmp_path, capsys):
     handler = signal.getsignal(signal.SIGINT)
     whole, _ = run(None, 4)
     with pytest.raises(KeyboardInterrupt, match=f"stopped after round 2, saved in {tmp_path}; the same call resumes"):
@@ -179,7 +179,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path):
     assert jaxfed.checkpoint.latest(tmp_path) == 1
 
 
-def test_ctrl_c_without_a_checkpoint_says_so():
+def test_ctrl_c_without_a_checkpoint_states_that_nothing_was_saved():
     with pytest.raises(KeyboardInterrupt, match="nothing saved"):
         run(None, 4, [press_after(1)])
 

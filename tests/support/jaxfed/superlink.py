@@ -18,7 +18,7 @@ SECONDS = 900
 
 
 class SuperLink:
-    """A context manager; what the processes say is in `log`. None outlives it."""
+    """A context manager; output of the processes is in `log`. All end with it."""
 
     def __init__(self, folder: pathlib.Path, clients: int):
         self._folder, self._clients, self._stack = folder, clients, ExitStack()

@@ -1,4 +1,4 @@
-"""The server: what becomes of a run is written to result.json in its directory, at one stroke."""
+"""The server: the result of a run is written to result.json in its directory, atomically."""
 
 import json
 import pathlib
