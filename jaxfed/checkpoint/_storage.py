@@ -168,7 +168,7 @@ def _locked(directory: Path) -> int:
             f"expected {directory} without a writer, got one at work; close it, stop its process, or choose another"
         ) from error
     except OSError:
-        pass  # network file systems may know no locks
+        pass  # network file systems may not support locks
     return descriptor
 
 

@@ -23,13 +23,13 @@ from jaxtyping import Array
 from jaxfed.core.types import Key
 
 UPLINK = 2**32 - 1
-"""Folded into a client's key for its transforms, and into the round's key for the server's noise: no step, no client.
+"""Folded into a client's key for its transforms, and into the round's key for the server's noise.
 
-Transforms around an algorithm that already has some take the number below, and so on.
+No step and no client has this number. A second `uplink` around the first uses the number below, and so on.
 """
 
 OPTIMISER = 2**32 - 2
-"""Folded into a client's key for its optimiser; the number of no local step."""
+"""Folded into a client's key for its optimiser; no local step has this number."""
 
 AUGMENTATION = 0x61756721
 """Folded into a step's key for the augmentation of its batch."""

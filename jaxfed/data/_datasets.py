@@ -22,7 +22,7 @@ from jaxfed.data._casts import integer_labels
 Images = TypeVar("Images", np.ndarray, Array)
 Split = dict[str, np.ndarray]
 MOST_CHANNELS = 4
-"""Channels of a single image: grey, red/green/blue, and one for how opaque it is."""
+"""Channels of a single image: grey, red/green/blue, and alpha."""
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 

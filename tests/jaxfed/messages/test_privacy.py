@@ -247,26 +247,26 @@ def test_robust_aggregates_count_clients_not_slots(name):
             assert np.all(message.delta["x"] >= values[mask].min(axis=0) - 1e-6)
 
 
-LIES = {"krum": robust.krum(3), "trimmed_mean": robust.trimmed_mean(0.2)}
+ROBUST = {"krum": robust.krum(3), "trimmed_mean": robust.trimmed_mean(0.2)}
 
 
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("name", ROBUST)
 def test_poisoned_clients_move_no_cohort_of_coin_flips(name):
     """Any 2 of 10 are poisoned, any cohort of coin flips is drawn: only honest messages are used."""
-    combine = jax.jit(lambda result: LIES[name].combine(result, Cohort(jnp.arange(10), (), {}), jax.random.key(0)))
-    generator, believed = np.random.default_rng(1), 0
+    combine = jax.jit(lambda result: ROBUST[name].combine(result, Cohort(jnp.arange(10), (), {}), jax.random.key(0)))
+    generator, accepted = np.random.default_rng(1), 0
     for _ in range(60):
         values = generator.normal(size=(10, 4)).astype(np.float32)
-        liars, used = generator.permutation(10) < 2, generator.uniform(size=10) < 0.9
-        if name == "trimmed_mean" and (used & liars).sum() > max(1, int(0.2 * used.sum())):
+        poisoned, used = generator.permutation(10) < 2, generator.uniform(size=10) < 0.9
+        if name == "trimmed_mean" and (used & poisoned).sum() > max(1, int(0.2 * used.sum())):
             continue
-        values[liars] = 200.0
+        values[poisoned] = 200.0
         message, kept = combine(
             CohortResult(ClientMessage(values), jnp.float32(1), (), (), jnp.asarray(used), ~jnp.asarray(used))
         )
-        believed += bool(kept.any())
+        accepted += bool(kept.any())
         assert not kept.any() or np.abs(message.delta).max() < 10.0
-    assert believed > 15
+    assert accepted > 15
 
 
 def test_a_round_with_too_few_clients_changes_nothing_and_warns():
