@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxspec.analysis.cost import ProgramTimes, accepted_length, step_time
 
-#: The window for which the draft's cost x is given: the paper's.
+#: The window for which the draft's cost x is stated, as in the paper.
 REFERENCE = 7
 
 

@@ -41,7 +41,7 @@ class Channel(Protocol):
         """Called once before decoding.
 
         Raises:
-            ValueError: the process of the other mesh was given different arguments.
+            ValueError: the other process called with different arguments.
         """
 
 

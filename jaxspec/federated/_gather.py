@@ -88,7 +88,7 @@ def _labels(
 ) -> tuple[np.ndarray, TopTokens | None]:
     """Continuations of all prompts, and top tokens along the first ``num_train``; cached."""
     new, digest = s.new_tokens + s.window, _digest(target, prompts, s.new_tokens + s.window)
-    # "said" and "laws" are names of files on disk: folders written earlier are still found.
+    # "said" and "laws" are names of files on disk, kept so that existing folders stay valid.
     cached = _cached(directory, f"said-{digest}", lambda: {"tokens": continued(target, prompts, new, progress).tokens})
     tokens = cached["tokens"]
     if s.top_k is None:

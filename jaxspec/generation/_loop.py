@@ -99,7 +99,7 @@ class DecodingRun:
             warnings.warn(INVALID_EXIT.format(stats.invalid_exits, REMEDY), RuntimeWarning, stacklevel=4)
 
     def _collect(self, info: StepInfo) -> int:
-        """Adds the tokens of one step to every sequence that goes on; returns how many were added."""
+        """Adds the tokens of one step to every unfinished sequence; returns how many were added."""
         stats, before = self.stats, self.stats.new_tokens
         tokens, log_probabilities = info.tokens.tolist(), info.log_probabilities.tolist()
         emitted, verified = info.num_emitted.tolist(), info.num_verified.tolist()

@@ -63,8 +63,8 @@ def side_by_side(
     def rest(params: Params, x: Array, context: Array) -> Array:
         return nnx.merge(graph, params).after_attention(x, context)
 
-    asked = jax.vmap(heads, (axes, 0), out_axes=1)(params, x)
-    queries, keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in asked)
+    projected = jax.vmap(heads, (axes, 0), out_axes=1)(params, x)
+    queries, keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in projected)
     context, rows = attend(queries, keys, values, rows, scores)
     context = context.reshape(context.shape[0], len(x), -1, *context.shape[2:])
     return jax.vmap(rest, (axes, 0, 1))(params, x, context), rows

@@ -64,7 +64,7 @@ def _fitted(network: Network, size: int) -> Network:
     return replace(network, config=config, embed=embed, logits=logits, with_config=with_config, source=network)
 
 
-def check_words(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
+def check_tokenizers(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
     """Rejects drafts with another tokenizer, whose tokens would hardly ever be accepted.
 
     Args:
@@ -102,7 +102,7 @@ def fitted(target: Model, draft: Model) -> Model:
             f"jaxspec.fit_vocabulary(draft, {sizes[0]}), else use a draft trained with the target's tokenizer"
         )
     if target.text and draft.text:
-        check_words(target.text, draft.text, sizes)
+        check_tokenizers(target.text, draft.text, sizes)
     return draft if sizes[0] == sizes[1] else fit_vocabulary(draft, sizes[0])
 
 
@@ -120,4 +120,4 @@ def check_trainable(target: Model, draft: Model) -> None:
             "draft trained with the target's tokenizer"
         )
     if target.text and draft.text:
-        check_words(target.text, draft.text, sizes)
+        check_tokenizers(target.text, draft.text, sizes)

@@ -152,7 +152,7 @@ def own_prefix(processor: Any) -> bool:
 
 
 def unnormalized(token: AddedToken, special: bool) -> AddedToken:
-    """The token, found in a text before normalization."""
+    """Return the token, matched in a text before normalization."""
     flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
     return AddedToken(token.content, normalized=False, special=token.special or special, **flags)
 

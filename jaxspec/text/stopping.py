@@ -25,7 +25,7 @@ class Written:
         context: the last tokens of the prompt; ``text`` is what follows their text (see ``context_of``).
         tokens: new tokens so far.
         log_probabilities: one for each of them.
-        finish: why it ended; None while it goes on.
+        finish: why it ended; None before the end.
         text: the part that cannot change any more: whole characters, no possible beginning of a stop string.
     """
 

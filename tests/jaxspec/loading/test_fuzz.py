@@ -29,9 +29,9 @@ def test_spoilt_files_are_refused_by_name():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     *_, last = done.stdout.splitlines() or [""]
     assert done.returncode == 0, f"the process ended in the case {last}: {done.stderr[-2000:]}"
-    for kind, found in json.loads(last).items():
-        assert found["broke"] == []
-        assert found["refused"] >= LEAST[kind]
+    for kind, counts in json.loads(last).items():
+        assert counts["broke"] == []
+        assert counts["refused"] >= LEAST[kind]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def change(file, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"num_hidden_layers": 10**9}, r"expected num_hidden_layers from 1 to the \d+ arrays there are, got 10{9}"),
         ({"vocab_size": 2**31 - 1}, r"expected at most \d+ numbers in embedding.* got 17179869176"),
@@ -71,9 +71,9 @@ def change(file, **changes):
         ({"vocab_size": None}, "expected vocab_size of DecoderConfig to be int .* got None"),
     ],
 )  # fmt: skip
-def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(published, changes, words):
+def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(published, changes, message):
     change(published / "config.json", **changes)
-    with pytest.raises(ValueError, match=rf"{published}/config.json: .*({words})"):
+    with pytest.raises(ValueError, match=rf"{published}/config.json: .*({message})"):
         load_huggingface(published)
 
 
@@ -89,7 +89,7 @@ def test_arrays_of_another_kind_are_refused(published):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("tokenizer.json", "{", "tokenizer"),
         ("tokenizer_config.json", "[]", "expected a JSON object, got list"),
@@ -99,9 +99,9 @@ def test_arrays_of_another_kind_are_refused(published):
         ("generation_config.json", "[" * 100_000, "expected JSON, got .*recursion"),
     ],
 )
-def test_texts_that_say_something_else_are_refused(published, file, content, words):
+def test_texts_with_other_content_are_refused(published, file, content, message):
     (published / file).write_text(content)
-    with pytest.raises(ValueError, match=rf"(?s){published}.*({words})"):
+    with pytest.raises(ValueError, match=rf"(?s){published}.*({message})"):
         Text.read(published)
 
 

@@ -29,7 +29,7 @@ def test_a_template_that_asks_whether_there_is_content():
 
 
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("message", "error"),
     [
         ({"role": "user", "content": None}, "message 1: expected content to be text, got None; .* pass ''"),
         ({"role": "user"}, "message 1: expected content to be text, got None"),
@@ -41,8 +41,8 @@ def test_a_template_that_asks_whether_there_is_content():
         ({"role": "user", "content": ["hey"]}, "message 1: expected content to be text or parts"),
     ],
 )
-def test_a_message_without_role_or_content_is_refused(message, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_message_without_role_or_content_is_refused(message, error):
+    with pytest.raises(ValueError, match=error):
         render(TRIMMED, [{"role": "user", "content": "hey"}, message], {})
 
 

@@ -126,7 +126,7 @@ def test_added_tokens(folder, where):
     assert [text.piece(number) for number in (SIZE, SIZE + 1, SIZE + 2)] == ["<|im_end|>", "[x]", None]
 
 
-def test_a_token_in_the_place_of_an_unused_piece(folder):
+def test_an_added_token_replaces_an_unused_piece(folder):
     text = Text.read(folder({"added_tokens_decoder": {"300": token("<|tool|>")}}))
     assert text.encode("<|tool|>").tolist() == [1, 300]
     assert text.piece(300) == "<|tool|>"
@@ -167,23 +167,23 @@ def test_a_model_that_puts_no_space_first(tmp_path, prefix):
 
 
 def test_a_padded_vocabulary_is_generated_with(folder, tmp_path):
-    """Every id that a model can say: its vocabulary is larger than the tokenizer's."""
+    """Every id that a model can generate: its vocabulary is larger than the tokenizer's."""
     config = jaxspec.DecoderConfig(384, 8, 1, 2, 1, 4, 8)
     import jax
 
     model = jaxspec.decoder(config, jax.random.key(0))._replace(text=Text.read(folder()))
-    found = jaxspec.generate(jaxspec.autoregressive(model), ["the cat"] * 16, 8, temperature=9.0, stop=[])
-    assert np.max(found.tokens) >= SIZE
-    assert len(found.text) == 16
+    result = jaxspec.generate(jaxspec.autoregressive(model), ["the cat"] * 16, 8, temperature=9.0, stop=[])
+    assert np.max(result.tokens) >= SIZE
+    assert len(result.text) == 16
 
 
 @pytest.mark.parametrize("cut", [4, 11])
 def test_a_continuation_keeps_its_first_space(cut):
-    """What a published Llama-like model writes after a prompt of whole words is what follows the prompt."""
+    """What a published Llama-like model writes after a prompt of whole words starts with a space."""
     model = jaxspec.load_llama2c(STORIES / "stories260K.bin", STORIES / "tok512.model")
     method, prompt = jaxspec.autoregressive(model), "Once upon a time"[:cut]
-    found = jaxspec.generate(method, [prompt], 8)
-    assert found.text[0].startswith(" ")
-    assert prompt + found.text[0] == model.text.decode([*model.text.encode(prompt), *found.tokens[0]])
-    assert "".join(jaxspec.stream(method, prompt, 8)) == found.text[0]
-    assert jaxspec.generate(method, [prompt], 8, stop=[found.text[0][:3]]).text == [""]
+    result = jaxspec.generate(method, [prompt], 8)
+    assert result.text[0].startswith(" ")
+    assert prompt + result.text[0] == model.text.decode([*model.text.encode(prompt), *result.tokens[0]])
+    assert "".join(jaxspec.stream(method, prompt, 8)) == result.text[0]
+    assert jaxspec.generate(method, [prompt], 8, stop=[result.text[0][:3]]).text == [""]

@@ -46,5 +46,5 @@ def tokens_of(name, policy, mode):
         return decode(fallback, policy, pairs.PROMPTS, SAMPLED).tokens, sampled()
     if mode == "ratio":
         return decode(fallback, policy, acceptance=rule).tokens, models.expected()
-    found = decode(fallback, policy, sampling=Sampling(0.8, seed=2), acceptance=rule).tokens
-    return [len(row) for row in found], [models.NEW_TOKENS] * 2
+    tokens = decode(fallback, policy, sampling=Sampling(0.8, seed=2), acceptance=rule).tokens
+    return [len(row) for row in tokens], [models.NEW_TOKENS] * 2

@@ -105,7 +105,7 @@ def greedy_text(model, prompt, count):
 
 
 def request(prompts=PROMPTS, max_new_tokens=NEW_TOKENS, size=32):
-    """What a decoding method is asked for: padded prompts, greedy unless replaced."""
+    """A request to a decoding method: padded prompts, greedy unless replaced."""
     tokens = np.stack([np.pad(np.asarray(prompt, np.int32), (0, size - len(prompt))) for prompt in prompts])
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     return Request(tokens, lengths, np.full_like(lengths, max_new_tokens))

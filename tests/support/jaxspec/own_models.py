@@ -38,7 +38,7 @@ def plain_attention(seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     params = {
         "tokens": 1.5 * jax.random.normal(keys[0], (VOCAB, SIZE)),
-        "places": 0.7 * jax.random.normal(keys[1], (64, SIZE)),
+        "positions": 0.7 * jax.random.normal(keys[1], (64, SIZE)),
         "head": jax.random.normal(keys[3], (VOCAB, SIZE)),
         "qkvo": 0.6 * jax.random.normal(keys[2], (LAYERS, 4, SIZE, SIZE)),
     }
@@ -48,9 +48,9 @@ def plain_attention(seed=0):
 
     def blocks(params, x, positions, cache, attend, layers):
         cache = list(cache)
-        places = jnp.moveaxis(params["places"][positions], -1, 0)
+        encoding = jnp.moveaxis(params["positions"][positions], -1, 0)
         for index in layers:
-            query, key, value = jnp.einsum("ned,dbt->nbte", params["qkvo"][index, :3], x + places)
+            query, key, value = jnp.einsum("ned,dbt->nbte", params["qkvo"][index, :3], x + encoding)
             context, cache[index] = attend(query[:, None, None], key[:, None], value[:, None], cache[index])
             x = x + jnp.tanh(jnp.einsum("de,bte->dbt", params["qkvo"][index, 3], context[:, 0, 0]))
         return x, tuple(cache)
@@ -66,7 +66,7 @@ class LinenDecoder(linen.Module):
 
     def setup(self):
         self.tokens = linen.Embed(VOCAB, SIZE, embedding_init=normal(1.5))
-        self.places = linen.Embed(64, SIZE, embedding_init=normal(0.7))
+        self.position_embedding = linen.Embed(64, SIZE, embedding_init=normal(0.7))
         self.projections = [linen.Dense(3 * SIZE, kernel_init=normal(0.6)) for _ in range(LAYERS)]
         self.head = linen.Dense(VOCAB)
         self.outputs = [linen.Dense(SIZE, kernel_init=normal(0.6)) for _ in range(LAYERS)]
@@ -77,7 +77,7 @@ class LinenDecoder(linen.Module):
     def blocks(self, x, positions, cache, attend, layers):
         x, cache = jnp.moveaxis(x, 0, -1), list(cache)
         for index in layers:
-            query, key, value = jnp.split(self.projections[index](x + self.places(positions)), 3, axis=-1)
+            query, key, value = jnp.split(self.projections[index](x + self.position_embedding(positions)), 3, axis=-1)
             context, cache[index] = attend(query[:, None, None], key[:, None], value[:, None], cache[index])
             x = x + jnp.tanh(self.outputs[index](context[:, 0, 0]))
         return jnp.moveaxis(x, -1, 0), tuple(cache)
