@@ -101,7 +101,7 @@ def generate(
 
 
 def compile_seconds(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampling: Sampling) -> float:
-    """Seconds of a first run that stops after one token; it compiles every program that the next run needs."""
+    """Return the seconds of a first run that stops after one token and compiles every program of the next run."""
     start, every_token = time.perf_counter(), range(method.vocab_size)
     jaxspec.generate(method, prompts, max_new_tokens, sampling=sampling, stop=every_token)
     return time.perf_counter() - start

@@ -152,12 +152,12 @@ def check_federation(
 
 
 def _unused_loss(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-    """Loss of an algorithm that is only built to check its settings."""
+    """Return the loss of an algorithm that is only built to check its settings."""
     raise NotImplementedError
 
 
 def _long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: int) -> tuple[list[str], list[int]]:
-    """The texts of which both parts hold a window, and the indices of the others."""
+    """Return the texts of which both parts hold a window, and the indices of the others."""
     kept, left_out = [], []
     for index, text in enumerate(clients):
         try:
@@ -172,7 +172,7 @@ def _long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: in
 
 
 def _text_of(draft: Model, tokenizer: Tokenizer | Text) -> Text:
-    """The draft's own text handling, completed by the tokenizer where it has none."""
+    """Return the draft's own text handling, completed by the tokenizer where it has none."""
     text = tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)
     if draft.text is None:
         return text

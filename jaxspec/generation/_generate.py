@@ -30,7 +30,7 @@ def generate(
     progress: bool = False,
     watch: Watch | None = None,
 ) -> Generation:
-    """Decodes all prompts as one batch.
+    """Decode all prompts as one batch.
 
     Args:
         method: from ``jaxspec.autoregressive``, ``speculative`` or ``mirror``.
@@ -76,7 +76,7 @@ def stream(
     tokenizer: Tokenizer | Text | None = None,
     max_length: int = 4096,
 ) -> Iterator[str]:
-    """Yields the text of one sequence while it is decoded: whole characters, and no part of a stop string.
+    """Yield the text of one sequence while it is decoded: whole characters, and no part of a stop string.
 
     The arguments are those of ``generate``; the pieces joined are its text.
 

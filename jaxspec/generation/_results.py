@@ -63,7 +63,7 @@ class Stats:
         return self.new_tokens / max(self.prefill_seconds + self.decode_seconds, 1e-9)
 
     def to_dict(self) -> dict[str, float]:
-        """Counts and rates."""
+        """Return counts and rates by name."""
         rates = "accepted_length", "reuse_rate", "tokens_per_second"
         return {**vars(self), **{name: getattr(self, name) for name in rates}}
 

@@ -13,7 +13,7 @@ Number = TypeVar("Number")
 #: One number for all prompts, or one for each.
 Each: TypeAlias = Number | Sequence[Number]
 
-#: Lowest and highest value of each setting, and how an error states them.
+#: Lowest and highest value of each setting, and its range in words for errors.
 RANGES: dict[str, tuple[float, float, str]] = {
     "max_new_tokens": (1, float("inf"), ">= 1"),
     "temperature": (0, 1e6, ">= 0"),
@@ -62,7 +62,7 @@ class Sampling:
             raise ValueError(f"expected repetition_penalty > 0 (1e-6 at least), got {self.repetition_penalty}")
 
     def arrays(self, batch: int) -> dict[str, np.ndarray]:
-        """Every field as an array [B].
+        """Return every field as an array [B].
 
         Raises:
             ValueError: a sequence whose length is not the batch.
@@ -78,7 +78,7 @@ class Sampling:
 
 
 def checked(name: str, value: Any) -> np.ndarray:
-    """A setting as an array of no or one axis, every number within ``RANGES``.
+    """Return a setting as an array of no or one axis, every number within ``RANGES``.
 
     Raises:
         ValueError: a number outside its range, a fraction for a whole number, no number, or a table of numbers.
@@ -93,7 +93,7 @@ def checked(name: str, value: Any) -> np.ndarray:
 
 
 def per_prompt(name: str, value: Any, batch: int) -> np.ndarray:
-    """A setting as an array [B].
+    """Return a setting as an array [B].
 
     Raises:
         ValueError: as ``checked``, or another number of values than prompts.
@@ -105,7 +105,7 @@ def per_prompt(name: str, value: Any, batch: int) -> np.ndarray:
 
 
 def _reals(name: str, value: Any) -> np.ndarray:
-    """Numbers in float64, of any shape; flags, text and None are refused."""
+    """Convert to float64, of any shape; bools, text and None are rejected."""
     values = np.asarray(value)
     if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
         raise ValueError(f"expected {name} to be numbers, got {value!r:.80}")
@@ -113,5 +113,5 @@ def _reals(name: str, value: Any) -> np.ndarray:
 
 
 def _plain(values: np.ndarray, sequence: type = tuple) -> Any:
-    """Python's own number, or a sequence of them."""
+    """Convert to a Python number, or to a sequence of them."""
     return sequence(values.tolist()) if values.ndim else values.item()

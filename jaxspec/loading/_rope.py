@@ -12,7 +12,7 @@ DEFAULT_THETA = 10_000.0
 
 
 def rotary_of(config: Config) -> Rotary:
-    """Reads rotary positions of newer (``rope_parameters``) or older files (``rope_theta``, ``rope_scaling``).
+    """Read rotary positions of newer (``rope_parameters``) or older files (``rope_theta``, ``rope_scaling``).
 
     In a file with both, ``rope_scaling`` replaces ``rope_parameters``, as in transformers.
 
@@ -33,7 +33,7 @@ def rotary_of(config: Config) -> Rotary:
 
 
 def rotary_by_layer(config: Config, kind: str, theta: float) -> Rotary:
-    """Rotary positions of one type of layers; ``rope_scaling`` changes those with full attention, as in transformers.
+    """Read rotary positions of one type of layers; ``rope_scaling`` applies to full attention, as in transformers.
 
     Args:
         config: ``config.json``; its ``rope_parameters``, if there are any, by type of layer.
@@ -68,7 +68,7 @@ def _rotary(rope: Config, theta: float, config: Config) -> Rotary:
 
 
 def rope_json(rotary: Rotary) -> Config:
-    """``rope_parameters`` of rotary positions."""
+    """Return ``rope_parameters`` of rotary positions."""
     scaling, theta = rotary.scaling, {"rope_theta": rotary.theta}
     if isinstance(scaling, LinearScaling):
         return theta | {"rope_type": "linear", "factor": scaling.factor}

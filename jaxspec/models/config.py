@@ -18,7 +18,7 @@ class LinearScaling:
     factor: float
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scales frequencies [head_size / 2]."""
+        """Scale frequencies [head_size / 2]."""
         return frequencies / self.factor
 
 
@@ -35,7 +35,7 @@ class Llama3Scaling:
     original_length: int
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scales frequencies [head_size / 2]."""
+        """Scale frequencies [head_size / 2]."""
         turns = self.original_length * frequencies / (2 * math.pi)
         blend = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
         return (1 - blend) * frequencies / self.factor + blend * frequencies
@@ -49,7 +49,7 @@ class Rotary:
     scaling: LinearScaling | Llama3Scaling | None = None
 
     def frequencies(self, head_size: int) -> np.ndarray:
-        """Rotation angle of one position: [head_size / 2] float32."""
+        """Return the rotation angle of one position: [head_size / 2] float32."""
         plain = 1.0 / (self.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size))
         return np.asarray(plain if self.scaling is None else self.scaling(plain), np.float32)
 
@@ -94,16 +94,16 @@ class Attention:
     norm_heads: bool = False
 
     def is_windowed(self, layer: int) -> bool:
-        """Whether a layer attends to a sliding window only."""
+        """Return whether a layer attends to a sliding window only."""
         return self.window is not None and (not self.windowed or self.windowed[layer])
 
     def scores_of(self, layer: int) -> Scores:
-        """Attention weights of one layer."""
+        """Return the attention weights of one layer."""
         window = self.window if self.is_windowed(layer) else None
         return Scores(self.scores.scale, self.scores.softcap, window)
 
     def rotary_of(self, layer: int) -> Rotary | None:
-        """Rotary positions of one layer."""
+        """Return the rotary positions of one layer."""
         return self.local_rotary if self.local_rotary and self.is_windowed(layer) else self.rotary
 
 
@@ -270,7 +270,7 @@ def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
 
 
 def build(kind: type[Built], values: dict[str, Any]) -> Built:
-    """The inverse of ``dataclasses.asdict``, also after JSON.
+    """Build a configuration from the result of ``dataclasses.asdict``, also after JSON.
 
     Raises:
         ValueError: not a dictionary, or a name that the configuration does not have.

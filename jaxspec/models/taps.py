@@ -15,7 +15,7 @@ def run_layers(
     layers: range,
     taps: tuple[int, ...] = (),
 ) -> tuple[Array, Any, dict[int, Array]]:
-    """``network.blocks`` over ``layers``, with the streams r_i before layer i that ``taps`` name.
+    """Run ``network.blocks`` over ``layers``; also return the streams r_i before layer i, for each i in ``taps``.
 
     Of the taps those in (start, stop] are kept, and r_0 by the range that starts at 0, so that consecutive ranges keep
     every tap once. Without taps it is one call of ``network.blocks``.

@@ -66,7 +66,7 @@ class LinenDecoder(linen.Module):
 
     def setup(self):
         self.tokens = linen.Embed(VOCAB, SIZE, embedding_init=normal(1.5))
-        self.position_embedding = linen.Embed(64, SIZE, embedding_init=normal(0.7))
+        self.places = linen.Embed(64, SIZE, embedding_init=normal(0.7))
         self.projections = [linen.Dense(3 * SIZE, kernel_init=normal(0.6)) for _ in range(LAYERS)]
         self.head = linen.Dense(VOCAB)
         self.outputs = [linen.Dense(SIZE, kernel_init=normal(0.6)) for _ in range(LAYERS)]
@@ -77,7 +77,7 @@ class LinenDecoder(linen.Module):
     def blocks(self, x, positions, cache, attend, layers):
         x, cache = jnp.moveaxis(x, 0, -1), list(cache)
         for index in layers:
-            query, key, value = jnp.split(self.projections[index](x + self.position_embedding(positions)), 3, axis=-1)
+            query, key, value = jnp.split(self.projections[index](x + self.places(positions)), 3, axis=-1)
             context, cache[index] = attend(query[:, None, None], key[:, None], value[:, None], cache[index])
             x = x + jnp.tanh(self.outputs[index](context[:, 0, 0]))
         return jnp.moveaxis(x, -1, 0), tuple(cache)
