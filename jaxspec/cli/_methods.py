@@ -50,8 +50,8 @@ class Drafting:
         policy: what the draft rolls out ahead, for mirror.
         budget: branches that it rolls out (R); with hybrid, as many for each side.
         exit_layer: layers before the exit; default: the pair's own, else half of the target's.
-        streams: lookahead streams of the draft; default: none of an embedded pair's, all that a
-            draft in a file has.
+        streams: lookahead streams of the draft; default: none for an embedded pair, all
+            for a draft in a file.
         acceptance: match gives the tokens of plain decoding with the same seed, ratio their
             distribution.
     """
@@ -93,8 +93,8 @@ class Continuations:
 
     Attributes:
         texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user"
-            and "text"; default: roles of Shakespeare that the embedded pair never saw. Best are
-            texts like those to come.
+            and "text"; default: roles of Shakespeare that the embedded pair never saw. Use
+            texts similar to those of later prompts.
         prompts: how many are continued.
         new_tokens: length of each continuation.
     """

@@ -27,7 +27,7 @@ def with_tokenizer(text: Text | None) -> Text:
         ValueError: the model was loaded without a tokenizer.
     """
     if text is None or text.encode is None:
-        raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json beside the weights")
+        raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json next to the weights")
     return text
 
 

@@ -60,7 +60,7 @@ def _evaluate_own(setup: FederatedSetup, own: Mapping[int, Params]) -> dict[str,
     """Return the accepted length by evaluation set, where each client has its own draft (or still the first one).
 
     Rows with an owner are evaluated with the owner's draft. Rows without one are assigned to the clients in turn: they
-    measure a draft on text of other people.
+    measure a draft on text of other clients.
     """
     count, network = len(setup.problem.clients), setup.draft.network
     accepted = {}

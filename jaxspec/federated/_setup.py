@@ -1,4 +1,4 @@
-"""What the runs of all methods share, and what they return."""
+"""Shared settings and results of the runs of all methods."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +59,7 @@ class FederatedReport(NamedTuple):
 
 @dataclass(frozen=True)
 class FederatedSetup:
-    """What all runs share.
+    """Settings that all runs share.
 
     Attributes:
         draft: start of the training.

@@ -1,4 +1,4 @@
-"""How tokens are drawn, as a user writes it: numbers for a whole batch, or one for each prompt."""
+"""How tokens are drawn, in the user's arguments: one number for the batch, or one for each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -40,7 +40,7 @@ class Sampling:
         min_p: keep tokens with at least this share of the highest probability; 0: all.
         repetition_penalty: logits of tokens already in the sequence are divided by it (multiplied where negative); 1:
             unchanged.
-        seed: of the noise, below 2³². One seed is counted up over the prompts, so that equal prompts get other noise.
+        seed: of the noise, below 2³². A single seed grows by 1 per prompt, so that equal prompts get different noise.
 
     Raises:
         ValueError: a number outside its range, a fraction for a whole number, or no number.

@@ -26,7 +26,7 @@ def rotary_of(config: Config) -> Rotary:
     theta = float(older.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
     if older and newer.get("rope_theta", theta) != theta and "rope_theta" not in older:
         raise ValueError(
-            f"expected rope_parameters and rope_scaling of one rope_theta, got {newer['rope_theta']} and, beside "
+            f"expected rope_parameters and rope_scaling of one rope_theta, got {newer['rope_theta']} and, next to "
             f"rope_scaling, {theta}; remove one of the two from config.json"
         )
     return _rotary(older or newer, theta, config)

@@ -168,7 +168,7 @@ def _sources(family: Family, config: DecoderConfig, weights: Weights) -> Sources
     used = {name for _, names in sources.values() for name in names}
     used |= set(family.weights["head"].names) if config.ends.tied else set()
     if extra := [name for name in weights.entries if name not in used and not IGNORED.search(name)]:
-        raise ValueError(f"the files have weights that config.json does not ask for: {_some(extra)}")
+        raise ValueError(f"the files have weights that config.json does not describe: {_some(extra)}")
     return sources
 
 

@@ -1,11 +1,11 @@
 """Layers in tracks: every track runs on its own heads and hidden units; tracks meet at the ends of segments.
 
 A mesh whose ``model`` axis has as many devices as there are tracks holds one on each, because parameters are split
-along the very axes along which a mesh cuts them (``partition``). Only attention is called for all
-tracks at once: heads are independent, so the callback and its cache [B, G, S, head_size] stay the same.
+along the axes along which a mesh divides them (``partition``). Only attention is called for all tracks at once: heads
+are independent, so the callback and its cache [B, G, S, head_size] stay the same.
 
 Where a device holds several tracks, XLA:CPU transposes weights in every forward: decoding with four tracks on a single
-device took four to five times as long as without. Tracks pay on a mesh.
+device took four to five times as long as without. Tracks are faster only on a mesh.
 """
 
 from collections.abc import Callable

@@ -154,9 +154,10 @@ class Tracks:
     """Parallel narrow decoders that are summed at the ends of segments only: x ← x + Σ_t (h_t − x).
 
     Heads and hidden units of every layer are divided among the tracks. In a segment, track t starts from h_t = x and
-    uses only its own updates. On as many devices that needs one all-reduce for each segment; tensor parallelism needs
-    two for each layer. Parameters have the shapes of a model without tracks, but the function is another one, on every
-    mesh. Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
+    uses only its own updates. With one track per device that needs one all-reduce per segment; tensor parallelism needs
+    two per layer. Parameters have the shapes of a model without tracks, but compute another function, on every mesh.
+
+    Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
 
     Attributes:
         count: number of tracks; 1 is the model without tracks.
@@ -167,7 +168,7 @@ class Tracks:
     segments: int = 2
 
     def meetings(self, num_layers: int) -> tuple[int, ...]:
-        """Layer counts after which all tracks have the same x: 0, and the ends of the segments."""
+        """Return the layer counts after which all tracks have the same x: 0, and the ends of the segments."""
         return tuple(range(0, num_layers + 1, num_layers // self.segments))
 
 
@@ -176,7 +177,7 @@ class DecoderConfig:
     """A decoder-only transformer; the defaults are Llama's blocks with a tied head.
 
     A draft on several devices can run in tracks, one on each, with two all-reduces for a forward pass instead of two
-    for each layer: ``DecoderConfig(32_000, 1024, 16, 16, 8, 64, 2816, tracks=Tracks(8))``. It is trained as any other
+    for each layer: ``DecoderConfig(32_000, 1024, 16, 16, 8, 64, 2816, tracks=Tracks(8))``. It is trained like any
     model; training can start from the parameters of a model without tracks.
 
     Attributes:

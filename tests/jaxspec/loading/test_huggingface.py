@@ -308,7 +308,7 @@ SPOILT = {
     ),
     "unexpected weight": (
         change("model.layers.0.extra.weight", np.zeros(3, np.float32)),
-        r"ask for: .*0\.extra\.weight",
+        r"not describe: .*0\.extra\.weight",
     ),
     "mis-shaped weight": (
         change("model.layers.1.self_attn.k_proj.weight", np.zeros((5, 16), np.float32)),
