@@ -79,7 +79,7 @@ def sent_in_a_step(monkeypatch, **options):
 
 
 def test_a_step_sends_less_than_a_kibibyte(monkeypatch):
-    """Window, message and verdict: ids and log-probabilities, whatever the vocabulary and the width."""
+    """Window, message and verdict: ids and log-probabilities, for any vocabulary and width."""
     message, verdict, window = sent_in_a_step(monkeypatch)
     assert (window, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
     assert window + message + verdict <= 1024

@@ -1,4 +1,4 @@
-"""Published families against transformers: checkpoints that it wrote give its logits and its greedy tokens."""
+"""Published families against transformers: from its checkpoints we compute its logits and its greedy tokens."""
 
 import warnings
 from functools import partial
@@ -86,7 +86,7 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads of torch wait for one another longer than these models take."""
+    """Use one thread: torch's threads wait for each other longer than these models take."""
     import torch
 
     before = torch.get_num_threads()
@@ -96,7 +96,7 @@ def one_thread():
 
 
 def published(case):
-    """A random model of transformers whose logits are lively, in evaluation."""
+    """A random model of transformers with varied logits, in evaluation mode."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch
@@ -125,7 +125,7 @@ def gain(name, family):
 
 
 class Peer(NamedTuple):
-    """transformers' model, ours read from what it saved, and the logits of ``TEXT`` [B, T, V] by transformers."""
+    """A model of transformers, ours read from its files, and the logits of ``TEXT`` [B, T, V] by transformers."""
 
     theirs: object
     ours: jaxspec.Model

@@ -1,4 +1,4 @@
-"""Published checkpoints of our own making: what is written reads back, over meshes too, and what is wrong is named."""
+"""Checkpoints that we write: they read back, over meshes too, and errors name what is wrong."""
 
 import json
 import weakref
@@ -71,7 +71,7 @@ CONFIGS = {
 
 @cache
 def made(name):
-    """A random model of a family's configuration, its norms and biases not as they begin."""
+    """A random model of a family's configuration, with random norms and biases too."""
     family = next(row for row in FAMILIES if row.model_type == CONFIGS[name][0])
     config = family.read(CONFIGS[name][1] if family.model_type == "opt" else SIZES | CONFIGS[name][1])
     leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(0)))
@@ -83,7 +83,7 @@ def made(name):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with a small Llama, to be spoilt."""
+    """A folder with a small Llama, which tests damage."""
     save_huggingface(made("llama"), tmp_path)
     return tmp_path
 
@@ -184,7 +184,7 @@ def test_norms_stay_wide(saved, dtype):
 
 
 def shares(array):
-    """The largest piece on one device, of the whole."""
+    """The largest share of the parameters on one device."""
     return max(shard.data.size for shard in array.addressable_shards) / array.size
 
 
@@ -257,7 +257,7 @@ def test_a_configuration_of_no_family_is_refused(tmp_path):
 
 
 def change(name, array):
-    """Spoils one array of a file; None takes it away."""
+    """Change one array of a file; None removes it."""
 
     def spoil(folder):
         arrays = load_file(folder / "model.safetensors")
@@ -391,7 +391,7 @@ def test_one_leaf_at_a_time_is_in_host_memory(tmp_path, monkeypatch, int8):
 
 
 def test_stop_tokens_of_a_folder_without_a_tokenizer(saved, tmp_path):
-    """They end what is generated, and stay through a checkpoint of ours and back."""
+    """They end sequences, and a checkpoint of ours keeps them."""
     plain = load_huggingface(saved)
     tokens = jaxspec.generate(jaxspec.autoregressive(plain), [[1, 2, 3]], 8).tokens[0]
     about(saved, eos_token_id=[tokens[2]])

@@ -1,4 +1,4 @@
-"""A real pretrained model, stories260K of llama2.c (MIT): what it writes, how well it reads, and files that are not."""
+"""A real pretrained model, stories260K of llama2.c (MIT): its text, its perplexity, and files that are rejected."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_a_story_ends_where_the_next_would_begin(model):
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_story_ends_without_a_tokenizer_too(model, tmp_path, count):
-    """None beside it, or several, of which none is chosen."""
+    """No tokenizer next to it, or several, of which none is used."""
     for name in ("stories.bin", *(f"{number}.model" for number in range(count))):
         (tmp_path / name).symlink_to(BIN if name.endswith("bin") else TOKENIZER)
     loaded = open_model(tmp_path / "stories.bin")

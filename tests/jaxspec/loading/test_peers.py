@@ -22,7 +22,7 @@ def tensor(array):
 
 
 def layer_weights(index, layer):
-    """One layer under Llama's names; heads of a group are neighbours there as here."""
+    """One layer under Llama's names; heads of a group are neighbours in both."""
     qkv, name = np.asarray(layer["attention"]["qkv"]), f"model.layers.{index}."
     flat = lambda part: part.reshape(-1, CONFIG.width)  # noqa: E731
     return {

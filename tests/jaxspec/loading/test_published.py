@@ -78,7 +78,7 @@ def logits(folder):
 
 
 def theirs(folder):
-    """Logits [B, T, V] by transformers, of the folder as it reads it."""
+    """Logits [B, T, V] of the folder by transformers."""
     import torch
     import transformers
 

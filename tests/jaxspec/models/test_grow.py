@@ -68,7 +68,7 @@ def test_sizes_are_those_of_a_larger_model(width, depth):
 
 
 def test_new_weights_are_not_zero():
-    """But for what is added to the residual stream, so that nothing can be skipped."""
+    """Except what is added to the residual stream; so no computation can be skipped."""
     layers = grow(models.target(), 2, 2).params["layers"]
     assert all(float(jnp.mean(layer["attention"]["qkv"] != 0)) > 0.99 for layer in layers)
     assert all(float(jnp.mean(layer["mlp"]["gate_up"] != 0)) > 0.99 for layer in layers)
@@ -86,7 +86,7 @@ def test_text_is_the_small_model_s():
 
 @pytest.mark.slow
 def test_streams_guess_what_the_small_draft_s_do():
-    """As many passes for the same branches."""
+    """Equal numbers of passes for the same branches."""
     results = []
     for draft in (models.streaming(2, models.target), grow(models.streaming(2, models.target), 2, 2)):
         watch = Passes()

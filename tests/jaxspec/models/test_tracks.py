@@ -113,7 +113,7 @@ def test_tracks_of_every_kind_of_block(family, segments):
 
 
 def test_biases_are_added_once():
-    """Where heads and hidden units add nothing, biases alone are left, as many as without tracks."""
+    """Without heads and hidden units only biases remain, added as often as without tracks."""
     model = pairs.target("opt")
     silent = lambda path, leaf: 0.0 * leaf if path[-1].key in ("out", "down") else leaf  # noqa: E731
     model = model._replace(params=jax.tree_util.tree_map_with_path(silent, model.params))
@@ -151,7 +151,7 @@ def test_cached_decoding_equals_one_pass(parts):
 
 
 def decoding_program(model, where, length=3):
-    """The layers as a draft on a mesh runs them after a prompt, compiled: the program's text."""
+    """Text of the compiled program that runs a draft's layers on a mesh after a prompt."""
     placed = put_model(model, where)
     count = placed.network.config.num_layers
     cache = jax.jit(partial(fill, placed.network), static_argnums=2)(
@@ -237,7 +237,7 @@ def test_what_tracks_compute_does_not_depend_on_the_mesh(name, size):
 
 
 def draft():
-    """The target's own layers, run in tracks: it agrees with the target now and then."""
+    """The target's own layers, run in tracks: it agrees with the target at some tokens."""
     return in_tracks(wide(), 4)
 
 
@@ -267,7 +267,7 @@ def test_decoding_with_a_draft_in_tracks_is_plain_decoding(method, size, text):
 
 @pytest.mark.slow
 def test_a_draft_in_tracks_proposes_while_decoding_what_one_pass_predicts():
-    """Otherwise it would only be accepted less often, unnoticed."""
+    """A difference would only lower acceptance, so other tests would not see it."""
     prompts = np.random.default_rng(2).integers(models.VOCAB, size=(4, 4)).astype(np.int32)
     data = federated.continued(wide(), prompts, 16)
     real = jaxspec.generate(jaxspec.speculative(wide(), draft(), 3), prompts.tolist(), 16 - 3)

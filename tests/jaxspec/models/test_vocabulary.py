@@ -32,7 +32,7 @@ def target():
 
 @cache
 def draft(rows):
-    """The target's first layer, with fewer rows than the target or with some behind them."""
+    """The target's first layer, with fewer rows than the target or with extra rows at the end."""
     params = target().params
     spare = jax.random.normal(jax.random.key(9), (8, 16))
     table = jnp.concatenate([params["embedding"], spare])[:rows]

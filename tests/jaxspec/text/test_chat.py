@@ -1,4 +1,4 @@
-"""What a message may hold, and what a template makes of it."""
+"""Valid messages, and their rendering by a template."""
 
 import pytest
 
@@ -50,6 +50,6 @@ def test_a_message_without_role_or_content_is_refused(message, error):
     ("template", "text"), [(TRIMMED, "[user]one\ntwo"), (ADDED, "[user]one\ntwo"), (PARTS, "[user]<one><two>")]
 )
 def test_content_in_parts(template, text):
-    """Joined where the template would write the list itself."""
+    """They are joined if the template would print the list."""
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert render(template, [{"role": "user", "content": parts}], {}) == text

@@ -1,4 +1,4 @@
-"""SentencePiece models with added tokens: ids and texts as transformers has them, and nothing that crashes."""
+"""SentencePiece models with added tokens: ids and texts as in transformers, without crashes."""
 
 import importlib
 import io
@@ -113,7 +113,7 @@ def test_the_space_after_a_special_token(folder, legacy, follows):
 
 @pytest.mark.parametrize("where", ["added_tokens_decoder", "added_tokens.json"])
 def test_added_tokens(folder, where):
-    """A special one is left out of the text, another is not; either is one token."""
+    """Special ones are left out of the text, others are not; each is one token."""
     older = {"added_tokens": {"<|im_end|>": SIZE, "[x]": SIZE + 1}}
     about, files = {"additional_special_tokens": ["<|im_end|>"]}, older
     if where == "added_tokens_decoder":
@@ -138,7 +138,7 @@ def test_an_added_token_under_another_id_is_refused(folder):
 
 
 def test_ids_beyond_the_vocabulary_have_no_text(folder):
-    """The rows that pad an embedding."""
+    """Ids of the rows that pad an embedding."""
     text = Text.read(folder())
     ids = text.encode("the cat").tolist()
     assert text.decode([SIZE, *ids, SIZE + 99]) == "the cat"
@@ -153,7 +153,7 @@ def test_round_trip(folder, string):
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_model_that_puts_no_space_first(tmp_path, prefix):
-    """As Gemma's: its texts keep the space that they begin with."""
+    """As in Gemma: its texts keep their first space."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([SAMPLE] * 9), model_writer=out, model_type="bpe", vocab_size=60,

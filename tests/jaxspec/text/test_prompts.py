@@ -51,7 +51,7 @@ def marked(single="<s> $A"):
 @pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>"])
 @pytest.mark.parametrize("kind", [lambda tokenizer: tokenizer, Text.of], ids=["Tokenizer", "Text"])
 def test_every_window_begins_as_a_prompt_does(single, kind):
-    """The decoder sees a beginning-of-sequence token at position 0, and no end behind a prompt."""
+    """The decoder sees a beginning-of-sequence token at position 0, and no end token after a prompt."""
     tokenizer, texts = marked(single), ["abcdefghab", "hgf"]
     rows, owners = federated.token_rows(kind(tokenizer), texts, 4, 3)
     assert rows.tolist() == [[0, 2, 3, 4], [0, 5, 6, 7], [0, 9, 2, 3], [0, 9, 8, 7]]
@@ -198,7 +198,7 @@ def test_texts_too_short_to_measure():
 
 @pytest.mark.slow
 def test_the_command_federates_for_a_target_that_ends_its_texts(tmp_path, capsys):
-    """Its tokenizer puts a token first, and it has a stop token: windows begin with the one, rows end at the other."""
+    """Its tokenizer adds a first token, with which windows begin, and rows end at its stop token."""
     text = Text.of(marked(), stop=(STOP,))
     for name in ("target", "draft"):
         save_model(getattr(models, name)()._replace(text=text), tmp_path / name)

@@ -1,4 +1,4 @@
-"""Where text ends and what of it may be shown: stop tokens, stop strings across token borders, whole characters."""
+"""Where text ends and which part may be shown: stop tokens, stop strings across token borders, whole characters."""
 
 from functools import cache
 from itertools import pairwise
@@ -43,7 +43,7 @@ def leading_space():
 
 @cache
 def byte_fallback():
-    """As Llama's: letters are tokens, all else is bytes, of which a run is decoded as one."""
+    """As in Llama: letters are tokens, other characters are bytes, and a run of bytes is decoded together."""
     tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(BYTES)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(kinds.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
@@ -62,7 +62,7 @@ TOKENIZERS = {
 
 
 def grown(tokenizer, ids, chunks, stop=(), limit=None):
-    """A sequence that gets its tokens chunk by chunk, and what it shows after each."""
+    """A sequence that receives its tokens in chunks, and the text shown after each."""
     row, shown, start = Written(limit or len(ids), stop_strings=stop, decode=tokenizer.decode), [""], 0
     while row.finish is None:
         size = int(next(chunks))
@@ -91,7 +91,7 @@ def test_text_is_that_of_all_tokens_at_once(build, stop):
 
 @pytest.mark.parametrize("nothing", ["<s>", "▁"])
 def test_tokens_without_text_remove_no_space(nothing):
-    """Special tokens, and spaces one after another, before a word that carries its own."""
+    """Special tokens, and runs of spaces, before a word that has its own space."""
     tokenizer = leading_space()
     tokens = ["▁the", *[nothing] * 9, "▁the", *[nothing] * 9, "▁cat"]
     for beginning in (tokens, tokens[1:]):
@@ -146,7 +146,7 @@ def pieces(ids):
 )
 @pytest.mark.parametrize("size", [1, 2, 6])
 def test_stop_strings(ids, stop, text, count, finish, size):
-    """They are cut off where the first begins; what only begins one is shown in the end; later tokens are not taken."""
+    """Text is cut where the first one begins; an incomplete one is shown at the end; later tokens are dropped."""
     row, start = Written(len(ids), stop_strings=stop, decode=pieces), 0
     while row.finish is None:
         row.add(ids[start : start + size], [0.0] * len(ids[start : start + size]))
@@ -201,7 +201,7 @@ def method(request):
 
 
 def both_ways(method, stop=None, less=0):
-    """What is generated, and what is streamed; both in full but for ``less`` bytes at the end."""
+    """The generated and the streamed text; both complete except ``less`` bytes at the end."""
     count, options = len(OUTPUT.encode()) - 1 - less, {"stop": stop, "tokenizer": byte_level()}
     result = jaxspec.generate(method, [[0]], count, **options)
     return result, list(jaxspec.stream(method, [0], count, **options))
@@ -265,7 +265,7 @@ def test_a_stop_does_not_touch_neighbours(method):
 
 
 def test_stop_tokens_of_the_target_are_the_default():
-    """An empty list asks for none."""
+    """An empty list means no stop tokens."""
     ids = byte_level().encode(OUTPUT).ids
     table = jnp.asarray(np.eye(BYTES, dtype=np.float32)[[*ids[1:], *[0] * (LENGTH + 1 - len(ids))]])
     text = jaxspec.Text.of(byte_level(), stop=(byte_level().token_to_id("v"),))
@@ -337,7 +337,7 @@ def test_a_prompt_that_ends_within_a_character():
 
 @pytest.mark.parametrize("length", [1, 3, 60])
 def test_a_prompt_of_nothing_but_special_tokens_at_its_end(length):
-    """Its last tokens have no text, but the text before them is no beginning."""
+    """Its last tokens have no text, but decoding continues the text before them."""
     tokenizer = leading_space()
     prompt, new = [*tokenizer.encode("the").ids, *[0] * length], tokenizer.encode("cat").ids
     context = context_of(tokenizer.decode, prompt)
@@ -347,7 +347,7 @@ def test_a_prompt_of_nothing_but_special_tokens_at_its_end(length):
 
 
 def test_stop_tokens_of_a_target_that_has_no_tokenizer():
-    """By themselves, and under a tokenizer that is passed."""
+    """Without a tokenizer, and with one passed as an argument."""
     ids, end = marked(), marked().index(0)
     method = jaxspec.autoregressive(scripted(ids, jaxspec.Text(stop=(0,))))
     for options in ({}, {"tokenizer": leading_space()}):

@@ -185,7 +185,7 @@ def test_text_is_encoded_as_transformers_does(tmp_path, adds_start):
 
 
 def limited(adds_start=True):
-    """The tokenizer as training scripts leave it behind."""
+    """The tokenizer as training scripts save it."""
     made = tokenizer(adds_start)
     made.enable_truncation(12)
     made.enable_padding(pad_id=2, pad_token="<|user|>", length=40)

@@ -1,4 +1,4 @@
-"""Tokenizers: nothing of the embedded text is lost, characters never seen become one token."""
+"""Tokenizers: the embedded text survives a round trip, unknown characters become one token."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""Tiny models that write lively text: a target, drafts that agree with it in part, prompts of unequal lengths."""
+"""Tiny models whose text varies: a target, drafts that agree with it in part, prompts of unequal lengths."""
 
 from dataclasses import replace
 from functools import cache
@@ -25,7 +25,7 @@ ALL_BRANCHES = jaxspec.candidates.mirror()
 
 
 def random_model(config, seed, first=4.0, rest=2.0):
-    """Random weights: a strong first layer makes the text lively, weaker ones leave an early exit half right."""
+    """Random weights: a strong first layer makes the text vary; weaker other layers leave an early exit half right."""
     model = jaxspec.decoder(config, jax.random.key(seed))
     scales = [first] + [rest] * (config.num_layers - 1)
     scaled = [
@@ -67,7 +67,7 @@ def drafter(draft):
 
 @cache
 def stranger():
-    """A draft that has nothing to do with the target."""
+    """A draft that is independent of the target."""
     return random_model(DecoderConfig(VOCAB, 8, 1, 2, 1, 4, 8), 7)
 
 

@@ -1,4 +1,4 @@
-"""Models as a user may bring them: plain functions without Flax, and a Linen module."""
+"""Models as a user may define them: plain functions without Flax, and a Linen module."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def replicate(params):
 
 
 def bigram(seed=0):
-    """A table of logits: no attention, nothing to remember. Most tokens are followed by the next higher one."""
+    """A table of logits: no attention and no cache. Most tokens are followed by the next higher one."""
     table = 2.0 * jax.random.normal(jax.random.key(seed), (VOCAB, VOCAB)) + 5.0 * jnp.roll(jnp.eye(VOCAB), 1, axis=1)
     return Model(
         Network(

@@ -1,4 +1,4 @@
-"""A tiny pair like each published family, settings that cycle through the options, and where two decodings part."""
+"""A tiny pair like each published family, settings that cycle through the options, and where two decodings differ."""
 
 from functools import cache, partial
 from typing import NamedTuple
@@ -95,7 +95,7 @@ def draft(name):
 
 
 def _shaken(params, key, share, zeros):
-    """Every number off by a random share of it; those that were zero by a random number."""
+    """Change every number by a random share of it; zeros by a random number."""
     leaves, tree = jax.tree.flatten(params)
     noise = [
         jax.random.normal(k, leaf.shape) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
@@ -145,7 +145,7 @@ class Parting(NamedTuple):
 
 
 def partings(name, tokens, expected, sampling):
-    """One for every sequence that differs."""
+    """Return one ``Parting`` for every sequence that differs."""
     rows = []
     for index, (one, other) in enumerate(zip(tokens, expected, strict=True)):
         if one != other:
