@@ -4,8 +4,7 @@
     T_draft(γ, R) = T_enqueue + γ·T_pass(R)
 
 c₁ and c₂ are the time of a layer before and after the one exit that is timed. Programs are compiled for each window on
-the target's side and for a few R on the draft's, not for every setting. Inputs are zeros, because the time of a program
-does not depend on their values.
+the target's side and for a few R on the draft's, not for every setting. Inputs are zeros: values do not affect times.
 """
 
 import time

@@ -58,8 +58,7 @@ def generate(
 ) -> None:
     """Continue a prompt; every method generates the target's text.
 
-    Seconds and tokens per second are those of a run without compilation; compile_seconds is the time of a short run
-    before it.
+    Seconds and tokens per second exclude compilation; compile_seconds is the time of a short first run.
 
     Args:
         prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.

@@ -108,8 +108,7 @@ def batch_scheduling() -> None:
     """Set Linux's batch policy for this process: a thread that wakes up does not preempt one that works.
 
     XLA's thread pools wake up and spin several times a step. Where they have as many threads as there are cores, this
-    costs Mirror-SD, which keeps all cores busy, a fifth of its speed. Call it before jax makes its threads. No-op on
-    other systems.
+    costs Mirror-SD, which keeps all cores busy, a fifth of its speed. Call it before jax makes its threads. Linux only.
     """
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):

@@ -31,12 +31,10 @@ def probe(
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint; its exits are
             read by the logit lens, those of a pair by the pair's own head.
-        draft: a smaller model over the same vocabulary; an embedded pair brings its own. Without one, the figures that
-            depend on it are left out.
+        draft: a smaller model over the same vocabulary; an embedded pair has its own. Without one, some figures are missing.
         window: tokens drafted per step (γ).
         num_candidates: tokens that an exit would send for each position (κ).
-        fit_lens: fit an affine lens for every layer first, on the texts, or on roles that the embedded pair was trained
-            on; minutes.
+        fit_lens: fit an affine lens for every layer first, on the texts or the embedded pair's training roles; minutes.
         propose: time the pair on this machine and propose an exit and κ by the cost model.
         plot: picture.
         continuations: prompts and their continuations.

@@ -27,8 +27,7 @@ Specs = tuple[tuple[tuple[int, ...], Any], ...]
 class Channel(Protocol):
     """Carries trees of arrays with a leading batch axis from one mesh to the other.
 
-    Both methods return (the value on the other mesh, ``shared``). ``shared`` is a small tree that the hosts of both
-    meshes may read.
+    Both methods return (the value on the other mesh, ``shared``); hosts of both meshes may read ``shared``.
     """
 
     def to_target(self, value: Any, shared: Any = None) -> tuple[Any, Any]:

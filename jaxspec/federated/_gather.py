@@ -32,8 +32,7 @@ class Distilling:
         prompt_tokens: length of a window.
         new_tokens: length of its continuation.
         window: γ of reported acceptance; continuations for evaluation are longer by γ tokens.
-        top_k: train on the target's k most likely tokens with their probabilities, at prompt positions too; None: train
-            on the target's greedy tokens.
+        top_k: train on the target's k most likely tokens and their probabilities, also in prompts; None: greedy tokens.
     """
 
     client_prompts: int = 12

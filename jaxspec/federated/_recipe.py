@@ -87,8 +87,7 @@ def federate(
         progress: show bars.
 
     Raises:
-        ValueError: target and draft do not match, the method does not make a single draft, or there are fewer clients
-            than a cohort.
+        ValueError: target and draft do not match, the method makes several drafts, or clients are fewer than a cohort.
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings
@@ -128,8 +127,7 @@ def check_federation(
         The number of clients that do not train but choose the learning rate.
 
     Raises:
-        ValueError: the method does not make a single draft or rejects its settings, or there are fewer clients than a
-            cohort.
+        ValueError: the method does not make one draft or rejects its settings, or clients are fewer than a cohort.
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings.federation

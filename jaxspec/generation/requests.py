@@ -23,8 +23,7 @@ def encoded(prompts: Sequence[Prompt], text: Text | None) -> list[np.ndarray]:
     """Return the token ids of every prompt.
 
     Raises:
-        ValueError: a single prompt instead of a list of them; text or messages without a tokenizer; ids that are not
-            whole numbers.
+        ValueError: a single prompt instead of a list; text or messages without a tokenizer; ids not whole numbers.
     """
     if isinstance(prompts, str) or any(isinstance(prompt, dict) or _single(prompt) for prompt in prompts):
         raise ValueError("expected a list of prompts, got a single one; pass [prompt]")
@@ -127,8 +126,7 @@ def request_of(
     Prompts are padded to a bucket; the last one is repeated until the batch fills whole groups of the method.
 
     Raises:
-        ValueError: no or an empty prompt, a token outside the vocabulary, a prompt too long for the cache, a setting
-            for another number of prompts.
+        ValueError: no or an empty prompt, an unknown token, a prompt too long for the cache, too few or many settings.
     """
     count = len(ids)
     new, settings = per_prompt("max_new_tokens", max_new_tokens, count), sampling.arrays(count)

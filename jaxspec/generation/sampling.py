@@ -38,8 +38,7 @@ class Sampling:
         top_k: keep the k most likely tokens; 0: all.
         top_p: keep the fewest tokens whose probabilities add up to this; 1: all.
         min_p: keep tokens with at least this share of the highest probability; 0: all.
-        repetition_penalty: logits of tokens already in the sequence are divided by it (multiplied where negative); 1:
-            unchanged.
+        repetition_penalty: logits of tokens in the sequence are divided by it (multiplied if negative); 1: unchanged.
         seed: of the noise, below 2³². A single seed grows by 1 per prompt, so that equal prompts get different noise.
 
     Raises:

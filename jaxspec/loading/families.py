@@ -37,8 +37,7 @@ class Family:
         read: ``config.json`` → our configuration.
         write: our configuration → the keys of ``config.json``, except names, vocabulary size and tying.
         weights: name of a leaf → how published arrays make it.
-        reads: keys that change results in this family and must not be set in others (of ``_unsupported.NEUTRAL``, and
-            ``sliding_window``).
+        reads: keys (``sliding_window`` or of ``_unsupported.NEUTRAL``) that the family reads; others reject them.
     """
 
     model_type: str

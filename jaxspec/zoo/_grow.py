@@ -24,8 +24,7 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
     """Return a model of the same function, ``width`` times as wide and ``depth`` times as deep.
 
     Args:
-        model: with Llama's blocks and a tied head, in floating point; a draft may have lookahead streams. The dtype is
-            kept.
+        model: floating point, Llama's blocks, a tied head, optionally lookahead streams. The dtype is kept.
         width: factor of features D, heads H and G, and hidden units F; the size of a head is kept.
         depth: factor of the number of layers N; layer i·N′/N of the grown model is layer i.
         seed: of the random weights that do not change the output.
