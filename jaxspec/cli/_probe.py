@@ -31,7 +31,7 @@ def probe(
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint; its exits are
             read by the logit lens, those of a pair by the pair's own head.
-        draft: a smaller model over the same vocabulary; an embedded pair has its own. Without one, some figures are missing.
+        draft: a smaller model with the same vocabulary; an embedded pair has its own. Optional: adds figures.
         window: tokens drafted per step (γ).
         num_candidates: tokens that an exit would send for each position (κ).
         fit_lens: fit an affine lens for every layer first, on the texts or the embedded pair's training roles; minutes.

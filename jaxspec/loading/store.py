@@ -97,7 +97,7 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
     """Open a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer next to it.
 
     Args:
-        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (tokenizer: the only ``.model`` there).
+        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (tokenizer: the one ``.model`` there).
         mesh: of the parameters.
         dtype: of the matrices; default: see ``load_huggingface``, and the stored one in the other formats.
         int8: keep the layers' matrices in eight bits.
