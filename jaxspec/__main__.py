@@ -43,7 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of the installed command ``jaxspec``; exits with status 1 on bad input."""
+    """Run the installed command ``jaxspec``; exit with status 1 on bad input."""
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxspec", args=args)
     except (ValueError, FloatingPointError, OSError, MemoryError, ModuleNotFoundError, CheckpointError) as error:

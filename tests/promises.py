@@ -76,7 +76,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "bad input is refused by name": ("jaxspec/methods/test_errors.py::test_bad_input",),
     "the decoder follows its equations, and its cache changes nothing": (
         "jaxspec/models/test_decoder.py::test_decoder_follows_its_equations[grouped]",
-        "jaxspec/models/test_cache.py::test_rows_are_written_where_each_sequence_stands[2]",
+        "jaxspec/models/test_cache.py::test_rows_are_written_at_each_sequences_position[2]",
     ),
     "a lookahead stream sees the text before it": (
         "jaxspec/drafts/test_streams.py::test_a_stream_sees_its_own_place_and_what_lies_before",
@@ -86,7 +86,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "jaxspec/devices/test_compilation.py::test_a_second_call_compiles_nothing[speculative]",
     ),
     "text comes back from tokens, and stops where asked": (
-        "jaxspec/text/test_tokenizer.py::test_round_trip_of_everything_that_roles_say[160]",
+        "jaxspec/text/test_tokenizer.py::test_round_trip_of_the_text_of_all_roles[160]",
         "jaxspec/text/test_stopping.py::test_stop_strings[1-ids2-stop2-one t-3-stop]",
     ),
     "a published model is read back to the bit": (

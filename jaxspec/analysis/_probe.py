@@ -28,8 +28,7 @@ class ExitProbe(NamedTuple):
         layer: ℓₑ.
         contained: how often its top-κ contain the target's most likely token.
         mass: Ω_κ, the target's probability of its top-κ.
-        at_correction: how often its top-κ without the drafted token contain the correction, at steps that end with one.
-            Empty without a draft.
+        at_correction: share of corrections in its top-κ without the drafted token. Empty without a draft.
         foreseen: Ω′, how often they contain the token that ends a step, correction or bonus; FF = 1 − Ω′ if all
             (γ+1)·κ branches are rolled out. Empty without a draft.
     """

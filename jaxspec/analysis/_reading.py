@@ -1,7 +1,6 @@
 """Reading a recorded text: one pass of each model gives every step of greedy speculative decoding, without decoding.
 
-In text that the target generated greedily, a drafted token is accepted where the draft's most likely token equals the
-token of the text.
+In the target's greedy text, a drafted token is accepted where the draft's most likely token equals the text's.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,8 +1,8 @@
-"""Select the fastest way to decode: programs are timed, policies are replayed, the cost model does the rest.
+"""Select the fastest way to decode: programs are timed, policies are replayed, the cost model combines both.
 
     tokens/s = B·(1 + E[A]) / T        T by ``jaxspec.analysis.cost``, from ``timing`` and the FF of ``replay``
 
-No setting is decoded with. Plain decoding is among them, and is selected where it is the fastest.
+Nothing is decoded with the settings. Plain decoding is one of them, selected where it is the fastest.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ class Tuned:
 
     Attributes:
         rows: all settings, the fastest first.
-        primitives: the times that they are composed of.
+        primitives: the measured times from which the rows are computed.
         build: from a setting to its method.
     """
 
@@ -138,10 +138,10 @@ def tune(
     Args:
         target: network and parameters whose text is generated.
         draft: a model with the target's tokenizer (``vocabulary.fitted``).
-        prompts: texts, conversations or token ids, like those to come.
+        prompts: texts, conversations or token ids, similar to later ones.
         grid: values to try.
-        exit_layer: ℓₑ for which the exit head was made, timed as one program; default N/2.
-        exit: exit head, tried at the other layers as well; default ``LogitLens()``.
+        exit_layer: ℓₑ of the exit head, timed as one program; default N/2.
+        exit: exit head, also tried at other layers; default ``LogitLens()``.
         placement: target and draft mesh; default: the first two devices. With a single device nothing overlaps.
         new_tokens: length of the continuations on which the policies are replayed.
         batch: B, sequences that will be decoded together.

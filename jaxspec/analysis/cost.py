@@ -133,7 +133,7 @@ def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> floa
 
 @dataclass(frozen=True)
 class StepTiming:
-    """What ``measure`` returns.
+    """Result of ``measure``.
 
     Attributes:
         times: of the programs, each alone.

@@ -62,8 +62,7 @@ def record(
     Args:
         target: whose exits are read.
         draft: a model over the same vocabulary.
-        texts: prompts with the target's own greedy continuations, of any lengths; −1 after the end of a text is
-            skipped.
+        texts: prompts with the target's greedy continuations, of any lengths; −1 after the end of a text.
         prompt_lengths: of the prompts in ``texts``.
         layers: ℓₑ of every exit, ascending.
         num_candidates: the largest κ that will be replayed.

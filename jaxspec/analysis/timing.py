@@ -4,8 +4,7 @@
     T_draft(γ, R) = T_enqueue + γ·T_pass(R)
 
 c₁ and c₂ are the time of a layer before and after the one exit that is timed. Programs are compiled for each window on
-the target's side and for a few R on the draft's, not for every setting. Inputs are zeros, because the time of a program
-does not depend on their values.
+the target's side and for a few R on the draft's, not for every setting. Inputs are zeros: values do not affect times.
 """
 
 import time
@@ -126,9 +125,9 @@ class Primitives:
     def _split(self, window: int, exit_layer: int) -> tuple[float, float]:
         """Return T_prefix and T_suffix of an exit; layers on the same side of the timed exit take the same time."""
         _, prefix, suffix, head = self.passes[window]
-        before, behind = self.exit_layer, self.num_layers - self.exit_layer
+        before, after = self.exit_layer, self.num_layers - self.exit_layer
         early = max(prefix - head, 0.0) / before
-        late = max(suffix - head, 0.0) / behind if behind else early
+        late = max(suffix - head, 0.0) / after if after else early
         if exit_layer <= before:
             return prefix - (before - exit_layer) * early, suffix + (before - exit_layer) * early
         return prefix + (exit_layer - before) * late, suffix - (exit_layer - before) * late

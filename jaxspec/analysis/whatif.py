@@ -4,15 +4,15 @@
     T_draft(γ, R) = x·γ/7·(1 + ε·(R − 1))
 
     speculative   T = 1 + T_draft(γ, 1)
-    pearl         FF = 1 − α^{γ+1}                  one branch from the start, behind the whole pass
-    saguaro       FF = (1 − α^{γ+1})·(1 − s·Ω′)     R branches from the start, behind the whole pass
-    mirror        FF = 1 − Ω′                       R branches after the prefix, behind the suffix
+    pearl         FF = 1 − α^{γ+1}                  one branch from the start, during the whole pass
+    saguaro       FF = (1 − α^{γ+1})·(1 − s·Ω′)     R branches from the start, during the whole pass
+    mirror        FF = 1 − Ω′                       R branches after the prefix, during the suffix
     hybrid        FF = that of saguaro · of mirror  R branches from the start, R after the prefix
 
 Every policy has its best window. Assumptions: tokens are accepted independently, with probability α; the draft predicts
-the bonus token as often as any other; of the other outcomes the draft's candidates contain a share s of those that the
-exit's contain; both sides miss independently; the meshes overlap. On the embedded pair (γ = 7, R = 8,
-``jaxspec.analysis.replay``) s is 0.55; independence predicts that both sides miss 8 % of the steps, measured are 7 %.
+the bonus token as often as any other; of the outcomes in the exit's candidates, a share s is in the draft's as well;
+both sides miss independently; the meshes overlap. On the embedded pair (γ = 7, R = 8,
+``jaxspec.analysis.replay``) s is 0.55; independence predicts that both sides miss 8 % of the steps, 7 % were measured.
 
 Source: the cost model is ``jaxspec.analysis.cost``; PEARL (arXiv 2408.11850), SSD (arXiv 2603.03251), Mirror-SD
 (arXiv 2510.13161).
@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxspec.analysis.cost import ProgramTimes, accepted_length, step_time
 
-#: The window for which the draft's cost x is given: the paper's.
+#: The window for which the draft's cost x is stated, as in the paper.
 REFERENCE = 7
 
 

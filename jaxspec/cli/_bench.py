@@ -37,7 +37,7 @@ def bench(
     Args:
         questions: Spec-Bench's question.jsonl.
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
-        draft: a smaller model over the same vocabulary; an embedded pair brings its own.
+        draft: a smaller model with the same vocabulary; an embedded pair has its own.
         methods: compared with plain decoding.
         per_task: most questions of each task.
         max_new_tokens: of every answer.

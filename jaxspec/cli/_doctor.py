@@ -23,7 +23,7 @@ def doctor(
 
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
-        draft: a smaller model over the same vocabulary; an embedded pair brings its own.
+        draft: a smaller model with the same vocabulary; an embedded pair has its own.
         prompt: text to continue.
         max_new_tokens: tokens decoded for every measurement.
         drafting: window, policy, exit.

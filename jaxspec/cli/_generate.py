@@ -58,8 +58,7 @@ def generate(
 ) -> None:
     """Continue a prompt; every method generates the target's text.
 
-    Seconds and tokens per second are those of a run without compilation; compile_seconds is the time of a short run
-    before it.
+    Seconds and tokens per second exclude compilation; compile_seconds is the time of a short first run.
 
     Args:
         prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
@@ -101,7 +100,7 @@ def generate(
 
 
 def compile_seconds(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampling: Sampling) -> float:
-    """Seconds of a first run that stops after one token; it compiles every program that the next run needs."""
+    """Return the seconds of a first run that stops after one token and compiles every program of the next run."""
     start, every_token = time.perf_counter(), range(method.vocab_size)
     jaxspec.generate(method, prompts, max_new_tokens, sampling=sampling, stop=every_token)
     return time.perf_counter() - start

@@ -50,8 +50,8 @@ class Drafting:
         policy: what the draft rolls out ahead, for mirror.
         budget: branches that it rolls out (R); with hybrid, as many for each side.
         exit_layer: layers before the exit; default: the pair's own, else half of the target's.
-        streams: lookahead streams of the draft; default: none of an embedded pair's, all that a
-            draft in a file has.
+        streams: lookahead streams of the draft; default: none for an embedded pair, all
+            for a draft in a file.
         acceptance: match gives the tokens of plain decoding with the same seed, ratio their
             distribution.
     """
@@ -93,8 +93,8 @@ class Continuations:
 
     Attributes:
         texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user"
-            and "text"; default: roles of Shakespeare that the embedded pair never saw. Best are
-            texts like those to come.
+            and "text"; default: roles of Shakespeare that the embedded pair never saw. Use
+            texts similar to those of later prompts.
         prompts: how many are continued.
         new_tokens: length of each continuation.
     """
@@ -108,8 +108,7 @@ def batch_scheduling() -> None:
     """Set Linux's batch policy for this process: a thread that wakes up does not preempt one that works.
 
     XLA's thread pools wake up and spin several times a step. Where they have as many threads as there are cores, this
-    costs Mirror-SD, which keeps all cores busy, a fifth of its speed. Call it before jax makes its threads. No-op on
-    other systems.
+    costs Mirror-SD, which keeps all cores busy, a fifth of its speed. Call it before jax makes its threads. Linux only.
     """
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):

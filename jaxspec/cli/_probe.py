@@ -31,12 +31,10 @@ def probe(
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint; its exits are
             read by the logit lens, those of a pair by the pair's own head.
-        draft: a smaller model over the same vocabulary; an embedded pair brings its own. Without one, the figures that
-            depend on it are left out.
+        draft: a smaller model with the same vocabulary; an embedded pair has its own. Optional: adds figures.
         window: tokens drafted per step (γ).
         num_candidates: tokens that an exit would send for each position (κ).
-        fit_lens: fit an affine lens for every layer first, on the texts, or on roles that the embedded pair was trained
-            on; minutes.
+        fit_lens: fit an affine lens for every layer first, on the texts or the embedded pair's training roles; minutes.
         propose: time the pair on this machine and propose an exit and κ by the cost model.
         plot: picture.
         continuations: prompts and their continuations.
@@ -119,7 +117,7 @@ def _times(models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...
 def _table(probes: list[Any]) -> Table:
     kappas = list(probes[0].contained)
     table = Table(title=f"shares in %, for κ = {', '.join(map(str, kappas))}")
-    for column in ("layer", "target's token in first κ", "Ω_κ", "correction", "windows foreseen"):
+    for column in ("layer", "target's token in first κ", "Ω_κ", "correction", "windows predicted"):
         table.add_column(column, justify="right")
     for row in probes:
         table.add_row(

@@ -26,7 +26,7 @@ def at_least(low: float, **numbers: float | Iterable[float] | None) -> None:
 
 
 def is_pair(target: str) -> bool:
-    """Whether this is an embedded pair or one written by train; a pair contains its own draft."""
+    """Return whether this is an embedded pair or one written by train; a pair contains its own draft."""
     return target in PAIRS or (Path(target) / "pair.json").is_file()
 
 

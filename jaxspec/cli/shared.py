@@ -27,7 +27,7 @@ def with_tokenizer(text: Text | None) -> Text:
         ValueError: the model was loaded without a tokenizer.
     """
     if text is None or text.encode is None:
-        raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json beside the weights")
+        raise ValueError("expected a target with a tokenizer, got none; keep tokenizer.json next to the weights")
     return text
 
 
@@ -37,8 +37,7 @@ def prompts_of(text: Text | None, count: int, path: Path | None = None) -> list[
     Args:
         text: the model's text handling.
         count: number of prompts.
-        path: texts for ``federated.read_texts``, of which the prompts are windows; None: the beginnings of held-out
-            Shakespeare roles.
+        path: texts for ``federated.read_texts``, cut into windows; None: beginnings of held-out Shakespeare roles.
 
     Raises:
         ValueError: the model has no tokenizer, or no text is as long as a prompt.

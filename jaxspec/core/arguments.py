@@ -10,7 +10,7 @@ WHOLE_KINDS = "iu"
 
 
 def whole(name: str, value: Any, low: int = 0, high: int = 2**31 - 1, remedy: str = "") -> int:
-    """An argument as an ``int``; integers of Python, NumPy and jax are accepted, and floats without a fraction.
+    """Convert an argument to ``int``: integers of Python, NumPy and jax, and floats without a fraction.
 
     Raises:
         ValueError: a bool, a number with a fraction, not a number, or a number outside [low, high].
@@ -25,7 +25,7 @@ def whole(name: str, value: Any, low: int = 0, high: int = 2**31 - 1, remedy: st
 
 
 def whole_numbers(name: str, values: Any) -> np.ndarray:
-    """Integers as an array of any shape, in a type that holds them exactly; their range is not checked.
+    """Convert integers to an array of any shape, in a type that holds them exactly; do not check their range.
 
     Raises:
         ValueError: bools, numbers with a fraction, or not numbers; names the first.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
         ValueError: not JSON, nested too deeply, a number of thousands of digits, or not an object; names the file.
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Turns any error of reading a file into a ValueError that names the file.
+    """Convert any error of reading a file into a ValueError that names the file.
 
     ImportError, FileNotFoundError and MemoryError are raised unchanged.
 

@@ -27,21 +27,20 @@ Specs = tuple[tuple[tuple[int, ...], Any], ...]
 class Channel(Protocol):
     """Carries trees of arrays with a leading batch axis from one mesh to the other.
 
-    Both methods return (the value on the other mesh, ``shared``). ``shared`` is a small tree that the hosts of both
-    meshes may read.
+    Both methods return (the value on the other mesh, ``shared``); hosts of both meshes may read ``shared``.
     """
 
     def to_target(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
-        """From the draft's mesh to the target's."""
+        """Send a value from the draft's mesh to the target's."""
 
     def to_draft(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
-        """From the target's mesh to the draft's."""
+        """Send a value from the target's mesh to the draft's."""
 
     def check_peers(self, call: Any) -> None:
-        """Called once before decoding.
+        """Check that both processes decode the same call; called once before decoding.
 
         Raises:
-            ValueError: the process of the other mesh was given different arguments.
+            ValueError: the other process has different arguments.
         """
 
 
@@ -52,15 +51,15 @@ class LocalChannel(NamedTuple):
     draft: DeviceOrSharding
 
     def to_target(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
-        """Returns at once."""
+        """Enqueue the transfer and return at once."""
         return send(value, self.target), shared
 
     def to_draft(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
-        """Returns at once."""
+        """Enqueue the transfer and return at once."""
         return send(value, self.draft), shared
 
     def check_peers(self, call: Any) -> None:
-        """There is no other process."""
+        """Do nothing: there is no other process."""
 
 
 #: For each pair of devices, an output of the last transfer: the next one, of any channel, waits for it.
@@ -90,17 +89,17 @@ class RemoteChannel:
             _before[self._pair] = self._joined([_zeros(1, 1, self._devices[side]) for side in self._own])
 
     def to_target(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
-        """``shared`` is sent along."""
+        """Send the value together with ``shared``."""
         self.transfers += 1
         return self._transfer((value, shared), DRAFT, TARGET)
 
     def to_draft(self, value: Any, shared: Any = None) -> tuple[Any, Any]:
-        """``shared`` is sent along."""
+        """Send the value together with ``shared``."""
         self.transfers += 1
         return self._transfer((value, shared), TARGET, DRAFT)
 
     def check_peers(self, call: Any) -> None:
-        """The processes exchange a checksum of their arguments."""
+        """Compare the arguments of both processes by a checksum."""
         own = zlib.crc32(repr(call).encode())
         mark = np.full((self._rows, 1), own, np.uint32).view(np.int32)
         # Both directions first: a process that raised after the first would leave the other waiting in the second.
@@ -126,30 +125,30 @@ class RemoteChannel:
         return jax.device_put(_packed(tree), self._devices[side])
 
     def _received(self, specs: Specs, side: int) -> Array:
-        """The receiving side's part of the transfer: zeros in the shape of what will arrive."""
+        """Return the receiver's part of the transfer: zeros in the shape of what will arrive."""
         return _zeros(specs[0][0][0], sum(_widths(specs)), self._devices[side])
 
     def _joined(self, shards: list[Array]) -> Array:
-        """One array over both devices, from the parts of this process."""
+        """Return one array over both devices, from the parts of this process."""
         rows, *rest = shards[0].shape
         sharding = NamedSharding(self._pair, PartitionSpec(SIDE_AXIS))
         return jax.make_array_from_single_device_arrays((2 * rows, *rest), sharding, shards)
 
 
 def channel_between(target: Mesh, draft: Mesh) -> Channel:
-    """The channel between two meshes: ``RemoteChannel`` if they belong to two processes."""
+    """Return the channel between two meshes: ``RemoteChannel`` if they belong to two processes."""
     if is_local(target) and is_local(draft):
         return LocalChannel(batch_sharding(target), batch_sharding(draft))
     return RemoteChannel(target, draft)
 
 
 def send(tree: Any, sharding: DeviceOrSharding) -> Any:
-    """Puts arrays on another mesh of this process; returns at once, before they are transferred or even computed."""
+    """Put arrays on another mesh of this process; return before they are transferred or even computed."""
     return jax.device_put(tree, sharding)
 
 
 def pack(tree: Any) -> Array:
-    """Concatenates leaves [B, ...] into one array [B, n] int32: one transfer instead of one for each leaf.
+    """Concatenate leaves [B, ...] into one array [B, n] int32: one transfer instead of one for each leaf.
 
     Leaves of 32 bits keep their bits; booleans and smaller numbers are widened to 32 bits.
     """
@@ -158,7 +157,7 @@ def pack(tree: Any) -> Array:
 
 
 def unpack(packed: Array, like: Tree) -> Tree:
-    """The tree that was packed, shaped as ``like`` (arrays or shape structs)."""
+    """Return the tree that was packed, shaped as ``like`` (arrays or shape structs)."""
     leaves, structure = jax.tree.flatten(like)
     cuts = np.cumsum(_widths([(leaf.shape, leaf.dtype) for leaf in leaves]))[:-1].tolist()
     parts = zip(jnp.split(packed, cuts, axis=1), leaves, strict=True)
@@ -171,7 +170,7 @@ _packed = jax.jit(pack)
 
 
 def _wide(dtype: Any) -> Any:
-    """The 32-bit type that holds every number of a type."""
+    """Return the 32-bit type that holds every number of a type."""
     if np.dtype(dtype).itemsize == 4:
         return dtype
     return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
@@ -198,7 +197,7 @@ def _unpacked(packed: Array, structure: Any, specs: Specs) -> Any:
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _moved(packed: Array, before: Array, pair: Mesh, way: tuple[int, int]) -> tuple[Array, Array]:
-    """Moves the sender's rows of [2·B, n] to the receiver; also returns what the next transfer waits for."""
+    """Move the sender's rows of [2·B, n] to the receiver; also return what the next transfer waits for."""
     split = PartitionSpec(SIDE_AXIS)
 
     @partial(jax.shard_map, mesh=pair, in_specs=(split, split), out_specs=(split, split))

@@ -6,7 +6,7 @@ _COUNT = [0]
 
 
 def compiled_programs() -> int:
-    """Programs compiled since this module was imported."""
+    """Return the number of programs compiled since this module was imported."""
     return _COUNT[0]
 
 

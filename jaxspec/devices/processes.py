@@ -1,4 +1,4 @@
-"""One program over two processes: each runs what lies on its own meshes, and traces the rest for shapes alone.
+"""One program over two processes: each runs the programs of its own meshes, and traces the others for shapes.
 
 Both processes take the same steps. Programs of the other process are evaluated abstractly, so every process knows the
 shapes and dtypes of what it will receive.
@@ -16,27 +16,27 @@ Program = Callable[..., Any]
 
 
 def is_local(mesh: Mesh | None) -> bool:
-    """Whether all devices of a mesh belong to this process; None, the default device, does."""
+    """Return whether all devices of a mesh belong to this process; true for None, the default device."""
     return mesh is None or all(device.process_index == jax.process_index() for device in mesh.devices.flat)
 
 
 def shapes(tree: Any) -> Any:
-    """Shape and dtype of every leaf."""
+    """Return the shape and dtype of every leaf."""
     return jax.eval_shape(lambda same: same, tree)
 
 
 def put(tree: Any, sharding: Any, mesh: Mesh | None) -> Any:
-    """A tree on a sharding of a local mesh, without waiting for it; for another process's mesh, its ``shapes``."""
+    """Put a tree on a sharding of a local mesh, without waiting; for another process's mesh return its ``shapes``."""
     return jax.device_put(tree, sharding) if is_local(mesh) else shapes(tree)
 
 
 def running(mesh: Mesh | None) -> Callable[..., Program]:
-    """A function (program, first arguments) → program of the remaining arguments, abstract if the mesh is not local."""
+    """Return a function (program, first arguments) → program of the other arguments; abstract on a remote mesh."""
     return partial if is_local(mesh) else abstract
 
 
 def abstract(program: Program, *bound: Any) -> Program:
-    """A program that returns shapes and dtypes of ``program``'s outputs; traced once for each kind of arguments."""
+    """Return a program whose outputs are shapes and dtypes of ``program``'s; traced once per kind of arguments."""
     outputs: dict[Any, Any] = {}
 
     def evaluated(*arguments: Any) -> Any:
@@ -50,7 +50,7 @@ def abstract(program: Program, *bound: Any) -> Program:
 
 
 def only_local(watch: Callable[[str, str, Any], None]) -> Callable[[str, str, Any], None]:
-    """A ``Watch`` that is called for the programs of this process alone."""
+    """Return a ``Watch`` that is called for the programs of this process alone."""
 
     def watched(lane: str, name: str, outputs: Any) -> None:
         if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(outputs)):

@@ -43,7 +43,7 @@ class ShardedModel(NamedTuple):
 
 
 def mesh_of(devices: Any, data: int = 1) -> Mesh:
-    """A mesh of ``data`` groups of devices: a batch is split over the groups, a model over the devices of each.
+    """Return a mesh of ``data`` groups of devices: a batch is split over the groups, a model over the devices of each.
 
     Raises:
         ValueError: ``data`` does not divide the devices.
@@ -55,37 +55,37 @@ def mesh_of(devices: Any, data: int = 1) -> Mesh:
 
 
 def default_placement() -> Placement:
-    """This process's first device for the target and its second for the draft; with one device, the same for both."""
+    """Return meshes of this process's first device, for the target, and second, for the draft; one device is both."""
     devices = jax.local_devices()
     return Placement(mesh_of(devices[:1]), mesh_of(devices[1:2] or devices[:1]))
 
 
 def axis_size(mesh: Mesh | None, axis: str) -> int:
-    """Devices along an axis; 1 if the mesh has none of that name."""
+    """Return the number of devices along an axis; 1 if the mesh has none of that name."""
     return 1 if mesh is None else dict(mesh.shape).get(axis, 1)
 
 
 def replicated(mesh: Mesh) -> Sharding:
-    """A sharding with a whole copy on every device of the mesh."""
+    """Return a sharding with a whole copy on every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicated_sharding(mesh: Mesh | None) -> DeviceOrSharding:
-    """Sharding of small arrays that every device needs whole; without a mesh, the first device."""
+    """Return the sharding of small arrays that every device needs whole; without a mesh, the first device."""
     if mesh is None or mesh.size == 1:
         return jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
     return replicated(mesh)
 
 
 def batch_sharding(mesh: Mesh | None) -> DeviceOrSharding:
-    """Sharding of arrays with a leading batch axis: split over ``data``, replicated over ``model``."""
+    """Return the sharding of arrays with a leading batch axis: split over ``data``, replicated over ``model``."""
     if mesh is None or axis_size(mesh, DATA_AXIS) == 1:
         return replicated_sharding(mesh)
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def put_model(model: Model, mesh: Mesh | None) -> ShardedModel:
-    """Puts a model on a mesh, tensor-parallel over its ``model`` axis.
+    """Put a model on a mesh, tensor-parallel over its ``model`` axis.
 
     Raises:
         ValueError: heads or hidden features are not divisible by the devices.
@@ -110,7 +110,7 @@ def put_model(model: Model, mesh: Mesh | None) -> ShardedModel:
 
 
 def check_shardable(config: DecoderConfig, mesh: Mesh | None) -> None:
-    """Checks that heads and hidden features can be split over the ``model`` axis.
+    """Check that heads and hidden features can be split over the ``model`` axis.
 
     Raises:
         ValueError: they cannot; names the size and the number of devices.
@@ -126,7 +126,7 @@ def check_shardable(config: DecoderConfig, mesh: Mesh | None) -> None:
 
 
 def is_shardable(config: DecoderConfig, mesh: Mesh | None) -> bool:
-    """Whether heads and hidden features can be split over the ``model`` axis."""
+    """Return whether heads and hidden features can be split over the ``model`` axis."""
     try:
         check_shardable(config, mesh)
     except ValueError:
@@ -135,12 +135,12 @@ def is_shardable(config: DecoderConfig, mesh: Mesh | None) -> bool:
 
 
 def with_repeated_heads(config: DecoderConfig, mesh: Mesh | None) -> DecoderConfig:
-    """The configuration with key-value heads repeated so that every device along ``model`` has one."""
+    """Return the configuration with key-value heads repeated so that every device along ``model`` has one."""
     return replace(config, num_kv_heads=max(config.num_kv_heads, axis_size(mesh, MODEL_AXIS)))
 
 
 def repeat_heads(path: tuple, leaf: Any, config: DecoderConfig, mesh: Mesh | None) -> Any:
-    """Repeats key and value rows of a fused projection [G, Q + 2, …] for ``with_repeated_heads``: [G·r, Q/r + 2, …]."""
+    """Repeat key and value rows of a fused projection [G, Q + 2, …] for ``with_repeated_heads``: [G·r, Q/r + 2, …]."""
     times = with_repeated_heads(config, mesh).num_kv_heads // config.num_kv_heads
     if times == 1 or not any(str(getattr(step, "key", "")) in ("qkv", "qkv_bias") for step in path):
         return leaf
@@ -151,7 +151,7 @@ def repeat_heads(path: tuple, leaf: Any, config: DecoderConfig, mesh: Mesh | Non
 
 
 def leaf_shardings(specs: Any, leaves: Any, mesh: Mesh | None) -> Any:
-    """A sharding for every leaf: by its specification where the sizes are divisible, otherwise replicated."""
+    """Return a sharding for every leaf: by its specification where the sizes are divisible, otherwise replicated."""
     if mesh is None or mesh.size == 1:
         return jax.tree.map(lambda _: replicated_sharding(mesh), leaves)
 

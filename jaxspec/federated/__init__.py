@@ -1,8 +1,7 @@
-"""Federated training of a draft; the only room of jaxspec that uses jaxfed beyond its checkpoint layer.
+"""Federated training of a draft; the only subpackage of jaxspec that uses jaxfed beyond its checkpoint layer.
 
 Clients hold private text. On each client the target continues windows of that text, and the draft is trained to predict
-the target's tokens. Only draft parameters are sent. The gain is measured as accepted length on text of the same clients
-that was not used for training.
+the target's tokens. Only draft parameters are sent. The gain is measured as accepted length on unseen text.
 """
 
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text

@@ -19,7 +19,7 @@ from jaxspec.models.base import Array, Params
 def alone(
     setup: FederatedSetup, method: FederatedMethod, algorithm: jaxfed.FederatedAlgorithm, rate: float
 ) -> TrainingOutcome:
-    """Clients and batches are drawn as in a federation, but each client continues from its own draft."""
+    """Draw clients and batches as in a federation, but continue each client from its own draft."""
     s, clients, start = setup.settings, setup.problem.clients, setup.draft.params
     data, batching = jaxfed.data.client_data(clients), jaxfed.data.Steps(s.local_steps, s.batch_size)
     longest, cohort = int(np.max(data.lengths)), cohorts(method.sampler(s, len(clients)), s.seed, len(clients))
@@ -45,7 +45,7 @@ def alone(
 
 
 def _local_training(algorithm: jaxfed.FederatedAlgorithm) -> Any:
-    """(params, batches [K, B, ...], key, round) → params after one client's local steps with that round's ηₜ."""
+    """Build (params, batches [K, B, ...], key, round) → params after a client's local steps with the round's ηₜ."""
 
     def train(params: Params, batches: Mapping[str, Any], key: Any, number: Array) -> Params:
         server = algorithm.init(params, 1)._replace(round=jnp.asarray(number, jnp.int32))
@@ -57,10 +57,10 @@ def _local_training(algorithm: jaxfed.FederatedAlgorithm) -> Any:
 
 
 def _evaluate_own(setup: FederatedSetup, own: Mapping[int, Params]) -> dict[str, float]:
-    """Accepted length by evaluation set, where each client has its own draft (or still the first one).
+    """Return the accepted length by evaluation set, where each client has its own draft (or still the first one).
 
     Rows with an owner are evaluated with the owner's draft. Rows without one are assigned to the clients in turn: they
-    measure a draft on text of other people.
+    measure a draft on text of other clients.
     """
     count, network = len(setup.problem.clients), setup.draft.network
     accepted = {}

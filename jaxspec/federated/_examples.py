@@ -123,7 +123,7 @@ def client_examples(data: Continued, owners: Sequence[int], top: TopTokens | Non
 
 
 def accepted_length(network: Network, params: Params, data: Continued, window: int) -> float:
-    """Mean num_accepted per step of greedy speculative decoding on these continuations.
+    """Return the mean num_accepted per step of greedy speculative decoding on these continuations.
 
     Drafted tokens up to the first mismatch are the target's own tokens, so one teacher-forced pass of the draft gives
     every acceptance. The result equals that of a real decode of all but the last γ tokens of ``data``. A row that ends
@@ -136,7 +136,7 @@ def accepted_length(network: Network, params: Params, data: Continued, window: i
 
 
 def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, window: int) -> float:
-    """``accepted_length`` where each part of the continuations has its own draft.
+    """Return ``accepted_length`` where each part of the continuations has its own draft.
 
     Raises:
         ValueError: there is no continuation, or none is longer than a window or ends at a stop token.
@@ -152,7 +152,7 @@ def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, w
 
 
 def _agreement_rows(network: Network, params: Params, data: Continued, window: int) -> list[np.ndarray]:
-    """Whether draft and target agree, per new token; False after a stop token, so that the last steps are complete."""
+    """Return whether draft and target agree, per new token; False after a stop token, to complete last steps."""
     agrees = np.asarray(_agreement(network, params, jnp.asarray(filled(data.tokens))))
     rows = []
     for row, tokens in zip(agrees, data.tokens, strict=True):
@@ -163,5 +163,5 @@ def _agreement_rows(network: Network, params: Params, data: Continued, window: i
 
 @partial(jax.jit, static_argnums=0)
 def _agreement(network: Network, params: Params, tokens: Array) -> Array:
-    """Whether the draft's argmax equals the next token of the text, [n, T − 1]; False if its logits are NaN."""
+    """Return whether the draft's argmax equals the next token of the text, [n, T − 1]; False if its logits are NaN."""
     return guess(log_probabilities(network, params, tokens[:, :-1])) == tokens[:, 1:]

@@ -32,8 +32,7 @@ class Distilling:
         prompt_tokens: length of a window.
         new_tokens: length of its continuation.
         window: γ of reported acceptance; continuations for evaluation are longer by γ tokens.
-        top_k: train on the target's k most likely tokens with their probabilities, at prompt positions too; None: train
-            on the target's greedy tokens.
+        top_k: train on the target's k most likely tokens and their probabilities, also in prompts; None: greedy tokens.
     """
 
     client_prompts: int = 12
@@ -86,9 +85,9 @@ def gather(
 def _labels(
     target: Model, prompts: np.ndarray, num_train: int, s: Distilling, directory: Path | None, progress: bool
 ) -> tuple[np.ndarray, TopTokens | None]:
-    """Continuations of all prompts, and top tokens along the first ``num_train``; cached."""
+    """Return the continuations of all prompts, and top tokens along the first ``num_train``; cached."""
     new, digest = s.new_tokens + s.window, _digest(target, prompts, s.new_tokens + s.window)
-    # "said" and "laws" are names of files on disk: folders written earlier are still found.
+    # "said" and "laws" are names of files on disk, kept so that existing folders stay valid.
     cached = _cached(directory, f"said-{digest}", lambda: {"tokens": continued(target, prompts, new, progress).tokens})
     tokens = cached["tokens"]
     if s.top_k is None:
@@ -99,7 +98,7 @@ def _labels(
 
 
 def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:
-    """Hash of everything that the continuations depend on; of each parameter, a sample of its values."""
+    """Return the hash of everything that the continuations depend on; of each parameter, a sample of its values."""
     stop = sorted(target.text.stop) if target.text else []
     digest = hashlib.sha256(f"{target.network.config} {prompts.shape} {new_tokens} {stop}".encode())
     for leaf in jax.tree.leaves(target.params):

@@ -154,7 +154,7 @@ def _plain(
 
 
 def private(name: str, max_norm: float, noise_multiplier: float) -> FederatedMethod:
-    """FedSpeed with client-level differential privacy: messages clipped to C, noise N(0, (z·C)²) on their sum.
+    """Make FedSpeed with client-level differential privacy: messages clipped to C, noise N(0, (z·C)²) on their sum.
 
     Duals are averaged over the cohort, because noise in a running sum over the population would never leave it. Clients
     are drawn independently (Poisson sampling).
@@ -169,7 +169,7 @@ def private(name: str, max_norm: float, noise_multiplier: float) -> FederatedMet
 
 
 def transformed(name: str, *transforms: Any) -> FederatedMethod:
-    """FedSpeed whose messages go through ``jaxfed.uplink`` transforms."""
+    """Make FedSpeed whose messages go through ``jaxfed.uplink`` transforms."""
 
     def build(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
         return jaxfed.uplink(_fedspeed(loss_fn, settings, rate), *transforms)

@@ -87,8 +87,7 @@ def federate(
         progress: show bars.
 
     Raises:
-        ValueError: target and draft do not match, the method does not make a single draft, or there are fewer clients
-            than a cohort.
+        ValueError: target and draft do not match, the method makes several drafts, or clients are fewer than a cohort.
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings
@@ -128,8 +127,7 @@ def check_federation(
         The number of clients that do not train but choose the learning rate.
 
     Raises:
-        ValueError: the method does not make a single draft or rejects its settings, or there are fewer clients than a
-            cohort.
+        ValueError: the method does not make one draft or rejects its settings, or clients are fewer than a cohort.
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings.federation
@@ -152,12 +150,12 @@ def check_federation(
 
 
 def _unused_loss(params: Params, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-    """Loss of an algorithm that is only built to check its settings."""
+    """Return the loss of an algorithm that is only built to check its settings."""
     raise NotImplementedError
 
 
 def _long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: int) -> tuple[list[str], list[int]]:
-    """The texts of which both parts hold a window, and the indices of the others."""
+    """Return the texts of which both parts hold a window, and the indices of the others."""
     kept, left_out = [], []
     for index, text in enumerate(clients):
         try:
@@ -172,7 +170,7 @@ def _long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: in
 
 
 def _text_of(draft: Model, tokenizer: Tokenizer | Text) -> Text:
-    """The draft's own text handling, completed by the tokenizer where it has none."""
+    """Return the draft's own text handling, completed by the tokenizer where it has none."""
     text = tokenizer if isinstance(tokenizer, Text) else Text.of(tokenizer)
     if draft.text is None:
         return text

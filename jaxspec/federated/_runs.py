@@ -75,7 +75,7 @@ def _federated(
 def _pooled(
     setup: FederatedSetup, method: FederatedMethod, algorithm: jaxfed.FederatedAlgorithm, rate: float
 ) -> TrainingOutcome:
-    """One client with all text takes the local steps of a whole cohort; the best evaluated parameters are kept."""
+    """Train one client with all text for the local steps of a whole cohort; keep the best evaluated parameters."""
     s, clients = setup.settings, setup.problem.clients
     pooled = {name: np.concatenate([client[name] for client in clients]) for name in clients[0]}
     kept = _Best(setup.before[VALIDATION], setup.draft.params, setup.folder(method.name, rate, "best"))
@@ -101,7 +101,7 @@ def _pooled(
 
 
 def _options(setup: FederatedSetup, method: FederatedMethod, rate: float) -> dict[str, Any]:
-    """Arguments that every simulation shares. One client after the other is the fastest plan on a CPU."""
+    """Return the arguments that all simulations share. One client after the other is the fastest plan on a CPU."""
     s = setup.settings
     return {
         "rounds": s.rounds,

@@ -1,4 +1,4 @@
-"""What the runs of all methods share, and what they return."""
+"""Shared settings and results of the runs of all methods."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +59,7 @@ class FederatedReport(NamedTuple):
 
 @dataclass(frozen=True)
 class FederatedSetup:
-    """What all runs share.
+    """Settings that all runs share.
 
     Attributes:
         draft: start of the training.
@@ -89,10 +89,10 @@ class FederatedSetup:
         return streaming_loss(network) if num_streams(network) else distillation_loss(network)
 
     def evaluate(self, params: Params) -> dict[str, float]:
-        """Accepted length by evaluation set."""
+        """Return the accepted length by evaluation set."""
         network = self.draft.network
         return {name: accepted_length(network, params, d, self.window) for name, d in self.problem.evaluation.items()}
 
     def folder(self, *names: Any) -> Path | None:
-        """Folder of a run's checkpoints."""
+        """Return the folder of a run's checkpoints."""
         return None if self.directory is None else self.directory / "-".join(map(str, names))

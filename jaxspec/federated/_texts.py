@@ -9,9 +9,8 @@ def read_texts(path: str | Path) -> dict[str, str]:
     """Read the clients' texts, by client name.
 
     Args:
-        path: a ``.jsonl`` (or ``.jsonl.xz``) file with an object {"user": ..., "text": ...} on every line, where all
-            lines of a user form one client; or a folder in which every ``.txt`` file is one client; or one ``.txt``
-            file.
+        path: a ``.jsonl`` (or ``.jsonl.xz``) file with an object {"user": ..., "text": ...} on every line, one client
+            per user; or a folder, one client per ``.txt`` file; or one ``.txt`` file.
 
     Raises:
         ValueError: a line is not such an object, or there is no text at all.

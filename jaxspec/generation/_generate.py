@@ -30,7 +30,7 @@ def generate(
     progress: bool = False,
     watch: Watch | None = None,
 ) -> Generation:
-    """Decodes all prompts as one batch.
+    """Decode all prompts as one batch.
 
     Args:
         method: from ``jaxspec.autoregressive``, ``speculative`` or ``mirror``.
@@ -38,8 +38,7 @@ def generate(
         max_new_tokens: tokens to add at most: one number, or one for each prompt.
         temperature: short for ``sampling=Sampling(temperature=…)``; default 0: the most likely token.
         sampling: how tokens are drawn: temperature, filters, penalty and seed.
-        stop: ids and texts, one or several, that end a sequence; a text may be that of a special token. Default: the
-            target's own stop tokens; ``[]``: none.
+        stop: token ids and texts, one or several, that end a sequence; default: the target's stop tokens; ``[]``: none.
         tokenizer: encodes text prompts and decodes the result; default: the target's. Stop tokens and chat template
             stay the target's, unless it is a ``Text`` with its own.
         max_length: capacity of the cache in tokens, prompt and new tokens together.
@@ -50,11 +49,9 @@ def generate(
         tokens, text, statistics, finish reasons and log-probabilities, one entry for each prompt.
 
     Raises:
-        ValueError: no or an empty prompt, a token outside the vocabulary or not a whole number, a prompt too long for
-            the cache, text or stop strings without a tokenizer, a setting outside its range, both ``temperature`` and
-            ``sampling``.
-        NonFiniteLogits: the target's logits are NaN or infinite; names sequence and position, and has the result so
-            far as ``output``. A ``FloatingPointError``.
+        ValueError: no or an empty prompt, an invalid token id, a prompt too long for the cache, text or stop strings
+            without a tokenizer, a setting outside its range, both ``temperature`` and ``sampling``.
+        NonFiniteLogits: the target's logits are NaN or infinite; names sequence and position; ``output`` has the result.
     """
     text = text_of(method, tokenizer)
     run = DecodingRun(method, prompts, max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
@@ -76,7 +73,7 @@ def stream(
     tokenizer: Tokenizer | Text | None = None,
     max_length: int = 4096,
 ) -> Iterator[str]:
-    """Yields the text of one sequence while it is decoded: whole characters, and no part of a stop string.
+    """Yield the text of one sequence while it is decoded: whole characters, and no part of a stop string.
 
     The arguments are those of ``generate``; the pieces joined are its text.
 

@@ -1,4 +1,4 @@
-"""The host loop: steps are enqueued ahead, and their tokens are added to the sequences that go on."""
+"""The host loop: steps are enqueued ahead, and their tokens are added to the unfinished sequences."""
 
 import time
 import warnings
@@ -65,7 +65,7 @@ class DecodingRun:
         return Written(int(limit), self._stop_tokens, self._stop_strings, decode, context)
 
     def steps(self, watch: Watch = unwatched) -> Iterator[int]:
-        """Decodes to the end; yields the number of tokens that each step added.
+        """Decode to the end; yield the number of tokens that each step added.
 
         Raises:
             NonFiniteLogits: the target's logits are NaN or infinite.
@@ -89,7 +89,7 @@ class DecodingRun:
         self._warn()
 
     def _warn(self) -> None:
-        """Warnings that point at the caller of ``generate``."""
+        """Warn at the line that called ``generate``."""
         stats = self.stats
         if stats.invalid_drafts:
             warnings.warn(INVALID_DRAFT.format(stats.invalid_drafts, REMEDY), RuntimeWarning, stacklevel=4)
@@ -99,7 +99,7 @@ class DecodingRun:
             warnings.warn(INVALID_EXIT.format(stats.invalid_exits, REMEDY), RuntimeWarning, stacklevel=4)
 
     def _collect(self, info: StepInfo) -> int:
-        """Adds the tokens of one step to every sequence that goes on; returns how many were added."""
+        """Add the tokens of one step to every unfinished sequence; return how many were added."""
         stats, before = self.stats, self.stats.new_tokens
         tokens, log_probabilities = info.tokens.tolist(), info.log_probabilities.tolist()
         emitted, verified = info.num_emitted.tolist(), info.num_verified.tolist()
@@ -128,7 +128,7 @@ class DecodingRun:
         return stats.new_tokens - before
 
     def output(self) -> Generation:
-        """The result so far."""
+        """Return the result so far."""
         return Generation(
             [row.tokens for row in self.rows],
             None if self.text is None or self.text.decode is None else [row.show() for row in self.rows],
@@ -138,7 +138,7 @@ class DecodingRun:
         )
 
     def _failure(self) -> str:
-        """The message of ``NonFiniteLogits``: sequences, positions, and the likely cause."""
+        """Return the message of ``NonFiniteLogits``: sequences, positions, and the likely cause."""
         positions = [int(self._request.lengths[i]) + len(self.rows[i].tokens) for i in self._failed]
         failed = [f"{index} (position {position})" for index, position in zip(self._failed, positions, strict=True)]
         more = f" and {len(failed) - 8} more" * (len(failed) > 8)
@@ -157,7 +157,7 @@ class DecodingRun:
 
 
 def leading_true(flags: np.ndarray) -> list[int]:
-    """Length of the leading run of True in every row of [B, T]."""
+    """Return the length of the leading run of True in every row of [B, T]."""
     if flags.all():
         return [flags.shape[1]] * len(flags)
     return np.cumprod(flags, axis=1).sum(axis=1).tolist()

@@ -63,7 +63,7 @@ class Stats:
         return self.new_tokens / max(self.prefill_seconds + self.decode_seconds, 1e-9)
 
     def to_dict(self) -> dict[str, float]:
-        """Counts and rates."""
+        """Return counts and rates by name."""
         rates = "accepted_length", "reuse_rate", "tokens_per_second"
         return {**vars(self), **{name: getattr(self, name) for name in rates}}
 
@@ -76,8 +76,7 @@ class Generation:
         tokens: new token ids; a stop token is kept.
         text: text of the new tokens, without special tokens and up to the stop string; None without a tokenizer.
         stats: counts over all sequences.
-        finish_reason: "stop" at a stop token or string, "length" at ``max_new_tokens``; "error" only in the output
-            of a ``NonFiniteLogits``.
+        finish_reason: "stop" at a stop token or string, "length" at ``max_new_tokens``, "error" in ``NonFiniteLogits``.
         log_probabilities: of every new token under the target (nats; unfiltered, temperature 1).
     """
 

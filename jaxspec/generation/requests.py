@@ -20,11 +20,10 @@ Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 
 
 def encoded(prompts: Sequence[Prompt], text: Text | None) -> list[np.ndarray]:
-    """Token ids of every prompt.
+    """Return the token ids of every prompt.
 
     Raises:
-        ValueError: a single prompt instead of a list of them; text or messages without a tokenizer; ids that are not
-            whole numbers.
+        ValueError: a single prompt instead of a list; text or messages without a tokenizer; ids not whole numbers.
     """
     if isinstance(prompts, str) or any(isinstance(prompt, dict) or _single(prompt) for prompt in prompts):
         raise ValueError("expected a list of prompts, got a single one; pass [prompt]")
@@ -32,7 +31,7 @@ def encoded(prompts: Sequence[Prompt], text: Text | None) -> list[np.ndarray]:
 
 
 def _single(value: Any) -> bool:
-    """Whether a value is one number: Python's, or an array without axes."""
+    """Return whether a value is one number: Python's, or an array without axes."""
     return isinstance(value, numbers.Number) or getattr(value, "shape", None) == ()
 
 
@@ -46,7 +45,7 @@ def _encoded(prompt: Prompt, text: Text | None, index: int) -> np.ndarray:
 
 
 def text_of(method: DecodingMethod, tokenizer: Tokenizer | Text | None) -> Text | None:
-    """The tokenizer to use: the one passed, otherwise the target's.
+    """Return the tokenizer to use: the one passed, otherwise the target's.
 
     One passed without stop tokens or chat template of its own gets the target's.
     """
@@ -57,7 +56,7 @@ def text_of(method: DecodingMethod, tokenizer: Tokenizer | Text | None) -> Text 
 
 
 def ends_of(stop: Any, text: Text | None, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Ids and texts that end a sequence; the text of a special token, which decoding omits, becomes its id.
+    """Return the ids and texts that end a sequence; the text of a special token, which decoding omits, becomes its id.
 
     Args:
         stop: an id, a text, or several of either; None: the stop tokens of ``text``.
@@ -84,7 +83,7 @@ def ends_of(stop: Any, text: Text | None, vocabulary: int) -> tuple[frozenset[in
 
 
 def check_ids(ids: np.ndarray, vocabulary: int, where: str = "") -> None:
-    """Checks token ids [T] of any integer type.
+    """Check token ids [T] of any integer type.
 
     Raises:
         ValueError: an id outside the vocabulary; names the first.
@@ -98,7 +97,7 @@ def check_ids(ids: np.ndarray, vocabulary: int, where: str = "") -> None:
 
 
 def stops(ends: Any, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Stop tokens and stop strings of one of either, or of several.
+    """Split one stop token or string, or several, into stop tokens and stop strings.
 
     Raises:
         ValueError: an id that is not a whole number, or outside the vocabulary.
@@ -110,7 +109,7 @@ def stops(ends: Any, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
 
 
 def bucket(length: int) -> int:
-    """The padded length, a multiple of 32, or of 256 above 256: prompts in one bucket share a compiled program."""
+    """Return the padded length, a multiple of 32, or of 256 above 256; prompts of one bucket share a program."""
     step = 32 if length <= 256 else 256
     return -(-length // step) * step
 
@@ -122,13 +121,12 @@ def request_of(
     sampling: Sampling = Sampling(),
     max_length: int = 2**30,
 ) -> tuple[Request, int]:
-    """The batch as arrays, and the number of cache rows that decoding can use.
+    """Return the batch as arrays, and the number of cache rows that decoding can use.
 
     Prompts are padded to a bucket; the last one is repeated until the batch fills whole groups of the method.
 
     Raises:
-        ValueError: no or an empty prompt, a token outside the vocabulary, a prompt too long for the cache, a setting
-            for another number of prompts.
+        ValueError: no or an empty prompt, an unknown token, a prompt too long for the cache, too few or many settings.
     """
     count = len(ids)
     new, settings = per_prompt("max_new_tokens", max_new_tokens, count), sampling.arrays(count)
@@ -160,7 +158,7 @@ def _check_prompts(ids: Sequence[np.ndarray], method: DecodingMethod, new: np.nd
 
 
 def _traced(settings: dict[str, np.ndarray]) -> SamplingArrays | None:
-    """The settings in the types that are traced; None for a greedy batch, which has smaller programs of its own."""
+    """Return the settings as traced types; None for a greedy batch, which has smaller programs of its own."""
     if not np.any(settings["temperature"]) and np.all(settings["repetition_penalty"] == 1):
         return None
     dtypes: dict[str, Any] = dict.fromkeys(SamplingArrays._fields, np.float32) | {"seed": np.uint32, "top_k": np.int32}
@@ -169,7 +167,7 @@ def _traced(settings: dict[str, np.ndarray]) -> SamplingArrays | None:
 
 
 def _seen(rows: list[np.ndarray], settings: dict[str, np.ndarray], vocabulary: int) -> Seen:
-    """Which tokens each prompt holds: marks [B, V]; none where no repetition is penalised."""
+    """Return which tokens each prompt holds: marks [B, V]; none where no repetition is penalised."""
     if np.all(settings["repetition_penalty"] == 1):
         return Seen()
     seen = np.zeros((len(rows), vocabulary), bool)

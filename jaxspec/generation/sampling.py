@@ -1,4 +1,4 @@
-"""How tokens are drawn, as a user writes it: numbers for a whole batch, or one for each prompt."""
+"""How tokens are drawn, in the user's arguments: one number for the batch, or one for each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ Number = TypeVar("Number")
 #: One number for all prompts, or one for each.
 Each: TypeAlias = Number | Sequence[Number]
 
-#: Lowest and highest value of each setting, and how an error states them.
+#: Lowest and highest value of each setting, and its range in words for errors.
 RANGES: dict[str, tuple[float, float, str]] = {
     "max_new_tokens": (1, float("inf"), ">= 1"),
     "temperature": (0, 1e6, ">= 0"),
@@ -38,9 +38,8 @@ class Sampling:
         top_k: keep the k most likely tokens; 0: all.
         top_p: keep the fewest tokens whose probabilities add up to this; 1: all.
         min_p: keep tokens with at least this share of the highest probability; 0: all.
-        repetition_penalty: logits of tokens already in the sequence are divided by it (multiplied where negative); 1:
-            unchanged.
-        seed: of the noise, below 2³². One seed is counted up over the prompts, so that equal prompts get other noise.
+        repetition_penalty: logits of tokens in the sequence are divided by it (multiplied if negative); 1: unchanged.
+        seed: of the noise, below 2³². A single seed grows by 1 per prompt, so that equal prompts get different noise.
 
     Raises:
         ValueError: a number outside its range, a fraction for a whole number, or no number.
@@ -62,7 +61,7 @@ class Sampling:
             raise ValueError(f"expected repetition_penalty > 0 (1e-6 at least), got {self.repetition_penalty}")
 
     def arrays(self, batch: int) -> dict[str, np.ndarray]:
-        """Every field as an array [B].
+        """Return every field as an array [B].
 
         Raises:
             ValueError: a sequence whose length is not the batch.
@@ -78,7 +77,7 @@ class Sampling:
 
 
 def checked(name: str, value: Any) -> np.ndarray:
-    """A setting as an array of no or one axis, every number within ``RANGES``.
+    """Return a setting as an array of no or one axis, every number within ``RANGES``.
 
     Raises:
         ValueError: a number outside its range, a fraction for a whole number, no number, or a table of numbers.
@@ -93,7 +92,7 @@ def checked(name: str, value: Any) -> np.ndarray:
 
 
 def per_prompt(name: str, value: Any, batch: int) -> np.ndarray:
-    """A setting as an array [B].
+    """Return a setting as an array [B].
 
     Raises:
         ValueError: as ``checked``, or another number of values than prompts.
@@ -105,7 +104,7 @@ def per_prompt(name: str, value: Any, batch: int) -> np.ndarray:
 
 
 def _reals(name: str, value: Any) -> np.ndarray:
-    """Numbers in float64, of any shape; flags, text and None are refused."""
+    """Convert to float64, of any shape; bools, text and None are rejected."""
     values = np.asarray(value)
     if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
         raise ValueError(f"expected {name} to be numbers, got {value!r:.80}")
@@ -113,5 +112,5 @@ def _reals(name: str, value: Any) -> np.ndarray:
 
 
 def _plain(values: np.ndarray, sequence: type = tuple) -> Any:
-    """Python's own number, or a sequence of them."""
+    """Convert to a Python number, or to a sequence of them."""
     return sequence(values.tolist()) if values.ndim else values.item()

@@ -61,7 +61,7 @@ class Timeline:
         self._enqueued: list[Enqueued] = []
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
-        """Records a program. Waits for the last one of a step; the others are waited for in a thread of their lane."""
+        """Record a program. Wait for the last one of a step; a thread of each lane waits for the others."""
         now, kept = self._now(), outputs if name in (*VERDICT, *LAST) else None
         if name in LAST:
             self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs), kept))
@@ -77,7 +77,7 @@ class Timeline:
         return time.perf_counter() - self._begin
 
     def spans(self) -> list[Span]:
-        """All spans in order of enqueuing; a span starts when it is enqueued and its lane is free.
+        """Return all spans in order of enqueuing; a span starts when it is enqueued and its lane is free.
 
         The rollout also waits for the message (the end of the prefix), the selection for the verdict. A thread may
         notice the end of a program late, so no program ends after another that waits for it.
@@ -96,7 +96,7 @@ class Timeline:
         return spans
 
     def _latest(self, index: int) -> float:
-        """Upper bound of a program's end: the end of its step, and of the rollout that waits for a prefix."""
+        """Bound a program's end from above: by the end of its step, and of the rollout that waits for a prefix."""
         for item in self._enqueued[index:]:
             if isinstance(item.ready, float):
                 return item.ready
@@ -105,7 +105,7 @@ class Timeline:
         return float("inf")
 
     def outcomes(self) -> list[Outcome]:
-        """The outcome of every step."""
+        """Return the outcome of every step."""
         return [Outcome(np.asarray(info.num_accepted).tolist(), flags) for info, flags in self._outcomes()]
 
     def _outcomes(self) -> Iterator[tuple[StepInfo, list[bool] | None]]:
@@ -119,11 +119,11 @@ class Timeline:
                 yield item.outputs, None
 
     def save(self, path: str | Path) -> None:
-        """Writes a trace for Perfetto (ui.perfetto.dev) or chrome://tracing: lanes, programs, A and reuse."""
+        """Write a trace for Perfetto (ui.perfetto.dev) or chrome://tracing: lanes, programs, A and reuse."""
         Path(path).write_text(json.dumps(perfetto(self.spans(), self.outcomes())))
 
     def close(self) -> None:
-        """Stops the waiting threads."""
+        """Stop the waiting threads."""
         for thread in self._threads.values():
             thread.shutdown()
 
@@ -135,7 +135,7 @@ class Timeline:
 
 
 def perfetto(spans: list[Span], outcomes: Sequence[Outcome] = ()) -> dict[str, Any]:
-    """Chrome trace events: one thread for each lane, message and verdict as instants, outcomes as arguments."""
+    """Return Chrome trace events: one thread for each lane, message and verdict as instants, outcomes as arguments."""
     lanes = {name: number for number, name in enumerate(dict.fromkeys(span.lane for span in spans), start=1)}
     names = [
         {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
@@ -168,7 +168,7 @@ def _events(span: Span, lanes: dict[str, int], outcomes: Sequence[Outcome]) -> I
 
 
 def median_milliseconds(spans: list[Span]) -> dict[str, float]:
-    """Median duration of each program, in milliseconds."""
+    """Return the median duration of each program, in milliseconds."""
     names = dict.fromkeys(span.name for span in spans)
     return {name: 1e3 * float(np.median([s.end - s.start for s in spans if s.name == name])) for name in names}
 
@@ -187,7 +187,7 @@ class Passes:
     _ahead: int = 0
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
-        """Records rollouts; waits for them."""
+        """Record rollouts; wait for them."""
         if name in ("ahead", "rollout"):
             passes = np.asarray(outputs.branches.passes)
             self.window = outputs.branches.tokens.shape[2]

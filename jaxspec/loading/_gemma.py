@@ -28,12 +28,12 @@ GEMMA2_DEFAULTS = DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softc
 
 
 def read_gemma2(config: Config) -> DecoderConfig:
-    """Gemma 2's configuration: every second layer has no window."""
+    """Return Gemma 2's configuration: every second layer has no window."""
     return _read_gemma(GEMMA2_DEFAULTS | config, 2)
 
 
 def read_gemma3(config: Config) -> DecoderConfig:
-    """Gemma 3's configuration: other rotary positions in layers with a window."""
+    """Return Gemma 3's configuration: other rotary positions in layers with a window."""
     rotary = rotary_by_layer(config, FULL, float(config.get("rope_theta") or 1e6))
     local = rotary_by_layer(config, SLIDING, float(config.get("rope_local_base_freq") or DEFAULT_THETA))
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
@@ -60,7 +60,7 @@ def _read_gemma(config: Config, every: int, **special: Any) -> DecoderConfig:
 
 
 def write_gemma(config: DecoderConfig) -> Config:
-    """``config.json`` of Gemma 2 and Gemma 3."""
+    """Return ``config.json`` of Gemma 2 and Gemma 3."""
     a = config.attention
     scale = config.head_size**-0.5 if a.scores.scale is None else a.scores.scale
     scalar = round(scale**-2, 6)

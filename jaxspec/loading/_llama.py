@@ -31,7 +31,7 @@ LLAMA_ENDS = Ends(tied=False, embedding_scale=1.0)
 
 
 def read_sizes(config: Config, attention: Attention, block: Block, ends: Ends = LLAMA_ENDS) -> DecoderConfig:
-    """A configuration from Llama's names of sizes, the norms' ε and tying, and the remaining parts."""
+    """Return a configuration from Llama's names of sizes, the norms' ε and tying, and the remaining parts."""
     c, count = config, config["num_attention_heads"]
     return DecoderConfig(
         vocab_size=c["vocab_size"],
@@ -48,7 +48,7 @@ def read_sizes(config: Config, attention: Attention, block: Block, ends: Ends = 
 
 
 def write_sizes(config: DecoderConfig) -> Config:
-    """Llama's names of sizes, ε, activation and rotary positions."""
+    """Return Llama's names of sizes, ε, activation and rotary positions."""
     c = config
     return {
         "hidden_size": c.width,
@@ -65,12 +65,12 @@ def write_sizes(config: DecoderConfig) -> Config:
 
 
 def activation_of(config: Config) -> str:
-    """The name of the activation."""
+    """Return the name of the activation."""
     return config.get("hidden_activation") or config.get("hidden_act") or "silu"
 
 
 def windowed_layers(config: Config, default: Callable[[int], bool]) -> tuple[bool, ...]:
-    """Which layers have a sliding window: by ``layer_types``, or else by the family's pattern (layer → flag)."""
+    """Return which layers have a sliding window: by ``layer_types``, or else by the family's pattern (layer → flag)."""
     types = config.get("layer_types")
     if types:
         return tuple(kind == SLIDING for kind in types)
@@ -78,14 +78,14 @@ def windowed_layers(config: Config, default: Callable[[int], bool]) -> tuple[boo
 
 
 def write_layer_types(config: DecoderConfig) -> Config:
-    """``layer_types`` and ``sliding_window``."""
+    """Return ``layer_types`` and ``sliding_window``."""
     attention = config.attention
     types = [SLIDING if attention.is_windowed(layer) else FULL for layer in range(config.num_layers)]
     return {"layer_types": types, "sliding_window": attention.window}
 
 
 def read_llama(config: Config) -> DecoderConfig:
-    """Llama's configuration."""
+    """Return Llama's configuration."""
     check_layer_types(config, window=None)
     biased = bool(config.get("attention_bias", False))
     attention = Attention(rotary_of(config), qkv_bias=biased, out_bias=biased)
@@ -93,29 +93,29 @@ def read_llama(config: Config) -> DecoderConfig:
 
 
 def write_llama(config: DecoderConfig) -> Config:
-    """Llama's ``config.json``."""
+    """Return Llama's ``config.json``."""
     return write_sizes(config) | {"attention_bias": config.attention.qkv_bias, "mlp_bias": config.block.bias}
 
 
 def read_mistral(config: Config) -> DecoderConfig:
-    """Mistral's configuration: all layers have the window."""
+    """Return Mistral's configuration: all layers have the window."""
     window = config.get("sliding_window", 4096)
     check_layer_types(config, window, kinds=(SLIDING if window else FULL,))
     return read_sizes(config, Attention(rotary_of(config), window=window), Block(activation=activation_of(config)))
 
 
 def write_mistral(config: DecoderConfig) -> Config:
-    """Mistral's ``config.json``."""
+    """Return Mistral's ``config.json``."""
     return write_sizes(config) | {"sliding_window": config.attention.window}
 
 
 def read_qwen2(config: Config) -> DecoderConfig:
-    """Qwen 2's configuration: biases of queries, keys and values."""
+    """Return Qwen 2's configuration: biases of queries, keys and values."""
     return _read_qwen(config, qkv_bias=True)
 
 
 def read_qwen3(config: Config) -> DecoderConfig:
-    """Qwen 3's configuration: norms of query and key heads."""
+    """Return Qwen 3's configuration: norms of query and key heads."""
     biased = bool(config.get("attention_bias", False))
     return _read_qwen(config, norm_heads=True, qkv_bias=biased, out_bias=biased)
 
@@ -130,7 +130,7 @@ def _read_qwen(config: Config, **special: Any) -> DecoderConfig:
 
 
 def write_qwen(config: DecoderConfig) -> Config:
-    """``config.json`` of Qwen 2 and Qwen 3."""
+    """Return ``config.json`` of Qwen 2 and Qwen 3."""
     window = {"use_sliding_window": config.attention.window is not None, "max_window_layers": 0}
     biased = config.attention.qkv_bias and config.attention.norm_heads
     return write_sizes(config) | window | write_layer_types(config) | {"attention_bias": biased}

@@ -29,7 +29,7 @@ OPT_WEIGHTS = {
 
 
 def read_opt(config: Config) -> DecoderConfig:
-    """OPT's configuration: learned positions, layer norms, and no gate."""
+    """Return OPT's configuration: learned positions, layer norms, and no gate."""
     c = config
     if not c.get("layer_norm_elementwise_affine", True):
         raise ValueError("expected OPT with layer_norm_elementwise_affine, got false")
@@ -62,7 +62,7 @@ def read_opt(config: Config) -> DecoderConfig:
 
 
 def write_opt(config: DecoderConfig) -> Config:
-    """OPT's ``config.json``."""
+    """Return OPT's ``config.json``."""
     before = config.block.norms == "before"
     return {
         "hidden_size": config.width,

@@ -12,7 +12,7 @@ DEFAULT_THETA = 10_000.0
 
 
 def rotary_of(config: Config) -> Rotary:
-    """Reads rotary positions of newer (``rope_parameters``) or older files (``rope_theta``, ``rope_scaling``).
+    """Read rotary positions of newer (``rope_parameters``) or older files (``rope_theta``, ``rope_scaling``).
 
     In a file with both, ``rope_scaling`` replaces ``rope_parameters``, as in transformers.
 
@@ -26,14 +26,14 @@ def rotary_of(config: Config) -> Rotary:
     theta = float(older.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA)
     if older and newer.get("rope_theta", theta) != theta and "rope_theta" not in older:
         raise ValueError(
-            f"expected rope_parameters and rope_scaling of one rope_theta, got {newer['rope_theta']} and, beside "
+            f"expected rope_parameters and rope_scaling of one rope_theta, got {newer['rope_theta']} and, next to "
             f"rope_scaling, {theta}; remove one of the two from config.json"
         )
     return _rotary(older or newer, theta, config)
 
 
 def rotary_by_layer(config: Config, kind: str, theta: float) -> Rotary:
-    """Rotary positions of one type of layers; ``rope_scaling`` changes those with full attention, as in transformers.
+    """Read rotary positions of one type of layers; ``rope_scaling`` applies to full attention, as in transformers.
 
     Args:
         config: ``config.json``; its ``rope_parameters``, if there are any, by type of layer.
@@ -68,7 +68,7 @@ def _rotary(rope: Config, theta: float, config: Config) -> Rotary:
 
 
 def rope_json(rotary: Rotary) -> Config:
-    """``rope_parameters`` of rotary positions."""
+    """Return ``rope_parameters`` of rotary positions."""
     scaling, theta = rotary.scaling, {"rope_theta": rotary.theta}
     if isinstance(scaling, LinearScaling):
         return theta | {"rope_type": "linear", "factor": scaling.factor}

@@ -46,7 +46,7 @@ def save_huggingface(
     shard_bytes: int = SHARD_BYTES,
     like: str | Path | None = None,
 ) -> None:
-    """Writes a model that ``transformers`` can load: config.json, safetensors, and the tokenizer's files.
+    """Write a model that ``transformers`` can load: config.json, safetensors, and the tokenizer's files.
 
     A scale of the embedding that no family has is multiplied into the embedding, with a separate head.
 
@@ -86,7 +86,7 @@ def save_huggingface(
 
 
 def original_files(model: Model, like: str | Path | None) -> dict[str, Path]:
-    """Paths of config.json and generation_config.json in ``like``, or else where the model's tokenizer came from."""
+    """Return the paths of config.json and generation_config.json in ``like``, or else next to the tokenizer's files."""
     if like is not None:
         return {name: Path(like) / name for name in (CONFIG, GENERATION) if (Path(like) / name).is_file()}
     files = model.text.files if model.text else {}
@@ -94,14 +94,14 @@ def original_files(model: Model, like: str | Path | None) -> dict[str, Path]:
 
 
 def _stop_tokens(generation: dict[str, Any], config: dict[str, Any]) -> list[int]:
-    """Stop tokens of published files."""
+    """Return the stop tokens of published files."""
     ids = generation.get("eos_token_id")
     ids = config.get("eos_token_id") if ids is None else ids
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
 def _arrays(family: Family, config: DecoderConfig, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """(published name, array) of every leaf."""
+    """Return (published name, array) of every leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_int8):
         rule, names = rule_of(family, path)
         array = _as_float(leaf)

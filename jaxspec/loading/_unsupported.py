@@ -47,7 +47,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def check_plain(folder: Path, config: Config) -> None:
-    """Rejects quantised weights and adapters: ignoring either gives other logits.
+    """Reject quantised weights and adapters: ignoring either gives other logits.
 
     Raises:
         ValueError: ``config.json`` or a file next to it names one.
@@ -67,7 +67,7 @@ def check_plain(folder: Path, config: Config) -> None:
 
 
 def _scheme(value: Any) -> str:
-    """The name of a quantisation scheme and its bits."""
+    """Return the name of a quantisation scheme and its bits."""
     if not isinstance(value, dict):
         return f"{value!r:.80}"
     inner = value.get("quantization")
@@ -80,7 +80,7 @@ def _scheme(value: Any) -> str:
 
 
 def check_unread(config: Config, reads: frozenset[str]) -> None:
-    """Rejects a setting that changes results and that the family does not read.
+    """Reject a setting that changes results and that the family does not read.
 
     Args:
         config: ``config.json``.
@@ -100,13 +100,13 @@ def check_unread(config: Config, reads: frozenset[str]) -> None:
 
 
 def _slides(config: Config) -> bool:
-    """Whether a sliding window shorter than the longest sequence is used."""
+    """Return whether a sliding window shorter than the longest sequence is used."""
     window, most = config.get("sliding_window"), config.get("max_position_embeddings")
     return bool(window and config.get("use_sliding_window", True) and not (most and window >= most))
 
 
 def check_layer_types(config: Config, window: Any, kinds: tuple[str, ...] = (FULL, SLIDING)) -> None:
-    """Rejects types of attention that a family does not have, and sliding layers without a window.
+    """Reject types of attention that a family does not have, and sliding layers without a window.
 
     Raises:
         ValueError: ``layer_types`` names another kind, or a sliding layer where ``window`` is None.
@@ -122,7 +122,7 @@ def check_layer_types(config: Config, window: Any, kinds: tuple[str, ...] = (FUL
 
 
 def unknown_architecture(config: Config, known: str) -> ValueError:
-    """The error for an architecture that is not supported."""
+    """Return the error for an architecture that is not supported."""
     named = config.get("architectures") or ()
     got = ", ".join(map(str, named)) if isinstance(named, list | tuple) and named else str(config.get("model_type"))
     message = f"expected one of the supported architectures ({known}), got {got}"

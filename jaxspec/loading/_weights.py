@@ -59,7 +59,7 @@ class Weights:
                 self.entries[name] = Entry(path, shape, math.prod(shape) * WIDTHS[dtype])
 
     def equal(self, name: str, other: str) -> bool:
-        """Whether two arrays are equal; compares a few rows at a time."""
+        """Return whether two arrays are equal; compare a few rows at a time."""
         shape, like = self.entries[name].shape, self.entries[other].shape
         one, two = (self._files[self.entries[each].file].get_slice(each) for each in (name, other))
         rows = max(1, COMPARED // max(1, math.prod(shape[1:])))
@@ -67,7 +67,7 @@ class Weights:
         return shape == like and all(np.array_equal(one[part], two[part]) for part in parts)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The array of that name."""
+        """Return the array of that name."""
         return self._files[self.entries[name].file].get_tensor(name)
 
 
@@ -98,7 +98,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _named(index: Path) -> list[str]:
-    """The files that an index names, all of them in its folder."""
+    """Return the files that an index names, all of them in its folder."""
     weight_map = read_json(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name not in ("", "..") for name in names):
@@ -107,7 +107,7 @@ def _named(index: Path) -> list[str]:
 
 
 def write(folder: Path, arrays: Any, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes (name, array) pairs as ``model.safetensors``, or as several files with an index.
+    """Write (name, array) pairs as ``model.safetensors``, or as several files with an index.
 
     One file at a time is in memory.
     """
@@ -131,7 +131,7 @@ def _flush(folder: Path, shard: dict[str, np.ndarray], number: int) -> list[str]
 
 
 def _name(folder: Path, written: list[list[str]], total: int) -> None:
-    """Renames the parts to published names; replaces files of an earlier call."""
+    """Rename the parts to published names; replace files of an earlier call."""
     count = len(written)
     files = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     for old in (folder / SINGLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):

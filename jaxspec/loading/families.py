@@ -37,8 +37,7 @@ class Family:
         read: ``config.json`` → our configuration.
         write: our configuration → the keys of ``config.json``, except names, vocabulary size and tying.
         weights: name of a leaf → how published arrays make it.
-        reads: keys that change results in this family and must not be set in others (of ``_unsupported.NEUTRAL``, and
-            ``sliding_window``).
+        reads: keys (``sliding_window`` or of ``_unsupported.NEUTRAL``) that the family reads; others reject them.
     """
 
     model_type: str
@@ -49,7 +48,7 @@ class Family:
     reads: frozenset[str] = frozenset()
 
     def config_of(self, config: Config) -> DecoderConfig:
-        """Our configuration of a ``config.json``.
+        """Return our configuration of a ``config.json``.
 
         Raises:
             ValueError: a setting that changes results and that the family does not read, or an unknown value.
@@ -58,12 +57,12 @@ class Family:
         return self.read(config)
 
     def config_json(self, config: DecoderConfig) -> Config:
-        """The ``config.json`` of our configuration."""
+        """Return the ``config.json`` of our configuration."""
         names = {"model_type": self.model_type, "architectures": [self.architecture]}
         return names | {"vocab_size": config.vocab_size, "tie_word_embeddings": config.ends.tied} | self.write(config)
 
     def represents(self, config: DecoderConfig) -> bool:
-        """Whether the family's ``config.json`` holds all of our configuration."""
+        """Return whether the family's ``config.json`` holds all of our configuration."""
         try:
             return self.read(self.config_json(config)) == config
         except (ValueError, KeyError, TypeError):
@@ -84,7 +83,7 @@ FAMILIES = (
 
 
 def family_of(config: Config) -> Family:
-    """The family of a ``config.json``.
+    """Return the family of a ``config.json``.
 
     Raises:
         ValueError: an unsupported one, or ``architectures`` and ``model_type`` of two families.
@@ -102,7 +101,7 @@ def family_of(config: Config) -> Family:
 
 
 def family_for(config: DecoderConfig) -> Family:
-    """The first family whose ``config.json`` holds all of our configuration.
+    """Return the first family whose ``config.json`` holds all of our configuration.
 
     Raises:
         ValueError: there is none.
@@ -117,7 +116,7 @@ def family_for(config: DecoderConfig) -> Family:
 
 
 def representable(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
-    """The same function in a configuration that a family has: a scale of the embedding is multiplied into it."""
+    """Return the same function in a configuration that a family has: a scale of the embedding is multiplied into it."""
     if any(family.represents(config) for family in FAMILIES):
         return config, params
     scale = config.width**0.5 if config.ends.embedding_scale is None else config.ends.embedding_scale

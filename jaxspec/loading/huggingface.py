@@ -43,7 +43,7 @@ Sources = dict[tuple, tuple[Rule, list[str]]]
 def load_huggingface(
     path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False, progress: bool = False
 ) -> Model:
-    """Reads a published checkpoint, each array straight to its devices.
+    """Read a published checkpoint, each array straight to its devices.
 
     Args:
         path: folder with ``config.json``, ``*.safetensors`` and, for text, ``tokenizer.json`` or ``tokenizer.model``.
@@ -77,12 +77,12 @@ def load_huggingface(
 
 
 def published_dtype(folder: Path) -> str:
-    """The dtype in ``config.json``; float32 for float64, which is not computed here."""
+    """Return the dtype in ``config.json``; float32 for float64, which is not computed here."""
     return _own_dtype(_config(folder))
 
 
 def rule_of(family: Family, path: tuple) -> tuple[Rule, list[str]]:
-    """The rule of one leaf, and the published names that it needs."""
+    """Return the rule of one leaf, and the published names that it needs."""
     steps = _name(path).split(".")
     layer, name = (steps[1], ".".join(steps[2:])) if steps[0] == "layers" else ("", ".".join(steps))
     rule = family.weights[name]
@@ -97,7 +97,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _check_layers(published: dict[str, Any], weights: Weights) -> None:
-    """Checks the number of layers before shapes of as many layers are made."""
+    """Check the number of layers before shapes of as many layers are made."""
     count, most = published.get("num_hidden_layers"), len(weights.entries)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= most:
         raise ValueError(
@@ -122,12 +122,12 @@ def _name(path: tuple) -> str:
 
 
 def _in_files(name: str, weights: Weights) -> str:
-    """The name in the files of a published name; files of a bare decoder lack the prefix."""
+    """Return the name in the files of a published name; files of a bare decoder lack the prefix."""
     return name if name in weights.entries else name.removeprefix("model.")
 
 
 def _tied(family: Family, config: DecoderConfig, weights: Weights) -> DecoderConfig:
-    """The configuration, untied if the files have a head that differs from the embedding, as in transformers."""
+    """Return the configuration, untied if the files have a head that differs from the embedding, as in transformers."""
     (head,), (table,) = (family.weights[name].names for name in ("head", "embedding"))
     table = _in_files(table, weights)
     if not config.ends.tied or head not in weights.entries or table not in weights.entries:
@@ -136,7 +136,7 @@ def _tied(family: Family, config: DecoderConfig, weights: Weights) -> DecoderCon
 
 
 def _sources(family: Family, config: DecoderConfig, weights: Weights) -> Sources:
-    """The arrays of every leaf; checks names and shapes before anything is read.
+    """Return the arrays of every leaf; check names and shapes before anything is read.
 
     Raises:
         ValueError: arrays that are missing, unexpected or of another shape.
@@ -168,7 +168,7 @@ def _sources(family: Family, config: DecoderConfig, weights: Weights) -> Sources
     used = {name for _, names in sources.values() for name in names}
     used |= set(family.weights["head"].names) if config.ends.tied else set()
     if extra := [name for name in weights.entries if name not in used and not IGNORED.search(name)]:
-        raise ValueError(f"the files have weights that config.json does not ask for: {_some(extra)}")
+        raise ValueError(f"the files have weights that config.json does not describe: {_some(extra)}")
     return sources
 
 
@@ -214,7 +214,7 @@ def _read(
 
 
 def _cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
-    """The array in another dtype.
+    """Return the array in another dtype.
 
     Raises:
         ValueError: numbers above 65504, the largest of float16.

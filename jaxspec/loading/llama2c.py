@@ -17,7 +17,7 @@ STOP = (1, 2)
 
 
 def load_llama2c(path: str | Path, tokenizer: str | Path | None = None) -> Model:
-    """Reads a model of llama2.c.
+    """Read a model of llama2.c.
 
     Args:
         path: ``.bin`` file, version 0.
@@ -85,7 +85,7 @@ def _params(config: DecoderConfig, parts: dict[str, np.ndarray], head: np.ndarra
 
 
 def _halves(weights: np.ndarray, head_size: int) -> np.ndarray:
-    """Reorders rows of queries or keys: rotary pairs are neighbours in the file, and halves of the head here."""
+    """Reorder rows of queries or keys: rotary pairs are neighbours in the file, and halves of the head here."""
     order = np.arange(head_size).reshape(-1, 2).T.reshape(-1)
     heads = weights.reshape(weights.shape[0], -1, head_size, weights.shape[-1])
     return heads[:, :, order].reshape(weights.shape)

@@ -24,7 +24,7 @@ HEADROOM = 1.1
 
 
 def float_dtype(dtype: Any) -> jnp.dtype:
-    """A dtype that parameters may have.
+    """Convert to a dtype that parameters may have.
 
     Raises:
         ValueError: none of ``DTYPES``: floats of eight bits need scales, which a cast does not make; integers are not
@@ -40,23 +40,23 @@ def float_dtype(dtype: Any) -> jnp.dtype:
 
 
 def leaf_dtype(path: tuple, dtype: Any) -> Any:
-    """The dtype of a leaf: float32 for norms, otherwise ``dtype``."""
+    """Return the dtype of a leaf: float32 for norms, otherwise ``dtype``."""
     return jnp.float32 if any("norm" in str(getattr(step, "key", "")) for step in path) else dtype
 
 
 def is_int8(node: Any) -> bool:
-    """Whether a node of the parameters is a matrix in eight bits."""
+    """Return whether a node of the parameters is a matrix in eight bits."""
     return isinstance(node, Int8)
 
 
 def named_leaves(config: DecoderConfig) -> list[tuple[tuple, jax.ShapeDtypeStruct]]:
-    """(path, shape) of every leaf."""
+    """Return (path, shape) of every leaf."""
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     return jax.tree_util.tree_leaves_with_path(shapes)
 
 
 def like_params(config: DecoderConfig, dtype: Any, int8: bool = False) -> Params:
-    """Shapes and dtypes of the parameters as they are stored on devices."""
+    """Return the shapes and dtypes of the parameters as they are stored on devices."""
 
     def build() -> Params:
         params = init_params(config, jax.random.key(0))
@@ -67,13 +67,13 @@ def like_params(config: DecoderConfig, dtype: Any, int8: bool = False) -> Params
 
 
 def parameter_bytes(config: DecoderConfig, dtype: Any, int8: bool = False) -> int:
-    """Bytes of the parameters."""
+    """Return the bytes of the parameters."""
     size = lambda path: 1 if int8 and is_quantized(path) else jnp.dtype(leaf_dtype(path, dtype)).itemsize  # noqa: E731
     return sum(int(np.prod(leaf.shape)) * size(path) for path, leaf in named_leaves(config))
 
 
 def check_memory(config: DecoderConfig, dtype: Any, mesh: Mesh | None, int8: bool = False) -> None:
-    """Compares an estimate of the parameters' memory with the free memory.
+    """Compare an estimate of the parameters' memory with the free memory.
 
     Raises:
         MemoryError: less is free.
@@ -89,12 +89,12 @@ def check_memory(config: DecoderConfig, dtype: Any, mesh: Mesh | None, int8: boo
 
 
 def devices_of(mesh: Mesh | None) -> list[jax.Device]:
-    """The devices of a mesh; without one, the first device."""
+    """Return the devices of a mesh; without one, the first device."""
     return [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
 
 
 def _free(devices: list[jax.Device]) -> float | None:
-    """Free bytes of the device with the least; CPU devices share the machine's memory."""
+    """Return the free bytes of the device with the fewest; CPU devices share the machine's memory."""
     if devices[0].platform == "cpu":
         lines = MEMORY.read_text().splitlines() if MEMORY.is_file() else []
         kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]

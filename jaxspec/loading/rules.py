@@ -25,22 +25,22 @@ class Rule(NamedTuple):
 
 
 def same(name: str) -> Rule:
-    """The leaf is the published array."""
+    """Use the published array as the leaf."""
     return Rule((name,), lambda parts, _: parts[0], lambda leaf, _: [leaf])
 
 
 def one_more(name: str) -> Rule:
-    """The leaf is the published array + 1: Gemma stores scales of norms minus one."""
+    """Add 1 to the published array: Gemma stores scales of norms minus one."""
     return Rule((name,), lambda parts, _: parts[0] + 1, lambda leaf, _: [leaf - 1])
 
 
 def stacked(*names: str) -> Rule:
-    """The published arrays, stacked."""
+    """Stack the published arrays."""
     return Rule(names, lambda parts, _: np.stack(parts), lambda leaf, _: list(leaf))
 
 
 def heads(pattern: str, names: str = "qkv") -> Rule:
-    """Rows of queries, keys and values, grouped by key-value head: [G, H/G + 2, head_size, …]."""
+    """Group rows of queries, keys and values by key-value head: [G, H/G + 2, head_size, …]."""
 
     def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
         shape = config.num_kv_heads, -1, config.head_size
@@ -53,5 +53,5 @@ def heads(pattern: str, names: str = "qkv") -> Rule:
 
 
 def table_from_two(name: str) -> Rule:
-    """Rows from the third on: in OPT's table of positions the first two belong to padding."""
+    """Drop the first two rows, which belong to padding in OPT's table of positions."""
     return Rule((name,), lambda parts, _: parts[0][2:], lambda leaf, _: [np.pad(leaf, ((2, 0), (0, 0)))])

@@ -31,7 +31,7 @@ _TOKEN: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 
 def save_model(model: Model, directory: str | Path, *, like: str | Path | None = None) -> None:
-    """Saves a model as the next step of a checkpoint directory, with its tokenizer's files next to it.
+    """Save a model as the next step of a checkpoint directory, with its tokenizer's files next to it.
 
     Args:
         model: network, parameters, text.
@@ -61,7 +61,7 @@ def save_model(model: Model, directory: str | Path, *, like: str | Path | None =
 
 
 def load_model(directory: str | Path, mesh: Mesh | None = None) -> Model:
-    """Loads a model of ``save_model`` straight onto a mesh.
+    """Load a model of ``save_model`` straight onto a mesh.
 
     Raises:
         ValueError: a checkpoint of another kind, an invalid configuration, or a mesh that does not divide the heads.
@@ -94,11 +94,10 @@ def _sharding(where: DeviceOrSharding) -> Sharding:
 
 
 def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False) -> Model:
-    """Opens a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer next to it.
+    """Open a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer next to it.
 
     Args:
-        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (a sole ``.model`` file next to it is
-            its tokenizer).
+        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (tokenizer: the one ``.model`` there).
         mesh: of the parameters.
         dtype: of the matrices; default: see ``load_huggingface``, and the stored one in the other formats.
         int8: keep the layers' matrices in eight bits.
@@ -121,7 +120,7 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
 
 
 def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
-    """The model with parameters of another dtype (None: unchanged), and with ``int8`` its matrices in eight bits."""
+    """Return the model with parameters of another dtype (None: unchanged); with ``int8`` its matrices in 8 bits."""
     params = model.params
     if dtype is not None:
         params = jax.tree_util.tree_map_with_path(
@@ -132,7 +131,7 @@ def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
 
 
 def convert(source: str | Path, out: str | Path) -> str:
-    """Converts a published checkpoint or llama2.c file to a checkpoint directory, or that to a published checkpoint.
+    """Convert a published checkpoint or llama2.c file to a checkpoint directory, or that to a published checkpoint.
 
     Returns:
         The format that was written: "checkpoint" or "huggingface".

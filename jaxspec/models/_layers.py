@@ -22,17 +22,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> nnx.Param:
-    """A random matrix; its product with unit-variance features has unit variance (times ``scale``)."""
+    """Draw a random matrix; its product with unit-variance features has unit variance (times ``scale``)."""
     return nnx.Param(jax.random.normal(rngs.params(), shape) * (scale * fan_in**-0.5))
 
 
 def bias(shape: tuple[int, ...], present: bool) -> nnx.Param | None:
-    """Zeros if the layer has a bias, otherwise None."""
+    """Return zeros if the layer has a bias, otherwise None."""
     return nnx.Param(jnp.zeros(shape)) if present else None
 
 
 def project(equation: str, matrix: nnx.Param, x: Array, offset: nnx.Param | None = None) -> Array:
-    """matrix · x + offset: contracts the last axis of ``matrix`` with the first of x, whose last two axes are kept."""
+    """Return matrix · x + offset: contract the last axis of ``matrix`` with the first of x; keep x's last two axes."""
     value = matrix.get_value()
     if isinstance(value, Int8):
         y = jnp.einsum(equation, value.values.astype(x.dtype), x) * value.scale[..., None, None].astype(x.dtype)
@@ -49,7 +49,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        """Normalises x [D, ...]."""
+        """Normalise x [D, ...]."""
         wide = x.astype(jnp.float32)
         unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=0, keepdims=True) + self.epsilon)
         return (unit * _column(self.scale[...], x)).astype(x.dtype)
@@ -63,7 +63,7 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        """Normalises x [D, ...]."""
+        """Normalise x [D, ...]."""
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=0, keepdims=True)
         unit = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=0, keepdims=True) + self.epsilon)
@@ -75,7 +75,7 @@ def _column(values: Array, x: Array) -> Array:
 
 
 def norm(features: int, block: Block) -> RMSNorm | LayerNorm:
-    """The norm of a block."""
+    """Return the norm of a block."""
     return (LayerNorm if block.layer_norm else RMSNorm)(features, block.epsilon)
 
 
@@ -93,7 +93,7 @@ class SelfAttention(nnx.Module):
         self.key_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
-        """Queries, keys and values of x [D, B, T] for ``attend``; ``turn`` applies rotary positions to heads."""
+        """Return queries, keys and values of x [D, B, T] for ``attend``; ``turn`` applies rotary positions to heads."""
         qkv = project("gqhd,dbt->gqhbt", self.qkv, x, self.qkv_bias)
         if self.query_norm is None or self.key_norm is None:
             turned, values = turn(_heads(qkv[:, :-1])), _heads(qkv[:, -1:])
@@ -104,18 +104,18 @@ class SelfAttention(nnx.Module):
         return queries, keys[:, :, 0], values[:, :, 0]
 
     def output(self, context: Array) -> Array:
-        """The block's output [D, B, T] for a context [B, G, Q, T, head_size]."""
+        """Return the block's output [D, B, T] for a context [B, G, Q, T, head_size]."""
         context = jnp.transpose(context, (1, 2, 4, 0, 3)).reshape(-1, context.shape[0], context.shape[3])
         return project("dc,cbt->dbt", self.out, context, self.out_bias)
 
 
 def _heads(x: Array) -> Array:
-    """[G, Q, head_size, B, T] to [B, G, Q, T, head_size]."""
+    """Transpose [G, Q, head_size, B, T] to [B, G, Q, T, head_size]."""
     return jnp.transpose(x, (3, 0, 1, 4, 2))
 
 
 def _normed(head_norm: RMSNorm, x: Array) -> Array:
-    """Heads x [G, Q, head_size, B, T], each normalised over its features."""
+    """Normalise heads x [G, Q, head_size, B, T], each over its features."""
     return jnp.moveaxis(head_norm(jnp.moveaxis(x, 2, 0)), 0, 2)
 
 
@@ -133,7 +133,7 @@ class FeedForward(nnx.Module):
         self.activation = ACTIVATIONS[c.block.activation]
 
     def __call__(self, x: Array) -> Array:
-        """The block's output for x [D, B, T]."""
+        """Return the block's output for x [D, B, T]."""
         first, *up = project("gfd,dbt->gfbt", self.gate_up, x, self.gate_up_bias)
         inner = self.activation(first)
         return project("df,fbt->dbt", self.down, inner * up[0] if up else inner, self.down_bias)
@@ -154,16 +154,16 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
     ) -> tuple[Array, Any]:
-        """Runs the layer on x [D, B, T]; ``turn`` applies rotary positions, ``rows`` are its cache."""
+        """Run the layer on x [D, B, T]; ``turn`` applies rotary positions, ``rows`` are its cache."""
         context, rows = attend(*self.heads(x, turn), rows, scores)
         return self.after_attention(x, context), rows
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
-        """The layer up to attention: queries, keys, values."""
+        """Run the layer up to attention: queries, keys, values."""
         return self.attention.heads(x if self.after else self.attention_norm(x), turn)
 
     def after_attention(self, x: Array, context: Array) -> Array:
-        """The layer from attention on, for its input x [D, B, T] and the context."""
+        """Run the layer from attention on, for its input x [D, B, T] and the context."""
         x = self._joined(x, self.attention.output(context), self.attention_norm, self.attention_post_norm)
         branch = self.mlp(x if self.after else self.mlp_norm(x))
         return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm)
@@ -175,14 +175,14 @@ class Layer(nnx.Module):
 
 
 def turning(rotary: Rotary | None, positions: Array, head_size: int) -> Callable[[Array], Array]:
-    """A function that rotates heads [B, G, Q, T, head_size] at ``positions`` [B, T]; the identity if rotary is None."""
+    """Build the rotation of heads [B, G, Q, T, head_size] at ``positions`` [B, T]; the identity if rotary is None."""
     if rotary is None:
         return lambda heads: heads
     return partial(rotate, tables=rotary_tables(positions, rotary, head_size))
 
 
 def rotary_tables(positions: Array, rotary: Rotary, head_size: int) -> tuple[Array, Array]:
-    """cos and sin of position · frequency: each [B, T, head_size / 2]."""
+    """Return cos and sin of position · frequency: each [B, T, head_size / 2]."""
     angles = positions.astype(jnp.float32)[..., None] * rotary.frequencies(head_size)[None, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     # XLA:CPU considers cosines cheap and would recompute both in every layer for every head; divisions prevent that.
@@ -191,7 +191,7 @@ def rotary_tables(positions: Array, rotary: Rotary, head_size: int) -> tuple[Arr
 
 
 def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
-    """Rotates the halves of every head of x [B, G, Q, T, head_size] by the angles of ``rotary_tables``."""
+    """Rotate the halves of every head of x [B, G, Q, T, head_size] by the angles of ``rotary_tables``."""
     cos, sin = (table[:, None, None].astype(x.dtype) for table in tables)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

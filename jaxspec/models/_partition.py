@@ -23,7 +23,7 @@ AXES = {
 
 
 def partition(params: Params) -> Params:
-    """A partition specification for every leaf; scales of eight-bit weights are divided like their features."""
+    """Return a partition specification for every leaf; scales of eight-bit weights are divided like their features."""
 
     def spec(path: tuple, leaf: Any) -> Any:
         own = AXES.get(str(getattr(path[-1], "key", "")), PartitionSpec())

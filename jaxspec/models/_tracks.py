@@ -1,11 +1,11 @@
 """Layers in tracks: every track runs on its own heads and hidden units; tracks meet at the ends of segments.
 
 A mesh whose ``model`` axis has as many devices as there are tracks holds one on each, because parameters are split
-along the very axes along which a mesh cuts them (``partition``). Attention is the one thing that is called for all
-tracks at once: heads know nothing of each other, so the callback and its cache [B, G, S, head_size] stay as they are.
+along the axes along which a mesh divides them (``partition``). Only attention is called for all tracks at once: heads
+are independent, so the callback and its cache [B, G, S, head_size] stay the same.
 
 Where a device holds several tracks, XLA:CPU transposes weights in every forward: decoding with four tracks on a single
-device took four to five times as long as without. Tracks pay on a mesh.
+device took four to five times as long as without. Tracks are faster only on a mesh.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ SHARED_BIASES = ("out_bias", "down_bias")
 
 
 def segments(tracks: Tracks, num_layers: int, layers: range) -> list[range]:
-    """The segments that ``layers`` consist of.
+    """Return the segments that ``layers`` consist of.
 
     Raises:
         ValueError: they begin or end within a segment, where there is no x [D, B, T].
@@ -41,19 +41,19 @@ def segments(tracks: Tracks, num_layers: int, layers: range) -> list[range]:
 
 
 def spread(x: Array, count: int) -> Array:
-    """A copy of x [D, B, T] for every track: [n, D, B, T]."""
+    """Copy x [D, B, T] for every track: [n, D, B, T]."""
     return jnp.broadcast_to(x[None], (count, *x.shape))
 
 
 def meet(x: Array, tracks: Array) -> Array:
-    """x + Σ_t (h_t − x): what tracks h [n, D, B, T] have added to x [D, B, T]; on a mesh, the one all-reduce."""
+    """Return x + Σ_t (h_t − x): what tracks h [n, D, B, T] have added to x [D, B, T]; on a mesh, the one all-reduce."""
     return x + jnp.sum(tracks - x[None], axis=0)
 
 
 def side_by_side(
     layer: Layer, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
 ) -> tuple[Array, Any]:
-    """``Layer.__call__`` for every track of x [n, D, B, T]; rows are those of the whole layer."""
+    """Run ``Layer.__call__`` for every track of x [n, D, B, T]; rows are those of the whole layer."""
     graph, state = nnx.split(layer)
     params, axes = split(nnx.to_pure_dict(state), len(x))
 
@@ -63,15 +63,15 @@ def side_by_side(
     def rest(params: Params, x: Array, context: Array) -> Array:
         return nnx.merge(graph, params).after_attention(x, context)
 
-    asked = jax.vmap(heads, (axes, 0), out_axes=1)(params, x)
-    queries, keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in asked)
+    projected = jax.vmap(heads, (axes, 0), out_axes=1)(params, x)
+    queries, keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in projected)
     context, rows = attend(queries, keys, values, rows, scores)
     context = context.reshape(context.shape[0], len(x), -1, *context.shape[2:])
     return jax.vmap(rest, (axes, 0, 1))(params, x, context), rows
 
 
 def split(layer: Params, count: int) -> tuple[Params, Params]:
-    """A layer's parameters with an axis of tracks, and where in each leaf that is; None: tracks share the leaf."""
+    """Return a layer's parameters with an axis of tracks, and its index in each leaf; None: tracks share the leaf."""
     axes = jax.tree.map(lambda _, spec: _axis(spec), layer, partition(layer))
 
     def leaf(path: tuple, leaf: Array, axis: int | None) -> Array:

@@ -18,7 +18,7 @@ class LinearScaling:
     factor: float
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scales frequencies [head_size / 2]."""
+        """Scale frequencies [head_size / 2]."""
         return frequencies / self.factor
 
 
@@ -35,7 +35,7 @@ class Llama3Scaling:
     original_length: int
 
     def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scales frequencies [head_size / 2]."""
+        """Scale frequencies [head_size / 2]."""
         turns = self.original_length * frequencies / (2 * math.pi)
         blend = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
         return (1 - blend) * frequencies / self.factor + blend * frequencies
@@ -49,7 +49,7 @@ class Rotary:
     scaling: LinearScaling | Llama3Scaling | None = None
 
     def frequencies(self, head_size: int) -> np.ndarray:
-        """Rotation angle of one position: [head_size / 2] float32."""
+        """Return the rotation angle of one position: [head_size / 2] float32."""
         plain = 1.0 / (self.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size))
         return np.asarray(plain if self.scaling is None else self.scaling(plain), np.float32)
 
@@ -94,16 +94,16 @@ class Attention:
     norm_heads: bool = False
 
     def is_windowed(self, layer: int) -> bool:
-        """Whether a layer attends to a sliding window only."""
+        """Return whether a layer attends to a sliding window only."""
         return self.window is not None and (not self.windowed or self.windowed[layer])
 
     def scores_of(self, layer: int) -> Scores:
-        """Attention weights of one layer."""
+        """Return the attention weights of one layer."""
         window = self.window if self.is_windowed(layer) else None
         return Scores(self.scores.scale, self.scores.softcap, window)
 
     def rotary_of(self, layer: int) -> Rotary | None:
-        """Rotary positions of one layer."""
+        """Return the rotary positions of one layer."""
         return self.local_rotary if self.local_rotary and self.is_windowed(layer) else self.rotary
 
 
@@ -154,9 +154,10 @@ class Tracks:
     """Parallel narrow decoders that are summed at the ends of segments only: x ← x + Σ_t (h_t − x).
 
     Heads and hidden units of every layer are divided among the tracks. In a segment, track t starts from h_t = x and
-    uses only its own updates. On as many devices that needs one all-reduce for each segment; tensor parallelism needs
-    two for each layer. Parameters have the shapes of a model without tracks, but the function is another one, on every
-    mesh. Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
+    uses only its own updates. With one track per device that needs one all-reduce per segment; tensor parallelism needs
+    two per layer. Parameters have the shapes of a model without tracks, but compute another function, on every mesh.
+
+    Source: Mirror-SD (arXiv 2510.13161), the sharding of drafts; sync-point drop (arXiv 2502.20727).
 
     Attributes:
         count: number of tracks; 1 is the model without tracks.
@@ -167,7 +168,7 @@ class Tracks:
     segments: int = 2
 
     def meetings(self, num_layers: int) -> tuple[int, ...]:
-        """Layer counts after which all tracks have the same x: 0, and the ends of the segments."""
+        """Return the layer counts after which all tracks have the same x: 0, and the ends of the segments."""
         return tuple(range(0, num_layers + 1, num_layers // self.segments))
 
 
@@ -176,7 +177,7 @@ class DecoderConfig:
     """A decoder-only transformer; the defaults are Llama's blocks with a tied head.
 
     A draft on several devices can run in tracks, one on each, with two all-reduces for a forward pass instead of two
-    for each layer: ``DecoderConfig(32_000, 1024, 16, 16, 8, 64, 2816, tracks=Tracks(8))``. It is trained as any other
+    for each layer: ``DecoderConfig(32_000, 1024, 16, 16, 8, 64, 2816, tracks=Tracks(8))``. It is trained like any
     model; training can start from the parameters of a model without tracks.
 
     Attributes:
@@ -270,7 +271,7 @@ def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
 
 
 def build(kind: type[Built], values: dict[str, Any]) -> Built:
-    """The inverse of ``dataclasses.asdict``, also after JSON.
+    """Build a configuration from the result of ``dataclasses.asdict``, also after JSON.
 
     Raises:
         ValueError: not a dictionary, or a name that the configuration does not have.

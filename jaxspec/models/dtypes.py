@@ -12,12 +12,12 @@ FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 def hidden_like(model: Model) -> Any:
-    """Shape and dtype of the hidden state of one token."""
+    """Return the shape and dtype of the hidden state of one token."""
     return jax.eval_shape(model.network.embed, model.params, jax.ShapeDtypeStruct((1, 1), jnp.int32))
 
 
 def check_dtype(model: Model, name: str) -> None:
-    """Raises ValueError unless the hidden states of a model have a type that is wide enough."""
+    """Raise ValueError unless the hidden states of a model have a type that is wide enough."""
     dtype = hidden_like(model).dtype
     if dtype.name not in FLOATS:
         raise ValueError(f"expected a {name} that computes in one of {', '.join(FLOATS)}, got {dtype}; cast its params")

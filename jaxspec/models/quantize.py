@@ -25,7 +25,7 @@ class Int8(NamedTuple):
 
 
 def quantized_matrix(matrix: np.ndarray | Array) -> Int8:
-    """Rounds a matrix [..., K] to 255 levels for each row."""
+    """Round a matrix [..., K] to 255 levels for each row."""
     library = np if isinstance(matrix, np.ndarray) else jnp
     wide = matrix.astype(np.float32)
     scale = library.maximum(library.max(library.abs(wide), axis=-1), np.float32(1e-30)) / np.float32(127)
@@ -34,12 +34,12 @@ def quantized_matrix(matrix: np.ndarray | Array) -> Int8:
 
 
 def is_quantized(path: tuple) -> bool:
-    """Whether ``quantized`` rounds the leaf at this path."""
+    """Return whether ``quantized`` rounds the leaf at this path."""
     return bool(path) and str(getattr(path[-1], "key", "")) in QUANTIZED
 
 
 def quantized(params: Params) -> Params:
-    """Parameters with the layers' matrices in eight bits; matrices that are already quantised are unchanged."""
+    """Round the layers' matrices to eight bits; matrices that are already quantised are unchanged."""
     leaf = lambda node: isinstance(node, Int8)  # noqa: E731
     return jax.tree_util.tree_map_with_path(
         lambda path, node: quantized_matrix(node) if is_quantized(path) and not leaf(node) else node,

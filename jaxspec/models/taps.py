@@ -15,7 +15,7 @@ def run_layers(
     layers: range,
     taps: tuple[int, ...] = (),
 ) -> tuple[Array, Any, dict[int, Array]]:
-    """``network.blocks`` over ``layers``, with the streams r_i before layer i that ``taps`` name.
+    """Run ``network.blocks`` over ``layers``; also return the streams r_i before layer i, for each i in ``taps``.
 
     Of the taps those in (start, stop] are kept, and r_0 by the range that starts at 0, so that consecutive ranges keep
     every tap once. Without taps it is one call of ``network.blocks``.
@@ -23,11 +23,11 @@ def run_layers(
     Returns:
         x [D, B, T] after the layers, the cache, and the streams [D, B, T] by tap.
     """
-    found, start = ({0: x} if 0 in taps and layers.start == 0 else {}), layers.start
+    streams, start = ({0: x} if 0 in taps and layers.start == 0 else {}), layers.start
     for tap in taps:
         if layers.start < tap <= layers.stop:
             x, cache = network.blocks(params, x, positions, cache, attend, range(start, tap))
-            found[tap], start = x, tap
-    if start < layers.stop or not found:
+            streams[tap], start = x, tap
+    if start < layers.stop or not streams:
         x, cache = network.blocks(params, x, positions, cache, attend, range(start, layers.stop))
-    return x, cache, found
+    return x, cache, streams

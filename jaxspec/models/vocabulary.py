@@ -16,7 +16,7 @@ RESERVED = re.compile(r"[<\[].*[>\]]", re.DOTALL)
 
 
 def fit_vocabulary(draft: Model, size: int) -> Model:
-    """A draft with logits over ``size`` tokens: padded with −∞ at the end, or cut.
+    """Resize a draft's logits to ``size`` tokens: pad with −∞ at the end, or cut.
 
     Published models with one tokenizer may have embeddings of different sizes, because rows are added for divisibility.
     The result never proposes a token that it or the target does not have; decoding stays lossless.
@@ -39,13 +39,13 @@ def fit_vocabulary(draft: Model, size: int) -> Model:
 
 
 def unfitted(model: Model) -> Model:
-    """The model with the vocabulary of its parameters."""
+    """Return the model with the vocabulary of its parameters."""
     return model._replace(network=model.network.source or model.network)
 
 
 @lru_cache
 def _fitted(network: Network, size: int) -> Network:
-    """The network with another vocabulary size; cached, so that compiled programs are reused."""
+    """Return the network with another vocabulary size; cached, so that compiled programs are reused."""
     own = network.config.vocab_size
 
     def embed(params: Params, tokens: Array) -> Array:
@@ -64,8 +64,8 @@ def _fitted(network: Network, size: int) -> Network:
     return replace(network, config=config, embed=embed, logits=logits, with_config=with_config, source=network)
 
 
-def check_words(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
-    """Rejects drafts with another tokenizer, whose tokens would hardly ever be accepted.
+def check_tokenizers(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
+    """Reject drafts with another tokenizer, whose tokens would hardly ever be accepted.
 
     Args:
         target: text of the target.
@@ -88,7 +88,7 @@ def check_words(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
 
 
 def fitted(target: Model, draft: Model) -> Model:
-    """The draft with the target's vocabulary size, if both have the same tokenizer.
+    """Resize the draft to the target's vocabulary size, if both have the same tokenizer.
 
     Raises:
         ValueError: different tokenizers, or embeddings of different sizes without two tokenizers to compare.
@@ -102,12 +102,12 @@ def fitted(target: Model, draft: Model) -> Model:
             f"jaxspec.fit_vocabulary(draft, {sizes[0]}), else use a draft trained with the target's tokenizer"
         )
     if target.text and draft.text:
-        check_words(target.text, draft.text, sizes)
+        check_tokenizers(target.text, draft.text, sizes)
     return draft if sizes[0] == sizes[1] else fit_vocabulary(draft, sizes[0])
 
 
 def check_trainable(target: Model, draft: Model) -> None:
-    """Checks that a draft that is trained on the target has an embedding row for each of its tokens.
+    """Check that a draft that is trained on the target has an embedding row for each of its tokens.
 
     Raises:
         ValueError: different tokenizers, or embeddings of different sizes.
@@ -120,4 +120,4 @@ def check_trainable(target: Model, draft: Model) -> None:
             "draft trained with the target's tokenizer"
         )
     if target.text and draft.text:
-        check_words(target.text, draft.text, sizes)
+        check_tokenizers(target.text, draft.text, sizes)

@@ -27,7 +27,7 @@ class NoContent(str):
 
 
 def render(template: str, messages: Sequence[Message], special: dict[str, str]) -> str:
-    """A chat template over messages, in Jinja's sandbox.
+    """Render a chat template over messages, in Jinja's sandbox.
 
     Content is text, or a list of parts ``{"type": "text", "text": "…"}``, which are joined by line breaks unless the
     template itself reads parts. In a message with ``tool_calls`` it may be None, which renders as empty text.
@@ -57,7 +57,7 @@ def render(template: str, messages: Sequence[Message], special: dict[str, str]) 
 
 
 def _environment(reject: Callable[[str], None]) -> Any:
-    """Jinja's sandbox with the functions that ``transformers`` adds."""
+    """Return Jinja's sandbox with the functions that ``transformers`` adds."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -71,7 +71,7 @@ def _environment(reject: Callable[[str], None]) -> Any:
 
 
 def _checked(index: int, message: Any, takes_parts: bool) -> Message:
-    """The message, with content that a template can render."""
+    """Return the message, with content that a template can render."""
     if not isinstance(message, dict):
         raise ValueError(f"message {index}: expected a dictionary with role and content, got {message!r:.80}")
     if not isinstance(message.get("role"), str):
@@ -98,6 +98,6 @@ def _joined(index: int, parts: list[Any]) -> str:
 
 
 def _unmarked(template: str) -> str:
-    """The template without its ``generation`` blocks, which mark answers for training."""
+    """Return the template without its ``generation`` blocks, which mark answers for training."""
     template = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
     return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", template)

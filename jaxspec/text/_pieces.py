@@ -68,17 +68,17 @@ class Pieces:
         return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
     def piece(self, token: int) -> str | None:
-        """The token as the vocabulary spells it; None beyond the vocabulary."""
+        """Return the token as the vocabulary spells it; None beyond the vocabulary."""
         if token in self.added:
             return self.added[token].content
         return self.processor.id_to_piece(int(token)) if 0 <= token < self.processor.get_piece_size() else None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids [T] int32, with the ids added before and after a sequence."""
+        """Encode to ids [T] int32, with the ids added before and after a sequence."""
         return np.asarray([*self.start, *self._ids(text), *self.end], np.int32)
 
     def encode_marked(self, text: str) -> np.ndarray:
-        """Ids [T] int32 of the text alone."""
+        """Encode the text alone to ids [T] int32."""
         return np.asarray(list(self._ids(text)), np.int32)
 
     def _ids(self, text: str) -> Iterator[int]:
@@ -91,7 +91,7 @@ class Pieces:
                 yield from (self.processor if with_space else self.inner).encode(text[begin:end])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text without special tokens and without ids beyond the vocabulary."""
+        """Decode to text without special tokens and without ids beyond the vocabulary."""
         names = [self.piece(int(token)) for token in tokens if not self._is_special(int(token))]
         return self.decoder.decode([name for name in names if name is not None])
 
@@ -100,7 +100,7 @@ class Pieces:
 
 
 def read_pieces(path: Path, about: Mapping[str, Any], added: Mapping[int, AddedToken], named: Sequence[str]) -> Pieces:
-    """Reads a SentencePiece model file.
+    """Read a SentencePiece model file.
 
     Args:
         path: ``tokenizer.model``.
@@ -136,7 +136,7 @@ def read_pieces(path: Path, about: Mapping[str, Any], added: Mapping[int, AddedT
 
 
 def processor_of(model: bytes) -> Any:
-    """SentencePiece's processor of a model's bytes."""
+    """Return SentencePiece's processor of a model's bytes."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ModuleNotFoundError as error:
@@ -147,18 +147,18 @@ def processor_of(model: bytes) -> Any:
 
 
 def own_prefix(processor: Any) -> bool:
-    """Whether the model adds a space before a text."""
+    """Return whether the model adds a space before a text."""
     return str(processor.id_to_piece(processor.encode("a")[0])).startswith(SPACE)
 
 
 def unnormalized(token: AddedToken, special: bool) -> AddedToken:
-    """The token, found in a text before normalization."""
+    """Return the token, matched in a text before normalization."""
     flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
     return AddedToken(token.content, normalized=False, special=token.special or special, **flags)
 
 
 def check_id(content: str, own: int | None, added: int) -> None:
-    """Raises a ValueError if the vocabulary has the token under another id than ``added``."""
+    """Raise a ValueError if the vocabulary has the token under another id than ``added``."""
     if own is not None and own != added:
         raise ValueError(
             f"expected the token {content!r} at id {added}, as in the added tokens, got id {own} in the vocabulary; "
@@ -167,12 +167,12 @@ def check_id(content: str, own: int | None, added: int) -> None:
 
 
 def _end(about: Mapping[str, Any], ids: Mapping[str, int], name: str, own: int, default: bool) -> tuple[int, ...]:
-    """Ids added at one end of a sequence."""
+    """Return the ids added at one end of a sequence."""
     adds = about.get(f"add_{name}")
     token = ids.get(content(about.get(name)), own)
     return (token,) if (default if adds is None else adds) and token >= 0 else ()
 
 
 def content(value: Any) -> str:
-    """The text of a token, which files store as text or as an object; empty for None."""
+    """Return the text of a token, which files store as text or as an object; empty for None."""
     return str((value["content"] if isinstance(value, dict) else value) or "")

@@ -60,7 +60,7 @@ class Text:
 
     @staticmethod
     def of(tokenizer: Tokenizer, **rest: Any) -> "Text":
-        """A ``Text`` with a tokenizer of the ``tokenizers`` library, without its truncation and padding."""
+        """Make a ``Text`` from a tokenizer of the ``tokenizers`` library, without its truncation and padding."""
         tokenizer = unlimited(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
         return Text(
@@ -75,7 +75,7 @@ class Text:
 
     @staticmethod
     def read(folder: str | Path) -> "Text | None":
-        """Reads the tokenizer files of a published checkpoint; None if the folder has none.
+        """Read the tokenizer files of a published checkpoint; None if the folder has none.
 
         Without ``tokenizer.json`` and ``tokenizer.model`` there may still be stop tokens and a chat template.
 
@@ -111,24 +111,24 @@ class Text:
         return Text(**rest) if rest["stop"] or rest["template"] else None
 
     def _ended(self, id_of: Callable[[str], int | None], default: int = -1) -> "Text":
-        """The same, with its ``eos_token``, or else the default, as stop token if its files name none."""
+        """Return a copy with its ``eos_token``, or else the default, as stop token if its files name none."""
         end = id_of(self.special["eos_token"]) if "eos_token" in self.special else None
         end = default if end is None else end
         return self if self.stop or end < 0 else self.stopping([end])
 
     def stopping(self, tokens: Sequence[int]) -> "Text":
-        """The same, with other stop tokens."""
+        """Return a copy with other stop tokens."""
         return replace(self, stop=tuple(tokens))
 
     def completed(self, other: "Text") -> "Text":
-        """The same, with the stop tokens and chat template of ``other`` where it has none."""
+        """Return a copy with the stop tokens and chat template of ``other`` where it has none."""
         chat: dict[str, Any] = (
             {} if self.template else {"template": other.template, "special": other.special | self.special}
         )
         return replace(self, stop=self.stop or other.stop, defaults=self.defaults or other.defaults, **chat)
 
     def chat(self, messages: Sequence[Message]) -> np.ndarray:
-        """Ids of a conversation, up to the model's answer.
+        """Encode a conversation, up to the model's answer.
 
         Raises:
             ValueError: no tokenizer, no chat template, or messages that the template rejects.
@@ -141,7 +141,7 @@ class Text:
         return encode(render(self.template, messages, self.special))
 
     def write(self, folder: Path) -> None:
-        """Copies the files, or without files writes the tokenizer and the chat template."""
+        """Copy the files; without files, write the tokenizer and the chat template."""
         for name, file in self.files.items():
             if name in FILES and file.resolve() != (folder / name).resolve():
                 shutil.copyfile(file, folder / name)
@@ -153,7 +153,7 @@ class Text:
 
 
 def unlimited(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, or a copy without truncation and padding if it has either."""
+    """Return the tokenizer, or a copy without truncation and padding if it has either."""
     if tokenizer.truncation is None and tokenizer.padding is None:
         return tokenizer
     copy = Tokenizer.from_str(tokenizer.to_str())
@@ -169,7 +169,7 @@ def sentencepiece(
     named: Sequence[str] = (),
     **rest: Any,
 ) -> Text:
-    """Reads a SentencePiece model file.
+    """Read a SentencePiece model file.
 
     Encoding adds the beginning-of-sequence token first, as Llama's tokenizers do, unless ``add_bos_token`` is false.
 
@@ -197,7 +197,7 @@ def sentencepiece(
 
 
 def _marked(tokenizer: Tokenizer, added: dict[int, AddedToken], named: Sequence[str]) -> Tokenizer:
-    """The tokenizer with the tokens that only its other files add or mark as special."""
+    """Return the tokenizer with the tokens that only its other files add or mark as special."""
     present = tokenizer.get_added_tokens_decoder()
     for number, token in sorted(added.items()):
         if repr(present.get(number)) != repr(token):
@@ -211,7 +211,7 @@ def _marked(tokenizer: Tokenizer, added: dict[int, AddedToken], named: Sequence[
 
 
 def _named(about: dict[str, Any]) -> list[str]:
-    """Texts of the special tokens that files name."""
+    """Return the texts of the special tokens that files name."""
     names = [value for name, value in about.items() if name.endswith("_token")]
     more = [about.get(name) or [] for name in ("additional_special_tokens", "extra_special_tokens")]
     names += [value for each in more for value in (each.values() if isinstance(each, dict) else each)]
@@ -219,7 +219,7 @@ def _named(about: dict[str, Any]) -> list[str]:
 
 
 def _added(about: dict[str, Any], older: dict[str, Any], named: Sequence[str]) -> dict[int, AddedToken]:
-    """Id → token of ``added_tokens_decoder``, or of the older ``added_tokens.json``."""
+    """Return id → token of ``added_tokens_decoder``, or of the older ``added_tokens.json``."""
     if "added_tokens_decoder" not in about:
         return {older[name]: AddedToken(name, normalized=name not in named, special=name in named) for name in older}
     tokens = about["added_tokens_decoder"].items()
@@ -240,7 +240,7 @@ def _stops(defaults: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _template(value: Any) -> str | None:
-    """The chat template, or of several the one named "default"."""
+    """Return the chat template, or of several the one named "default"."""
     if isinstance(value, list):
         value = {entry["name"]: entry["template"] for entry in value}.get("default")
     if value is not None and not isinstance(value, str):

@@ -9,20 +9,20 @@ from jaxspec.text._text import Text
 
 
 def prompt_prefix(tokenizer: Tokenizer | Text | None) -> np.ndarray:
-    """Tokens [k] int32 that encoding puts before a prompt, such as ``<bos>``; none without a tokenizer."""
+    """Return the tokens [k] int32 that encoding puts before a prompt, such as ``<bos>``; none without a tokenizer."""
     text = None if tokenizer is None else _text(tokenizer)
     return np.asarray([] if text is None or text.encode is None else _frame(text)[0], np.int32)
 
 
 def tokens_of(tokenizer: Tokenizer | Text, text: str) -> np.ndarray:
-    """Token ids [T] int32 of a text with its prefix, but without the tokens that encoding puts after it."""
+    """Encode a text to ids [T] int32 with its prefix, but without the tokens that encoding puts after it."""
     own = _text(tokenizer)
     ids = _encode(own, text)
     return ids[: len(ids) - len(_frame(own)[1])]
 
 
 def with_prefix(rows: np.ndarray, prefix: np.ndarray) -> np.ndarray:
-    """Windows [..., T] whose first k tokens are replaced by ``prefix`` [k].
+    """Replace the first k tokens of windows [..., T] by ``prefix`` [k].
 
     Raises:
         ValueError: windows not longer than the prefix.
@@ -39,7 +39,7 @@ def with_prefix(rows: np.ndarray, prefix: np.ndarray) -> np.ndarray:
 
 
 def windows(tokens: np.ndarray, length: int, count: int, prefix: Sequence[int] | np.ndarray = ()) -> np.ndarray:
-    """At most ``count`` windows [n, length] of a token array, evenly spaced, neighbours overlapping by half at most.
+    """Cut at most ``count`` windows [n, length] from tokens, evenly spaced; neighbours overlap by half at most.
 
     Args:
         tokens: of a whole text, [T].
@@ -60,24 +60,24 @@ def windows(tokens: np.ndarray, length: int, count: int, prefix: Sequence[int] |
 def token_rows(
     tokenizer: Tokenizer | Text, texts: Sequence[str], length: int, count: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Windows of several texts, [n, length], each with the prompt prefix; and the index of the text each is from."""
+    """Return windows [n, length] of several texts, each with the prompt prefix, and the index of each one's text."""
     prefix = prompt_prefix(tokenizer)
     rows = [windows(tokens_of(tokenizer, text), length, count, prefix) for text in texts]
     return np.concatenate(rows), [index for index, part in enumerate(rows) for _ in part]
 
 
 def lengths(tokens: np.ndarray) -> np.ndarray:
-    """Number of tokens [n] of every row of texts [n, T] padded with −1."""
+    """Return the number of tokens [n] of every row of texts [n, T] padded with −1."""
     return np.sum(np.asarray(tokens) >= 0, axis=-1)
 
 
 def filled(tokens: np.ndarray) -> np.ndarray:
-    """Texts padded with −1, padded with token 0 instead, which a model can embed."""
+    """Replace padding of −1 by token 0, which a model can embed."""
     return np.maximum(tokens, 0)
 
 
 def _encode(text: Text, string: str) -> np.ndarray:
-    """Encodes as ``generate`` encodes a prompt.
+    """Encode as ``generate`` encodes a prompt.
 
     Raises:
         ValueError: a ``Text`` without a tokenizer.
@@ -88,7 +88,7 @@ def _encode(text: Text, string: str) -> np.ndarray:
 
 
 def _frame(text: Text) -> tuple[list[int], list[int]]:
-    """Tokens that encoding puts before and after a text."""
+    """Return the tokens that encoding puts before and after a text."""
     if text.encode_marked is None:
         return _encode(text, "").tolist(), []
     own, whole = text.encode_marked("a").tolist(), _encode(text, "a").tolist()

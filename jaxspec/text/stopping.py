@@ -25,7 +25,7 @@ class Written:
         context: the last tokens of the prompt; ``text`` is what follows their text (see ``context_of``).
         tokens: new tokens so far.
         log_probabilities: one for each of them.
-        finish: why it ended; None while it goes on.
+        finish: why it ended; None before the end.
         text: the part that cannot change any more: whole characters, no possible beginning of a stop string.
     """
 
@@ -48,7 +48,7 @@ class Written:
         self._read = len(self.context)
 
     def add(self, tokens: Sequence[int], log_probabilities: Sequence[float]) -> int:
-        """Adds new tokens up to the end of the sequence; returns how many were added."""
+        """Add new tokens up to the end of the sequence; return how many were added."""
         before = len(self.tokens)
         for token, value in zip(tokens, log_probabilities, strict=True):
             if self.finish:
@@ -68,7 +68,7 @@ class Written:
             self.finish = "length"
 
     def _move(self, final: bool = False) -> bool:
-        """Moves final text from ``_held`` to ``text``; returns whether a stop string ended it."""
+        """Move final text from ``_held`` to ``text``; return whether a stop string ended it."""
         self._held += self._new(final)
         ends = [start for start in (self._held.find(stop) for stop in self.stop_strings) if start >= 0]
         if ends:
@@ -81,13 +81,13 @@ class Written:
         return False
 
     def show(self) -> str:
-        """All text that is final by now."""
+        """Return the text that is final by now."""
         if self.decode:
             self._move(final=self.finish is not None)
         return self.text
 
     def _new(self, final: bool) -> str:
-        """Text of the tokens not decoded yet; empty while it ends within a character.
+        """Return the text of the tokens not decoded yet; empty while it ends within a character.
 
         It is the difference of two decodings that begin at the same earlier token, because a decoder treats the
         beginning of a text in another way (it drops a space).
@@ -105,7 +105,7 @@ class Written:
 
 
 def context_of(decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt, enough of them to have text, so that what follows is not decoded as a beginning."""
+    """Return the last tokens of a prompt, enough to have text, so that new tokens are not decoded as a beginning."""
     size = CONTEXT
     while size < len(prompt) and not decode(prompt[-size:]).strip(f"{BROKEN} "):
         size *= 2
@@ -113,5 +113,5 @@ def context_of(decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) ->
 
 
 def _overhang(text: str, stop: str) -> int:
-    """Length of the longest suffix of ``text`` that is a prefix of ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

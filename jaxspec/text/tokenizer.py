@@ -12,7 +12,7 @@ UNKNOWN = "\ufffd"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
-    """A tokenizer of these texts: single characters, or with ``vocab_size`` byte-pair encoding of that many tokens.
+    """Train a tokenizer on texts: single characters, or with ``vocab_size`` byte-pair encoding of that many tokens.
 
     Characters that no text has become one unknown token. Decoding joins the tokens.
 
@@ -47,7 +47,7 @@ def _merges(texts: list[str], alphabet: list[str], vocab_size: int) -> Tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Token ids [T] int32 of the whole text, without truncation or padding."""
+    """Return the token ids [T] int32 of the whole text, without truncation or padding."""
     # Not `encode`, which also returns offsets and takes twice as long.
     (encoding,) = unlimited(tokenizer).encode_batch_fast([text], add_special_tokens=False)
     return np.asarray(encoding.ids, np.int32)

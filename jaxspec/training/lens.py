@@ -17,8 +17,7 @@ from jaxspec.verify.exits import AffineLens, init_affine_lens
 def lens_loss(target: Model, exit_layer: int) -> LossFn:
     """Build the cross-entropy of an exit head against the target: L = −Σ_v p^N(v)·log p^E(v), nats per token.
 
-    The parameters are those of the exit head, such as ``exits.init_affine_lens``. The target, its norm and its output
-    head are not trained.
+    Parameters are those of the exit head, as from ``exits.init_affine_lens``; the target is not trained.
     """
     network, frozen = target.network, target.params
 

@@ -68,8 +68,7 @@ def fit_streams(
 
     Args:
         draft: from ``jaxspec.streaming``.
-        tokens: text to train on, best the target's own continuations (``federated.continued``): [n, T] int32, −1
-            after the end of a text.
+        tokens: text, best the target's continuations (``federated.continued``): [n, T] int32, −1 after its end.
         frozen: train the streams only, so that the acceptance of the plain draft stays; else train all parameters.
         schedule: optimiser steps; ``sequence_length`` is not used, rows are taken whole.
         seed: of the batches.

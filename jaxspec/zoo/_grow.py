@@ -24,8 +24,7 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
     """Return a model of the same function, ``width`` times as wide and ``depth`` times as deep.
 
     Args:
-        model: with Llama's blocks and a tied head, in floating point; a draft may have lookahead streams. The dtype is
-            kept.
+        model: floating point, Llama's blocks, a tied head, optionally lookahead streams. The dtype is kept.
         width: factor of features D, heads H and G, and hidden units F; the size of a head is kept.
         depth: factor of the number of layers N; layer i·N′/N of the grown model is layer i.
         seed: of the random weights that do not change the output.
@@ -71,7 +70,7 @@ def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
 
 
 def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig:
-    """Configuration of the grown model; ε and the embedding scale compensate for the width of the residual stream."""
+    """Return the grown configuration; ε and embedding scale compensate for the width of the residual stream."""
     block: Block = replace(config.block, epsilon=config.block.epsilon / width)
     scale = config.width**0.5 if config.ends.embedding_scale is None else config.ends.embedding_scale
     return replace(
@@ -88,7 +87,7 @@ def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig
 
 @partial(jax.jit, static_argnames=("config", "kept"))
 def _layer(config: DecoderConfig, kept: bool, small: Params, shrink: float, key: Array) -> Params:
-    """A random layer that adds zero to the residual stream, or what the small layer adds if ``kept``.
+    """Make a random layer that adds zero to the residual stream, or what the small layer adds if ``kept``.
 
     Compiled as one program, so that no intermediate copies of a large layer are made.
     """
@@ -105,5 +104,5 @@ def _layer(config: DecoderConfig, kept: bool, small: Params, shrink: float, key:
 
 
 def _embed(large: Array, small: Array) -> Array:
-    """The large array with the small one written at its start in every dimension."""
+    """Write the small array at the start of the large one in every dimension."""
     return large.at[tuple(slice(size) for size in small.shape)].set(small)

@@ -52,8 +52,7 @@ def load(name_or_path: str | Path = "shakespeare") -> Pair:
     """Load an embedded pair by name, or one written by ``save`` by path; float32 on the default device.
 
     Raises:
-        ValueError: the name is unknown, a file is damaged, or weights do not match the configuration; the message names
-            the file and the weight.
+        ValueError: an unknown name, a damaged file, or weights that do not match the configuration (named).
     """
     folder = resources.files("jaxspec.zoo") / str(name_or_path) if name_or_path in PAIRS else Path(name_or_path)
     if not (folder / "pair.json").is_file():

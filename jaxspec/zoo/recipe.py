@@ -137,7 +137,7 @@ def main(recipe: PairRecipe, out: Path) -> dict[str, Any]:
 def containment(
     target: Model, exit_layer: int, corpus: np.ndarray, count: int = 64, length: int = 256
 ) -> dict[str, float]:
-    """Share of positions where the exit's top 1, 4 and 8 contain the target's argmax, on windows of a corpus."""
+    """Return how often the exit's top 1, 4 and 8 contain the target's argmax, on windows of a corpus."""
     tokens = jnp.asarray(corpus[: count * length].reshape(count, length))
     early, final = jax.jit(partial(hidden_states, target.network, exits=(exit_layer,)))(target.params, tokens)
     top = jax.lax.top_k(jnp.moveaxis(LogitLens()(target.network, target.params, early), 0, -1), 8)[1]
@@ -189,7 +189,7 @@ def add_streams(recipe: PairRecipe, pair: Pair, out: Path) -> dict[str, Any]:
 
 
 def stream_accuracy(target: Model, streaming: Model, held_out: np.ndarray, count: int = 64) -> dict[str, Any]:
-    """Accuracy of each stream on the target's continuations of held-out text."""
+    """Return the accuracy of each stream on the target's continuations of held-out text."""
     prompts = held_out[: count * 32].reshape(count, 32)
     tokens = federated.continued(target, prompts, 96).tokens
     loss = jax.jit(streaming_loss(streaming.network))

@@ -158,15 +158,15 @@ def test_a_point_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({"foreseen": (1.1,)}, r"expected points >= 2, shares in \[0, 1\] and a margin"),
         ({"points": 1}, "got 1, "),
         ({"margin": 1.0}, "and 1.0"),
     ],
 )
-def test_invalid_comparisons(arguments, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_comparisons(arguments, message):
+    with pytest.raises(ValueError, match=message):
         compare(**arguments)
 
 

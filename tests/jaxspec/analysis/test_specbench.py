@@ -38,10 +38,10 @@ def questions(tmp_path):
 
 
 def test_questions_are_read_task_by_task(questions):
-    found = read_questions(questions)
-    assert [question.id for question in found] == [line["question_id"] for line in LINES]
-    assert len({question.task for question in found}) == len(set(TASKS.values())) == 6
-    assert found[0].turns == ["Speak, speak.", "Once more."]
+    read = read_questions(questions)
+    assert [question.id for question in read] == [line["question_id"] for line in LINES]
+    assert len({question.task for question in read}) == len(set(TASKS.values())) == 6
+    assert read[0].turns == ["Speak, speak.", "Once more."]
     assert [question.id for question in read_questions(questions, per_task=1)] == [81, 201, 241, 321, 401, 561]
 
 
@@ -88,16 +88,16 @@ def test_heads_that_two_devices_cannot_share(tmp_path, capsys):
     for name, layers in (("target", 2), ("draft", 1)):
         model = jaxspec.decoder(replace(config, num_layers=layers), jax.random.key(0))
         save_model(model._replace(text=text), tmp_path / name)
-    asked = write(tmp_path / "q.jsonl", LINES[2:3])
+    file = write(tmp_path / "q.jsonl", LINES[2:3])
     where = ["--target", str(tmp_path / "target"), "--draft", str(tmp_path / "draft")]
-    command_line.main(["bench", str(asked), *where, "--max-new-tokens", "8", "--runs", "1", "--json"])
+    command_line.main(["bench", str(file), *where, "--max-new-tokens", "8", "--runs", "1", "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["method"] for row in rows[:3]] == ["autoregressive", "speculative", "mirror"]
     assert all(row["identical"] and row["baseline_devices"] == 1 for row in rows)
 
 
 def test_the_baseline_is_the_fastest_of_its_settings():
-    text = Text(lambda words: np.asarray([1, 2, 3]), lambda ids: "")
+    text = Text(lambda text: np.asarray([1, 2, 3]), lambda ids: "")
     fast = jaxspec.autoregressive(models.target())._replace(text=text)
 
     def late(state, *watch):

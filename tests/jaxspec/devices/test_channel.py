@@ -31,9 +31,9 @@ def check(sent, like):
     packed = jax.jit(pack)(sent)
     assert packed.dtype == jnp.int32
     assert packed.shape == (BATCH, sum(leaf.size for leaf in jax.tree.leaves(sent)) // BATCH)
-    found = jax.jit(lambda array: unpack(array, like))(packed)
-    assert jax.tree.structure(found) == jax.tree.structure(sent)
-    for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(sent), strict=True):
+    unpacked = jax.jit(lambda array: unpack(array, like))(packed)
+    assert jax.tree.structure(unpacked) == jax.tree.structure(sent)
+    for leaf, expected in zip(jax.tree.leaves(unpacked), jax.tree.leaves(sent), strict=True):
         assert leaf.dtype == expected.dtype
         np.testing.assert_array_equal(leaf, expected)
 
@@ -51,8 +51,8 @@ def test_special_numbers_keep_their_bits():
     """Infinity, NaN, −0 and subnormal numbers."""
     odd = jnp.asarray([[-jnp.inf, jnp.nan, -0.0], [1e-42, 3.4e38, jnp.inf]], jnp.float32)
     sent = Message(jnp.asarray([[-1, 2**31 - 1], [0, -(2**31)]], jnp.int32), odd, odd[:, :1])
-    found = unpack(pack(sent), sent)
-    for leaf, expected in zip(found, sent, strict=True):
+    received = unpack(pack(sent), sent)
+    for leaf, expected in zip(received, sent, strict=True):
         assert np.asarray(leaf).tobytes() == np.asarray(expected).tobytes()
 
 
@@ -79,7 +79,7 @@ def sent_in_a_step(monkeypatch, **options):
 
 
 def test_a_step_sends_less_than_a_kibibyte(monkeypatch):
-    """Window, message and verdict: ids and log-probabilities, whatever the vocabulary and the width."""
+    """Window, message and verdict: ids and log-probabilities, for any vocabulary and width."""
     message, verdict, window = sent_in_a_step(monkeypatch)
     assert (window, message, verdict) == (4 * 7, 8 * 8 * 8 + 4 * 7, 4 * 3)
     assert window + message + verdict <= 1024
@@ -108,9 +108,9 @@ def test_both_channels_carry_the_same(sizes, data):
     remote, local = RemoteChannel(*meshes), LocalChannel(*map(batch_sharding, meshes))
     shared = jnp.asarray([True, False])
     for ways in ((remote.to_draft, local.to_draft), (remote.to_target, local.to_target)):
-        found, expected = (way(a_message(), shared) for way in ways)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
-        for one, other in zip(found[0], expected[0], strict=True):
+        result, expected = (way(a_message(), shared) for way in ways)
+        jax.tree.map(np.testing.assert_array_equal, result, expected)
+        for one, other in zip(result[0], expected[0], strict=True):
             assert one.dtype == other.dtype
             assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
     assert remote.transfers == 2
@@ -127,13 +127,13 @@ SETTINGS = {
 @pytest.mark.parametrize(("building", "sampling"), SETTINGS.values(), ids=SETTINGS)
 def test_decoding_is_the_same_over_both_channels(monkeypatch, building, sampling, sizes):
     """Token for token, with the same steps; at most three transfers for each step, and one for the first window."""
-    found, steps, made = [], [], []
+    results, steps, made = [], [], []
     for between in (channel.channel_between, lambda *meshes: made.append(RemoteChannel(*meshes)) or made[-1]):
         monkeypatch.setattr(sys.modules["jaxspec.methods._mirror"], "channel_between", between)
         method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
         steps.clear()
-        found.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch))
-    local, remote = found
+        results.append(jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch))
+    local, remote = results
     assert remote.tokens == local.tokens
     assert remote.log_probabilities == local.log_probabilities
     counts = "steps", "new_tokens", "accepted", "needed", "reused"

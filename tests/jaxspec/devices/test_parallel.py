@@ -77,8 +77,8 @@ def blocks_on(model, where, batch=4, length=3):
 def test_two_all_reduces_a_layer_and_nothing_else(model, size, data):
     """From embedded input to final hidden state, for one token or several."""
     for length in (1, 3):
-        found = Counter(kind for _, kind in collectives(blocks_on(model, mesh(size, data), length=length)))
-        assert found == {"all-reduce": 2 * model.network.config.num_layers}
+        counts = Counter(kind for _, kind in collectives(blocks_on(model, mesh(size, data), length=length)))
+        assert counts == {"all-reduce": 2 * model.network.config.num_layers}
 
 
 @pytest.mark.parametrize("size", [2, 8])
@@ -87,14 +87,14 @@ def test_the_vocabulary_is_never_gathered(model, size):
     method = jaxspec.autoregressive(model, mesh(size))
     request, capacity = request_of([np.asarray(p) for p in PROMPTS], method, 8)
     network, params, _, _ = put_model(model, mesh(size))
-    found = collectives(_step.lower(network, params, method.init(request, capacity)).compile())
+    transfers = collectives(_step.lower(network, params, method.init(request, capacity)).compile())
     layers, width = model.network.config.num_layers, model.network.config.width
-    wide = [kind for shape, kind in found if elements(shape) >= width * len(PROMPTS)]
+    wide = [kind for shape, kind in transfers if elements(shape) >= width * len(PROMPTS)]
     assert wide == ["all-reduce"] * (2 * layers + 1)
-    gathered = [elements(shape) for shape, kind in found if kind == "all-gather"]
+    gathered = [elements(shape) for shape, kind in transfers if kind == "all-gather"]
     assert gathered
     assert max(gathered) <= size * len(PROMPTS), "one candidate a shard and sequence"
-    assert {kind for _, kind in found} == {"all-reduce", "all-gather"}
+    assert {kind for _, kind in transfers} == {"all-reduce", "all-gather"}
 
 
 def elements(shape):
@@ -105,9 +105,9 @@ def elements(shape):
 @pytest.mark.parametrize(("size", "data"), MESHES)
 def test_logits_and_tokens_of_every_mesh(model, size, data):
     expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS, 12)
-    found = jaxspec.generate(jaxspec.autoregressive(model, mesh(size, data)), PROMPTS, 12)
-    assert found.tokens == expected.tokens
-    np.testing.assert_allclose(found.log_probabilities, expected.log_probabilities, atol=1e-4)
+    result = jaxspec.generate(jaxspec.autoregressive(model, mesh(size, data)), PROMPTS, 12)
+    assert result.tokens == expected.tokens
+    np.testing.assert_allclose(result.log_probabilities, expected.log_probabilities, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["speculative", "mirror"])
@@ -132,6 +132,6 @@ def test_a_batch_that_the_data_axis_does_not_divide():
     """It is padded, and the padding does not appear in the result."""
     model = models.random_model(CONFIGS["untied"], 5)
     expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS[:3], 6)
-    found = jaxspec.generate(jaxspec.autoregressive(model, mesh(4, 2)), PROMPTS[:3], 6)
-    assert found.tokens == expected.tokens
-    assert found.stats.new_tokens == 18
+    result = jaxspec.generate(jaxspec.autoregressive(model, mesh(4, 2)), PROMPTS[:3], 6)
+    assert result.tokens == expected.tokens
+    assert result.stats.new_tokens == 18

@@ -39,60 +39,60 @@ def play_together(folder, devices, settings):
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def found(request, tmp_path_factory):
+def results(request, tmp_path_factory):
     *devices, settings = RUNS[request.param]
     return play_together(tmp_path_factory.mktemp("processes"), devices, settings)
 
 
 @pytest.mark.slow
-def test_tokens_are_those_of_plain_decoding(found):
-    for name in SETTINGS.keys() & found[0].keys() - {"ratio"}:
-        assert found[0][name]["tokens"] == plain(name), name
-    assert found[0]["plain"] == found[1]["plain"] == plain("mirror")
+def test_tokens_are_those_of_plain_decoding(results):
+    for name in SETTINGS.keys() & results[0].keys() - {"ratio"}:
+        assert results[0][name]["tokens"] == plain(name), name
+    assert results[0]["plain"] == results[1]["plain"] == plain("mirror")
 
 
 @pytest.mark.slow
-def test_both_processes_find_the_same(found):
+def test_both_processes_give_the_same_results(results):
     """Tokens, log-probabilities to the last bit, counts, and the number of transfers."""
-    for name in SETTINGS.keys() & found[0].keys():
-        assert found[0][name] == found[1][name], name
-    assert found[0]["own weights alone"] == found[1]["own weights alone"]
+    for name in SETTINGS.keys() & results[0].keys():
+        assert results[0][name] == results[1][name], name
+    assert results[0]["own weights alone"] == results[1]["own weights alone"]
 
 
 @pytest.mark.slow
-def test_one_process_finds_the_same(found):
+def test_one_process_gives_the_same_results(results):
     """The same tokens after the same steps, with as many windows reused."""
-    for name in {"mirror", "hybrid", "ratio"} & found[0].keys():
+    for name in {"mirror", "hybrid", "ratio"} & results[0].keys():
         expected = decode(name)
-        assert {key: found[0][name][key] for key in ("tokens", "finish", "counts", "steps")} == {
+        assert {key: results[0][name][key] for key in ("tokens", "finish", "counts", "steps")} == {
             key: expected[key] for key in ("tokens", "finish", "counts", "steps")
         }
-        np.testing.assert_allclose(found[0][name]["log_probabilities"], expected["log_probabilities"], atol=1e-4)
+        np.testing.assert_allclose(results[0][name]["log_probabilities"], expected["log_probabilities"], atol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_step_has_three_transfers_or_two(found):
+def test_a_step_has_three_transfers_or_two(results):
     """Window, verdict and, with an exit, the message; and one transfer for the first window."""
-    for name in SETTINGS.keys() & found[0].keys():
-        assert found[0][name]["crossed"] == 1 + found[0][name]["steps"] * CROSSINGS[name], name
+    for name in SETTINGS.keys() & results[0].keys():
+        assert results[0][name]["crossed"] == 1 + results[0][name]["steps"] * CROSSINGS[name], name
 
 
 @pytest.mark.slow
-def test_a_process_needs_the_weights_of_its_own_side_alone(found):
-    assert found[0]["own weights alone"]["tokens"] == plain("mirror")
+def test_a_process_needs_the_weights_of_its_own_side_alone(results):
+    assert results[0]["own weights alone"]["tokens"] == plain("mirror")
 
 
 @pytest.mark.slow
-def test_a_timeline_holds_the_own_programs_and_what_arrives(found):
-    names, outcomes = ([side["traced"][key] for side in found] for key in ("names", "outcomes"))
+def test_a_timeline_holds_the_own_programs_and_what_arrives(results):
+    names, outcomes = ([side["traced"][key] for side in results] for key in ("names", "outcomes"))
     assert names[0] == ["draft select", "target prefix", "target suffix"]
     assert names[1] == ["draft rollout", "draft select", "target suffix"]
     assert outcomes[0] == outcomes[1] == traced()["outcomes"]
 
 
 @pytest.mark.slow
-def test_invalid_meshes_are_rejected(found):
-    for index, side in enumerate(found):
+def test_invalid_meshes_are_rejected(results):
+    for index, side in enumerate(results):
         mixed, foreign, *others, timed = side["refused"]
         assert "expected every mesh within one process, got one over processes [0, 1]" in mixed
         assert f"expected a mesh of this process ({index}), got meshes of [{1 - index}]" in foreign
@@ -101,15 +101,15 @@ def test_invalid_meshes_are_rejected(found):
 
 
 @pytest.mark.slow
-def test_different_arguments_are_rejected_in_both(found):
+def test_different_arguments_are_rejected_in_both(results):
     """Here other stop tokens; the channel works afterwards."""
-    assert all("expected the same call in both processes" in side["apart"] for side in found)
+    assert all("expected the same call in both processes" in side["apart"] for side in results)
 
 
 @pytest.mark.slow
-def test_a_transfer_is_timed(found):
+def test_a_transfer_is_timed(results):
     """Both processes time the same way there and back."""
-    assert all(0 < side["rendezvous"] < 10 for side in found)
+    assert all(0 < side["rendezvous"] < 10 for side in results)
 
 
 @pytest.mark.slow
@@ -138,10 +138,10 @@ def test_an_abstract_program_is_traced_once_for_each_kind_of_arguments():
 
     outline = abstract(program, jax.ShapeDtypeStruct((), jnp.float32))
     for size in (3, 3, 4, 3):
-        found = outline(jax.ShapeDtypeStruct((2, size), jnp.float32))
-        assert {name: leaf.shape for name, leaf in found.items()} == {"sum": (size,), "x": (2, size)}
+        leaves = outline(jax.ShapeDtypeStruct((2, size), jnp.float32))
+        assert {name: leaf.shape for name, leaf in leaves.items()} == {"sum": (size,), "x": (2, size)}
     assert traces == [(2, 3), (2, 4)]
-    assert outline(found["x"]) == found
+    assert outline(leaves["x"]) == leaves
 
 
 def test_a_watch_sees_local_programs_only():

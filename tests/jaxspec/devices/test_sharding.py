@@ -96,15 +96,15 @@ def test_weights_are_sharded():
 
 
 @pytest.mark.parametrize(
-    ("config", "size", "words"),
+    ("config", "size", "message"),
     [
         (models.TARGET, 8, "expected num_kv_heads divisible by 8 devices, got 2, .*num_heads divisible by it, got 4"),
         (replace(WIDE, hidden=14), 4, "expected hidden divisible by 4 devices, got 14"),
         (replace(models.TARGET, hidden=15), 3, "expected num_kv_heads divisible by 3 devices, got 2"),
     ],
 )
-def test_a_mesh_that_does_not_divide_the_model(config, size, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_mesh_that_does_not_divide_the_model(config, size, message):
+    with pytest.raises(ValueError, match=message):
         jaxspec.autoregressive(models.random_model(config, 0), mesh(size))
 
 

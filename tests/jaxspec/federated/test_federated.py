@@ -294,8 +294,8 @@ def test_streams_learn_the_target_s_tokens(data):
     assert abs(float(compiled(draft.params, client | {"mask": batch["mask"]}, key)[0]) - float(plain)) > 1e-3
 
 
-WORDS = "the crown the king the queen and all the world to be or not to be that is the question of a rose "
-TEXTS = {f"user{i}": " ".join(np.random.default_rng(i).permutation(WORDS.split() * 6)) for i in range(5)}
+VOCABULARY = "the crown the king the queen and all the world to be or not to be that is the question of a rose "
+TEXTS = {f"user{i}": " ".join(np.random.default_rng(i).permutation(VOCABULARY.split() * 6)) for i in range(5)}
 RECIPE = FederatedSettings(
     Distilling(client_prompts=2, test_prompts=1, prompt_tokens=16, new_tokens=8, window=3),
     Federation(rounds=2, cohort_size=2, local_steps=1, batch_size=2, learning_rates=(0.1,), evaluate_every=1),

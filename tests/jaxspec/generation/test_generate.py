@@ -43,9 +43,9 @@ def test_exactly_max_new_tokens_are_generated(method, new_tokens):
     assert result.stats.new_tokens == 2 * new_tokens
 
 
-@pytest.mark.parametrize("place", [0, 4, 13])
-def test_a_stop_token_is_kept_and_ends_its_sequence(method, place):
-    stop = models.expected()[1][place]
+@pytest.mark.parametrize("position", [0, 4, 13])
+def test_a_stop_token_is_kept_and_ends_its_sequence(method, position):
+    stop = models.expected()[1][position]
     result = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, stop=[stop])
     for row, whole in zip(result.tokens, models.expected(), strict=True):
         end = whole.index(stop) + 1 if stop in whole else len(whole)
@@ -57,7 +57,7 @@ def test_any_of_several_stop_tokens(method):
     stop = {models.expected()[0][6], models.expected()[1][3]}
     result = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, stop=tuple(stop))
     for row, whole in zip(result.tokens, models.expected(), strict=True):
-        ends = [place for place, token in enumerate(whole) if token in stop]
+        ends = [position for position, token in enumerate(whole) if token in stop]
         assert row == whole[: ends[0] + 1]
 
 
@@ -110,8 +110,8 @@ def test_drafted_tokens_after_the_end_are_verified_but_not_accepted(build):
         else build(3, target=model, draft=model)
     )
     first = jaxspec.generate(jaxspec.autoregressive(model), [[1]], 4).tokens[0]
-    place = next(place for place in (1, 2) if first[place] not in first[:place])
-    calls = {"a token": (1, []), "two": (2, []), "a stop token": (14, [first[place]])}
+    position = next(position for position in (1, 2) if first[position] not in first[:position])
+    calls = {"a token": (1, []), "two": (2, []), "a stop token": (14, [first[position]])}
     for what, (new_tokens, stop) in calls.items():
         result = jaxspec.generate(method, [[1]], new_tokens, stop=stop)
         stats = result.stats

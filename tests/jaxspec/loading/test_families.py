@@ -1,4 +1,4 @@
-"""Published families against transformers: checkpoints that it wrote give its logits and its greedy tokens."""
+"""Published families against transformers: from its checkpoints we compute its logits and its greedy tokens."""
 
 import warnings
 from functools import partial
@@ -86,7 +86,7 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads of torch wait for one another longer than these models take."""
+    """Use one thread: torch's threads wait for each other longer than these models take."""
     import torch
 
     before = torch.get_num_threads()
@@ -96,7 +96,7 @@ def one_thread():
 
 
 def published(case):
-    """A random model of transformers whose logits are lively, in evaluation."""
+    """A random model of transformers with varied logits, in evaluation mode."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch
@@ -125,7 +125,7 @@ def gain(name, family):
 
 
 class Peer(NamedTuple):
-    """transformers' model, ours read from what it saved, and the logits of ``TEXT`` [B, T, V] by transformers."""
+    """A model of transformers, ours read from its files, and the logits of ``TEXT`` [B, T, V] by transformers."""
 
     theirs: object
     ours: jaxspec.Model
@@ -161,8 +161,8 @@ def one_by_one(network, params, tokens):
     layers = range(network.config.num_layers)
 
     def step(cache, column):
-        token, place = column
-        positions = jnp.broadcast_to(place, (batch, 1))
+        token, position = column
+        positions = jnp.broadcast_to(position, (batch, 1))
         x, cache = network.blocks(
             params, network.embed(params, token[:, None]), positions, cache, cached(positions), layers
         )
@@ -186,8 +186,8 @@ def theirs_greedily(model):
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
     with torch.no_grad():
-        found = model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
-    return found[:, longest:].tolist()
+        tokens = model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return tokens[:, longest:].tolist()
 
 
 def gaps(model, prompt, new):
@@ -203,8 +203,8 @@ def gaps(model, prompt, new):
 def test_greedy_tokens_are_those_of_transformers(peer):
     expected = theirs_greedily(peer.theirs)
     assert len(set().union(*expected)) > 8, "texts that repeat themselves would show little"
-    found = jaxspec.generate(jaxspec.autoregressive(peer.ours), PROMPTS, NEW_TOKENS).tokens
-    for prompt, ours, theirs in zip(PROMPTS, found, expected, strict=True):
+    tokens = jaxspec.generate(jaxspec.autoregressive(peer.ours), PROMPTS, NEW_TOKENS).tokens
+    for prompt, ours, theirs in zip(PROMPTS, tokens, expected, strict=True):
         assert len(theirs) == NEW_TOKENS
         differ = [i for i in range(NEW_TOKENS) if ours[i] != theirs[i]]
         gap = gaps(peer.theirs, prompt, theirs)[differ[0]] if differ else None

@@ -1,4 +1,4 @@
-"""Loaders of others' files: whatever a file holds, an error of ours that names it, and nothing outside its folder."""
+"""Loaders of published files: any damaged file raises an error that names it; no file outside its folder is read."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ from jaxspec.loading.store import open_model
 from tests.support.jaxspec import fuzz
 
 ROOT = Path(__file__).parents[3]
-#: Random cases for every file, beside those that are always tried; ``make soak`` has more.
+#: Random cases for every file, in addition to the fixed list; ``make soak`` has more.
 CASES = int(os.environ.get("FUZZ_CASES", 3))
 #: Of the cases that are always tried, so many are refused.
 LEAST = {"published": 40, "in parts": 40, "pieces": 7, "llama2c": 40, "own": 7, "pair": 20}
@@ -24,14 +24,14 @@ LEAST = {"published": 40, "in parts": 40, "pieces": 7, "llama2c": 40, "own": 7, 
 
 @pytest.mark.slow
 def test_spoilt_files_are_refused_by_name():
-    """Never a crash, a hang or a flood of memory: the process has a GiB, and a minute for each file."""
+    """No crash, hang or excess memory: the process may use 1 GiB, and a minute for each file."""
     command = [sys.executable, "-m", "tests.support.jaxspec.fuzz", str(CASES), *fuzz.KINDS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     *_, last = done.stdout.splitlines() or [""]
     assert done.returncode == 0, f"the process ended in the case {last}: {done.stderr[-2000:]}"
-    for kind, found in json.loads(last).items():
-        assert found["broke"] == []
-        assert found["refused"] >= LEAST[kind]
+    for kind, counts in json.loads(last).items():
+        assert counts["broke"] == []
+        assert counts["refused"] >= LEAST[kind]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def change(file, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"num_hidden_layers": 10**9}, r"expected num_hidden_layers from 1 to the \d+ arrays there are, got 10{9}"),
         ({"vocab_size": 2**31 - 1}, r"expected at most \d+ numbers in embedding.* got 17179869176"),
@@ -71,9 +71,9 @@ def change(file, **changes):
         ({"vocab_size": None}, "expected vocab_size of DecoderConfig to be int .* got None"),
     ],
 )  # fmt: skip
-def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(published, changes, words):
+def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(published, changes, message):
     change(published / "config.json", **changes)
-    with pytest.raises(ValueError, match=rf"{published}/config.json: .*({words})"):
+    with pytest.raises(ValueError, match=rf"{published}/config.json: .*({message})"):
         load_huggingface(published)
 
 
@@ -89,7 +89,7 @@ def test_arrays_of_another_kind_are_refused(published):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "words"),
+    ("file", "content", "message"),
     [
         ("tokenizer.json", "{", "tokenizer"),
         ("tokenizer_config.json", "[]", "expected a JSON object, got list"),
@@ -99,20 +99,20 @@ def test_arrays_of_another_kind_are_refused(published):
         ("generation_config.json", "[" * 100_000, "expected JSON, got .*recursion"),
     ],
 )
-def test_texts_that_say_something_else_are_refused(published, file, content, words):
+def test_texts_with_other_content_are_refused(published, file, content, message):
     (published / file).write_text(content)
-    with pytest.raises(ValueError, match=rf"(?s){published}.*({words})"):
+    with pytest.raises(ValueError, match=rf"(?s){published}.*({message})"):
         Text.read(published)
 
 
 #: Modules that open pickles, or hide them.
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
-#: CIFAR is published as pickles: read there by an unpickler that calls nothing of what they name.
+#: CIFAR is published as pickles: read there by an unpickler that calls no function named in them.
 RESTRICTED = {"jaxfed/data/_pickles.py"}
 
 
 def test_nothing_is_pickled():
-    """No package imports a pickler, but for the one reader; NumPy is never allowed to."""
+    """No module imports pickle except that one reader, and NumPy never loads pickles."""
     for path in sorted(file for package in ("jaxfed", "jaxspec") for file in (ROOT / package).rglob("*.py")):
         name, tree = path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

@@ -1,4 +1,4 @@
-"""Published checkpoints of our own making: what is written reads back, over meshes too, and what is wrong is named."""
+"""Checkpoints that we write: they read back, over meshes too, and errors name what is wrong."""
 
 import json
 import weakref
@@ -71,7 +71,7 @@ CONFIGS = {
 
 @cache
 def made(name):
-    """A random model of a family's configuration, its norms and biases not as they begin."""
+    """A random model of a family's configuration, with random norms and biases too."""
     family = next(row for row in FAMILIES if row.model_type == CONFIGS[name][0])
     config = family.read(CONFIGS[name][1] if family.model_type == "opt" else SIZES | CONFIGS[name][1])
     leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(0)))
@@ -83,7 +83,7 @@ def made(name):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with a small Llama, to be spoilt."""
+    """A folder with a small Llama, which tests damage."""
     save_huggingface(made("llama"), tmp_path)
     return tmp_path
 
@@ -97,9 +97,9 @@ def logits(model):
     return np.asarray(_logits(model.network, model.params, jnp.asarray(TOKENS, jnp.int32)))
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_same(params, expected):
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def about(folder, **changes):
@@ -113,9 +113,9 @@ def about(folder, **changes):
 def test_what_is_written_reads_back_to_the_bit(name, tmp_path):
     model = made(name)
     save_huggingface(model, tmp_path)
-    found = load_huggingface(tmp_path)
-    assert found.network is model.network
-    assert_same(found.params, model.params)
+    loaded = load_huggingface(tmp_path)
+    assert loaded.network is model.network
+    assert_same(loaded.params, model.params)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -124,7 +124,7 @@ def test_a_configuration_is_written_as_the_family_that_it_came_from(name):
         assert family_for(made(name).network.config).model_type == CONFIGS[name][0]
 
 
-def test_older_and_newer_files_say_the_same():
+def test_older_and_newer_files_give_the_same_model():
     older = ("gemma3_text", {"rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     read = next(row for row in FAMILIES if row.model_type == older[0]).read
     types = {"layer_types": ["sliding_attention", "full_attention"]}
@@ -132,15 +132,15 @@ def test_older_and_newer_files_say_the_same():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     ],
 )
-def test_rotary_positions_of_another_kind_are_refused(saved, changes, words):
+def test_rotary_positions_of_another_kind_are_refused(saved, changes, message):
     about(saved, rope_parameters=None, **changes)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         load_huggingface(saved)
 
 
@@ -169,10 +169,10 @@ def test_short_floats_on_disk(tmp_path):
     arrays = load_file(tmp_path / "model.safetensors")
     assert arrays["model.embed_tokens.weight"].dtype == jnp.bfloat16
     assert about(tmp_path)["dtype"] == "bfloat16"
-    found = load_huggingface(tmp_path).params
-    assert found["embedding"].dtype == jnp.float32
+    params = load_huggingface(tmp_path).params
+    assert params["embedding"].dtype == jnp.float32
     expected = made("llama").params["embedding"].astype(jnp.bfloat16).astype(jnp.float32)
-    np.testing.assert_array_equal(found["embedding"], expected)
+    np.testing.assert_array_equal(params["embedding"], expected)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16"])
@@ -184,7 +184,7 @@ def test_norms_stay_wide(saved, dtype):
 
 
 def shares(array):
-    """The largest piece on one device, of the whole."""
+    """The largest share of the parameters on one device."""
     return max(shard.data.size for shard in array.addressable_shards) / array.size
 
 
@@ -203,8 +203,8 @@ def test_every_device_of_a_mesh_gets_its_share(saved, size, int8):
 def test_repeated_heads_decode_the_same_tokens(saved):
     mesh = jaxspec.mesh_of(jax.devices()[:8], data=2)
     alone, spread = load_huggingface(saved), load_huggingface(saved, mesh)
-    found = jaxspec.generate(jaxspec.autoregressive(spread, mesh), TOKENS.tolist(), 6).tokens
-    assert found == jaxspec.generate(jaxspec.autoregressive(alone), TOKENS.tolist(), 6).tokens
+    tokens = jaxspec.generate(jaxspec.autoregressive(spread, mesh), TOKENS.tolist(), 6).tokens
+    assert tokens == jaxspec.generate(jaxspec.autoregressive(alone), TOKENS.tolist(), 6).tokens
 
 
 def test_repeated_heads_are_written_as_they_are(saved, tmp_path):
@@ -214,16 +214,16 @@ def test_repeated_heads_are_written_as_they_are(saved, tmp_path):
 
 
 def test_eight_bits_take_a_scale_for_every_output_feature(saved):
-    found, whole = load_huggingface(saved, int8=True), made("llama")
-    pairs = zip(found.params["layers"], whole.params["layers"], strict=True)
+    loaded, whole = load_huggingface(saved, int8=True), made("llama")
+    pairs = zip(loaded.params["layers"], whole.params["layers"], strict=True)
     for part, leaf in ((new["mlp"]["down"], old["mlp"]["down"]) for new, old in pairs):
         assert isinstance(part, Int8)
         assert part.values.dtype == jnp.int8
         assert part.scale.shape == leaf.shape[:-1]
         error = np.abs(np.asarray(part.values, np.float32) * np.asarray(part.scale)[..., None] - np.asarray(leaf))
         assert np.all(error <= np.asarray(part.scale)[..., None] * 0.5001)
-    np.testing.assert_array_equal(found.params["embedding"], whole.params["embedding"])
-    assert 0 < np.max(np.abs(logits(found) - logits(whole))) < 0.1 * np.ptp(logits(whole))
+    np.testing.assert_array_equal(loaded.params["embedding"], whole.params["embedding"])
+    assert 0 < np.max(np.abs(logits(loaded) - logits(whole))) < 0.1 * np.ptp(logits(whole))
 
 
 def test_eight_bits_are_written_as_floats(saved, tmp_path):
@@ -233,8 +233,8 @@ def test_eight_bits_are_written_as_floats(saved, tmp_path):
     assert {str(array.dtype) for name, array in arrays.items() if "norm" not in name} == {"bfloat16"}
     part = model.params["layers"][1]["mlp"]["down"]
     expected = np.asarray(part.values, np.float32) * np.asarray(part.scale)[:, None]
-    found = arrays["model.layers.1.mlp.down_proj.weight"]
-    np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))
+    weight = arrays["model.layers.1.mlp.down_proj.weight"]
+    np.testing.assert_array_equal(weight, expected.astype(jnp.bfloat16))
 
 
 def test_a_scaled_embedding_is_written_as_an_untied_llama(tmp_path):
@@ -244,9 +244,9 @@ def test_a_scaled_embedding_is_written_as_an_untied_llama(tmp_path):
     assert about(tmp_path)["architectures"] == ["LlamaForCausalLM"]
     assert about(tmp_path)["tie_word_embeddings"] is False
     tokens = jnp.asarray(TOKENS % models.VOCAB, jnp.int32)
-    expected, found = (_logits(one.network, one.params, tokens) for one in (model, load_huggingface(tmp_path)))
+    expected, result = (_logits(one.network, one.params, tokens) for one in (model, load_huggingface(tmp_path)))
     assert np.ptp(np.asarray(expected)) > 3
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(result, expected, atol=1e-5, rtol=0)
 
 
 def test_a_configuration_of_no_family_is_refused(tmp_path):
@@ -257,7 +257,7 @@ def test_a_configuration_of_no_family_is_refused(tmp_path):
 
 
 def change(name, array):
-    """Spoils one array of a file; None takes it away."""
+    """Change one array of a file; None removes it."""
 
     def spoil(folder):
         arrays = load_file(folder / "model.safetensors")
@@ -308,7 +308,7 @@ SPOILT = {
     ),
     "unexpected weight": (
         change("model.layers.0.extra.weight", np.zeros(3, np.float32)),
-        r"ask for: .*0\.extra\.weight",
+        r"not describe: .*0\.extra\.weight",
     ),
     "mis-shaped weight": (
         change("model.layers.1.self_attn.k_proj.weight", np.zeros((5, 16), np.float32)),
@@ -322,28 +322,28 @@ SPOILT = {
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_spoilt_folder_is_named(saved, name):
-    spoil, words = SPOILT[name]
+    spoil, message = SPOILT[name]
     spoil(saved)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         load_huggingface(saved)
 
 
 @pytest.mark.parametrize(
-    ("size", "changes", "words"),
+    ("size", "changes", "message"),
     [
         (3, {"intermediate_size": 33}, "num_kv_heads divisible by 3"),
         (8, {"num_attention_heads": 4, "head_dim": 4}, "num_heads divisible by it, got 4"),
         (4, {"intermediate_size": 30}, "hidden divisible by 4 devices, got 30"),
     ],
 )
-def test_a_mesh_that_does_not_divide_is_refused(tmp_path, size, changes, words):
+def test_a_mesh_that_does_not_divide_is_refused(tmp_path, size, changes, message):
     config = FAMILIES[0].read(SIZES | changes)
     save_huggingface(jaxspec.decoder(config, jax.random.key(0)), tmp_path)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         load_huggingface(tmp_path, jaxspec.mesh_of(jax.devices()[:size]))
 
 
-def test_too_little_memory_is_known_before_anything_is_read(saved, tmp_path, monkeypatch):
+def test_too_little_memory_is_detected_before_anything_is_read(saved, tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
     monkeypatch.setattr(parameters, "MEMORY", memory)
     memory.write_text("MemTotal: 900 kB\nMemAvailable: 20 kB\n")
@@ -391,16 +391,16 @@ def test_one_leaf_at_a_time_is_in_host_memory(tmp_path, monkeypatch, int8):
 
 
 def test_stop_tokens_of_a_folder_without_a_tokenizer(saved, tmp_path):
-    """They end what is generated, and stay through a checkpoint of ours and back."""
+    """They end sequences, and a checkpoint of ours keeps them."""
     plain = load_huggingface(saved)
     tokens = jaxspec.generate(jaxspec.autoregressive(plain), [[1, 2, 3]], 8).tokens[0]
     about(saved, eos_token_id=[tokens[2]])
     convert(saved, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "published")
     for folder in (saved, tmp_path / "ours", tmp_path / "published"):
-        found = jaxspec.generate(jaxspec.autoregressive(open_model(folder)), [[1, 2, 3]], 8)
-        assert found.tokens == [tokens[: tokens.index(tokens[2]) + 1]]
-        assert (found.text, found.finish_reason) == (None, ["stop"])
+        result = jaxspec.generate(jaxspec.autoregressive(open_model(folder)), [[1, 2, 3]], 8)
+        assert result.tokens == [tokens[: tokens.index(tokens[2]) + 1]]
+        assert (result.text, result.finish_reason) == (None, ["stop"])
 
 
 @pytest.mark.peers

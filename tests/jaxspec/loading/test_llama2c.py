@@ -1,4 +1,4 @@
-"""A real pretrained model, stories260K of llama2.c (MIT): what it writes, how well it reads, and files that are not."""
+"""A real pretrained model, stories260K of llama2.c (MIT): its text, its perplexity, and files that are rejected."""
 
 from pathlib import Path
 
@@ -39,27 +39,27 @@ def logits(model, ids):
 
 
 def test_a_fluent_story(model):
-    found = jaxspec.generate(jaxspec.autoregressive(model), ["Once upon a time"], 100)
-    assert found.text == [STORY]
-    assert len(found.tokens[0]) == 100
+    result = jaxspec.generate(jaxspec.autoregressive(model), ["Once upon a time"], 100)
+    assert result.text == [STORY]
+    assert len(result.tokens[0]) == 100
 
 
 def test_a_story_ends_where_the_next_would_begin(model):
-    found = jaxspec.generate(jaxspec.autoregressive(model), ["Once upon a time"], 400)
-    assert found.finish_reason == ["stop"]
-    assert found.tokens[0][-1] in model.text.stop
-    assert found.text[0].startswith(STORY)
-    assert found.text[0].endswith((".", '"', "!"))
+    result = jaxspec.generate(jaxspec.autoregressive(model), ["Once upon a time"], 400)
+    assert result.finish_reason == ["stop"]
+    assert result.tokens[0][-1] in model.text.stop
+    assert result.text[0].startswith(STORY)
+    assert result.text[0].endswith((".", '"', "!"))
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_story_ends_without_a_tokenizer_too(model, tmp_path, count):
-    """None beside it, or several, of which none is chosen."""
+    """No tokenizer next to it, or several, of which none is used."""
     for name in ("stories.bin", *(f"{number}.model" for number in range(count))):
         (tmp_path / name).symlink_to(BIN if name.endswith("bin") else TOKENIZER)
-    found = open_model(tmp_path / "stories.bin")
-    assert found.text.stop == model.text.stop
-    save_model(found, tmp_path / "saved")
+    loaded = open_model(tmp_path / "stories.bin")
+    assert loaded.text.stop == model.text.stop
+    save_model(loaded, tmp_path / "saved")
     assert load_model(tmp_path / "saved").text.stop == model.text.stop
 
 
@@ -109,9 +109,9 @@ def test_a_head_of_its_own(tmp_path):
 
 def test_as_a_published_checkpoint(model, tmp_path):
     jaxspec.save_huggingface(model, tmp_path)
-    found = jaxspec.load_huggingface(tmp_path)
+    loaded = jaxspec.load_huggingface(tmp_path)
     ids = model.text.encode(TALE)
-    np.testing.assert_array_equal(logits(found, ids), logits(model, ids))
-    np.testing.assert_array_equal(found.text.encode(TALE), ids)
-    assert found.text.decode(ids) == TALE
-    assert found.text.stop == model.text.stop
+    np.testing.assert_array_equal(logits(loaded, ids), logits(model, ids))
+    np.testing.assert_array_equal(loaded.text.encode(TALE), ids)
+    assert loaded.text.decode(ids) == TALE
+    assert loaded.text.stop == model.text.stop

@@ -22,7 +22,7 @@ def tensor(array):
 
 
 def layer_weights(index, layer):
-    """One layer under Llama's names; heads of a group are neighbours there as here."""
+    """One layer under Llama's names; heads of a group are neighbours in both."""
     qkv, name = np.asarray(layer["attention"]["qkv"]), f"model.layers.{index}."
     flat = lambda part: part.reshape(-1, CONFIG.width)  # noqa: E731
     return {
@@ -39,14 +39,14 @@ def layer_weights(index, layer):
 
 
 def all_weights(params):
-    found = {
+    arrays = {
         "model.embed_tokens.weight": params["embedding"] * CONFIG.width**0.5,
         "model.norm.weight": params["final_norm"]["scale"],
         "lm_head.weight": params["embedding"],
     }
     for index, layer in enumerate(params["layers"]):
-        found |= layer_weights(index, layer)
-    return {name: tensor(array) for name, array in found.items()}
+        arrays |= layer_weights(index, layer)
+    return {name: tensor(array) for name, array in arrays.items()}
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def test_logits_of_llama(llama, prompt):
     text = prompt + models.greedy_text(models.target(), prompt, 20)
     with torch.no_grad():
         expected = llama(torch.tensor([text])).logits[0].numpy()
-    found = network.logits(params, hidden_states(network, params, jnp.asarray([text]))[-1])[:, 0].T
+    logits = network.logits(params, hidden_states(network, params, jnp.asarray([text]))[-1])[:, 0].T
     assert np.ptp(expected) > 3, "logits that hardly differ would show little"
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("prompt", models.PROMPTS, ids=len)

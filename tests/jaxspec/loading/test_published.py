@@ -1,4 +1,4 @@
-"""Published files that say more, or other things, than a plain checkpoint: read as transformers does, or refused."""
+"""Published files with settings beyond a plain checkpoint: read as transformers reads them, or refused."""
 
 import json
 import warnings
@@ -52,16 +52,16 @@ def arrays(folder, change):
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
-def other_head(found):
-    return found | {HEAD: np.random.default_rng(1).normal(size=(32, 16)).astype(np.float32)}
+def other_head(weights):
+    return weights | {HEAD: np.random.default_rng(1).normal(size=(32, 16)).astype(np.float32)}
 
 
-def copied_head(found):
-    return found | {HEAD: found[EMBEDDING].copy()}
+def copied_head(weights):
+    return weights | {HEAD: weights[EMBEDDING].copy()}
 
 
-def only_head(found):
-    return {HEAD if name == EMBEDDING else name: array for name, array in found.items()}
+def only_head(weights):
+    return {HEAD if name == EMBEDDING else name: array for name, array in weights.items()}
 
 
 HEADS = {"another": other_head, "a copy": copied_head, "alone": only_head}
@@ -78,7 +78,7 @@ def logits(folder):
 
 
 def theirs(folder):
-    """Logits [B, T, V] by transformers, of the folder as it reads it."""
+    """Logits [B, T, V] of the folder by transformers."""
     import torch
     import transformers
 
@@ -92,10 +92,10 @@ def theirs(folder):
 @pytest.mark.parametrize("name", HEADS)
 def test_a_tied_head_is_the_one_in_the_file(saved, name):
     arrays(saved, HEADS[name])
-    found, file = load_huggingface(saved), load_file(saved / "model.safetensors")
-    assert found.network.config.ends.tied == (name != "another")
-    np.testing.assert_array_equal(found.params.get("head", found.params["embedding"]), file[HEAD])
-    np.testing.assert_array_equal(found.params["embedding"], tied().params["embedding"])
+    loaded, file = load_huggingface(saved), load_file(saved / "model.safetensors")
+    assert loaded.network.config.ends.tied == (name != "another")
+    np.testing.assert_array_equal(loaded.params.get("head", loaded.params["embedding"]), file[HEAD])
+    np.testing.assert_array_equal(loaded.params["embedding"], tied().params["embedding"])
 
 
 @pytest.mark.peers
@@ -109,7 +109,7 @@ def test_a_tied_head_is_that_of_transformers(saved, name):
 
 @pytest.mark.parametrize("shape", [(31, 16), (32, 15)])
 def test_a_tied_head_of_another_shape_is_refused(saved, shape):
-    arrays(saved, lambda found: found | {HEAD: np.zeros(shape, np.float32)})
+    arrays(saved, lambda weights: weights | {HEAD: np.zeros(shape, np.float32)})
     with pytest.raises(ValueError, match=r"lm_head.weight: expected shape \(32, 16\), got"):
         load_huggingface(saved)
 
@@ -128,23 +128,23 @@ QUANTIZED = {
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_a_quantization_scheme_is_refused_by_name(saved, name, key):
-    scheme, words = QUANTIZED[name]
+    scheme, message = QUANTIZED[name]
     about(saved, **{key: scheme})
-    with pytest.raises(ValueError, match=rf"not quantised, got {words}.*{key}.*dequantize"):
+    with pytest.raises(ValueError, match=rf"not quantised, got {message}.*{key}.*dequantize"):
         load_huggingface(saved)
 
 
 @pytest.mark.parametrize(
-    ("file", "scheme", "words"),
+    ("file", "scheme", "message"),
     [
         ("quantize_config.json", {"bits": 4}, "bits 4"),
         ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "NVFP4"),
         ("adapter_config.json", {"peft_type": "LORA"}, "without an adapter.*merge_and_unload"),
     ],
 )
-def test_a_scheme_in_a_file_beside_it_is_refused(saved, file, scheme, words):
+def test_a_scheme_in_a_file_beside_it_is_refused(saved, file, scheme, message):
     (saved / file).write_text(json.dumps(scheme))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         load_huggingface(saved)
 
 
@@ -157,16 +157,16 @@ def test_no_scheme_is_none(saved, none):
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8", "uint8"])
 def test_arrays_of_eight_bits_are_named(saved, dtype):
     name = "model.layers.0.mlp.down_proj.weight"
-    arrays(saved, lambda found: found | {name: found[name].astype(dtype)})
+    arrays(saved, lambda weights: weights | {name: weights[name].astype(dtype)})
     with pytest.raises(ValueError, match=rf"expected {name} of .*BF16.*, got (F8|I8|U8).*quantised weights"):
         load_huggingface(saved)
 
 
 def test_an_array_in_two_files_is_refused(saved):
-    found = load_file(saved / "model.safetensors")
+    weights = load_file(saved / "model.safetensors")
     (saved / "model.safetensors").unlink()
-    save_file(found, saved / "a.safetensors")
-    save_file({EMBEDDING: found[EMBEDDING] + 1}, saved / "b.safetensors")
+    save_file(weights, saved / "a.safetensors")
+    save_file({EMBEDDING: weights[EMBEDDING] + 1}, saved / "b.safetensors")
     with pytest.raises(ValueError, match=r"expected every array once, got model.embed_tokens.weight here and in a\."):
         load_huggingface(saved)
 
@@ -174,18 +174,18 @@ def test_an_array_in_two_files_is_refused(saved):
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float64", "int32", "bool", "float33", 7])
 def test_only_dtypes_that_hold_weights_are_taken(saved, dtype, tmp_path):
     save_model(tied(), tmp_path / "ours")
-    words = f"float32, bfloat16 or float16, got .*{dtype}"
+    message = f"float32, bfloat16 or float16, got .*{dtype}"
     for act in (
         partial(load_huggingface, saved, dtype=dtype),
         partial(open_model, tmp_path / "ours", dtype=dtype),
         partial(save_huggingface, tied(), tmp_path / "again", dtype=dtype),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             act()
 
 
 def test_numbers_beyond_float16_are_named(saved):
-    arrays(saved, lambda found: found | {EMBEDDING: found[EMBEDDING] * 0 + 1e5})
+    arrays(saved, lambda weights: weights | {EMBEDDING: weights[EMBEDDING] * 0 + 1e5})
     with pytest.raises(ValueError, match="embed_tokens.weight: expected numbers within float16.*bfloat16"):
         load_huggingface(saved, dtype="float16")
     assert float(load_huggingface(saved, dtype="bfloat16").params["embedding"][0, 0]) > 65_504
@@ -196,7 +196,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 PLAIN = {"rope_type": "default", "rope_theta": 500.0}
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7}
 BY_LAYER = {"full_attention": PLAIN, "sliding_attention": {"rope_type": "default"}}
-#: Rotary positions in two places of one ``config.json``.
+#: Rotary positions under two keys of one ``config.json``.
 ROPES = {
     "replaced": ("llama", {"rope_parameters": PLAIN, "rope_scaling": LINEAR | {"rope_theta": 500.0}}),
     "theta beside": ("llama", {"rope_parameters": PLAIN, "rope_scaling": LINEAR, "rope_theta": 500.0}),
@@ -211,7 +211,7 @@ ROPES = {
 
 @pytest.mark.peers
 @pytest.mark.parametrize("name", ROPES)
-def test_rotary_positions_in_two_places_are_those_of_transformers(name):
+def test_rotary_positions_under_two_keys_are_those_of_transformers(name):
     import transformers
 
     kind, rope = ROPES[name]
@@ -252,14 +252,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_changes_results_and_is_not_read_is_refused(saved, name):
-    changes, words = REFUSED[name]
+    changes, message = REFUSED[name]
     about(saved, **changes)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         load_huggingface(saved)
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "words"),
+    ("kind", "changes", "message"),
     [
         ("mistral", {"sliding_window": 8, "layer_types": ["full_attention"] * 2}, "of sliding_attention, got full"),
         ("mistral", {"sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "of full_attention, got slid"),
@@ -269,9 +269,9 @@ def test_what_changes_results_and_is_not_read_is_refused(saved, name):
         ("gemma3_text", {"rope_parameters": PLAIN}, "by type of layer .*got rope_theta, rope_type"),
     ],
 )
-def test_layers_that_a_family_cannot_say_are_refused(kind, changes, words):
+def test_layers_that_a_family_cannot_describe_are_refused(kind, changes, message):
     family = next(row for row in FAMILIES if row.model_type == kind)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         family.config_of(SIZES | changes)
 
 
@@ -281,9 +281,9 @@ def test_what_transformers_writes_by_default_is_taken(family):
     import transformers
 
     for diff in (True, False):
-        found = json.loads(transformers.AutoConfig.for_model(family.model_type).to_json_string(use_diff=diff))
-        assert family_of(found) is family
-        assert family.config_of(found | {"hidden_size": 2304} if family.model_type == "qwen3" else found)
+        config = json.loads(transformers.AutoConfig.for_model(family.model_type).to_json_string(use_diff=diff))
+        assert family_of(config) is family
+        assert family.config_of(config | {"hidden_size": 2304} if family.model_type == "qwen3" else config)
 
 
 #: Architectures that are not supported, by their ``model_type``.
@@ -338,7 +338,7 @@ def test_another_architecture_is_named_before_its_weights_are_opened(tmp_path, k
         load_huggingface(tmp_path)
 
 
-SAID = {
+FIELDS = {
     "bos_token_id": 3,
     "eos_token_id": 4,
     "pad_token_id": 5,
@@ -354,7 +354,7 @@ def published(tmp_path):
     """A published folder with more settings than a network has."""
     folder = tmp_path / "published"
     save_huggingface(tied(), folder, dtype="bfloat16")
-    about(folder, **SAID)
+    about(folder, **FIELDS)
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     return folder
 
@@ -368,12 +368,12 @@ def with_tokenizer(folder):
 
 
 @pytest.mark.parametrize("prepare", [lambda folder: None, with_tokenizer], ids=["ids", "text"])
-def test_there_and_back_says_the_same(published, tmp_path, prepare):
+def test_a_round_trip_keeps_every_setting(published, tmp_path, prepare):
     prepare(published)
     assert convert(published, tmp_path / "ours") == "checkpoint"
     assert convert(tmp_path / "ours", tmp_path / "again") == "huggingface"
     read = lambda name: json.loads((tmp_path / "again" / name).read_text())  # noqa: E731
-    assert {name: read("config.json")[name] for name in SAID} == SAID
+    assert {name: read("config.json")[name] for name in FIELDS} == FIELDS
     assert read("generation_config.json") == GENERATION
     assert {file.name for file in (tmp_path / "again").iterdir()} == {file.name for file in published.iterdir()}
     arrays = load_file(published / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
@@ -385,8 +385,8 @@ def test_by_hand_it_is_the_same(published, tmp_path):
     with_tokenizer(published)
     save_model(load_huggingface(published), tmp_path / "ours")
     save_huggingface(load_model(tmp_path / "ours"), tmp_path / "again")
-    found = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert {name: found[name] for name in SAID} == SAID | {"dtype": "float32"}
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {name: config[name] for name in FIELDS} == FIELDS | {"dtype": "float32"}
 
 
 @pytest.mark.parametrize("stop", [[7, 8], []])

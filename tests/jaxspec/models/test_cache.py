@@ -40,16 +40,16 @@ def test_attention_is_softmax_over_the_rows_seen(tokens, attention, scores):
     positions = np.asarray([[3], [CAPACITY - 1 - tokens]]) + np.arange(tokens)[None]
     seen = visible(CAPACITY, jnp.asarray(positions), scores.window)
     rows = ((keys, values),) if attention is attend_cache else (keys, values)
-    found = attention(queries, *rows, seen, scores)
+    context = attention(queries, *rows, seen, scores)
     arrays = (np.asarray(a, np.float64) for a in (queries, keys, values))
-    np.testing.assert_allclose(found, oracle(*arrays, positions, scores), atol=1e-5)
+    np.testing.assert_allclose(context, oracle(*arrays, positions, scores), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9])
-def test_rows_are_written_where_each_sequence_stands(batch):
+def test_rows_are_written_at_each_sequences_position(batch):
     rows, new = draw(3, batch, GROUPS, CAPACITY, SIZE), draw(4, batch, GROUPS, 2, SIZE)
     positions = np.arange(batch) % (CAPACITY - 1)
     expected = np.array(rows)
-    for index, place in enumerate(positions):
-        expected[index, :, place : place + 2] = new[index]
+    for index, position in enumerate(positions):
+        expected[index, :, position : position + 2] = new[index]
     np.testing.assert_array_equal(write(rows, new, jnp.asarray(positions)), expected)

@@ -80,13 +80,13 @@ def test_jit_changes_nothing():
 
 @pytest.mark.parametrize("parts", [(12,), (1,) * 12, (5, 7), (1, 4, 3, 4), (11, 1)], ids=str)
 def test_cached_decoding_equals_one_pass(parts):
-    model, start, found = models.target(), 0, []
+    model, start, logits = models.target(), 0, []
     cache = init_cache(models.TARGET, 2, CAPACITY)
     for size in parts:
         x, cache = run_cached(model, cache, TOKENS[:, start : start + size], [start, start])
-        found.append(model.network.logits(model.params, x))
+        logits.append(model.network.logits(model.params, x))
         start += size
-    np.testing.assert_allclose(jnp.concatenate(found, axis=2), whole(model, TOKENS), atol=1e-5)
+    np.testing.assert_allclose(jnp.concatenate(logits, axis=2), whole(model, TOKENS), atol=1e-5)
 
 
 @pytest.mark.parametrize("exit_layer", range(1, models.TARGET.num_layers + 1))
@@ -100,17 +100,17 @@ def test_prefix_then_suffix_equals_all_layers(exit_layer):
     jax.tree.map(np.testing.assert_array_equal, rows, all_rows)
 
 
-def test_sequences_of_one_batch_stand_at_their_own_positions():
+def test_sequences_of_one_batch_have_their_own_positions():
     """Prompts of 3 and 8 tokens, padded to 8; then four tokens of each, at positions 3.. and 8.. ."""
     model, lengths = models.target(), [3, 8]
     padded = np.where(np.arange(8)[None] < np.asarray(lengths)[:, None], TOKENS[:, :8], 9)
     _, cache = run_cached(model, init_cache(models.TARGET, 2, CAPACITY), padded, [0, 0])
     following = np.stack([TOKENS[i, n : n + 4] for i, n in enumerate(lengths)])
     x, _ = run_cached(model, cache, following, lengths)
-    found = model.network.logits(model.params, x)
+    logits = model.network.logits(model.params, x)
     for index, length in enumerate(lengths):
         expected = whole(model, TOKENS[index : index + 1, : length + 4])[:, 0, length:]
-        np.testing.assert_allclose(found[:, index], expected, atol=1e-5)
+        np.testing.assert_allclose(logits[:, index], expected, atol=1e-5)
 
 
 def test_stale_rows_after_a_rollback_do_not_matter():
@@ -123,10 +123,10 @@ def test_stale_rows_after_a_rollback_do_not_matter():
     _, cache = run_cached(model, cache, window, [5, 5])
     again = np.stack([TOKENS[i, 5 + n : 8 + n] for i, n in enumerate(kept)])
     x, _ = run_cached(model, cache, again, 5 + kept)
-    found = model.network.logits(model.params, x)
+    logits = model.network.logits(model.params, x)
     for index, count in enumerate(kept):
         expected = whole(model, TOKENS[index : index + 1, : 8 + count])[:, 0, 5 + count :]
-        np.testing.assert_allclose(found[:, index], expected, atol=1e-5)
+        np.testing.assert_allclose(logits[:, index], expected, atol=1e-5)
 
 
 def test_rows_never_written_do_not_matter():

@@ -31,15 +31,15 @@ def _states(network, params, exits):
 
 @cache
 def rounding():
-    """How far states move where norms are scaled otherwise by a few last places, which growing by 2 or 3 rounds."""
+    """Change of states when norm scales differ by a few units in the last place, as rounding does when growing."""
     small, layers = models.target(), tuple(LAYERS)
 
-    def nudged(places):
-        by = np.float32(1 + places * 2.0**-23)
+    def nudged(steps):
+        by = np.float32(1 + steps * 2.0**-23)
         scaled = lambda path, leaf: leaf * by if "norm" in jax.tree_util.keystr(path) else leaf  # noqa: E731
         return small._replace(params=jax.tree_util.tree_map_with_path(scaled, small.params))
 
-    moved = [states(nudged(places), layers) for places in (1, 2, 4)]
+    moved = [states(nudged(steps), layers) for steps in (1, 2, 4)]
     return max(np.abs(a - b).max() for each in moved for a, b in zip(each, states(small, layers), strict=True))
 
 
@@ -68,7 +68,7 @@ def test_sizes_are_those_of_a_larger_model(width, depth):
 
 
 def test_new_weights_are_not_zero():
-    """But for what is added to the residual stream, so that nothing can be skipped."""
+    """Except what is added to the residual stream; so no computation can be skipped."""
     layers = grow(models.target(), 2, 2).params["layers"]
     assert all(float(jnp.mean(layer["attention"]["qkv"] != 0)) > 0.99 for layer in layers)
     assert all(float(jnp.mean(layer["mlp"]["gate_up"] != 0)) > 0.99 for layer in layers)
@@ -86,17 +86,17 @@ def test_text_is_the_small_model_s():
 
 @pytest.mark.slow
 def test_streams_guess_what_the_small_draft_s_do():
-    """As many passes for the same branches."""
-    found = []
+    """Equal numbers of passes for the same branches."""
+    results = []
     for draft in (models.streaming(2, models.target), grow(models.streaming(2, models.target), 2, 2)):
         watch = Passes()
         method = models.mirror(4, draft=draft, policy=models.ALL_BRANCHES)
-        found.append((jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, watch=watch).tokens, watch.mean))
-    assert found[0] == found[1]
+        results.append((jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, watch=watch).tokens, watch.mean))
+    assert results[0] == results[1]
 
 
 @pytest.mark.slow
-def test_the_exit_of_the_embedded_target_knows_as_much():
+def test_the_exit_of_the_embedded_target_predicts_as_much():
     """Containment at each fraction of the depth, on held-out text."""
     pair = zoo.load("shakespeare")
     large = grow(pair.target, 1, 2)

@@ -1,4 +1,4 @@
-"""Logits that are NaN or infinite, in the target, the draft or the exit: nothing is written for them in silence."""
+"""Logits that are NaN or infinite, in the target, the draft or the exit: an error or a warning, never silent output."""
 
 from dataclasses import replace
 from functools import cache
@@ -22,8 +22,8 @@ VOCAB, NEW = models.VOCAB, 14
 #: Every token is followed by the next one, in two rings; one prompt in either.
 NEXT = [1, 2, 3, 4, 5, 0, 7, 8, 9, 10, 6]
 PROMPTS = [[0], [6, 7]]
-#: A token of the first ring, and its place in the first text.
-TOKEN, PLACE = 5, 4
+#: A token of the first ring, and its position in the first text.
+TOKEN, POSITION = 5, 4
 #: What logits may look like that are no numbers.
 BROKEN = {"nan": np.nan, "infinity": np.inf, "nothing possible": -np.inf}
 SAMPLED = Sampling(0.9, top_k=6, top_p=0.95, min_p=0.01, repetition_penalty=1.2, seed=4)
@@ -31,7 +31,7 @@ SAMPLED = Sampling(0.9, top_k=6, top_p=0.95, min_p=0.01, repetition_penalty=1.2,
 
 @cache
 def table():
-    """A model that knows the last token alone, so that a broken one has no neighbours to spoil."""
+    """A model that depends on the last token only, so that NaN after one token spoils no other."""
     net = replace(
         own_models.bigram().network, embed=lambda params, tokens: jnp.moveaxis(params["table"][tokens], -1, 0)
     )
@@ -45,7 +45,7 @@ def broken(model, token, value=np.nan):
 
 @cache
 def draft():
-    """Right at times."""
+    """A draft that agrees with the target at some tokens."""
     noise = 3.0 * jax.random.normal(jax.random.key(9), (VOCAB, VOCAB))
     return table()._replace(params={"table": table().params["table"] + noise})
 
@@ -74,7 +74,7 @@ def test_a_target_without_a_next_token_stops_there(name, kind):
         jaxspec.generate(BUILD[name](broken(table(), TOKEN, BROKEN[kind])), PROMPTS, NEW)
     output = caught.value.output
     assert "in the target's parameters: table" in str(caught.value)
-    assert output.tokens[0] == text()[0][: PLACE + 1] == [1, 2, 3, 4, 5]
+    assert output.tokens[0] == text()[0][: POSITION + 1] == [1, 2, 3, 4, 5]
     assert output.tokens[1] == text()[1][: len(output.tokens[1])]
     assert len(output.tokens[1]) > 0
     assert set(output.finish_reason) <= {"error", "length"}
@@ -84,8 +84,8 @@ def test_a_target_without_a_next_token_stops_there(name, kind):
 
 
 @pytest.mark.parametrize("rule", [acceptance.match(), acceptance.ratio(4)], ids=["match", "ratio"])
-def test_a_drawn_text_stops_there_as_well(rule):
-    """Filters could drop the NaN and keep the rest."""
+def test_a_sampled_text_stops_there_as_well(rule):
+    """Filters must not drop the NaN and keep the other tokens."""
     bad = table()._replace(params={"table": table().params["table"].at[:, 2].set(-np.nan)})
     for method in (jaxspec.autoregressive(bad), jaxspec.speculative(bad, draft(), 3, acceptance=rule)):
         with pytest.raises(jaxspec.NonFiniteLogits, match=r"sequence 0 \(position 1\), 1 \(position 2\)") as caught:
@@ -99,10 +99,10 @@ def test_a_stream_shows_what_came_before():
     method, shown = BUILD["speculative"](broken(table(), TOKEN)), []
     with pytest.raises(jaxspec.NonFiniteLogits):
         shown.extend(jaxspec.stream(method, PROMPTS[0], NEW, tokenizer=tokenizer))
-    assert "".join(shown) == "".join(alphabet[token] for token in text()[0][: PLACE + 1])
+    assert "".join(shown) == "".join(alphabet[token] for token in text()[0][: POSITION + 1])
 
 
-def test_float16_that_overflows_says_so():
+def test_float16_that_overflows_is_named():
     """Its weights are numbers, and the same ones in bfloat16 decode."""
     narrow, wide = (
         models.draft()._replace(
@@ -126,8 +126,8 @@ DRAFTED = {
 
 @pytest.mark.parametrize("sampling", [None, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", DRAFTED)
-def test_a_draft_of_no_numbers_changes_nothing_and_is_never_accepted(name, sampling):
-    """Its most likely token would be token 0, which the target says at times."""
+def test_a_draft_of_nan_changes_nothing_and_is_never_accepted(name, sampling):
+    """The argmax of NaN is token 0, which the target also generates at times."""
     method = DRAFTED[name](draft=draft()._replace(params={"table": jnp.full((VOCAB, VOCAB), jnp.nan)}))
     with pytest.warns(RuntimeWarning, match="the draft's logits were NaN or infinite at"):
         result = jaxspec.generate(method, PROMPTS, NEW, sampling=sampling)
@@ -139,7 +139,7 @@ def test_a_draft_of_no_numbers_changes_nothing_and_is_never_accepted(name, sampl
 
 
 @pytest.mark.parametrize("fallback", [fallbacks.Full(), fallbacks.NGram(1)], ids=["full", "n-gram"])
-def test_a_draft_that_breaks_after_one_token_goes_on_behind_it(fallback):
+def test_a_draft_with_nan_after_one_token_continues_after_it(fallback):
     with pytest.warns(RuntimeWarning, match="at [0-9]+ of its tokens"):
         result = jaxspec.generate(mirror(table(), draft=broken(draft(), TOKEN), fallback=fallback), PROMPTS, NEW)
     assert result.tokens == text()
@@ -147,33 +147,33 @@ def test_a_draft_that_breaks_after_one_token_goes_on_behind_it(fallback):
     assert result.stats.accepted > 0
 
 
-def test_the_ratio_test_draws_the_targets_law_behind_a_draft_of_no_numbers():
-    logits, settings, places = random_logits(VOCAB, 50, 3), asked(50, seed=np.arange(50)), positions_of(50, 4, 5, 6)
+def test_the_ratio_test_draws_from_the_target_after_a_draft_of_nan():
+    logits, settings, positions = random_logits(VOCAB, 50, 3), asked(50, seed=np.arange(50)), positions_of(50, 4, 5, 6)
     rule = acceptance.ratio(4)
     bad = jnp.full((VOCAB, 50, 2), jnp.nan).at[:, ::2].set(jnp.inf)
-    window, law = jax.jit(rule.propose)(bad, settings, places[:, :2])
+    window, drafted = jax.jit(rule.propose)(bad, settings, positions[:, :2])
     assert np.all(window == INVALID)
-    choices = jax.jit(rule.choose)(logits, window, law, settings, places)
-    noise = gumbel(settings.seed, places, VOCAB, RESIDUAL)
+    choices = jax.jit(rule.choose)(logits, window, drafted, settings, positions)
+    noise = gumbel(settings.seed, positions, VOCAB, RESIDUAL)
     np.testing.assert_array_equal(choices, jnp.argmax(jax.nn.log_softmax(logits, axis=0) + noise, axis=0))
 
 
-def test_an_exit_of_no_numbers_changes_nothing():
-    """The draft's own branches still come true."""
+def test_an_exit_of_nan_changes_nothing():
+    """Branches of the draft are still reused."""
     silent = lambda network, params, x: x * jnp.nan  # noqa: E731
     sound, spoilt = (mirror(table(), **options) for options in ({}, {"exit": jax.tree_util.Partial(silent)}))
     expected = jaxspec.generate(sound, PROMPTS, NEW)
     with pytest.warns(RuntimeWarning, match="the exit's logits were NaN or infinite in"):
-        found = jaxspec.generate(spoilt, PROMPTS, NEW)
-    assert found.tokens == expected.tokens == text()
-    assert (found.stats.steps, found.stats.verified) == (expected.stats.steps, expected.stats.verified)
-    assert found.stats.invalid_exits == found.stats.steps
+        result = jaxspec.generate(spoilt, PROMPTS, NEW)
+    assert result.tokens == expected.tokens == text()
+    assert (result.stats.steps, result.stats.verified) == (expected.stats.steps, expected.stats.verified)
+    assert result.stats.invalid_exits == result.stats.steps
     assert expected.stats.invalid_exits == expected.stats.invalid_drafts == 0
-    assert 0 < found.stats.reused <= expected.stats.reused
+    assert 0 < result.stats.reused <= expected.stats.reused
 
 
-def test_what_is_foretold_without_decoding_says_the_same():
-    """A draft of no numbers is right nowhere, an exit of none knows nothing, and laws of none are not handed out."""
+def test_analysis_without_decoding_handles_nan_alike():
+    """A draft of NaN is never accepted, an exit of NaN predicts nothing, and top tokens of NaN raise an error."""
     texts = np.asarray([prompt + row for prompt, row in zip(PROMPTS, text(), strict=True)][:1], np.int32)
     nothing = table()._replace(params={"table": jnp.full((VOCAB, VOCAB), jnp.nan)})
     data = federated.Continued(texts, len(PROMPTS[0]))
@@ -186,9 +186,9 @@ def test_what_is_foretold_without_decoding_says_the_same():
         federated.top_tokens(nothing, texts, 2)
 
 
-def test_filters_leave_a_token_whatever_they_ask():
+def test_every_filter_keeps_one_token():
     """The narrowest of every filter is the most likely token."""
     for narrow in ({"top_p": 1e-300}, {"min_p": 1.0}, {"top_k": 1}, {"temperature": 1e-6}):
         sampling = Sampling(**{"temperature": 1.0} | narrow)
-        found = jaxspec.generate(jaxspec.autoregressive(table()), PROMPTS, 5, sampling=sampling)
-        assert found.tokens == [row[:5] for row in text()]
+        result = jaxspec.generate(jaxspec.autoregressive(table()), PROMPTS, 5, sampling=sampling)
+        assert result.tokens == [row[:5] for row in text()]

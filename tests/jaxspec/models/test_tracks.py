@@ -96,10 +96,10 @@ def by_hand(model, count, segments, tokens):
 @pytest.mark.parametrize("count", [2, 4])
 def test_tracks_are_narrow_decoders_that_meet_after_each_segment(count, segments):
     model = wide()
-    found = hidden(*in_tracks(model, count, segments)[:2], TOKENS)
+    states = hidden(*in_tracks(model, count, segments)[:2], TOKENS)
     expected = by_hand(model, count, segments, TOKENS)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-    assert np.abs(found - hidden(*model[:2], TOKENS)).max() > 0.01 * np.abs(expected).max()
+    np.testing.assert_allclose(states, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(states - hidden(*model[:2], TOKENS)).max() > 0.01 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("segments", [1, 2])
@@ -107,20 +107,20 @@ def test_tracks_are_narrow_decoders_that_meet_after_each_segment(count, segments
 def test_tracks_of_every_kind_of_block(family, segments):
     """Biases, layer norms, learned positions; norms around and of heads; windows."""
     model = pairs.target(family)
-    found = hidden(*in_tracks(model, 2, segments)[:2], TOKENS)
+    states = hidden(*in_tracks(model, 2, segments)[:2], TOKENS)
     expected = by_hand(model, 2, segments, TOKENS)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(states, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def test_biases_are_added_once():
-    """Where heads and hidden units add nothing, biases alone are left, as many as without tracks."""
+    """Without heads and hidden units only biases remain, added as often as without tracks."""
     model = pairs.target("opt")
     silent = lambda path, leaf: 0.0 * leaf if path[-1].key in ("out", "down") else leaf  # noqa: E731
     model = model._replace(params=jax.tree_util.tree_map_with_path(silent, model.params))
     expected = hidden(*model[:2], TOKENS)
     for segments in (1, 2):
-        found = hidden(*in_tracks(model, 2, segments)[:2], TOKENS)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        states = hidden(*in_tracks(model, 2, segments)[:2], TOKENS)
+        np.testing.assert_allclose(states, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("segments", [1, 2])
@@ -136,14 +136,14 @@ def test_parameters_are_shaped_as_without_tracks():
 @pytest.mark.parametrize("parts", [(4, 5), (1,) * LENGTH], ids=str)
 def test_cached_decoding_equals_one_pass(parts):
     net, params = in_tracks(wide(), 4)[:2]
-    cache, start, found = init_cache(net.config, 2, 16), 0, []
+    cache, start, states = init_cache(net.config, 2, 16), 0, []
     run = jax.jit(lambda x, at, cache: net.blocks(params, x, at, cache, cached(at), range(WIDE.num_layers)))
     for size in parts:
         x = net.embed(params, TOKENS[:, start : start + size])
         x, cache = run(x, positions_of(x, start), cache)
-        found, start = [*found, x], start + size
+        states, start = [*states, x], start + size
     expected = hidden(net, params, TOKENS)
-    np.testing.assert_allclose(jnp.concatenate(found, 2), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(jnp.concatenate(states, 2), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     assert cache[0][0].shape == (2, WIDE.num_kv_heads, 16, WIDE.head_size)
 
 
@@ -151,7 +151,7 @@ def test_cached_decoding_equals_one_pass(parts):
 
 
 def decoding_program(model, where, length=3):
-    """The layers as a draft on a mesh runs them after a prompt, compiled: the program's text."""
+    """Text of the compiled program that runs a draft's layers on a mesh after a prompt."""
     placed = put_model(model, where)
     count = placed.network.config.num_layers
     cache = jax.jit(partial(fill, placed.network), static_argnums=2)(
@@ -200,8 +200,8 @@ def quantized_wide(count):
 def test_tracks_meet_once_a_segment(case):
     build_model, where, length = CASES[case]
     model = build_model()
-    found = collectives(decoding_program(model, where, length))
-    assert found == {"all-reduce": model.network.config.tracks.segments}
+    counts = collectives(decoding_program(model, where, length))
+    assert counts == {"all-reduce": model.network.config.tracks.segments}
 
 
 def few_heads():
@@ -228,16 +228,16 @@ def with_biases():
 def test_what_tracks_compute_does_not_depend_on_the_mesh(name, size):
     model = MODELS[name]()
     placed = put_model(model, mesh(size))
-    found = hidden(placed.network, placed.params, jax.device_put(TOKENS, placed.batch))
+    states = hidden(placed.network, placed.params, jax.device_put(TOKENS, placed.batch))
     expected = hidden(*model[:2], TOKENS)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(states, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 # Drafts
 
 
 def draft():
-    """The target's own layers, run in tracks: it agrees with the target now and then."""
+    """The target's own layers, run in tracks: it agrees with the target at some tokens."""
     return in_tracks(wide(), 4)
 
 
@@ -260,14 +260,14 @@ SLOW = ("speculative", 2), ("speculative", 4), ("mirror", 4)
     [("mirror", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_decoding_with_a_draft_in_tracks_is_plain_decoding(method, size, text):
-    found = jaxspec.generate(METHODS[method](size), models.PROMPTS, models.NEW_TOKENS)
-    assert found.tokens == text
-    assert 0 < found.stats.accepted_length < 3
+    output = jaxspec.generate(METHODS[method](size), models.PROMPTS, models.NEW_TOKENS)
+    assert output.tokens == text
+    assert 0 < output.stats.accepted_length < 3
 
 
 @pytest.mark.slow
-def test_a_draft_in_tracks_says_while_decoding_what_it_says_in_one_pass():
-    """Otherwise it would only be accepted less often, unnoticed."""
+def test_a_draft_in_tracks_proposes_while_decoding_what_one_pass_predicts():
+    """A difference would only lower acceptance, so other tests would not see it."""
     prompts = np.random.default_rng(2).integers(models.VOCAB, size=(4, 4)).astype(np.int32)
     data = federated.continued(wide(), prompts, 16)
     real = jaxspec.generate(jaxspec.speculative(wide(), draft(), 3), prompts.tolist(), 16 - 3)
@@ -321,8 +321,8 @@ def test_a_model_in_tracks_is_loaded_onto_a_mesh(tmp_path):
     save_model(draft(), tmp_path)
     loaded = load_model(tmp_path, mesh(2))
     assert loaded.network is draft().network
-    found, expected = hidden(*loaded[:2], TOKENS), hidden(*draft()[:2], TOKENS)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    states, expected = hidden(*loaded[:2], TOKENS), hidden(*draft()[:2], TOKENS)
+    np.testing.assert_allclose(states, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def test_configurations_from_before_there_were_tracks():
@@ -350,8 +350,8 @@ ERRORS = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_cannot_run_in_tracks_is_refused(case):
-    make, words = ERRORS[case]
-    with pytest.raises(ValueError, match=words):
+    make, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
         make()
 
 

@@ -20,7 +20,7 @@ from jaxspec.verify.sampling import SamplingArrays
 from tests.support.jaxspec import models
 
 #: Rows of the target, and tokens that the tokenizer has.
-ROWS, WORDS = 72, 60
+ROWS, PIECES = 72, 60
 PROMPTS = [[1, 5, 3], [7, 2, 9, 4, 4, 8, 1]]
 NEW_TOKENS = 12
 
@@ -32,7 +32,7 @@ def target():
 
 @cache
 def draft(rows):
-    """The target's first layer, with fewer rows than the target or with some behind them."""
+    """The target's first layer, with fewer rows than the target or with extra rows at the end."""
     params = target().params
     spare = jax.random.normal(jax.random.key(9), (8, 16))
     table = jnp.concatenate([params["embedding"], spare])[:rows]
@@ -41,9 +41,9 @@ def draft(rows):
 
 
 def text(**renamed):
-    words = {f"w{index}": index for index in range(WORDS - 2)} | {"<|a|>": WORDS - 2, "<|b|>": WORDS - 1}
-    words = {renamed.get(word.strip("<|>"), word): index for word, index in words.items()}
-    return Text.of(Tokenizer(WordLevel(words, unk_token=next(iter(words)))))
+    ids = {f"w{index}": index for index in range(PIECES - 2)} | {"<|a|>": PIECES - 2, "<|b|>": PIECES - 1}
+    ids = {renamed.get(word.strip("<|>"), word): index for word, index in ids.items()}
+    return Text.of(Tokenizer(WordLevel(ids, unk_token=next(iter(ids)))))
 
 
 @cache
@@ -65,8 +65,8 @@ def plain():
 def test_tokens_are_those_of_plain_decoding(name, rows):
     small = draft(rows)._replace(text=text())
     make = {"speculative": models.speculative, "mirror": lambda **pair: models.mirror(exit_layer=1, **pair)}[name]
-    found, stats = decoded(make(target=read(), draft=small))
-    assert found == plain()
+    tokens, stats = decoded(make(target=read(), draft=small))
+    assert tokens == plain()
     assert stats.accepted_length > 1.2
     assert max(map(max, plain())) >= 64, "a token that the smaller draft does not have is among them"
 
@@ -92,16 +92,16 @@ def test_nothing_beyond_either_vocabulary_is_proposed(rows):
 
 def test_the_ratio_decodes_with_a_padded_draft():
     method = jaxspec.speculative(target(), jaxspec.fit_vocabulary(draft(64), ROWS), 3, acceptance=acceptance.ratio())
-    found, stats = decoded(method)
-    assert found[0] == plain()[0]
+    tokens, stats = decoded(method)
+    assert tokens[0] == plain()[0]
     assert stats.accepted_length > 1.2
 
 
 def test_a_token_that_the_draft_lacks_reads_as_its_last_one():
     own, fitted = draft(64), jaxspec.fit_vocabulary(draft(64), ROWS)
     tokens = jnp.asarray([[3, 63, 64, 71]])
-    found = fitted.network.embed(fitted.params, tokens)
-    np.testing.assert_array_equal(found, own.network.embed(own.params, jnp.minimum(tokens, 63)))
+    embedded = fitted.network.embed(fitted.params, tokens)
+    np.testing.assert_array_equal(embedded, own.network.embed(own.params, jnp.minimum(tokens, 63)))
 
 
 def test_heads_are_repeated_over_a_mesh():
@@ -123,9 +123,9 @@ def test_a_network_is_fitted_once_and_undone():
 def test_what_is_saved_has_its_own_rows(tmp_path):
     save_model(jaxspec.fit_vocabulary(draft(64), ROWS), tmp_path / "ours")
     jaxspec.save_huggingface(jaxspec.fit_vocabulary(draft(64), ROWS), tmp_path / "theirs")
-    for found in (load_model(tmp_path / "ours"), jaxspec.load_huggingface(tmp_path / "theirs")):
-        assert found.network.config.vocab_size == 64
-        assert found.params["embedding"].shape == (64, 16)
+    for loaded in (load_model(tmp_path / "ours"), jaxspec.load_huggingface(tmp_path / "theirs")):
+        assert loaded.network.config.vocab_size == 64
+        assert loaded.params["embedding"].shape == (64, 16)
 
 
 #: Names of tokens of the draft's tokenizer that differ, and whether the tokenizers are still one.
@@ -140,20 +140,20 @@ RENAMED = {
 @pytest.mark.parametrize("rows", [64, ROWS])
 @pytest.mark.parametrize("name", RENAMED)
 def test_tokenizers_are_compared(name, rows):
-    renamed, words = RENAMED[name]
+    renamed, message = RENAMED[name]
     pair = {"target": read(), "draft": draft(rows)._replace(text=text(**renamed))}
-    if words is None:
+    if message is None:
         assert models.speculative(**pair)
         assert models.mirror(exit_layer=1, **pair)
         return
     for make in (models.speculative, lambda **pair: models.mirror(exit_layer=1, **pair)):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             make(**pair)
 
 
-def test_a_tokenizer_of_fewer_words_is_another_one():
-    words = {f"w{index}": index for index in range(40)}
-    short = draft(64)._replace(text=Text.of(Tokenizer(WordLevel(words, unk_token="w0"))))
+def test_a_tokenizer_with_fewer_tokens_is_another_one():
+    ids = {f"w{index}": index for index in range(40)}
+    short = draft(64)._replace(text=Text.of(Tokenizer(WordLevel(ids, unk_token="w0"))))
     with pytest.raises(ValueError, match="one vocabulary, got 'w40' and None for token 40"):
         models.speculative(target=read(), draft=short)
 

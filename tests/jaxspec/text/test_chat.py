@@ -1,4 +1,4 @@
-"""What a message may hold, and what a template makes of it."""
+"""Valid messages, and their rendering by a template."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_a_template_that_asks_whether_there_is_content():
 
 
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("message", "error"),
     [
         ({"role": "user", "content": None}, "message 1: expected content to be text, got None; .* pass ''"),
         ({"role": "user"}, "message 1: expected content to be text, got None"),
@@ -41,8 +41,8 @@ def test_a_template_that_asks_whether_there_is_content():
         ({"role": "user", "content": ["hey"]}, "message 1: expected content to be text or parts"),
     ],
 )
-def test_a_message_without_role_or_content_is_refused(message, words):
-    with pytest.raises(ValueError, match=words):
+def test_a_message_without_role_or_content_is_refused(message, error):
+    with pytest.raises(ValueError, match=error):
         render(TRIMMED, [{"role": "user", "content": "hey"}, message], {})
 
 
@@ -50,6 +50,6 @@ def test_a_message_without_role_or_content_is_refused(message, words):
     ("template", "text"), [(TRIMMED, "[user]one\ntwo"), (ADDED, "[user]one\ntwo"), (PARTS, "[user]<one><two>")]
 )
 def test_content_in_parts(template, text):
-    """Joined where the template would write the list itself."""
+    """They are joined if the template would print the list."""
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert render(template, [{"role": "user", "content": parts}], {}) == text

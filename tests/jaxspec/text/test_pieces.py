@@ -1,4 +1,4 @@
-"""SentencePiece models with added tokens: ids and texts as transformers has them, and nothing that crashes."""
+"""SentencePiece models with added tokens: ids and texts as in transformers, without crashes."""
 
 import importlib
 import io
@@ -113,7 +113,7 @@ def test_the_space_after_a_special_token(folder, legacy, follows):
 
 @pytest.mark.parametrize("where", ["added_tokens_decoder", "added_tokens.json"])
 def test_added_tokens(folder, where):
-    """A special one is left out of the text, another is not; either is one token."""
+    """Special ones are left out of the text, others are not; each is one token."""
     older = {"added_tokens": {"<|im_end|>": SIZE, "[x]": SIZE + 1}}
     about, files = {"additional_special_tokens": ["<|im_end|>"]}, older
     if where == "added_tokens_decoder":
@@ -126,7 +126,7 @@ def test_added_tokens(folder, where):
     assert [text.piece(number) for number in (SIZE, SIZE + 1, SIZE + 2)] == ["<|im_end|>", "[x]", None]
 
 
-def test_a_token_in_the_place_of_an_unused_piece(folder):
+def test_an_added_token_replaces_an_unused_piece(folder):
     text = Text.read(folder({"added_tokens_decoder": {"300": token("<|tool|>")}}))
     assert text.encode("<|tool|>").tolist() == [1, 300]
     assert text.piece(300) == "<|tool|>"
@@ -138,7 +138,7 @@ def test_an_added_token_under_another_id_is_refused(folder):
 
 
 def test_ids_beyond_the_vocabulary_have_no_text(folder):
-    """The rows that pad an embedding."""
+    """Ids of the rows that pad an embedding."""
     text = Text.read(folder())
     ids = text.encode("the cat").tolist()
     assert text.decode([SIZE, *ids, SIZE + 99]) == "the cat"
@@ -153,7 +153,7 @@ def test_round_trip(folder, string):
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_model_that_puts_no_space_first(tmp_path, prefix):
-    """As Gemma's: its texts keep the space that they begin with."""
+    """As in Gemma: its texts keep their first space."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([SAMPLE] * 9), model_writer=out, model_type="bpe", vocab_size=60,
@@ -167,23 +167,23 @@ def test_a_model_that_puts_no_space_first(tmp_path, prefix):
 
 
 def test_a_padded_vocabulary_is_generated_with(folder, tmp_path):
-    """Every id that a model can say: its vocabulary is larger than the tokenizer's."""
+    """Every id that a model can generate: its vocabulary is larger than the tokenizer's."""
     config = jaxspec.DecoderConfig(384, 8, 1, 2, 1, 4, 8)
     import jax
 
     model = jaxspec.decoder(config, jax.random.key(0))._replace(text=Text.read(folder()))
-    found = jaxspec.generate(jaxspec.autoregressive(model), ["the cat"] * 16, 8, temperature=9.0, stop=[])
-    assert np.max(found.tokens) >= SIZE
-    assert len(found.text) == 16
+    result = jaxspec.generate(jaxspec.autoregressive(model), ["the cat"] * 16, 8, temperature=9.0, stop=[])
+    assert np.max(result.tokens) >= SIZE
+    assert len(result.text) == 16
 
 
 @pytest.mark.parametrize("cut", [4, 11])
 def test_a_continuation_keeps_its_first_space(cut):
-    """What a published Llama-like model writes after a prompt of whole words is what follows the prompt."""
+    """What a published Llama-like model writes after a prompt of whole words starts with a space."""
     model = jaxspec.load_llama2c(STORIES / "stories260K.bin", STORIES / "tok512.model")
     method, prompt = jaxspec.autoregressive(model), "Once upon a time"[:cut]
-    found = jaxspec.generate(method, [prompt], 8)
-    assert found.text[0].startswith(" ")
-    assert prompt + found.text[0] == model.text.decode([*model.text.encode(prompt), *found.tokens[0]])
-    assert "".join(jaxspec.stream(method, prompt, 8)) == found.text[0]
-    assert jaxspec.generate(method, [prompt], 8, stop=[found.text[0][:3]]).text == [""]
+    result = jaxspec.generate(method, [prompt], 8)
+    assert result.text[0].startswith(" ")
+    assert prompt + result.text[0] == model.text.decode([*model.text.encode(prompt), *result.tokens[0]])
+    assert "".join(jaxspec.stream(method, prompt, 8)) == result.text[0]
+    assert jaxspec.generate(method, [prompt], 8, stop=[result.text[0][:3]]).text == [""]

@@ -1,4 +1,4 @@
-"""Windows begin as prompts do, and texts end at a stop token: what drafts and lenses learn from, and are judged by."""
+"""Windows begin as prompts do, and texts end at a stop token: data for training and measuring drafts and lenses."""
 
 import json
 from functools import partial
@@ -51,7 +51,7 @@ def marked(single="<s> $A"):
 @pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>"])
 @pytest.mark.parametrize("kind", [lambda tokenizer: tokenizer, Text.of], ids=["Tokenizer", "Text"])
 def test_every_window_begins_as_a_prompt_does(single, kind):
-    """The decoder sees a beginning-of-sequence token at position 0, and no end behind a prompt."""
+    """The decoder sees a beginning-of-sequence token at position 0, and no end token after a prompt."""
     tokenizer, texts = marked(single), ["abcdefghab", "hgf"]
     rows, owners = federated.token_rows(kind(tokenizer), texts, 4, 3)
     assert rows.tolist() == [[0, 2, 3, 4], [0, 5, 6, 7], [0, 9, 2, 3], [0, 9, 8, 7]]
@@ -86,20 +86,20 @@ def test_lenses_and_perplexities_see_windows_as_they_are_decoded():
     rows = np.stack([[1, *ids[1:9]], [1, *ids[9:17]]])
     logs = np.asarray(log_probabilities(model.network, model.params, rows[:, :-1]))
     nats = -np.take_along_axis(logs, rows[None, :, 1:], axis=0).mean()
-    found = bits_per_character(model, ids[:17], 20, length=8)
-    assert found == pytest.approx(nats / np.log(2) * 17 / 20, rel=1e-5)
+    bits = bits_per_character(model, ids[:17], 20, length=8)
+    assert bits == pytest.approx(nats / np.log(2) * 17 / 20, rel=1e-5)
 
 
 def test_a_lens_is_fitted_to_windows_as_they_are_decoded():
     corpus, schedule = prompts(30).reshape(-1), Schedule(steps=1, batch_size=2, sequence_length=8, warmup=0)
     target = models.target()._replace(text=Text(lambda text: np.asarray([10, *map(int, text)]), str))
     options = {"rank": 2, "schedule": schedule, "progress": False}
-    found = fit_lens(target, 2, corpus, **options)
+    lens = fit_lens(target, 2, corpus, **options)
     batch = schedule.batch(corpus, 0, 0, (10,))
     other = fit(
         lens_loss(target, 2), init_affine_lens(16, 2, jax.random.key(0)), lambda _: batch, schedule, progress=False
     )
-    jax.tree.map(np.testing.assert_array_equal, found, other)
+    jax.tree.map(np.testing.assert_array_equal, lens, other)
 
 
 #: The stop token of a target.
@@ -114,39 +114,39 @@ def ending():
 def ended():
     """Rows that end early, one of them at once, and rows that do not."""
     rows = prompts(12, 3)
-    found = federated.continued(ending(), rows, 16)
-    sizes = (found.tokens >= 0).sum(axis=1) - PROMPT
+    result = federated.continued(ending(), rows, 16)
+    sizes = (result.tokens >= 0).sum(axis=1) - PROMPT
     assert len(set(sizes.tolist())) > 3
-    return found
+    return result
 
 
 def test_continuations_end_at_a_stop_token(ended):
     whole = federated.continued(models.target(), prompts(12, 3), 16).tokens
-    for found, wanted in zip(ended.tokens.tolist(), whole.tolist(), strict=True):
+    for row, wanted in zip(ended.tokens.tolist(), whole.tolist(), strict=True):
         new = wanted[PROMPT:]
         size = PROMPT + (new.index(STOP) + 1 if STOP in new else 16)
-        assert found == wanted[:size] + [-1] * (20 - size)
+        assert row == wanted[:size] + [-1] * (20 - size)
 
 
 def _average(shares, *leaves):
     return np.tensordot(shares, np.stack(leaves), 1)
 
 
-def test_nothing_is_learnt_behind_a_stop_token(ended):
+def test_nothing_is_learnt_after_a_stop_token(ended):
     """The loss and its gradient are those of the rows one by one, each cut where it ends."""
     network, params, _ = models.draft()
     compiled = jax.jit(jax.value_and_grad(distillation_loss(network), has_aux=True))
-    for laws in (None, federated.top_tokens(ending(), ended.tokens, 3)):
-        (client,) = federated.client_examples(ended, [0] * 12, laws)
+    for top in (None, federated.top_tokens(ending(), ended.tokens, 3)):
+        (client,) = federated.client_examples(ended, [0] * 12, top)
         assert client["tokens"].min() >= 0
         (loss, _), grads = compiled(params, client, jax.random.key(0))
         parts, counts = [], []
         for row in range(12):
             size = int((ended.tokens[row] >= 0).sum()) - 1
             one = {name: array[row : row + 1].copy() for name, array in client.items()}
-            one["tokens"][:, size:] = 5  # whatever stands there
+            one["tokens"][:, size:] = 5  # the value does not matter
             parts.append(compiled(params, one, jax.random.key(0)))
-            counts.append(size if laws else size - PROMPT + 1)
+            counts.append(size if top else size - PROMPT + 1)
         assert (client["labels"] >= 0).sum() == sum(counts)
         shares = np.asarray(counts, np.float32) / sum(counts)
         wanted = jax.tree.map(partial(_average, shares), *parts)
@@ -154,7 +154,7 @@ def test_nothing_is_learnt_behind_a_stop_token(ended):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, wanted[1])
 
 
-def test_streams_learn_nothing_behind_a_stop_token(ended):
+def test_streams_learn_nothing_after_a_stop_token(ended):
     draft, key = models.streaming(), jax.random.key(0)
     compiled = jax.jit(streaming_loss(draft.network))
     other = np.where(ended.tokens < 0, 7, ended.tokens)
@@ -168,16 +168,16 @@ def test_accepted_length_of_texts_that_end(ended, window):
     """Step by step by hand: a step that would go beyond the stop token ends there."""
     network, params, _ = models.draft()
     agrees = np.asarray(_examples._agreement(network, params, np.maximum(ended.tokens, 0)))[:, PROMPT - 1 :]
-    found = []
+    lengths = []
     for line, row in zip(agrees.tolist(), ended.tokens[:, PROMPT:].tolist(), strict=True):
-        size, place = sum(token >= 0 for token in row), 0
-        while place < size if row[-1] < 0 else place + window < size:
+        size, position = sum(token >= 0 for token in row), 0
+        while position < size if row[-1] < 0 else position + window < size:
             accepted = 0
-            while accepted < window and place + accepted < size and line[place + accepted]:
+            while accepted < window and position + accepted < size and line[position + accepted]:
                 accepted += 1
-            found.append(accepted)
-            place += accepted + 1
-    assert federated.accepted_length(network, params, ended, window) == pytest.approx(np.mean(found))
+            lengths.append(accepted)
+            position += accepted + 1
+    assert federated.accepted_length(network, params, ended, window) == pytest.approx(np.mean(lengths))
     at_once = ended._replace(tokens=np.pad(prompts(3), ((0, 0), (0, 16)), constant_values=-1))
     at_once.tokens[:, PROMPT] = STOP
     assert 0 <= federated.accepted_length(network, params, at_once, window) <= 1
@@ -190,7 +190,7 @@ def test_a_real_decode_of_texts_that_end_takes_as_many_steps(ended):
     assert len(_examples.step_ends(lines, 3)) == real.stats.steps
 
 
-def test_texts_too_short_to_judge():
+def test_texts_too_short_to_measure():
     data = federated.continued(models.target(), prompts(4), 16)
     with pytest.raises(ValueError, match="expected more than 16 tokens after a prompt, got 16"):
         federated.accepted_length(*models.draft()[:2], data, 16)
@@ -198,7 +198,7 @@ def test_texts_too_short_to_judge():
 
 @pytest.mark.slow
 def test_the_command_federates_for_a_target_that_ends_its_texts(tmp_path, capsys):
-    """Its tokenizer puts a token first, and it has a stop token: windows begin with the one, rows end at the other."""
+    """Its tokenizer adds a first token, with which windows begin, and rows end at its stop token."""
     text = Text.of(marked(), stop=(STOP,))
     for name in ("target", "draft"):
         save_model(getattr(models, name)()._replace(text=text), tmp_path / name)
@@ -213,11 +213,11 @@ def test_the_command_federates_for_a_target_that_ends_its_texts(tmp_path, capsys
     flags |= {f"distilling.{name}": value for name, value in sizes.items()}
     flags |= {f"federation.{name}": value for name, value in rounds.items()}
     main(["federate", *(str(part) for name, value in flags.items() for part in (f"--{name}", value)), "--json"])
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    (said,) = (tmp_path / "out").glob("said-*.npz")
-    tokens = np.load(said)["tokens"]
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (cached,) = (tmp_path / "out").glob("said-*.npz")
+    tokens = np.load(cached)["tokens"]
     assert np.all(tokens[:, 0] == 0)
     assert 0 < (tokens[:, -1] < 0).sum() < len(tokens)
-    assert all(np.isfinite(value) for value in found["accepted"].values())
-    learned = jax.tree.leaves(load_model(found["draft"]).params)
+    assert all(np.isfinite(value) for value in report["accepted"].values())
+    learned = jax.tree.leaves(load_model(report["draft"]).params)
     assert all(bool(np.isfinite(leaf).all()) for leaf in learned)

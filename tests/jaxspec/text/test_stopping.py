@@ -1,4 +1,4 @@
-"""Where text ends and what of it may be shown: stop tokens, stop strings across token borders, whole characters."""
+"""Where text ends and which part may be shown: stop tokens, stop strings across token borders, whole characters."""
 
 from functools import cache
 from itertools import pairwise
@@ -33,7 +33,7 @@ def byte_level(vocab_size=BYTES):
 
 @cache
 def leading_space():
-    """Words have a space before them, which a decoder drops at the beginning; a special token has no text."""
+    """Words have a space before them, which a decoder drops at the beginning of a text; a special token has no text."""
     tokenizer = Tokenizer(kinds.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=["<s>"], show_progress=False)
@@ -43,9 +43,9 @@ def leading_space():
 
 @cache
 def byte_fallback():
-    """As Llama's: letters are tokens, all else is bytes, of which a run is decoded as one."""
-    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(BYTES)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary = {word: index for index, word in enumerate(words)}
+    """As in Llama: letters are tokens, other characters are bytes, and a run of bytes is decoded together."""
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(BYTES)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(kinds.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     parts = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
@@ -62,7 +62,7 @@ TOKENIZERS = {
 
 
 def grown(tokenizer, ids, chunks, stop=(), limit=None):
-    """A sequence that gets its tokens chunk by chunk, and what it shows after each."""
+    """A sequence that receives its tokens in chunks, and the text shown after each."""
     row, shown, start = Written(limit or len(ids), stop_strings=stop, decode=tokenizer.decode), [""], 0
     while row.finish is None:
         size = int(next(chunks))
@@ -80,7 +80,7 @@ def at_random(seed):
 @pytest.mark.parametrize("stop", [(), ("this is never generated",)], ids=["no stop", "a stop string"])
 @pytest.mark.parametrize("build", TOKENIZERS.values(), ids=TOKENIZERS.keys())
 def test_text_is_that_of_all_tokens_at_once(build, stop):
-    """Whatever the tokens: random ones say broken characters, spaces in a row and special tokens."""
+    """For any tokens: random ones give broken characters, runs of spaces and special tokens."""
     tokenizer = build()
     ids = np.random.default_rng(1).integers(tokenizer.get_vocab_size(), size=600).tolist()
     for seed in range(3):
@@ -90,11 +90,11 @@ def test_text_is_that_of_all_tokens_at_once(build, stop):
 
 
 @pytest.mark.parametrize("nothing", ["<s>", "▁"])
-def test_what_says_nothing_takes_no_space_away(nothing):
-    """Special tokens, and spaces one after another, before a word that carries its own."""
+def test_tokens_without_text_remove_no_space(nothing):
+    """Special tokens, and runs of spaces, before a word that has its own space."""
     tokenizer = leading_space()
-    words = ["▁the", *[nothing] * 9, "▁the", *[nothing] * 9, "▁cat"]
-    for beginning in (words, words[1:]):
+    tokens = ["▁the", *[nothing] * 9, "▁the", *[nothing] * 9, "▁cat"]
+    for beginning in (tokens, tokens[1:]):
         ids = [tokenizer.token_to_id(word) for word in beginning]
         row, _ = grown(tokenizer, ids, iter(lambda: 1, None))
         assert row.text == tokenizer.decode(ids)
@@ -146,7 +146,7 @@ def pieces(ids):
 )
 @pytest.mark.parametrize("size", [1, 2, 6])
 def test_stop_strings(ids, stop, text, count, finish, size):
-    """They are cut off where the first begins; what only begins one is shown in the end; later tokens are not taken."""
+    """Text is cut where the first one begins; an incomplete one is shown at the end; later tokens are dropped."""
     row, start = Written(len(ids), stop_strings=stop, decode=pieces), 0
     while row.finish is None:
         row.add(ids[start : start + size], [0.0] * len(ids[start : start + size]))
@@ -188,21 +188,21 @@ METHODS = {
     "autoregressive": jaxspec.autoregressive,
     "speculative": lambda model: jaxspec.speculative(model, model, 5),
 }
-SAID = " Naïve 漢字, 😀 and the end. STOP here, STORY there. The end 漢字"
+OUTPUT = " Naïve 漢字, 😀 and the end. STOP here, STORY there. The end 漢字"
 
 
 @pytest.fixture(params=METHODS)
 def method(request):
-    """Says ``SAID``: after a prompt of n tokens, from its n-th byte on."""
-    ids = byte_level().encode(SAID).ids
+    """Generates ``OUTPUT``: after a prompt of n tokens, from its n-th byte on."""
+    ids = byte_level().encode(OUTPUT).ids
     table = np.zeros((LENGTH, BYTES), np.float32)
     table[np.arange(len(ids) - 1), ids[1:]] = 9.0
     return METHODS[request.param](Model(READER, jnp.asarray(table)))
 
 
 def both_ways(method, stop=None, less=0):
-    """What is generated, and what is streamed; both in full but for ``less`` bytes at the end."""
-    count, options = len(SAID.encode()) - 1 - less, {"stop": stop, "tokenizer": byte_level()}
+    """The generated and the streamed text; both complete except ``less`` bytes at the end."""
+    count, options = len(OUTPUT.encode()) - 1 - less, {"stop": stop, "tokenizer": byte_level()}
     result = jaxspec.generate(method, [[0]], count, **options)
     return result, list(jaxspec.stream(method, [0], count, **options))
 
@@ -210,17 +210,17 @@ def both_ways(method, stop=None, less=0):
 @pytest.mark.parametrize(
     ("stop", "text", "finish"),
     [
-        (None, SAID[1:], "length"),
+        (None, OUTPUT[1:], "length"),
         (["STOP"], "Naïve 漢字, 😀 and the end. ", "stop"),
         ("STOP", "Naïve 漢字, 😀 and the end. ", "stop"),
         (["字", "STOP"], "Naïve 漢", "stop"),
         (["STORK", "STORY"], "Naïve 漢字, 😀 and the end. STOP here, ", "stop"),
-        (["STOLE", "字 and more"], SAID[1:], "length"),
+        (["STOLE", "字 and more"], OUTPUT[1:], "length"),
         (["\n", "end", " the"], "Naïve 漢字, 😀 and", "stop"),
     ],
     ids=str,
 )
-def test_a_stream_says_what_is_generated(method, stop, text, finish):
+def test_a_stream_yields_what_is_generated(method, stop, text, finish):
     result, parts = both_ways(method, stop)
     assert result.text == ["".join(parts)] == [text]
     assert result.finish_reason == [finish]
@@ -242,7 +242,7 @@ def test_stop_tokens_and_strings_together(method):
 def test_a_stream_is_cut_at_its_limit_like_the_text(method):
     """Within a character."""
     result, parts = both_ways(method, less=1)
-    assert result.text == ["".join(parts)] == [f"{SAID[1:-1]}{BROKEN}"]
+    assert result.text == ["".join(parts)] == [f"{OUTPUT[1:-1]}{BROKEN}"]
     assert not any(BROKEN in part for part in parts[:-1])
 
 
@@ -250,7 +250,7 @@ def test_a_stream_is_cut_at_its_limit_like_the_text(method):
     "method", ["autoregressive", pytest.param("speculative", marks=pytest.mark.slow)], indirect=True
 )
 def test_a_stop_does_not_touch_neighbours(method):
-    """Three sequences say the same from other places on; each ends by itself, at its stop or its limit."""
+    """Three sequences generate one text from different positions on; each ends at its own stop or limit."""
     starts, limits = (1, 34, 50), (60, 56, 54)
     prompts = [[0] * start for start in starts]
     together = jaxspec.generate(method, prompts, limits, stop=["STOP"], tokenizer=byte_level())
@@ -265,8 +265,8 @@ def test_a_stop_does_not_touch_neighbours(method):
 
 
 def test_stop_tokens_of_the_target_are_the_default():
-    """An empty list asks for none."""
-    ids = byte_level().encode(SAID).ids
+    """An empty list means no stop tokens."""
+    ids = byte_level().encode(OUTPUT).ids
     table = jnp.asarray(np.eye(BYTES, dtype=np.float32)[[*ids[1:], *[0] * (LENGTH + 1 - len(ids))]])
     text = jaxspec.Text.of(byte_level(), stop=(byte_level().token_to_id("v"),))
     method = jaxspec.autoregressive(Model(READER, table, text))
@@ -291,14 +291,14 @@ def scripted(ids, text=None):
 
 @pytest.mark.parametrize("build", METHODS.values(), ids=METHODS)
 def test_the_text_of_a_special_token_ends_a_sequence(build):
-    """It is left out of the text, in which it would never be found."""
+    """The token is left out of the text, so a search in the text would miss it."""
     ids, end = marked(), marked().index(0)
     method, options = build(scripted(ids)), {"tokenizer": leading_space()}
-    found = jaxspec.generate(method, [ids[:2], ids[:5]], 24, stop=["<s>"], **options)
-    assert found.tokens == [ids[2 : end + 1], ids[5 : end + 1]]
-    assert found.finish_reason == ["stop", "stop"]
-    assert found.text[0].endswith(" mat.")
-    assert "".join(jaxspec.stream(method, ids[:2], 24, stop="<s>", **options)) == found.text[0]
+    result = jaxspec.generate(method, [ids[:2], ids[:5]], 24, stop=["<s>"], **options)
+    assert result.tokens == [ids[2 : end + 1], ids[5 : end + 1]]
+    assert result.finish_reason == ["stop", "stop"]
+    assert result.text[0].endswith(" mat.")
+    assert "".join(jaxspec.stream(method, ids[:2], 24, stop="<s>", **options)) == result.text[0]
 
 
 def test_a_special_token_within_a_stop_text_is_refused():
@@ -312,14 +312,14 @@ def test_text_continues_that_of_the_prompt(cut):
     """With the space that a decoder leaves out at the beginning of a text."""
     tokenizer, ids = leading_space(), marked()
     method, prompt = jaxspec.autoregressive(scripted(ids)), tokenizer.decode(ids[:cut])
-    found = jaxspec.generate(method, [ids[:cut]], 8, tokenizer=tokenizer)
-    assert prompt + found.text[0] == tokenizer.decode(ids[: cut + 8])
-    assert "".join(jaxspec.stream(method, ids[:cut], 8, tokenizer=tokenizer)) == found.text[0]
+    result = jaxspec.generate(method, [ids[:cut]], 8, tokenizer=tokenizer)
+    assert prompt + result.text[0] == tokenizer.decode(ids[: cut + 8])
+    assert "".join(jaxspec.stream(method, ids[:cut], 8, tokenizer=tokenizer)) == result.text[0]
 
 
 def test_a_stop_text_may_begin_with_the_first_space():
     tokenizer, ids = leading_space(), marked()
-    cut = next(place for place in range(1, 9) if tokenizer.id_to_token(ids[place]).startswith("▁"))
+    cut = next(index for index in range(1, 9) if tokenizer.id_to_token(ids[index]).startswith("▁"))
     method = jaxspec.autoregressive(scripted(ids))
     assert jaxspec.generate(method, [ids[:cut]], 8, stop=[" "], tokenizer=tokenizer).text == [""]
 
@@ -337,7 +337,7 @@ def test_a_prompt_that_ends_within_a_character():
 
 @pytest.mark.parametrize("length", [1, 3, 60])
 def test_a_prompt_of_nothing_but_special_tokens_at_its_end(length):
-    """Its last tokens have no text, but the text before them is no beginning."""
+    """Its last tokens have no text, but decoding continues the text before them."""
     tokenizer = leading_space()
     prompt, new = [*tokenizer.encode("the").ids, *[0] * length], tokenizer.encode("cat").ids
     context = context_of(tokenizer.decode, prompt)
@@ -347,14 +347,14 @@ def test_a_prompt_of_nothing_but_special_tokens_at_its_end(length):
 
 
 def test_stop_tokens_of_a_target_that_has_no_tokenizer():
-    """By themselves, and under a tokenizer that is passed."""
+    """Without a tokenizer, and with one passed as an argument."""
     ids, end = marked(), marked().index(0)
     method = jaxspec.autoregressive(scripted(ids, jaxspec.Text(stop=(0,))))
     for options in ({}, {"tokenizer": leading_space()}):
-        found = jaxspec.generate(method, [ids[:2]], 24, **options)
-        assert found.tokens == [ids[2 : end + 1]]
-        assert (found.text is None) == (not options)
-    assert "".join(jaxspec.stream(method, ids[:2], 24, tokenizer=leading_space())) == found.text[0]
+        result = jaxspec.generate(method, [ids[:2]], 24, **options)
+        assert result.tokens == [ids[2 : end + 1]]
+        assert (result.text is None) == (not options)
+    assert "".join(jaxspec.stream(method, ids[:2], 24, tokenizer=leading_space())) == result.text[0]
     for prompts in (["the cat"], [[{"role": "user", "content": "the cat"}]]):
         with pytest.raises(ValueError, match="expected token ids, got text; pass tokenizer="):
             jaxspec.generate(method, prompts, 4)

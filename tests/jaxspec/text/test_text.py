@@ -1,4 +1,4 @@
-"""Text of published checkpoints: tokenizers as their files say, stop tokens, chat templates."""
+"""Text of published checkpoints: tokenizers as their files define them, stop tokens, chat templates."""
 
 import json
 import sys
@@ -76,7 +76,7 @@ def about(template=None, **more):
 
 
 @pytest.mark.parametrize("adds_start", [True, False])
-def test_text_is_encoded_as_the_file_says(tmp_path, adds_start):
+def test_text_is_encoded_as_the_file_defines(tmp_path, adds_start):
     text = Text.read(folder_with(tmp_path, adds_start, tokenizer_config__json=about(add_bos_token=not adds_start)))
     ids = text.encode("hey <|user|>hé")
     assert ids.dtype == np.int32
@@ -122,7 +122,7 @@ NAMED = [{"name": "tool_use", "template": "no"}, {"name": "default", "template":
     ],
     ids=["string", "list", "file", "file first", "special_tokens_map.json"],
 )
-def test_where_a_chat_template_stands(tmp_path, files):
+def test_a_chat_template_is_read_from_any_of_its_files(tmp_path, files):
     text = Text.read(folder_with(tmp_path, **files))
     ids = text.chat([{"role": "user", "content": "hey "}])
     assert text.tokenizer.decode(ids, skip_special_tokens=False) == "<s>[user]hey</s>\n"
@@ -135,7 +135,7 @@ def test_without_a_chat_template(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("template", "messages", "words"),
+    ("template", "messages", "error"),
     [
         (REFUSING, MESSAGES, "Begin with the user!"),
         ("{% for m in messages %}{% if %}", MESSAGES, "got: "),
@@ -146,9 +146,9 @@ def test_without_a_chat_template(tmp_path):
     ],
     ids=["refuses", "syntax", "undefined", "type", "escape", "change"],
 )
-def test_what_a_template_refuses(tmp_path, template, messages, words):
+def test_what_a_template_refuses(tmp_path, template, messages, error):
     text = Text.read(folder_with(tmp_path, chat_template__jinja=template))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=error):
         text.chat(messages)
 
 
@@ -158,7 +158,7 @@ def test_a_template_renders_to_something(tmp_path, name):
     assert len(text.chat(MESSAGES)) > 5
 
 
-def test_a_template_knows_the_date(tmp_path):
+def test_a_template_can_use_the_date(tmp_path):
     text = Text.read(folder_with(tmp_path, tokenizer_config__json=about(TEMPLATES["date"])))
     assert text.decode(text.chat(MESSAGES)) == f"{datetime.now().year} is now"
 
@@ -185,7 +185,7 @@ def test_text_is_encoded_as_transformers_does(tmp_path, adds_start):
 
 
 def limited(adds_start=True):
-    """The tokenizer as training scripts leave it behind."""
+    """The tokenizer as training scripts save it."""
     made = tokenizer(adds_start)
     made.enable_truncation(12)
     made.enable_padding(pad_id=2, pad_token="<|user|>", length=40)
@@ -237,7 +237,7 @@ def test_special_tokens_that_only_the_configuration_adds(tmp_path):
     assert "[x]" not in text.special_ids
 
 
-def test_tokens_that_the_configuration_calls_special_are_so(tmp_path):
+def test_tokens_that_the_configuration_marks_as_special_are_special(tmp_path):
     text = Text.read(folder_with(tmp_path, tokenizer_config__json=SPECIAL["named"]))
     assert text.decode(text.encode("a hey<s>b")) == "a b"
     assert text.stop == (260,), "eos_token, if no file has an id"
@@ -279,7 +279,7 @@ def test_stop_tokens_and_chat_template_without_a_tokenizer(tmp_path, saved):
         text.chat(MESSAGES)
 
 
-def test_what_a_target_came_with_stays_its_own_under_another_tokenizer(tmp_path):
+def test_a_targets_own_settings_stay_under_another_tokenizer(tmp_path):
     target = Text.read(folder_with(tmp_path, tokenizer_config__json=about(PLAIN))).stopping([2])
     method = SimpleNamespace(text=target)
     for passed in (tokenizer(True), Text.of(tokenizer(True))):
@@ -302,8 +302,8 @@ def test_files_are_carried_along(tmp_path):
     (tmp_path / "copy").mkdir()
     text.write(tmp_path / "copy")
     assert not (tmp_path / "copy" / "config.json").exists()
-    found = Text.read(tmp_path / "copy")
-    assert (found.stop, found.template, found.special) == (text.stop, text.template, text.special)
+    copied = Text.read(tmp_path / "copy")
+    assert (copied.stop, copied.template, copied.special) == (text.stop, text.template, text.special)
     text.write(tmp_path)
     assert Text.read(tmp_path).encode("hey").tolist() == text.encode("hey").tolist()
 

@@ -1,4 +1,4 @@
-"""Tokenizers: nothing of the embedded text is lost, characters never seen become one token."""
+"""Tokenizers: the embedded text survives a round trip, unknown characters become one token."""
 
 from functools import cache
 
@@ -25,7 +25,7 @@ def tokenizer(vocab_size):
 
 
 @pytest.mark.parametrize("vocab_size", [None, 160])
-def test_round_trip_of_everything_that_roles_say(vocab_size):
+def test_round_trip_of_the_text_of_all_roles(vocab_size):
     for text in ["".join(alphabet()), *texts()[:3], "  two  spaces\n\n and lines\n"]:
         assert tokenizer(vocab_size).decode(encode(tokenizer(vocab_size), text).tolist()) == text
 

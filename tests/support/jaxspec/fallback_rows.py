@@ -1,4 +1,4 @@
-"""Every fallback with every policy, in the ways in which their windows are judged."""
+"""Every fallback with every policy, under every rule of acceptance."""
 
 from functools import cache
 
@@ -21,7 +21,7 @@ POLICIES = {
     "hybrid": candidates.hybrid(2, 2, num_candidates=4),
 }
 SAMPLED = Sampling(temperature=0.9, top_k=6, repetition_penalty=1.1, seed=5)
-#: Drafted tokens matched greedily, or with the target's own noise; or judged by the ratio test, greedily and not.
+#: Drafted tokens matched greedily, or with the target's own noise; or tested by the ratio test, greedily and sampled.
 MODES = ("greedy", "sampled", "ratio", "ratio sampled")
 
 
@@ -32,13 +32,13 @@ def decode(fallback, policy="none", prompts=models.PROMPTS, sampling=None, **opt
 
 @cache
 def sampled():
-    """Plain decoding's."""
+    """Tokens of plain decoding."""
     method = jaxspec.autoregressive(models.target())
     return jaxspec.generate(method, pairs.PROMPTS, models.NEW_TOKENS, sampling=SAMPLED).tokens
 
 
 def tokens_of(name, policy, mode):
-    """What is decoded, and what should be; of the ratio test above temperature 0 only how much."""
+    """Decoded and expected tokens; for the ratio test above temperature 0 only their numbers."""
     fallback, rule = FALLBACKS[name], acceptance.ratio(4)
     if mode == "greedy":
         return decode(fallback, policy).tokens, models.expected()
@@ -46,5 +46,5 @@ def tokens_of(name, policy, mode):
         return decode(fallback, policy, pairs.PROMPTS, SAMPLED).tokens, sampled()
     if mode == "ratio":
         return decode(fallback, policy, acceptance=rule).tokens, models.expected()
-    found = decode(fallback, policy, sampling=Sampling(0.8, seed=2), acceptance=rule).tokens
-    return [len(row) for row in found], [models.NEW_TOKENS] * 2
+    tokens = decode(fallback, policy, sampling=Sampling(0.8, seed=2), acceptance=rule).tokens
+    return [len(row) for row in tokens], [models.NEW_TOKENS] * 2

@@ -1,4 +1,4 @@
-"""Tiny models that write lively text: a target, drafts that agree with it in part, prompts of unequal lengths."""
+"""Tiny models whose text varies: a target, drafts that agree with it in part, prompts of unequal lengths."""
 
 from dataclasses import replace
 from functools import cache
@@ -25,7 +25,7 @@ ALL_BRANCHES = jaxspec.candidates.mirror()
 
 
 def random_model(config, seed, first=4.0, rest=2.0):
-    """Random weights: a strong first layer makes the text lively, weaker ones leave an early exit half right."""
+    """Random weights: a strong first layer makes the text vary; weaker other layers leave an early exit half right."""
     model = jaxspec.decoder(config, jax.random.key(seed))
     scales = [first] + [rest] * (config.num_layers - 1)
     scaled = [
@@ -67,7 +67,7 @@ def drafter(draft):
 
 @cache
 def stranger():
-    """A draft that has nothing to do with the target."""
+    """A draft that is independent of the target."""
     return random_model(DecoderConfig(VOCAB, 8, 1, 2, 1, 4, 8), 7)
 
 
@@ -105,7 +105,7 @@ def greedy_text(model, prompt, count):
 
 
 def request(prompts=PROMPTS, max_new_tokens=NEW_TOKENS, size=32):
-    """What a decoding method is asked for: padded prompts, greedy unless replaced."""
+    """A request to a decoding method: padded prompts, greedy unless replaced."""
     tokens = np.stack([np.pad(np.asarray(prompt, np.int32), (0, size - len(prompt))) for prompt in prompts])
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     return Request(tokens, lengths, np.full_like(lengths, max_new_tokens))

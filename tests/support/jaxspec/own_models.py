@@ -1,4 +1,4 @@
-"""Models as a user may bring them: plain functions without Flax, and a Linen module."""
+"""Models as a user may define them: plain functions without Flax, and a Linen module."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def replicate(params):
 
 
 def bigram(seed=0):
-    """A table of logits: no attention, nothing to remember. Most tokens are followed by the next higher one."""
+    """A table of logits: no attention and no cache. Most tokens are followed by the next higher one."""
     table = 2.0 * jax.random.normal(jax.random.key(seed), (VOCAB, VOCAB)) + 5.0 * jnp.roll(jnp.eye(VOCAB), 1, axis=1)
     return Model(
         Network(
@@ -38,7 +38,7 @@ def plain_attention(seed=0):
     keys = jax.random.split(jax.random.key(seed), 4)
     params = {
         "tokens": 1.5 * jax.random.normal(keys[0], (VOCAB, SIZE)),
-        "places": 0.7 * jax.random.normal(keys[1], (64, SIZE)),
+        "positions": 0.7 * jax.random.normal(keys[1], (64, SIZE)),
         "head": jax.random.normal(keys[3], (VOCAB, SIZE)),
         "qkvo": 0.6 * jax.random.normal(keys[2], (LAYERS, 4, SIZE, SIZE)),
     }
@@ -48,9 +48,9 @@ def plain_attention(seed=0):
 
     def blocks(params, x, positions, cache, attend, layers):
         cache = list(cache)
-        places = jnp.moveaxis(params["places"][positions], -1, 0)
+        encoding = jnp.moveaxis(params["positions"][positions], -1, 0)
         for index in layers:
-            query, key, value = jnp.einsum("ned,dbt->nbte", params["qkvo"][index, :3], x + places)
+            query, key, value = jnp.einsum("ned,dbt->nbte", params["qkvo"][index, :3], x + encoding)
             context, cache[index] = attend(query[:, None, None], key[:, None], value[:, None], cache[index])
             x = x + jnp.tanh(jnp.einsum("de,bte->dbt", params["qkvo"][index, 3], context[:, 0, 0]))
         return x, tuple(cache)

@@ -1,4 +1,4 @@
-"""A tiny pair like each published family, settings that cycle through the options, and where two decodings part."""
+"""A tiny pair like each published family, settings that cycle through the options, and where two decodings differ."""
 
 from functools import cache, partial
 from typing import NamedTuple
@@ -35,7 +35,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-#: Name → published architecture, and what its ``config.json`` says beside the sizes.
+#: Name → published architecture, and the settings of its ``config.json`` besides the sizes.
 FAMILIES = {
     "llama": ("LlamaForCausalLM", {"rope_scaling": LLAMA3}),
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
@@ -82,7 +82,7 @@ def config_of(name, num_layers=2):
 
 @cache
 def target(name):
-    """Random weights, of which even the biases say something; a strong first layer, so that a draft can guess."""
+    """Random weights with biases that matter; a strong first layer, so that a draft can guess."""
     model = models.random_model(config_of(name), seed=2, first=2.0, rest=1.2)
     return model._replace(params=_shaken(model.params, jax.random.key(3), 0.0, 0.3))
 
@@ -95,7 +95,7 @@ def draft(name):
 
 
 def _shaken(params, key, share, zeros):
-    """Every number off by a random share of it; those that were zero by a random number."""
+    """Change every number by a random share of it; zeros by a random number."""
     leaves, tree = jax.tree.flatten(params)
     noise = [
         jax.random.normal(k, leaf.shape) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
@@ -140,25 +140,25 @@ class Parting(NamedTuple):
     """Where a sequence first differs from plain decoding, and by how much its two best tokens differ there."""
 
     sequence: int
-    place: int
+    position: int
     gap: float
 
 
-def partings(name, found, expected, sampling):
-    """One for every sequence that differs."""
+def partings(name, tokens, expected, sampling):
+    """Return one ``Parting`` for every sequence that differs."""
     rows = []
-    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+    for index, (one, other) in enumerate(zip(tokens, expected, strict=True)):
         if one != other:
-            place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-            rows.append(Parting(index, place, gap(name, sampling, index, len(found), other[:place])))
+            position = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+            rows.append(Parting(index, position, gap(name, sampling, index, len(tokens), other[:position])))
     return rows
 
 
-def gap(name, sampling, index, batch, said):
+def gap(name, sampling, index, batch, tokens):
     """Top-2 gap of what the next token of a sequence is the argmax of, by a pass over its whole text."""
     method, prompts = autoregressive(name), [np.asarray(prompt, np.int32) for prompt in PROMPTS[:batch]]
     request, _ = request_of(prompts, method, NEW_TOKENS, sampling)
-    text = [*PROMPTS[index], *said]
+    text = [*PROMPTS[index], *tokens]
     seen = Seen(None if request.seen.marks is None else np.isin(np.arange(VOCAB), text)[None, None])
     own = jax.tree.map(lambda leaf: jnp.asarray(leaf[index : index + 1]), request.sampling)
     padded = np.zeros((1, 64), np.int32)
@@ -179,5 +179,5 @@ def compared(kind, name, batch, window, temperature, new_tokens=NEW_TOKENS):
     """One method against plain decoding with the same settings: (result, partings)."""
     sampling, prompts = sampling_of(name, batch, window, temperature), PROMPTS[:batch]
     expected = jaxspec.generate(autoregressive(name), prompts, new_tokens, sampling=sampling)
-    found = jaxspec.generate(METHODS[kind](name, window), prompts, new_tokens, sampling=sampling)
-    return found, partings(name, found.tokens, expected.tokens, sampling)
+    result = jaxspec.generate(METHODS[kind](name, window), prompts, new_tokens, sampling=sampling)
+    return result, partings(name, result.tokens, expected.tokens, sampling)

@@ -1,4 +1,4 @@
-"""The product of policies, drafts, windows, candidates, exits and batches; and a few rows in which all pairs meet."""
+"""The product of policies, drafts, windows, candidates, exits and batches; and a few rows that cover all pairs."""
 
 from functools import cache
 from itertools import combinations, product
@@ -29,7 +29,7 @@ def _pairs(row):
 
 @cache
 def covering():
-    """Rows, chosen greedily, in which any two values of any two axes meet."""
+    """Rows, chosen greedily, that cover any two values of any two axes."""
     missing, chosen = set().union(*map(_pairs, ROWS)), []
     while missing:
         chosen.append(max(ROWS, key=lambda row: len(_pairs(row) & missing)))

@@ -1,7 +1,7 @@
 """One process of two that decode together: the target in process 0, the draft in process 1.
 
-`python -m tests.support.jaxspec.processes OUT PORT INDEX DEVICES SETTINGS [DYING]` writes what process INDEX found with
-each of the comma-separated settings to OUT/INDEX.json. If DYING is given, that process ends itself within `generate`.
+`python -m tests.support.jaxspec.processes OUT PORT INDEX DEVICES SETTINGS [DYING]` writes the results of process INDEX
+with each of the comma-separated settings to OUT/INDEX.json. With DYING, that process ends itself within `generate`.
 """
 
 import json
@@ -40,16 +40,16 @@ CROSSINGS = dict.fromkeys(SETTINGS, 3) | dict.fromkeys(("saguaro", "saguaro samp
 
 
 def decode(name, placement=None, **more):
-    """What one setting gives, as plain values, the counts of the run and its steps included."""
+    """Result of one setting as plain values, with the counts of the run and its steps."""
     building, sampling = SETTINGS[name]
     method, seen = models.mirror(placement=placement or models.meshes(), **building, **more), []
     watch = lambda lane, name, outputs: seen.append(name)  # noqa: E731
-    found = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch)
-    stats = found.stats
+    result = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch)
+    stats = result.stats
     return {
-        "tokens": found.tokens,
-        "finish": found.finish_reason,
-        "log_probabilities": found.log_probabilities,
+        "tokens": result.tokens,
+        "finish": result.finish_reason,
+        "log_probabilities": result.log_probabilities,
         "counts": [stats.steps, stats.new_tokens, stats.accepted, stats.needed, stats.reused],
         "steps": seen.count("select"),
     }
@@ -65,20 +65,20 @@ def traced(placement=None):
 
 
 def plain(name):
-    """What plain decoding gives."""
+    """Tokens of plain decoding."""
     method, sampling = jaxspec.autoregressive(models.target()), SETTINGS[name][1]
     return jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling).tokens
 
 
 def counted(run):
-    """What a run gives, and how often something crossed meanwhile."""
+    """Result of a run, and the number of transfers during it."""
     made, kept = [], RemoteChannel.__init__
 
-    def noted(self, *meshes):
+    def recorded(self, *meshes):
         made.append(self)
         kept(self, *meshes)
 
-    RemoteChannel.__init__ = noted
+    RemoteChannel.__init__ = recorded
     try:
         return run() | {"crossed": sum(channel.transfers for channel in made)}
     finally:
@@ -91,7 +91,7 @@ def owned(model, mesh):
 
 
 def refused():
-    """What is said of meshes that cannot be."""
+    """Error messages for invalid meshes."""
     first, second = jax.local_devices(process_index=0), jax.local_devices(process_index=1)
     both, own, other = (jaxspec.mesh_of(list(devices)) for devices in ((first[0], second[0]), first[:1], second[:1]))
     other = own if jax.process_index() else other
@@ -102,10 +102,10 @@ def refused():
         lambda: models.speculative(mesh=other),
         lambda: jaxspec.analysis.cost.measure(None, jaxspec.Placement(own, other), []),
     )
-    return [said(act) for act in tried]
+    return [message_of(act) for act in tried]
 
 
-def said(act):
+def message_of(act):
     try:
         act()
     except ValueError as error:
@@ -139,15 +139,17 @@ def main(out, port, index, devices, settings, dying=None):
         Path(out, f"{index}.json").write_text(json.dumps(survive(placement, int(dying))))
         os._exit(0)  # an ordinary end would wait for the other process, until its heartbeat is missed
     pair = {"target": owned(models.target(), placement.target), "draft": owned(models.draft(), placement.draft)}
-    found = {name: counted(lambda name=name: decode(name, placement)) for name in settings.split(",")}
-    found["own weights alone"] = decode("mirror", placement, **pair)
-    found["traced"] = traced(placement)
-    found["refused"] = refused()
+    results = {name: counted(lambda name=name: decode(name, placement)) for name in settings.split(",")}
+    results["own weights alone"] = decode("mirror", placement, **pair)
+    results["traced"] = traced(placement)
+    results["refused"] = refused()
     stops = [[0], [1]][int(index)]
-    found["apart"] = said(lambda: jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 4, stop=stops))
-    found["rendezvous"] = jaxspec.analysis.cost.rendezvous(placement)
-    found["plain"] = plain("mirror")
-    Path(out, f"{index}.json").write_text(json.dumps(found))
+    results["apart"] = message_of(
+        lambda: jaxspec.generate(models.mirror(placement=placement), models.PROMPTS, 4, stop=stops)
+    )
+    results["rendezvous"] = jaxspec.analysis.cost.rendezvous(placement)
+    results["plain"] = plain("mirror")
+    Path(out, f"{index}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
