@@ -36,7 +36,7 @@ class Drafter:
     before the last committed one.
     """
 
-    #: Hidden states of the target that it wants.
+    #: Hidden states of the target that it reads.
     reads: Reads = Reads()
 
     def for_target(self, target: Network) -> "Drafter":

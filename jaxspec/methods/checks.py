@@ -75,14 +75,14 @@ def check_meshes(target: Mesh, draft: Mesh) -> None:
 
 def check_processes(*meshes: Mesh | None) -> None:
     """Raises ValueError unless every mesh lies in one process, one of them in this, and all have one platform."""
-    found = [{device.process_index for device in mesh.devices.flat} for mesh in meshes if mesh is not None]
-    for processes in found:
+    owners = [{device.process_index for device in mesh.devices.flat} for mesh in meshes if mesh is not None]
+    for processes in owners:
         if len(processes) > 1:
             raise ValueError(
                 f"expected every mesh within one process, got one over processes {sorted(processes)}; "
                 "use jax.local_devices(process_index)"
             )
-    everyone, own = set().union(*found), jax.process_index()
+    everyone, own = set().union(*owners), jax.process_index()
     if everyone and own not in everyone:
         raise ValueError(
             f"expected a mesh of this process ({own}), got meshes of {sorted(everyone)}; use jax.local_devices(), or "

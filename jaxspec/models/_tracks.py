@@ -2,7 +2,7 @@
 
 A mesh whose ``model`` axis has as many devices as there are tracks holds one on each, because parameters are split
 along the very axes along which a mesh cuts them (``partition``). Attention is the one thing that is called for all
-tracks at once: heads know nothing of each other, so the callback and its cache [B, G, S, head_size] stay as they are.
+tracks at once: heads do not depend on each other, so the callback and its cache [B, G, S, head_size] stay as they are.
 
 Where a device holds several tracks, XLA:CPU transposes weights in every forward: decoding with four tracks on a single
 device took four to five times as long as without. Tracks pay on a mesh.
@@ -28,7 +28,7 @@ def segments(tracks: Tracks, num_layers: int, layers: range) -> list[range]:
     """The segments that ``layers`` consist of.
 
     Raises:
-        ValueError: they begin or end within a segment, where there is no x [D, B, T].
+        ValueError: they begin or end within a segment, where the tracks have not met.
     """
     meetings = tracks.meetings(num_layers)
     if layers.start not in meetings or layers.stop not in meetings:
@@ -63,8 +63,8 @@ def side_by_side(
     def rest(params: Params, x: Array, context: Array) -> Array:
         return nnx.merge(graph, params).after_attention(x, context)
 
-    asked = jax.vmap(heads, (axes, 0), out_axes=1)(params, x)
-    queries, keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in asked)
+    projected = jax.vmap(heads, (axes, 0), out_axes=1)(params, x)
+    queries, keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in projected)
     context, rows = attend(queries, keys, values, rows, scores)
     context = context.reshape(context.shape[0], len(x), -1, *context.shape[2:])
     return jax.vmap(rest, (axes, 0, 1))(params, x, context), rows
