@@ -40,8 +40,9 @@ class FixedSize:
     """A cohort of `cohort_size` different clients, every set of that size equally likely.
 
     Attributes:
-      cohort_size: C.
-      weights: how much each client counts in the means: "uniform", "samples" (its number of samples), or N numbers > 0.
+        cohort_size: C.
+        weights: how much each client counts in the means: "uniform", "samples" (its number of samples), or N numbers >
+            0.
     """
 
     cohort_size: int
@@ -141,7 +142,7 @@ def checked_weights(weights: Weights) -> Weights:
     """Return weights that can be compared and hashed: "uniform", "samples", or a tuple of numbers.
 
     Raises:
-      ValueError: another word (nearest one suggested), or anything but finite numbers [N] > 0.
+        ValueError: another word (nearest one suggested), or anything but finite numbers [N] > 0.
     """
     if isinstance(weights, str):
         check_choice("weights", weights, ("uniform", "samples"))
@@ -156,7 +157,7 @@ def weights_of(sampler: Sampler, lengths: ArrayLike) -> np.ndarray | None:
     """Weights of all clients, float32 [N], from their numbers of samples [N]; None where all count the same.
 
     Raises:
-      ValueError: weights of another number of clients.
+        ValueError: weights of another number of clients.
     """
     weights = checked_weights(getattr(sampler, "weights", "uniform"))
     if isinstance(weights, str):

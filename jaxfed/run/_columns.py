@@ -27,9 +27,12 @@ class Columns(Mapping[str, list[Any]]):
     def __init__(self, columns: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> None:
         self._columns: dict[str, array[Any]] = {}
         for name, numbers in columns.items():
-            self._columns[name] = array("q")
-            for number in numbers:
-                self._append(name, number)
+            self[name] = numbers
+
+    def __setitem__(self, name: str, numbers: Sequence[Any]) -> None:
+        self._columns[name] = array("q")
+        for number in numbers:
+            self._append(name, number)
 
     def __getitem__(self, name: str) -> list[Any]:
         return _numbers(self._columns[name])

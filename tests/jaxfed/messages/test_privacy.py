@@ -1,4 +1,4 @@
-"""Assumptions of noise: order of transforms, one clip, one sampling, secret noise, wide sums."""
+"""What noise presumes holds: order of transforms, one clip, one sampling, noise that nobody can subtract, wide sums."""
 
 import dataclasses
 
@@ -236,15 +236,15 @@ def test_robust_aggregates_count_clients_not_slots(name):
     for used in ([], [0], [6], [3, 8], [2, 4, 8], [1, 4, 5, 7], [2, 3, 5, 7, 8]):
         mask = np.isin(np.arange(9), used)
         there = ClientMessage({"x": np.where(mask[:, None], values, np.nan), "none": np.zeros((9, 0), np.float32)})
-        combined, kept = combine(
+        found, kept = combine(
             CohortResult(there, jnp.float32(len(used)), (), (), jnp.asarray(mask), jnp.asarray(~mask))
         )
-        assert tree.all_finite(combined)
+        assert tree.all_finite(found)
         assert not kept[~mask].any()
         assert bool(kept.any()) == (len(used) >= least)
         if len(used) >= least:
-            assert np.all(combined.delta["x"] <= values[mask].max(axis=0) + 1e-6)
-            assert np.all(combined.delta["x"] >= values[mask].min(axis=0) - 1e-6)
+            assert np.all(found.delta["x"] <= values[mask].max(axis=0) + 1e-6)
+            assert np.all(found.delta["x"] >= values[mask].min(axis=0) - 1e-6)
 
 
 LIES = {"krum": robust.krum(3), "trimmed_mean": robust.trimmed_mean(0.2)}
@@ -261,16 +261,16 @@ def test_liars_move_no_cohort_of_coin_flips(name):
         if name == "trimmed_mean" and (used & liars).sum() > max(1, int(0.2 * used.sum())):
             continue
         values[liars] = 200.0
-        combined, kept = combine(
+        found, kept = combine(
             CohortResult(ClientMessage(values), jnp.float32(1), (), (), jnp.asarray(used), ~jnp.asarray(used))
         )
         believed += bool(kept.any())
-        assert not kept.any() or np.abs(combined.delta).max() < 10.0
+        assert not kept.any() or np.abs(found.delta).max() < 10.0
     assert believed > 15
 
 
 def test_a_round_with_too_few_clients_changes_nothing_and_says_so():
-    """Krum of five under coin flips; one finite client in a late slot counts."""
+    """Krum of five under coin flips; before, one finite client in a late slot was taken for nobody at all."""
     problem = problems.make_problem(11, np.float32)
     algorithm = jaxfed.uplink(fedavg(), aggregate=robust.krum(1))
     server, seen = algorithm.init(problem.params, 5), []
@@ -313,10 +313,10 @@ def test_sums_of_narrow_messages_do_not_stand_still(name, dtype):
     for weights in (None, jnp.full(2000, 257.0)):
         cohort = Cohort(jnp.arange(2000, dtype=jnp.int32), jaxfed.ClientRow((), ()), {}, weights)
         result = jax.jit(lambda cohort: PLANS[name](client, cohort, jax.random.key(0)))(cohort)
-        combined = plans.means(result)
+        found = plans.means(result)
         expected = [np.float32(small), np.float32(large)]
-        np.testing.assert_allclose(np.float32(combined.delta), expected, rtol=1e-4)
-        np.testing.assert_allclose(np.float32(combined.total[0]), 2000 * np.float32(small), rtol=1e-4)
+        np.testing.assert_allclose(np.float32(found.delta), expected, rtol=1e-4)
+        np.testing.assert_allclose(np.float32(found.total[0]), 2000 * np.float32(small), rtol=1e-4)
 
 
 @pytest.mark.parametrize("aggregate", [None, robust.median(), robust.krum(0, selected=3)])
@@ -339,9 +339,9 @@ def test_a_step_of_narrow_parameters_keeps_their_dtype(aggregate):
 def test_means_of_narrow_numbers(dtype):
     """Of facts and losses: 257 numbers, whose count bfloat16 does not hold, and a sum that float16 does not."""
     values = jnp.full(257, 300.0, dtype)
-    combined = jaxfed.masked_mean(values, jnp.ones(257, bool))
-    assert combined.dtype == dtype
-    assert float(combined) == 300.0
+    found = jaxfed.masked_mean(values, jnp.ones(257, bool))
+    assert found.dtype == dtype
+    assert float(found) == 300.0
     located = {"median": robust.median(), "trimmed": robust.trimmed_mean(0.1), "geometric": robust.geometric_median()}
     messages = ClientMessage(jnp.full((257, 2), 40_000.0 if dtype == "float16" else 300.0, dtype))
     result = CohortResult(messages, jnp.float32(257), (), (), jnp.ones(257, bool), jnp.zeros(257, bool))

@@ -114,9 +114,8 @@ def fed_histogram(loss_fn, reads_samples: bool) -> jaxfed.FederatedAlgorithm:
 def simulated(algorithm):
     data = jaxfed.data.client_data(problem().clients)
     server = algorithm.init(problem().params, problems.CLIENTS)
-    return jaxfed.simulate(
-        algorithm, server, data, rounds=8, cohort_size=4, local_steps=3, batch_size=4, progress=False
-    )
+    options = {"batching": jaxfed.Steps(3, 4), "sampler": jaxfed.FixedSize(4), "report": jaxfed.Report(progress=False)}
+    return jaxfed.simulate(algorithm, server, data, rounds=8, **options)
 
 
 @pytest.mark.parametrize("reads_samples", [False, True])

@@ -9,7 +9,7 @@ import pytest
 
 import jaxspec
 from jaxspec.drafts import Branches, Draft, Drafter
-from jaxspec.training.train import hidden_states, log_probabilities
+from jaxspec.training import hidden_states, log_probabilities
 from jaxspec.verify import Reads
 from tests.support.jaxspec import models, pairs, policies
 

@@ -5,7 +5,6 @@ from itertools import product
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxspec.verify._message import message
 
 from jaxspec.methods import candidates
 
@@ -24,7 +23,7 @@ def exit_law(seed=0):
 
 def received(num_candidates, seed=0):
     logits, law, drafted = exit_law(seed)
-    return message(jnp.asarray(logits), jnp.asarray(drafted), num_candidates), law, drafted
+    return exit_message(jnp.asarray(logits), jnp.asarray(drafted), num_candidates), law, drafted
 
 
 def known_law(law, drafted, num_candidates, sharpness):
