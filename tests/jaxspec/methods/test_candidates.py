@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxspec.methods import candidates
+from jaxspec.verify.message import exit_message
 
 VOCAB, WINDOW, BATCH = 5, 3, 4
 
