@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jaxspec.core.arguments import whole
 from jaxspec.drafts import Draft, Drafter, draft_for
+from jaxspec.methods.fallbacks import Fallback
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import check_dtype, hidden_like
 from jaxspec.verify.acceptance import Acceptance
@@ -44,6 +45,15 @@ def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeSha
     vocabulary, most = target.network.config.vocab_size, 1 + int(shape.ranks.max())
     if most > vocabulary:
         raise ValueError(f"expected at most {vocabulary} children of a node (the vocabulary), got {most}")
+
+
+def check_fallback(drafter: Drafter, fallback: Fallback) -> None:
+    """Raises ValueError for a fallback that looks tokens up, if the draft cannot run tokens that it did not draft."""
+    if fallback.reads_text and type(drafter).follow is Drafter.follow:
+        raise ValueError(
+            f"expected a draft that can run tokens that were looked up, got {type(drafter).__name__}; use "
+            "fallbacks.Full()"
+        )
 
 
 def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import pytest
 
 from jaxspec.devices.processes import abstract, only_local, shapes
 from tests.support import loopback
-from tests.support.jaxspec.processes import CROSSINGS, SETTINGS, decode, plain, traced
+from tests.support.jaxspec.processes import CROSSINGS, SETTINGS, STARTS, decode, plain, traced
 
 #: Devices of both processes, and what they decode. Starting is what takes time: many settings at once.
 RUNS = {
@@ -74,7 +74,7 @@ def test_one_process_finds_the_same(found):
 def test_a_step_has_three_transfers_or_two(found):
     """Window, verdict and, with an exit, the message; and one transfer for the first window."""
     for name in SETTINGS.keys() & found[0].keys():
-        assert found[0][name]["crossed"] == 1 + found[0][name]["steps"] * CROSSINGS[name], name
+        assert found[0][name]["crossed"] == STARTS[name] + found[0][name]["steps"] * CROSSINGS[name], name
 
 
 @pytest.mark.slow
