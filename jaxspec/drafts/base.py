@@ -36,7 +36,7 @@ class Drafter:
     before the last committed one.
     """
 
-    #: Hidden states of the target that it wants.
+    #: Hidden states of the target that it reads.
     reads: Reads = Reads()
 
     def for_target(self, target: Network) -> "Drafter":
@@ -118,7 +118,7 @@ class Drafter:
 
         Only ``speculative(tree=...)`` needs it.
         """
-        raise ValueError(f"expected a draft that can grow a tree, got {type(self).__name__}; leave tree=None")
+        raise NotImplementedError
 
     def follow(
         self, params: Params, state: Any, root: Pending, tokens: Array, proposer: Proposer
@@ -127,9 +127,7 @@ class Drafter:
 
         Only ``fallbacks.NGram`` needs it.
         """
-        raise ValueError(
-            f"expected a draft that can run tokens that were looked up, got {type(self).__name__}; use fallbacks.Full()"
-        )
+        raise NotImplementedError
 
 
 class Draft(NamedTuple):

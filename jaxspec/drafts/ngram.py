@@ -123,8 +123,11 @@ class NGramDrafter(Drafter):
             return continuation(text, self.size, window)
 
         tokens = jax.vmap(branch, in_axes=1, out_axes=1)(roots.accepted, roots.tokens)
-        at = verified.starts(roots).position[..., None] + 1 + jnp.arange(window)
-        notes = [proposer.certain(self._logits(tokens[..., i]), tokens[..., i], at[..., i]) for i in range(window)]
+        start = verified.starts(roots).position + 1
+        notes = [
+            proposer.certain(self._logits(tokens[..., number]), tokens[..., number], start + number)
+            for number in range(window)
+        ]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *notes)
         return Branches(tokens, stacked, jnp.ones_like(roots.tokens)), state
 

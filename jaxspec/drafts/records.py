@@ -21,7 +21,7 @@ class Pending(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """A window under verification; from ``num_accepted`` on, fields are None until they are known.
+    """A window under verification; from ``num_accepted`` on, fields are None until they have arrived.
 
     Attributes:
         window: ŷ₁..ŷ_γ, [B, γ]; −1 where fewer were drafted.

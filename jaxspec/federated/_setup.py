@@ -5,12 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxspec.drafts import num_streams
 from jaxspec.federated._examples import Continued, Examples, accepted_length
 from jaxspec.federated._methods import Federation
 from jaxspec.models.base import Model, Params
-from jaxspec.training import LossFn, distillation_loss
-from jaxspec.training.streams import streaming_loss
+from jaxspec.training import LossFn, draft_loss
 
 VALIDATION = "validation"
 """Name of the evaluation set that chooses learning rates and the best step of pooled training."""
@@ -85,8 +83,7 @@ class FederatedSetup:
     @property
     def loss(self) -> LossFn:
         """Training loss of the draft, with or without lookahead streams."""
-        network = self.draft.network
-        return streaming_loss(network) if num_streams(network) else distillation_loss(network)
+        return draft_loss(self.draft.network)
 
     def evaluate(self, params: Params) -> dict[str, float]:
         """Return the accepted length by evaluation set."""

@@ -27,6 +27,7 @@ from jaxspec.methods.checks import (
     check_branches,
     check_candidates,
     check_exit,
+    check_fallback,
     check_meshes,
     check_pair,
     check_processes,
@@ -107,6 +108,7 @@ def mirror(
     drafter, draft_params = made.drafter.put_on_mesh(made.params, where.draft)
     rule = acceptance or match()
     side = DraftSide(drafter, rule, policy, num_candidates, fallback)
+    check_fallback(drafter, fallback)
     check_branches(policy, sum(side.branches(window)), window, num_candidates)
     sides = Target(network, rule, drafter.reads), side
     parts = target_params, draft_params, put(exit, target_shared, where.target)

@@ -1,9 +1,9 @@
 """Candidates: which next windows are worth rolling out before the verdict is known.
 
-Both sides can name likely outcomes of a verification as a ``Message``: the draft, from its own law, as soon as a window
-is drafted; the target's early exit, which knows better, after the prefix. A ``Policy`` says whose message is ranked and
-how: a ranking turns one into the roots of branches, pairs (position r, token v), "r tokens of the window are accepted,
-then v comes".
+Both sides can list likely outcomes of a verification as a ``Message``: the draft from its own distribution, as soon as
+a window is drafted; the target's early exit, whose list is better, after the prefix. A ``Policy`` sets which message is
+ranked, and how: a ranking turns a message into the roots of branches, pairs (r, v): r tokens of the window are accepted
+and v follows.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def saguaro(budget: int = 8, acceptance_rate: float = 0.8, exponent: float = 0.5
 
 
 def ahead(budget: int = 8, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
-    """SSD's candidates ranked as the exit's are: the likeliest outcomes under the draft's own law (``Likeliest``)."""
+    """SSD's candidates ranked as the exit's are: the likeliest outcomes under the draft's own distribution."""
     return Policy(Likeliest(budget, sharpness), num_candidates=num_candidates)
 
 
@@ -74,15 +74,15 @@ def hybrid(ahead: int = 4, budget: int = 4, sharpness: float = 5.0, num_candidat
 
 @dataclass(frozen=True)
 class Likeliest:
-    """The likeliest outcomes under a message's law.
+    """The likeliest outcomes under a message's distribution.
 
-    score(r, v) = Σ_{j≤r} log q(ŷⱼ | j) + log q(v | r): how likely it is that exactly r tokens are accepted and v comes
-    next. Greedy verification asks which token is the target's most likely one, and of that the exit is surer than its
-    law says: q ∝ p^β over the tokens that the message holds for a position.
+    score(r, v) = Σ_{j≤r} log q(ŷⱼ | j) + log q(v | r): the log-probability that exactly r tokens are accepted and v
+    follows. Greedy verification needs the target's most likely token, and the exit's argmax is right more often than
+    its probability: q ∝ p^β over the tokens that the message holds for a position.
 
     Attributes:
         budget: R, branches rolled out for each sequence; None: all (γ+1)·κ.
-        sharpness: β; 1 is the law as it was sent.
+        sharpness: β; 1 is the distribution as it was sent.
 
     Raises:
         ValueError: a budget below 1, or a sharpness that is not positive.
@@ -101,7 +101,7 @@ class Likeliest:
         drafted, scores = _sharpened(received, self.sharpness)
         reach = jnp.pad(jnp.cumsum(drafted, axis=1), ((0, 0), (1, 0)))
         scores = reach[:, :, None] + scores
-        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)  # else they would come before all others
+        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)  # top_k would put NaN first
         batch, positions, kappa = scores.shape
         if known is not None:
             scores = jnp.where(_among(received, known), -jnp.inf, scores)
@@ -112,8 +112,8 @@ class Likeliest:
 
 def _among(received: Message, known: Roots) -> Array:
     """Which candidates [B, γ+1, κ] are known roots."""
-    places = jnp.arange(received.tokens.shape[1])[None, :, None]
-    same = (known.accepted[:, None, None] == places[..., None]) & (
+    accepted = jnp.arange(received.tokens.shape[1])[None, :, None]
+    same = (known.accepted[:, None, None] == accepted[..., None]) & (
         known.tokens[:, None, None] == received.tokens[..., None]
     )
     return jnp.any(same, axis=-1)
@@ -122,9 +122,9 @@ def _among(received: Message, known: Roots) -> Array:
 def _sharpened(received: Message, sharpness: float) -> tuple[Array, Array]:
     """log q of the drafted tokens [B, γ] and of the candidates [B, γ+1, κ]."""
     drafted = jnp.pad(received.drafted, ((0, 0), (0, 1)), constant_values=-jnp.inf)[:, :, None]
-    known = jnp.concatenate([drafted, received.scores], axis=2) * sharpness
-    law = jax.nn.log_softmax(known, axis=2)
-    return law[:, :-1, 0], law[:, :, 1:]
+    scores = jnp.concatenate([drafted, received.scores], axis=2) * sharpness
+    logs = jax.nn.log_softmax(scores, axis=2)
+    return logs[:, :-1, 0], logs[:, :, 1:]
 
 
 @dataclass(frozen=True)
@@ -151,17 +151,18 @@ class Geometric:
     def __post_init__(self) -> None:
         _check_budget(self.budget)
         if not 0 < self.acceptance_rate <= 1 or not 0 < self.exponent < np.inf:
-            given = f"{self.acceptance_rate} and {self.exponent}"
-            raise ValueError(f"expected 0 < acceptance_rate <= 1 and exponent > 0, got {given}")
+            raise ValueError(
+                f"expected 0 < acceptance_rate <= 1 and exponent > 0, got {self.acceptance_rate} and {self.exponent}"
+            )
 
     def __call__(self, received: Message, known: Roots | None = None) -> Roots:
         """The first F_r candidates of every position r; the same positions for all sequences."""
         batch, positions, kappa = received.tokens.shape
         counts = self.fan_out(positions - 1, kappa)
-        places = np.repeat(np.arange(positions), counts)
+        numbers = np.repeat(np.arange(positions), counts)
         rank = np.concatenate([np.arange(count) for count in counts])
-        accepted = jnp.broadcast_to(jnp.asarray(places, jnp.int32), (batch, len(places)))
-        return Roots(accepted, received.tokens[:, places, rank])
+        accepted = jnp.broadcast_to(jnp.asarray(numbers, jnp.int32), (batch, len(numbers)))
+        return Roots(accepted, received.tokens[:, numbers, rank])
 
     def fan_out(self, window: int, most: int) -> np.ndarray:
         """F_0..F_γ: whole numbers that add up to R, at most ``most`` each, apportioned by highest averages."""

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jaxspec.core.arguments import whole
 from jaxspec.drafts import Draft, Drafter, draft_for
+from jaxspec.methods.fallbacks import Fallback
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import check_dtype, hidden_like
 from jaxspec.verify.acceptance import Acceptance
@@ -46,6 +47,15 @@ def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeSha
         raise ValueError(f"expected at most {vocabulary} children of a node (the vocabulary), got {most}")
 
 
+def check_fallback(drafter: Drafter, fallback: Fallback) -> None:
+    """Raises ValueError for a fallback that looks tokens up, if the draft cannot run tokens that it did not draft."""
+    if fallback.reads_text and type(drafter).follow is Drafter.follow:
+        raise ValueError(
+            f"expected a draft that can run tokens that were looked up, got {type(drafter).__name__}; use "
+            "fallbacks.Full()"
+        )
+
+
 def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> tuple[int, int]:
     """Checks the exit: its layer lies in the target, κ below the vocabulary's size, its head fits; both as integers."""
     count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
@@ -75,14 +85,14 @@ def check_meshes(target: Mesh, draft: Mesh) -> None:
 
 def check_processes(*meshes: Mesh | None) -> None:
     """Raises ValueError unless every mesh lies in one process, one of them in this, and all have one platform."""
-    found = [{device.process_index for device in mesh.devices.flat} for mesh in meshes if mesh is not None]
-    for processes in found:
+    owners = [{device.process_index for device in mesh.devices.flat} for mesh in meshes if mesh is not None]
+    for processes in owners:
         if len(processes) > 1:
             raise ValueError(
                 f"expected every mesh within one process, got one over processes {sorted(processes)}; "
                 "use jax.local_devices(process_index)"
             )
-    everyone, own = set().union(*found), jax.process_index()
+    everyone, own = set().union(*owners), jax.process_index()
     if everyone and own not in everyone:
         raise ValueError(
             f"expected a mesh of this process ({own}), got meshes of {sorted(everyone)}; use jax.local_devices(), or "

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxspec.devices.sharding import Placement
+from jaxspec.drafts import Draft
 from jaxspec.methods._autoregressive import autoregressive
 from jaxspec.methods._mirror import mirror
 from jaxspec.methods._speculative import speculative
@@ -12,6 +13,7 @@ from jaxspec.methods.fallbacks import Fallback, Full
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
 from jaxspec.verify.acceptance import Acceptance
+from jaxspec.verify.tree import TreeShape
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class DecodeSpec:
         exit_layer: ℓₑ; None: half of the target's layers.
         acceptance: None: ``acceptance.match()``.
         fallback: what Mirror-SD drafts where no branch matches the verdict.
+        tree: shape that speculative decoding drafts in place of a window; its depth replaces ``window``.
         label: name in tables; default: the method's. Not part of the comparison.
     """
 
@@ -34,6 +37,7 @@ class DecodeSpec:
     exit_layer: int | None = None
     acceptance: Acceptance | None = None
     fallback: Fallback = Full()
+    tree: TreeShape | None = None
     label: str = field(default="", compare=False)
 
     @property
@@ -44,7 +48,7 @@ class DecodeSpec:
         return "speculative" if self.policy is None else "mirror"
 
     def build(
-        self, target: Model, draft: Model | None = None, exit: Any = None, placement: Placement | None = None
+        self, target: Model, draft: Model | Draft | None = None, exit: Any = None, placement: Placement | None = None
     ) -> DecodingMethod:
         """Build the method for a pair of models.
 
@@ -66,7 +70,7 @@ class DecodeSpec:
                 f"expected a draft for {self.method} decoding, got none; pass a smaller model with the same tokenizer"
             )
         if self.policy is None:
-            return speculative(target, draft, self.window, mesh, acceptance=self.acceptance)
+            return speculative(target, draft, self.window, mesh, acceptance=self.acceptance, tree=self.tree)
         return mirror(
             target,
             draft,

@@ -28,7 +28,7 @@ def segments(tracks: Tracks, num_layers: int, layers: range) -> list[range]:
     """Return the segments that ``layers`` consist of.
 
     Raises:
-        ValueError: they begin or end within a segment, where there is no x [D, B, T].
+        ValueError: they begin or end within a segment, where the tracks have not met.
     """
     meetings = tracks.meetings(num_layers)
     if layers.start not in meetings or layers.stop not in meetings:

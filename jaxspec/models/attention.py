@@ -28,7 +28,7 @@ def write(rows: Array, new: Array, positions: Array) -> Array:
     """Writes new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B], or [] for all, on."""
     if positions.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(rows, new, positions, axis=2)
-    update = lambda old, part, place: jax.lax.dynamic_update_slice(old, part, (0, place, 0))  # noqa: E731
+    update = lambda old, part, start: jax.lax.dynamic_update_slice(old, part, (0, start, 0))  # noqa: E731
     if rows.shape[0] == 1:
         return update(rows[0], new[0], positions[0])[None]
     return jax.vmap(update)(rows, new, positions)
@@ -78,17 +78,17 @@ def causal() -> Attend:
     """Attention of a whole sequence to itself, without memory: training and scoring."""
 
     def attend(queries: Array, keys: Array, values: Array, rows: None, scores: Scores = Scores()) -> tuple[Array, None]:
-        places = jnp.arange(keys.shape[2])
-        seen = _within(places[None, :], places[:, None], scores.window)
+        positions = jnp.arange(keys.shape[2])
+        seen = _within(positions[None, :], positions[:, None], scores.window)
         return softmax_attention(queries, keys, values, seen[None], scores), rows
 
     return attend
 
 
 def cached(positions: Array, start: Array | None = None) -> Attend:
-    """Attention of tokens at consecutive ``positions`` [B, T], all from ``start`` on if given, to the cache.
+    """Attention of tokens at consecutive ``positions`` [B, T] to the cache, into which their rows are written first.
 
-    They extend it first.
+    If all sequences start at the same position, ``start`` is it.
     """
     first = positions[:, 0] if start is None else start
 
@@ -102,7 +102,7 @@ def cached(positions: Array, start: Array | None = None) -> Attend:
 def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: Array | None = None) -> Attend:
     """Attention of a tree's ``nodes`` to the cache below ``position`` and to their ancestors in the tree.
 
-    The row of node n is ``position`` + n until ``keep_path`` moves it; its place in the sequence, by which sliding
+    The row of node n is ``position`` + n until ``keep_path`` moves it. Its position in the sequence, by which sliding
     windows count, is ``position`` + depth.
 
     Args:
@@ -156,10 +156,10 @@ def visible(capacity: int, positions: Array, window: int | None = None) -> Array
     return _within(jnp.arange(capacity)[None, None, :], positions[:, :, None], window)
 
 
-def _within(places: Array, positions: Array, window: int | None) -> Array:
-    """Whether a place is at most ``positions`` and among the last ``window`` up to there."""
-    seen = places <= positions
-    return seen if window is None else seen & (places > positions - window)
+def _within(rows: Array, positions: Array, window: int | None) -> Array:
+    """Whether the position of a row is at most ``positions``, and among the last ``window`` up to there."""
+    seen = rows <= positions
+    return seen if window is None else seen & (rows > positions - window)
 
 
 def attend_cache(queries: Array, rows: Rows, seen: Array, scores: Scores) -> Array:

@@ -23,11 +23,11 @@ def run_layers(
     Returns:
         x [D, B, T] after the layers, the cache, and the streams [D, B, T] by tap.
     """
-    streams, start = ({0: x} if 0 in taps and layers.start == 0 else {}), layers.start
+    kept, start = ({0: x} if 0 in taps and layers.start == 0 else {}), layers.start
     for tap in taps:
         if layers.start < tap <= layers.stop:
             x, cache = network.blocks(params, x, positions, cache, attend, range(start, tap))
-            streams[tap], start = x, tap
-    if start < layers.stop or not streams:
+            kept[tap], start = x, tap
+    if start < layers.stop or not kept:
         x, cache = network.blocks(params, x, positions, cache, attend, range(start, layers.stop))
-    return x, cache, streams
+    return x, cache, kept

@@ -10,13 +10,14 @@ from jaxspec.training.losses import (
     language_model_loss,
     log_probabilities,
 )
-from jaxspec.training.streams import fit_streams, streaming_loss
+from jaxspec.training.streams import draft_loss, fit_streams, streaming_loss
 
 __all__ = [
     "LossFn",
     "Schedule",
     "bits_per_character",
     "distillation_loss",
+    "draft_loss",
     "fit",
     "fit_lens",
     "fit_streams",

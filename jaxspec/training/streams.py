@@ -1,6 +1,7 @@
 """Training of lookahead streams: they predict the tokens after the next one, on text that the target generated."""
 
 from collections.abc import Mapping
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxspec.drafts.streams import StreamingNetwork, causal_streams, forward, nu
 from jaxspec.models.attention import causal
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.training._fit import Schedule, fit
-from jaxspec.training.losses import LossFn, masked_mean, recorded_loss
+from jaxspec.training.losses import LossFn, distillation_loss, masked_mean, recorded_loss
 
 
 def streaming_loss(network: Network) -> LossFn:
@@ -52,6 +53,15 @@ def _stream_loss(logits: Array, batch: Mapping[str, Array], ahead: int) -> tuple
     shifted = {name: batch[name] for name in ("mask",) if name in batch} | {"labels": labels}
     right = (jnp.argmax(logits, axis=0) == labels).astype(jnp.float32)
     return masked_mean(recorded_loss(logits, shifted), shifted), masked_mean(right, shifted)
+
+
+@singledispatch
+def draft_loss(network: Network) -> LossFn:
+    """The loss that trains a draft of this kind: ``distillation_loss``, or ``streaming_loss`` for one with streams."""
+    return distillation_loss(network)
+
+
+draft_loss.register(StreamingNetwork)(streaming_loss)
 
 
 def fit_streams(

@@ -9,12 +9,12 @@ from jaxspec.models.base import Array, Network, Params
 
 
 class Reads(NamedTuple):
-    """Hidden states of the target that a draft wants; static.
+    """Hidden states of the target that a draft reads; static.
 
     Attributes:
         taps: i of the residual streams r_i before layer i, 0-based and ascending: r_0 is the embedding (without learned
             positions), r_N the stream after the last layer.
-        final: whether it wants f = norm(r_N), what the output head reads.
+        final: whether it reads f = norm(r_N), what the output head reads.
     """
 
     taps: tuple[int, ...] = ()
@@ -26,7 +26,7 @@ class Features(NamedTuple):
 
     Attributes:
         taps: r_i [B, T, D] in the order of ``Reads.taps``; None for one that has not arrived yet.
-        final: f [B, T, D]; None if it is not wanted or has not arrived yet.
+        final: f [B, T, D]; None if it is not read or has not arrived yet.
     """
 
     taps: tuple[Any, ...]
@@ -43,12 +43,12 @@ class Features(NamedTuple):
 
 
 def gathered(
-    network: Network, params: Params, reads: Reads, found: dict[int, Array], x: Array | None = None
+    network: Network, params: Params, reads: Reads, streams: dict[int, Array], x: Array | None = None
 ) -> Features | None:
     """Features from streams [D, B, T] by tap, and from the last one ``x`` once it is there; None if nothing is read."""
     if reads == Reads():
         return None
-    rows = {tap: jnp.moveaxis(stream, 0, -1) for tap, stream in found.items()}
+    rows = {tap: jnp.moveaxis(stream, 0, -1) for tap, stream in streams.items()}
     final = None
     if reads.final and x is not None:
         assert network.final is not None  # checked by check_reads
@@ -65,7 +65,7 @@ def joined(early: Features | None, late: Features | None) -> Features | None:
 
 
 def check_reads(network: Network, reads: Reads) -> None:
-    """Raises ValueError unless a target has the hidden states that a draft wants."""
+    """Raises ValueError unless a target has the hidden states that a draft reads."""
     count, tracks = network.config.num_layers, network.config.tracks
     if list(reads.taps) != sorted(set(reads.taps)) or not all(0 <= tap <= count for tap in reads.taps):
         raise ValueError(f"expected ascending taps from 0 to {count} (layers of the target), got {reads.taps}")

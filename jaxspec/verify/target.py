@@ -69,7 +69,7 @@ class Target:
     Attributes:
         network: of the target.
         acceptance: the rule.
-        reads: hidden states that the draft wants.
+        reads: hidden states that the draft reads.
     """
 
     network: Network
@@ -101,7 +101,7 @@ def prefix_pass(
     """Layers 1..``stop`` over the last committed token and the window [B, γ] (< 0: not drafted).
 
     Returns:
-        x [D, B, γ+1], the rows of these layers, and the features that they have given.
+        x [D, B, γ+1], the rows of these layers, and the features at these layers.
     """
     tokens = jnp.concatenate([progress.last[:, None], jnp.maximum(window, 0)], axis=1)
     return _run(target, params, target.network.embed(params, tokens), cache, progress, range(stop))

@@ -68,10 +68,10 @@ class TreeShape:
     @cached_property
     def ancestors(self) -> np.ndarray:
         """Whether node m is n or an ancestor of n: [N, N]."""
-        found = np.eye(self.size, dtype=bool)
+        ancestors = np.eye(self.size, dtype=bool)
         for node, parent in enumerate(self.parents[1:], start=1):
-            found[node] |= found[parent]
-        return found
+            ancestors[node] |= ancestors[parent]
+        return ancestors
 
     @cached_property
     def paths(self) -> np.ndarray:

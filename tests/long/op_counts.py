@@ -28,8 +28,8 @@ def decode() -> None:
         "hybrid": models.mirror(4, 4, policy=jaxspec.candidates.hybrid(3, 3, num_candidates=4)),
     }
     for method in methods.values():
-        for settings in ({}, {"temperature": 1.0, "repetition_penalty": 1.1}):
-            jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, **settings)
+        for sampling in (jaxspec.Sampling(), jaxspec.Sampling(temperature=1.0, repetition_penalty=1.1)):
+            jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling)
 
 
 def counts() -> dict[str, list[int]]:

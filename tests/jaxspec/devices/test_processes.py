@@ -10,7 +10,7 @@ import pytest
 
 from jaxspec.devices.processes import abstract, only_local, shapes
 from tests.support import loopback
-from tests.support.jaxspec.processes import CROSSINGS, SETTINGS, decode, plain, traced
+from tests.support.jaxspec.processes import CROSSINGS, SETTINGS, STARTS, decode, plain, traced
 
 #: Devices of both processes, and what they decode. Starting is what takes time: many settings at once.
 RUNS = {
@@ -74,7 +74,7 @@ def test_one_process_gives_the_same_results(results):
 def test_a_step_has_three_transfers_or_two(results):
     """Window, verdict and, with an exit, the message; and one transfer for the first window."""
     for name in SETTINGS.keys() & results[0].keys():
-        assert results[0][name]["crossed"] == 1 + results[0][name]["steps"] * CROSSINGS[name], name
+        assert results[0][name]["crossed"] == STARTS[name] + results[0][name]["steps"] * CROSSINGS[name], name
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_it_writes_plain_decodings_tokens_after_reading_true_hidden_states(name,
     draft, policy = Draft(Bigrams(Reads((tap,))), (TABLE, TAP)), policies.POLICIES.get(name, lambda kappa: None)(4)
     method = models.speculative(draft=draft) if name == "vanilla" else models.mirror(3, 4, draft=draft, policy=policy)
     for temperature in policies.TEMPERATURES:
-        found = jaxspec.generate(method, pairs.PROMPTS[:3], 14, **policies.settings(temperature))
+        found = jaxspec.generate(method, pairs.PROMPTS[:3], 14, sampling=jaxspec.Sampling(temperature, seed=7))
         assert (found.stats.accepted > 0, found.tokens) == (True, policies.expected(3, temperature))
     state, texts = method.init(models.request(), 64), zip(models.PROMPTS, models.expected(), strict=True)
     streams = [hidden_states(NET, PARAMS, jnp.asarray([sum(text, [])]), (tap,))[0][:, 0] for text in texts]

