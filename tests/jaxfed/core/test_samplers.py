@@ -202,7 +202,7 @@ def test_a_round_is_drawn_once(store, ahead):
 
 
 WRONG = {
-    "twice": ([1, 1], r"round 0: expected 2 integers from 0 to 4, .* got \[1\] more than once in \[1, 1\]; correct draw"),
+    "twice": ([1, 1], r"round 0: expected 2 integers from 0 to 4, .* got \[1\] more than once in \[1, 1\]; correct"),
     "too large": ([1, 5], r"got \[5\] among \[1, 5\]"),
     "too small": ([-2, 1], r"got \[-2\] among \[-2, 1\]"),
     "beyond int32": (np.array([0, 2**32]), r"got \[4294967296\] among"),
