@@ -49,7 +49,7 @@ def test_private_files_are_imported_in_their_room_only(graph):
 def test_parts_import_no_algorithm(graph):
     parts = "jaxfed.algorithms.parts"
     imported = graph.find_upstream_modules(parts, as_package=True)
-    assert f"{parts}.local" in graph.modules
+    assert f"{parts}._local" in graph.modules
     assert not {name for name in imported if name.startswith("jaxfed.algorithms") and not name.startswith(parts)}
 
 

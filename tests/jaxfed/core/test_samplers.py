@@ -202,7 +202,7 @@ def test_a_round_is_drawn_once(store, ahead):
 
 
 WRONG = {
-    "twice": ([1, 1], r"round 0: expected 2 integers from 0 to 4, .* got \[1\] more than once in \[1, 1\]; mend"),
+    "twice": ([1, 1], r"round 0: expected 2 integers from 0 to 4, .* got \[1\] more than once in \[1, 1\]; correct"),
     "too large": ([1, 5], r"got \[5\] among \[1, 5\]"),
     "too small": ([-2, 1], r"got \[-2\] among \[-2, 1\]"),
     "beyond int32": (np.array([0, 2**32]), r"got \[4294967296\] among"),
@@ -268,5 +268,5 @@ def test_what_is_no_number_is_refused(value):
 def test_noise_refuses_what_cannot_be_drawn():
     with pytest.raises(ValueError, match="cohort_size 200 is larger than the population of 100 clients"):
         privacy.Central(1.0, 1.0, jaxfed.FixedSize(200), 100, 1e-3)
-    with pytest.raises(ValueError, match="expected coins that are independent, got .*rule='reference'"):
+    with pytest.raises(ValueError, match="expected independent coin flips, got .*rule='reference'"):
         privacy.Central(1.0, 1.0, jaxfed.CoinFlips(0.1, rule="reference"), 100, 1e-3)

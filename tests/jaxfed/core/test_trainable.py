@@ -70,8 +70,8 @@ def test_split_and_join(mask):
         (lambda path: True, ValueError, "trains everything; give parameters and loss function"),
         ({"layers": [True], "hed": False}, ValueError, "expected a mask like the parameters .* got PyTreeDef"),
         ({"layers": [True, False], "head": False}, ValueError, "expected a mask like the parameters"),
-        ({"layers": [True], "head": 0}, TypeError, "True or False of every leaf, got 0"),
-        (lambda path: path.find("lora"), TypeError, "True or False of every leaf, got -1"),
+        ({"layers": [True], "head": 0}, TypeError, "True or False for every leaf, got 0"),
+        (lambda path: path.find("lora"), TypeError, "True or False for every leaf, got -1"),
     ],
 )
 def test_refuses(mask, error, message):

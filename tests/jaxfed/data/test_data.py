@@ -349,7 +349,7 @@ def check_frames(frame):
         client_data([frame({"x": [1.0], "y": [None]})])
     with pytest.raises(ValueError, match="one dataset for every client, got a single one; split it"):
         client_data(frame(columns))
-    with pytest.raises(ValueError, match=r"columns with a name of their own each, got \[0\]; rename them"):
+    with pytest.raises(ValueError, match=r"a unique name for every column, got \[0\]; rename them"):
         from_dataset(frame({0: [1.0], "y": [1]}))
 
 

@@ -252,7 +252,7 @@ def test_the_command_names_a_missing_folder(tmp_path):
         command("--data", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="expected the files of CIFAR-10"):
         command("--data", tmp_path)
-    with pytest.raises(ValueError, match="no options of the rule natural but --clients, got recycle"):
+    with pytest.raises(ValueError, match="no option of the rule natural but --clients, got recycle"):
         command("--recycle")
 
 
