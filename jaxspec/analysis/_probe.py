@@ -199,10 +199,10 @@ def proposals(probes: Sequence[ExitProbe], times: Mapping[int, ProgramTimes], nu
         times: measured with each κ, at any exit; a prefix takes its share of the target's layers.
         num_layers: N.
     """
-    tried = []
+    rows = []
     for exit in probes:
         for kappa, measured in times.items():
             prefix = measured.target * exit.layer / num_layers
             moved = replace(measured, prefix=prefix, suffix=measured.target - prefix)
-            tried.append(ExitProposal(exit.layer, kappa, step_time(moved, 1 - exit.foreseen[kappa])))
-    return sorted(tried, key=lambda proposal: proposal.step)
+            rows.append(ExitProposal(exit.layer, kappa, step_time(moved, 1 - exit.foreseen[kappa])))
+    return sorted(rows, key=lambda proposal: proposal.step)

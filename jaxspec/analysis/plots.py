@@ -105,7 +105,7 @@ def probe(probes: Sequence[ExitProbe], path: str | Path | None = None) -> Figure
         (f"… among its first {most}", "contained", most, "#4878a8"),
         (f"target's probability of its first {most}", "mass", most, "#86b0d6"),
         (f"correction among its first {most}, where one is needed", "at_correction", most, "#6a9f58"),
-        (f"windows predicted with {most} candidates per position", "foreseen", most, "#e1812c"),
+        (f"windows foreseen with {most} candidates per position", "foreseen", most, "#e1812c"),
     )
     for label, share, kappa, colour in lines:
         if not getattr(probes[0], share):  # probed without a draft

@@ -117,7 +117,7 @@ def _times(models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...
 def _table(probes: list[Any]) -> Table:
     kappas = list(probes[0].contained)
     table = Table(title=f"shares in %, for κ = {', '.join(map(str, kappas))}")
-    for column in ("layer", "target's token in first κ", "Ω_κ", "correction", "windows predicted"):
+    for column in ("layer", "target's token in first κ", "Ω_κ", "correction", "windows foreseen"):
         table.add_column(column, justify="right")
     for row in probes:
         table.add_row(

@@ -161,26 +161,26 @@ def _choose(
     s, new = settings, settings.new_tokens
     plain = [BenchSetting(DecodeSpec(), devices, threads) for devices in (1, 2) for threads in (True, False)]
     mirrors = [DecodeSpec(window, candidates.mirror(budget), s.num_candidates) for window, budget in s.mirror]
-    tried = {
+    choices = {
         "autoregressive": plain,
         "speculative": [BenchSetting(DecodeSpec(window), eigen_threads=False) for window in s.windows],
         "mirror": [BenchSetting(spec, eigen_threads=False) for spec in mirrors],
     }
-    _warm(workers, [setting for many in tried.values() for setting in many], prompts, new, progress)
-    best = {name: best_of(workers, many, prompts, new) for name, many in tried.items()}
-    both = {name: [replace(best[name], eigen_threads=threads) for threads in (True, False)] for name in tried}
+    _warm(workers, [setting for many in choices.values() for setting in many], prompts, new, progress)
+    best = {name: best_of(workers, many, prompts, new) for name, many in choices.items()}
+    both = {name: [replace(best[name], eigen_threads=threads) for threads in (True, False)] for name in choices}
     _warm(workers, [both["speculative"][0], both["mirror"][0]], prompts, new, progress)
     return {name: best_of(workers, many, prompts, new) for name, many in both.items()}
 
 
 def _warm(
-    workers: dict[bool, Worker], tried: list[BenchSetting], prompts: list[list[int]], new: int, progress: bool
+    workers: dict[bool, Worker], choices: list[BenchSetting], prompts: list[list[int]], new: int, progress: bool
 ) -> None:
     """Compile settings, in both workers at once."""
-    tried = sorted(tried, key=lambda setting: setting.eigen_threads, reverse=True)
+    choices = sorted(choices, key=lambda setting: setting.eigen_threads, reverse=True)
     for threads, worker in workers.items():
-        worker.send(warm, [setting for setting in tried if setting.eigen_threads == threads], prompts[:1], new)
-    for setting in tqdm(tried, "compile", disable=not progress):
+        worker.send(warm, [setting for setting in choices if setting.eigen_threads == threads], prompts[:1], new)
+    for setting in tqdm(choices, "compile", disable=not progress):
         workers[setting.eigen_threads].receive()
 
 

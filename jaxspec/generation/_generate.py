@@ -51,7 +51,7 @@ def generate(
     Raises:
         ValueError: no or an empty prompt, an invalid token id, a prompt too long for the cache, text or stop strings
             without a tokenizer, a setting outside its range, both ``temperature`` and ``sampling``.
-        NonFiniteLogits: the target's logits are NaN or infinite; names the position; ``output`` has the result.
+        NonFiniteLogits: the target's logits are NaN or infinite; names sequence and position; ``output`` is partial.
     """
     text = text_of(method, tokenizer)
     run = DecodingRun(method, prompts, max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)

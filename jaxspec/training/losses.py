@@ -14,8 +14,8 @@ from jaxspec.models.attention import causal
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.text.prompts import prompt_prefix, with_prefix
 
-#: ``loss_fn(params, batch, key) -> (loss, aux)``.
 LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
+"""``loss_fn(params, batch, key) -> (loss, aux)``."""
 
 
 def hidden_states(network: Network, params: Params, tokens: Array, exits: tuple[int, ...] = ()) -> list[Array]:

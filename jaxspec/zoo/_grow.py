@@ -65,8 +65,8 @@ def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
     rank = model.params["streams"]["reduce"].shape[1]
     blank = init_streams(plain.network.config, streams.count, rank, jax.random.key(seed))
     own = jax.tree.map(lambda new, old: _embed(jnp.zeros_like(new), old), blank, model.params["streams"])
-    made = streaming_network(plain.network, streams.count, streams.start * depth)
-    return Model(made, {"draft": plain.params, "streams": own}, model.text)
+    network = streaming_network(plain.network, streams.count, streams.start * depth)
+    return Model(network, {"draft": plain.params, "streams": own}, model.text)
 
 
 def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig:

@@ -110,8 +110,8 @@ def _streaming(draft: Model, path: Any) -> Model | None:
     with resources.as_file(path) as file, reading(file, "the streams of a draft"), safe_open(file, "flax") as opened:
         own = {name: jnp.asarray(opened.get_tensor(name), jnp.float32) for name in opened.keys()}  # noqa: SIM118
         start = int(opened.metadata()["start"])
-    made = streams.streaming_network(draft.network, len(own["offset"]), start)
-    return Model(made, {"draft": draft.params, "streams": own}, draft.text)
+    streaming = streams.streaming_network(draft.network, len(own["offset"]), start)
+    return Model(streaming, {"draft": draft.params, "streams": own}, draft.text)
 
 
 def _check_layers(about: dict[str, Any], most: int) -> None:

@@ -127,8 +127,8 @@ SETTINGS = {
 @pytest.mark.parametrize(("building", "sampling"), SETTINGS.values(), ids=SETTINGS)
 def test_decoding_is_the_same_over_both_channels(monkeypatch, building, sampling, sizes):
     """Token for token, with the same steps; at most three transfers for each step, and one for the first window."""
-    results, steps, made = [], [], []
-    for between in (channel.channel_between, lambda *meshes: made.append(RemoteChannel(*meshes)) or made[-1]):
+    results, steps, channels = [], [], []
+    for between in (channel.channel_between, lambda *meshes: channels.append(RemoteChannel(*meshes)) or channels[-1]):
         monkeypatch.setattr(sys.modules["jaxspec.methods._mirror"], "channel_between", between)
         method, watch = models.mirror(placement=models.meshes(*sizes), **building), lambda *call: steps.append(call[1])
         steps.clear()
@@ -138,4 +138,4 @@ def test_decoding_is_the_same_over_both_channels(monkeypatch, building, sampling
     assert remote.log_probabilities == local.log_probabilities
     counts = "steps", "new_tokens", "accepted", "needed", "reused"
     assert [getattr(remote.stats, name) for name in counts] == [getattr(local.stats, name) for name in counts]
-    assert made[0].transfers == 1 + sum(2 if "whole" in steps else 3 for name in steps if name == "select")
+    assert channels[0].transfers == 1 + sum(2 if "whole" in steps else 3 for name in steps if name == "select")

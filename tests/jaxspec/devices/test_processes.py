@@ -145,8 +145,8 @@ def test_an_abstract_program_is_traced_once_for_each_kind_of_arguments():
 
 
 def test_a_watch_sees_local_programs_only():
-    seen, array = [], jnp.ones(3)
-    watch = only_local(lambda *call: seen.append(call))
+    calls, array = [], jnp.ones(3)
+    watch = only_local(lambda *call: calls.append(call))
     for name, outputs in (("here", (array, None)), ("elsewhere", shapes((array, None))), ("half", (array, shapes(1)))):
         watch("target", name, outputs)
-    assert seen == [("target", "here", (array, None))]
+    assert calls == [("target", "here", (array, None))]

@@ -266,9 +266,9 @@ def test_all_top_tokens_are_the_target_s_distribution(data):
         (client,) = federated.client_examples(data, owners, federated.top_tokens(models.target(), data.tokens, k))
         return compiled(params, client, key)
 
-    wanted = jax.jit(distillation_loss(network, models.target()))(params, {"tokens": tokens}, key)
-    np.testing.assert_allclose(loss(models.VOCAB)[0], wanted[0], rtol=1e-5)
-    np.testing.assert_allclose(loss(models.VOCAB)[1]["agreement"], wanted[1]["agreement"], rtol=1e-6)
+    expected = jax.jit(distillation_loss(network, models.target()))(params, {"tokens": tokens}, key)
+    np.testing.assert_allclose(loss(models.VOCAB)[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(loss(models.VOCAB)[1]["agreement"], expected[1]["agreement"], rtol=1e-6)
     (plain,) = federated.client_examples(data, owners)
     (single,) = federated.client_examples(data, owners, federated.top_tokens(models.target(), data.tokens, 1))
     single["labels"] = plain["labels"]  # only after the prompt, where the text is the target's
@@ -323,9 +323,9 @@ def test_a_federated_draft_decodes_and_is_published(recipe, tmp_path):
     loaded = load_model(folder / "draft")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, result.draft.params)
     prompt = ["to be or"]
-    wanted = jaxspec.generate(jaxspec.autoregressive(target._replace(text=loaded.text)), prompt, 12)
+    expected = jaxspec.generate(jaxspec.autoregressive(target._replace(text=loaded.text)), prompt, 12)
     drafted = jaxspec.generate(jaxspec.speculative(target._replace(text=loaded.text), loaded, 3), prompt, 12)
-    assert drafted.tokens == wanted.tokens
+    assert drafted.tokens == expected.tokens
     jaxspec.save_huggingface(loaded, tmp_path)
     again = jaxspec.load_huggingface(tmp_path)
     tokens = [jaxspec.generate(jaxspec.autoregressive(model), prompt, 12).tokens for model in (loaded, again)]

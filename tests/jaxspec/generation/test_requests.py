@@ -56,9 +56,9 @@ def test_a_list_has_one_number_for_each_sequence(name):
 )
 def test_a_single_seed_is_counted_up(seed, seeds, method):
     assert Sampling(seed=seed).arrays(3)["seed"].tolist() == seeds
-    made, _ = request(method, [[1], [2], [3]], seed=seed, temperature=1.0)
-    assert made.sampling.seed.tolist() == seeds
-    assert made.sampling.seed.dtype == np.uint32
+    batch, _ = request(method, [[1], [2], [3]], seed=seed, temperature=1.0)
+    assert batch.sampling.seed.tolist() == seeds
+    assert batch.sampling.seed.dtype == np.uint32
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_lengths_share_buckets(length, size):
 
 def test_prompts_are_padded_to_the_bucket_of_the_longest(method):
     prompts = [[1, 2, 3], list(range(10)) * 4]
-    made, capacity = request(method, prompts, max_new_tokens=[5, 9])
-    assert made.tokens.shape == (2, 64)
-    for row, length, prompt in zip(made.tokens, made.lengths, prompts, strict=True):
+    batch, capacity = request(method, prompts, max_new_tokens=[5, 9])
+    assert batch.tokens.shape == (2, 64)
+    for row, length, prompt in zip(batch.tokens, batch.lengths, prompts, strict=True):
         assert length == len(prompt)
         assert row[:length].tolist() == prompt
         assert not row[length:].any()
-    assert made.max_new_tokens.tolist() == [5, 9]
+    assert batch.max_new_tokens.tolist() == [5, 9]
     assert capacity == bucket(64 + 9 + 2)
-    assert {leaf.dtype for leaf in (made.tokens, made.lengths, made.max_new_tokens)} == {np.dtype("int32")}
+    assert {leaf.dtype for leaf in (batch.tokens, batch.lengths, batch.max_new_tokens)} == {np.dtype("int32")}
 
 
 @pytest.mark.parametrize("window", [1, 7])
@@ -91,17 +91,17 @@ def test_the_cache_has_room_for_two_windows(window):
 def test_tokens_seen_are_kept_only_where_repetition_is_penalised(method):
     prompts = [[1, 5, 1], [10]]
     assert request(method, prompts)[0].seen.marks is None
-    made, _ = request(method, prompts, repetition_penalty=[1.0, 1.3])
-    assert [np.flatnonzero(row).tolist() for row in made.seen.marks] == [[1, 5], [10]]
+    batch, _ = request(method, prompts, repetition_penalty=[1.0, 1.3])
+    assert [np.flatnonzero(row).tolist() for row in batch.seen.marks] == [[1, 5], [10]]
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (4, 4), (5, 8)])
 def test_a_batch_is_filled_up_to_whole_groups(method, count, size):
-    made, _ = request(method._replace(groups=4), [[3, index] for index in range(count)], repetition_penalty=1.5)
-    for leaf in (*made[:3], *made.sampling, made.seen.marks):
+    batch, _ = request(method._replace(groups=4), [[3, index] for index in range(count)], repetition_penalty=1.5)
+    for leaf in (*batch[:3], *batch.sampling, batch.seen.marks):
         assert len(leaf) == size
-    assert made.tokens[:count, :2].tolist() == [[3, index] for index in range(count)]
-    np.testing.assert_array_equal(made.tokens[count:], np.broadcast_to(made.tokens[count - 1], (size - count, 32)))
+    assert batch.tokens[:count, :2].tolist() == [[3, index] for index in range(count)]
+    np.testing.assert_array_equal(batch.tokens[count:], np.broadcast_to(batch.tokens[count - 1], (size - count, 32)))
 
 
 def test_a_tokenizer_passed_goes_before_the_targets_own(method):

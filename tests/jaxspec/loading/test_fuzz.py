@@ -26,9 +26,9 @@ LEAST = {"published": 40, "in parts": 40, "pieces": 7, "llama2c": 40, "own": 7, 
 def test_spoilt_files_are_refused_by_name():
     """No crash, hang or excess memory: the process may use 1 GiB, and a minute for each file."""
     command = [sys.executable, "-m", "tests.support.jaxspec.fuzz", str(CASES), *fuzz.KINDS]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    *_, last = done.stdout.splitlines() or [""]
-    assert done.returncode == 0, f"the process ended in the case {last}: {done.stderr[-2000:]}"
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    *_, last = process.stdout.splitlines() or [""]
+    assert process.returncode == 0, f"the process ended in the case {last}: {process.stderr[-2000:]}"
     for kind, counts in json.loads(last).items():
         assert counts["broke"] == []
         assert counts["refused"] >= LEAST[kind]

@@ -115,16 +115,16 @@ def test_sequences_of_one_batch_have_their_own_positions():
 
 def test_stale_rows_after_a_rollback_do_not_matter():
     """A wrong window is run at positions 5..8; one sequence keeps one token of it, the other three."""
-    model, kept = models.target(), np.array([1, 3])
+    model, lengths = models.target(), np.array([1, 3])
     _, cache = run_cached(model, init_cache(models.TARGET, 2, CAPACITY), TOKENS[:, :5], [0, 0])
     window = TOKENS[:, 5:9].copy()
-    for index, count in enumerate(kept):
+    for index, count in enumerate(lengths):
         window[index, count:] = (window[index, count:] + 1) % models.VOCAB
     _, cache = run_cached(model, cache, window, [5, 5])
-    again = np.stack([TOKENS[i, 5 + n : 8 + n] for i, n in enumerate(kept)])
-    x, _ = run_cached(model, cache, again, 5 + kept)
+    again = np.stack([TOKENS[i, 5 + n : 8 + n] for i, n in enumerate(lengths)])
+    x, _ = run_cached(model, cache, again, 5 + lengths)
     logits = model.network.logits(model.params, x)
-    for index, count in enumerate(kept):
+    for index, count in enumerate(lengths):
         expected = whole(model, TOKENS[index : index + 1, : 8 + count])[:, 0, 5 + count :]
         np.testing.assert_allclose(logits[:, index], expected, atol=1e-5)
 

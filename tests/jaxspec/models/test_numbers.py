@@ -180,8 +180,8 @@ def test_analysis_without_decoding_handles_nan_alike():
     assert federated.accepted_length(*table()[:2], data, 3) == 3.0
     assert federated.accepted_length(*nothing[:2], data, 3) == 0.0
     silent = jax.tree_util.Partial(lambda network, params, x: x * jnp.nan)
-    (known,) = jaxspec.probe(table(), nothing, texts, 1, window=3, num_candidates=(1, 10), exit=silent)
-    assert set(known.contained.values()) == set(known.foreseen.values()) == {0.0}
+    (result,) = jaxspec.probe(table(), nothing, texts, 1, window=3, num_candidates=(1, 10), exit=silent)
+    assert set(result.contained.values()) == set(result.foreseen.values()) == {0.0}
     with pytest.raises(FloatingPointError, match=r"NaN or infinity along texts \[0\]"):
         federated.top_tokens(nothing, texts, 2)
 

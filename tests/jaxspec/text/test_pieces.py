@@ -49,14 +49,14 @@ SIZE = 310
 def folder(tmp_path, model):
     """A folder whose only tokenizer is a SentencePiece model, with this in its configuration."""
 
-    def made(about=None, **files):
+    def write(about=None, **files):
         (tmp_path / "tokenizer.model").write_bytes(model)
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(PLAIN | (about or {})))
         for name, content in files.items():
             (tmp_path / f"{name}.json").write_text(json.dumps(content))
         return tmp_path
 
-    return made
+    return write
 
 
 ADDED = {str(SIZE): token("<|im_end|>"), str(SIZE + 1): token("[x]", special=False, lstrip=True)}
@@ -82,8 +82,8 @@ def test_a_model_file_is_read_as_transformers_does(folder, monkeypatch, name):
     converters = importlib.import_module("transformers.convert_slow_tokenizer")
     monkeypatch.setattr(converters, "import_protobuf", lambda *_: sentencepiece_model_pb2_new)
     older = {"added_tokens": {"<|im_end|>": SIZE}, "special_tokens_map": {"pad_token": "<|im_end|>"}}
-    made = folder(CONFIGS[name], config={"model_type": "llama"}, **(older if name == "older files" else {}))
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(made), Text.read(made)
+    path = folder(CONFIGS[name], config={"model_type": "llama"}, **(older if name == "older files" else {}))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), Text.read(path)
     # After a special token they drop the second of two spaces, which SentencePiece and older versions keep.
     for text in TEXTS if name != "legacy" else [text.replace("> dog", ">dog") for text in TEXTS]:
         ids = theirs(text)["input_ids"]

@@ -42,10 +42,10 @@ def prompts(count, seed=0):
 def marked(single="<s> $A"):
     """Letters, with a token before (and optionally after) every text."""
     letters = {letter: index for index, letter in enumerate(["<s>", "</s>", *"abcdefghi"])}
-    made = Tokenizer(WordLevel(letters, unk_token="</s>"))
-    made.pre_tokenizer = Split("", "isolated")
-    made.post_processor = TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
-    return made
+    tokenizer = Tokenizer(WordLevel(letters, unk_token="</s>"))
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
+    return tokenizer
 
 
 @pytest.mark.parametrize("single", ["<s> $A", "<s> $A </s>"])
@@ -122,10 +122,10 @@ def ended():
 
 def test_continuations_end_at_a_stop_token(ended):
     whole = federated.continued(models.target(), prompts(12, 3), 16).tokens
-    for row, wanted in zip(ended.tokens.tolist(), whole.tolist(), strict=True):
-        new = wanted[PROMPT:]
+    for row, expected in zip(ended.tokens.tolist(), whole.tolist(), strict=True):
+        new = expected[PROMPT:]
         size = PROMPT + (new.index(STOP) + 1 if STOP in new else 16)
-        assert row == wanted[:size] + [-1] * (20 - size)
+        assert row == expected[:size] + [-1] * (20 - size)
 
 
 def _average(shares, *leaves):
@@ -149,9 +149,9 @@ def test_nothing_is_learnt_after_a_stop_token(ended):
             counts.append(size if top else size - PROMPT + 1)
         assert (client["labels"] >= 0).sum() == sum(counts)
         shares = np.asarray(counts, np.float32) / sum(counts)
-        wanted = jax.tree.map(partial(_average, shares), *parts)
-        np.testing.assert_allclose(loss, wanted[0][0], rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, wanted[1])
+        expected = jax.tree.map(partial(_average, shares), *parts)
+        np.testing.assert_allclose(loss, expected[0][0], rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, expected[1])
 
 
 def test_streams_learn_nothing_after_a_stop_token(ended):
@@ -159,8 +159,8 @@ def test_streams_learn_nothing_after_a_stop_token(ended):
     compiled = jax.jit(streaming_loss(draft.network))
     other = np.where(ended.tokens < 0, 7, ended.tokens)
     labels = ended.tokens[:, 1:]
-    wanted = compiled(draft.params, {"tokens": other[:, :-1], "labels": labels}, key)[0]
-    np.testing.assert_allclose(compiled(draft.params, {"tokens": ended.tokens}, key)[0], wanted, rtol=1e-6)
+    expected = compiled(draft.params, {"tokens": other[:, :-1], "labels": labels}, key)[0]
+    np.testing.assert_allclose(compiled(draft.params, {"tokens": ended.tokens}, key)[0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("window", [1, 3])

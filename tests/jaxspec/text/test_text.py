@@ -51,14 +51,14 @@ def tokenizer(adds_start):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<s>", "</s>", "<|user|>"]
     vocab = {token: index for index, token in enumerate([*special, *alphabet, "he", "hey"])}
-    made = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e"), ("he", "y")]))
-    made.add_special_tokens(special)
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.post_processor = processors.ByteLevel(trim_offsets=False)
+    result = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e"), ("he", "y")]))
+    result.add_special_tokens(special)
+    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    result.decoder = decoders.ByteLevel()
+    result.post_processor = processors.ByteLevel(trim_offsets=False)
     if adds_start:
-        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return made
+        result.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return result
 
 
 def folder_with(folder, adds_start=True, **files):
@@ -186,10 +186,10 @@ def test_text_is_encoded_as_transformers_does(tmp_path, adds_start):
 
 def limited(adds_start=True):
     """The tokenizer as training scripts save it."""
-    made = tokenizer(adds_start)
-    made.enable_truncation(12)
-    made.enable_padding(pad_id=2, pad_token="<|user|>", length=40)
-    return made
+    result = tokenizer(adds_start)
+    result.enable_truncation(12)
+    result.enable_padding(pad_id=2, pad_token="<|user|>", length=40)
+    return result
 
 
 LONG = "hey he y" * 9

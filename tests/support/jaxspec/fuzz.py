@@ -41,8 +41,8 @@ LONG = '{"vocab_size": ' + "9" * 10_000 + "}"
 
 def model():
     """A small Llama-like model with text."""
-    made = jaxspec.decoder(jaxspec.DecoderConfig(10, 8, 2, 2, 1, 4, 12), jax.random.key(3))
-    return made._replace(text=Text.of(train_tokenizer(["to be or not to be"]), stop=(2,)))
+    small = jaxspec.decoder(jaxspec.DecoderConfig(10, 8, 2, 2, 1, 4, 12), jax.random.key(3))
+    return small._replace(text=Text.of(train_tokenizer(["to be or not to be"]), stop=(2,)))
 
 
 def published(folder):

@@ -55,9 +55,9 @@ def draft():
 def streaming(count=2, model=draft):
     """A draft with streams; they are random, so that some guesses are right in so small a vocabulary."""
     plain = model()
-    made = jaxspec.streaming(plain, count, start=plain.network.config.num_layers - 1, rank=4)
-    up = jax.random.normal(jax.random.key(8), made.params["streams"]["expand"].shape)
-    return made._replace(params={**made.params, "streams": {**made.params["streams"], "expand": up}})
+    model = jaxspec.streaming(plain, count, start=plain.network.config.num_layers - 1, rank=4)
+    up = jax.random.normal(jax.random.key(8), model.params["streams"]["expand"].shape)
+    return model._replace(params={**model.params, "streams": {**model.params["streams"], "expand": up}})
 
 
 def drafter(draft):

@@ -79,17 +79,17 @@ def plain(name):
 
 def counted(run):
     """Result of a run, and the number of transfers during it."""
-    made, kept = [], RemoteChannel.__init__
+    channels, original = [], RemoteChannel.__init__
 
     def recorded(self, *meshes):
-        made.append(self)
-        kept(self, *meshes)
+        channels.append(self)
+        original(self, *meshes)
 
     RemoteChannel.__init__ = recorded
     try:
-        return run() | {"crossed": sum(channel.transfers for channel in made)}
+        return run() | {"crossed": sum(channel.transfers for channel in channels)}
     finally:
-        RemoteChannel.__init__ = kept
+        RemoteChannel.__init__ = original
 
 
 def owned(model, mesh):
@@ -102,14 +102,14 @@ def refused():
     first, second = jax.local_devices(process_index=0), jax.local_devices(process_index=1)
     both, own, other = (jaxspec.mesh_of(list(devices)) for devices in ((first[0], second[0]), first[:1], second[:1]))
     other = own if jax.process_index() else other
-    tried = (
+    calls = (
         lambda: models.mirror(placement=jaxspec.Placement(both, both)),
         lambda: models.mirror(placement=jaxspec.Placement(other, other)),
         lambda: jaxspec.autoregressive(models.target(), other),
         lambda: models.speculative(mesh=other),
         lambda: jaxspec.analysis.cost.measure(None, jaxspec.Placement(own, other), []),
     )
-    return [message_of(act) for act in tried]
+    return [message_of(act) for act in calls]
 
 
 def message_of(act):
