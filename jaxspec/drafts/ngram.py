@@ -42,7 +42,8 @@ def committed(text: CommittedText, verified: Verification) -> CommittedText:
     window, accepted = verified.window, verified.num_accepted
     is_next = jnp.arange(window.shape[1] + 1)[None] == accepted[:, None]
     tokens = jnp.where(is_next, verified.next_token[:, None], jnp.pad(window, ((0, 0), (0, 1))))
-    return text.with_tokens(tokens, accepted + 1)
+    # The target's position: that of a sequence which has reached its limit stays where it is.
+    return CommittedText(text.tokens, verified.position).with_tokens(tokens, accepted + 1)
 
 
 def continuation(text: CommittedText, size: int, count: int) -> Array:

@@ -17,15 +17,21 @@ import jaxspec
 from jaxspec import Sampling
 from jaxspec.devices.channel import RemoteChannel
 from jaxspec.devices.processes import is_local, shapes
-from jaxspec.drafts import Draft
 from jaxspec.generation.trace import Timeline
 from jaxspec.methods import candidates, fallbacks
-from jaxspec.verify import Reads, acceptance
-from tests.jaxspec.drafts.test_own_draft import TABLE, TAP, Bigrams
+from jaxspec.verify import acceptance
 from tests.support.jaxspec import models
 
-#: Reads one hidden state before the exit, and one behind it.
-READING = Draft(Bigrams(Reads((2, 3))), (TABLE, TAP))
+
+def reading():
+    """A draft that reads one hidden state before the exit, and one behind it; made once the processes are connected."""
+    from jaxspec.drafts import Draft
+    from jaxspec.verify import Reads
+    from tests.jaxspec.drafts.test_own_draft import TABLE, TAP, Bigrams
+
+    return Draft(Bigrams(Reads((2, 3))), (TABLE, TAP))
+
+
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=1.0, seed=3)
 #: Options of ``mirror``, and how tokens are drawn.
 SETTINGS = {
@@ -38,7 +44,7 @@ SETTINGS = {
     "hybrid": ({"policy": candidates.hybrid(3, 3, num_candidates=4)}, replace(SAMPLED, repetition_penalty=1.1)),
     "look-up": ({"fallback": fallbacks.NGram(2), "policy": candidates.mirror(1)}, GREEDY),
     "ratio": ({"acceptance": acceptance.ratio(4)}, SAMPLED),
-    "hidden states": ({"draft": READING, "policy": candidates.mirror(4)}, SAMPLED),
+    "hidden states": ({"draft": reading, "policy": candidates.mirror(4)}, SAMPLED),
 }
 #: Transfers before the first step: the first window; and of a draft that reads hidden states, those of the prompts.
 STARTS = dict.fromkeys(SETTINGS, 1) | {"hidden states": 2}
@@ -49,6 +55,7 @@ CROSSINGS = dict.fromkeys(SETTINGS, 3) | dict.fromkeys(("saguaro", "saguaro samp
 def decode(name, placement=None, **more):
     """Result of one setting as plain values, with the counts of the run and its steps."""
     building, sampling = SETTINGS[name]
+    building = {key: value() if key == "draft" else value for key, value in building.items()}
     method, seen = models.mirror(placement=placement or models.meshes(), **building, **more), []
     watch = lambda lane, name, outputs: seen.append(name)  # noqa: E731
     result = jaxspec.generate(method, models.PROMPTS, models.NEW_TOKENS, sampling=sampling, watch=watch)
