@@ -91,8 +91,8 @@ def federate(
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
     method, s = method_of(method), settings
-    check_pair(target, draft, s.distilling.window)
     check_trainable(target, draft)
+    check_pair(target, draft, s.distilling.window)
     size = target.network.config.vocab_size
     if (s.distilling.top_k or 1) > size:
         raise ValueError(f"expected top_k <= {size} (tokens of the vocabulary), got {s.distilling.top_k}")

@@ -154,7 +154,7 @@ def decoding_program(model, where, length=3):
     """Text of the compiled program that runs a draft's layers on a mesh after a prompt."""
     placed = put_model(model, where)
     count = placed.network.config.num_layers
-    cache = jax.jit(partial(fill, placed.network), static_argnums=2)(
+    cache, _ = jax.jit(partial(fill, placed.network), static_argnums=2)(
         placed.params, jax.device_put(TOKENS, placed.batch), 16
     )
     x = jax.device_put(jnp.ones((WIDE.width, 2, length)), placed.replicated)

@@ -13,7 +13,7 @@ from tests.support.environment import one_device
 from tests.support.loopback import free_port
 
 ROOT = pathlib.Path(__file__).parents[3]
-APP = ROOT / "tests" / "jaxfed" / "flower_app"
+APP = ROOT / "tests" / "support" / "jaxfed" / "flower_app"
 SECONDS = 900
 
 
