@@ -35,6 +35,8 @@ for _name, _value in STRICT.items():
 gc.set_threshold(50_000, 20, 100)  # tracing makes many short-lived objects, which the default looks through too often
 
 TESTS = pathlib.Path(__file__).parent
+#: Modules that `make docs` installs.
+DOCS = ("mkdocs", "mkdocstrings", "mkdocs_gen_files", "nbconvert", "l2m4m")
 #: Files and folders that take a minute or more: begun first, so that no worker is left alone with one in the end.
 LONG = (
     "jaxspec/methods/test_identity.py", "jaxspec/methods/test_policies.py", "house/test_docs.py", "jaxfed/flower",
@@ -126,4 +128,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker in item.iter_markers("peers"):
             for module in marker.args or ("torch", "transformers"):
                 if importlib.util.find_spec(module) is None:
-                    item.add_marker(pytest.mark.skip(reason=f"{module} is not installed: make setup PEERS=1"))
+                    item.add_marker(
+                        pytest.mark.skip(
+                            reason=f"{module} is not installed: make {'docs' if module in DOCS else 'setup PEERS=1'}"
+                        )
+                    )
