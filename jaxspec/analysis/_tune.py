@@ -18,7 +18,7 @@ from jaxspec.analysis.replay import Recording, hits, record, steps
 from jaxspec.analysis.timing import Primitives, TimedPair, measure
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, default_placement, put_model, replicated_sharding
-from jaxspec.drafts.streams import check_plain
+from jaxspec.drafts.streams import check_no_streams
 from jaxspec.generation import generate
 from jaxspec.generation.requests import Prompt, encoded, request_of
 from jaxspec.methods.checks import check_exit, check_pair
@@ -177,7 +177,7 @@ def _check(
     target: Model, draft: Model, where: Placement, head: Any, layers: set[int], grid: Grid, new_tokens: int
 ) -> None:
     check_local(where)
-    check_plain(draft, " to tune with")
+    check_no_streams(draft, " to tune with")
     for layer in layers:
         check_exit(target, layer, max(grid.num_candidates), head)
     if new_tokens <= max(grid.windows):

@@ -26,7 +26,7 @@ __all__ = [
     "Streams",
     "StreamingNetwork",
     "causal_streams",
-    "check_plain",
+    "check_no_streams",
     "describe",
     "forward",
     "init_streams",
@@ -74,7 +74,7 @@ def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: i
     """
     draft = unfitted(draft)
     config = draft.network.config
-    check_plain(draft, "", "the draft that it was made from")
+    check_no_streams(draft, "", "the draft that it was made from")
     start = config.num_layers // 2 if start is None else start
     if count < 1 or rank < 1 or not 0 <= start < config.num_layers:
         raise ValueError(
@@ -94,7 +94,7 @@ def num_streams(network: Network) -> int:
     return network.count if isinstance(network, StreamingNetwork) else 0
 
 
-def check_plain(model: Model, use: str, instead: str = "jaxspec.drafts.limited(model, 0)") -> None:
+def check_no_streams(model: Model, use: str, instead: str = "jaxspec.drafts.limited(model, 0)") -> None:
     """Raises ValueError for a model with streams; ``use`` says what for, ``instead`` what to pass."""
     if num_streams(model.network):
         raise ValueError(f"expected a plain draft{use}, got one with streams; pass {instead}")
