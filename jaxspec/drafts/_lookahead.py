@@ -97,7 +97,7 @@ def _first(task: RolloutTask, cache: Cache, pending: Pending | None) -> Rolling:
 
 
 def _pass(task: RolloutTask, cache: Cache, count: Array, tokens: Array, seen: Seen, pending: Pending | None) -> Passed:
-    """Runs tokens [B, R, M] of branches that have ``count`` [B, R] final ones before the first of them."""
+    """Run tokens [B, R, M] of branches that have ``count`` [B, R] final ones before the first of them."""
     (network, params, roots, proposer, scratch), (batch, branches, main) = task, tokens.shape
     numbers, streams = count[..., None] + jnp.arange(main)[None, None], network.count
     positions = (roots.position[..., None] + numbers).reshape(batch, -1)
@@ -149,7 +149,7 @@ def _grown(old: Rolling, passed: Passed, grown: Array) -> Rolling:
 
 
 def _put(kept: Array, new: Array, start: Array) -> Array:
-    """Writes values [B, R, M, …] into kept [B, R, γ, …] from index ``start`` [B, R] on; those behind γ are dropped."""
+    """Write values [B, R, M, …] into kept [B, R, γ, …] from index ``start`` [B, R] on; those behind γ are dropped."""
     offset = jnp.arange(kept.shape[2])[None, None] - start[..., None]
     inside = (offset >= 0) & (offset < new.shape[2])
     tail = (1,) * (kept.ndim - 3)

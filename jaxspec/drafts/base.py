@@ -44,7 +44,7 @@ class Drafter:
         return self
 
     def put_on_mesh(self, params: Params, mesh: Mesh | None) -> tuple["Drafter", Params]:
-        """Puts parameters onto a mesh; default: a copy on every device."""
+        """Put parameters onto a mesh; default: a copy on every device."""
         return self, put(params, replicated_sharding(mesh), mesh)
 
     def begin(self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int) -> Any:
@@ -66,7 +66,7 @@ class Drafter:
     def propose(
         self, params: Params, state: Any, root: Pending, window: int, proposer: Proposer
     ) -> tuple[Drafted, Any]:
-        """Drafts ``window`` tokens after ``root`` [B], the last committed token; default: as one branch.
+        """Draft ``window`` tokens after ``root`` [B], the last committed token; default: as one branch.
 
         After a step that has rolled out branches the state that it returns is dropped.
         """
@@ -89,7 +89,7 @@ class Drafter:
         proposer: Proposer,
         slots: BranchSlots,
     ) -> tuple[Branches, Any]:
-        """Continues every root by ``window`` tokens, before the verdict.
+        """Continue every root by ``window`` tokens, before the verdict.
 
         Args:
             params: of the draft.
@@ -114,7 +114,7 @@ class Drafter:
     def grow(
         self, params: Params, state: Any, root: Pending, shape: TreeShape, proposer: Proposer
     ) -> tuple[Array, Any]:
-        """Drafts a tree after ``root`` [B]: tokens [B, N], the root's first. The next ``absorb`` gets the path.
+        """Draft a tree after ``root`` [B]: tokens [B, N], the root's first. The next ``absorb`` gets the path.
 
         Only ``speculative(tree=...)`` needs it.
         """

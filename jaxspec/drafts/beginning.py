@@ -29,7 +29,7 @@ def first_window(
     branches: int = 1,
     num_candidates: int = 0,
 ) -> tuple[Window, Message | None, Any]:
-    """Runs the prompts through the draft and drafts the first window."""
+    """Run the prompts through the draft and draft the first window."""
     state = drafter.begin(params, request, features, capacity, window * branches)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
     proposer = Proposer(acceptance, request.sampling, request.seen, num_candidates)
@@ -47,7 +47,7 @@ def first_tree(
     capacity: int,
     shape: TreeShape,
 ) -> tuple[Window, None, Any]:
-    """Runs the prompts through the draft and drafts the first tree; ``window`` is its depth."""
+    """Run the prompts through the draft and draft the first tree; ``window`` is its depth."""
     state = drafter.begin(params, request, features, capacity, shape.size)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
     proposer = Proposer(acceptance, request.sampling, request.seen)
@@ -58,7 +58,7 @@ def first_tree(
 def next_window(
     drafter: Drafter, params: Params, state: Any, root: Pending, window: int, proposer: Proposer
 ) -> tuple[Window, Message | None, Any]:
-    """Drafts one window after ``root`` and commits it; the proposer has ``seen`` marks [B, V]."""
+    """Draft one window after ``root`` and commit it; the proposer has ``seen`` marks [B, V]."""
     own = proposer._replace(seen=proposer.seen.as_branch())
     drafted, state = drafter.propose(params, state, root, window, own)
     return *as_window(drafted), drafter.commit(state, drafted, root.position)

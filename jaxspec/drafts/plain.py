@@ -76,7 +76,7 @@ class Plain(Drafter):
     def foresee(
         self, params: Params, state: PlainState, verified: Verification, proposer: Proposer
     ) -> tuple[Message, PlainState]:
-        """Runs the window's last token."""
+        """Run the window's last token."""
         last = verified.last
         logits, cache = self.extend(params, state.cache, last.token[:, None], last.position)
         return proposer.others(logits, last.position[:, None] + 1), PlainState(cache)
@@ -101,7 +101,7 @@ class Plain(Drafter):
         return take(branches, state.cache, branch)
 
     def commit(self, state: PlainState, drafted: Drafted, position: Array) -> PlainState:
-        """Writes the window's rows from ``position`` on."""
+        """Write the window's rows from ``position`` on."""
         rows = jax.tree.map(lambda old, new: write(old, new, position), state.cache, drafted.rows)
         return PlainState(rows, lacks_last=True)
 
@@ -131,7 +131,7 @@ class Plain(Drafter):
         return verified.last if state.lacks_last else state.pending
 
     def extend(self, params: Params, cache: Cache, tokens: Array, position: Array) -> tuple[Array, Cache]:
-        """Adds the rows of tokens [B, T] from ``position`` [B] on; logits after each token [V, B, T], and the cache."""
+        """Add the rows of tokens [B, T] from ``position`` [B] on; logits after each token [V, B, T], and the cache."""
         network, positions = self.network, position[:, None] + jnp.arange(tokens.shape[1])[None]
         x, layers = network.embed(params, tokens), range(network.config.num_layers)
         x, cache = network.blocks(params, x, positions, cache, cached(positions), layers)
@@ -147,7 +147,7 @@ class Plain(Drafter):
         pending: Pending | None = None,
         slots: BranchSlots | None = None,
     ) -> tuple[Branches, Cache]:
-        """Continues every root [B, R] by ``window`` tokens.
+        """Continue every root [B, R] by ``window`` tokens.
 
         Args:
             params: of the network.

@@ -32,7 +32,7 @@ class Proposer(NamedTuple):
     def __call__(
         self, logits: Array, positions: Array, tokens: Array | None = None, noted: int | None = None
     ) -> tuple[Array, Notes]:
-        """Draws tokens [B, R] from logits [V, B, R], for ``positions`` [B, R], unless ``tokens`` are given.
+        """Draw tokens [B, R] from logits [V, B, R], for ``positions`` [B, R], unless ``tokens`` are given.
 
         Also returns their notes, or those of the first ``noted`` tokens.
         """

@@ -95,7 +95,7 @@ def num_streams(network: Network) -> int:
 
 
 def check_no_streams(model: Model, use: str, instead: str = "jaxspec.drafts.limited(model, 0)") -> None:
-    """Raises ValueError for a model with streams; ``use`` says what for, ``instead`` what to pass."""
+    """Raise ValueError for a model with streams; ``use`` says what for, ``instead`` what to pass."""
     if num_streams(model.network):
         raise ValueError(f"expected a plain draft{use}, got one with streams; pass {instead}")
 

@@ -49,7 +49,7 @@ def speculative(
     acceptance: Acceptance | None = None,
     tree: TreeShape | None = None,
 ) -> DecodingMethod:
-    """Drafts γ tokens, or a tree of them, verifies all in one target pass, keeps what is accepted and the next token.
+    """Draft γ tokens, or a tree of them, verify all in one target pass, keep what is accepted and the next token.
 
     The whole step, drafting included, is one compiled program on one mesh. Under ``match`` the output equals that of
     plain decoding with the same seed, token for token; under ``ratio`` it has the same distribution.

@@ -32,7 +32,7 @@ def check_pair(target: Model, draft: Model | Draft, window: int) -> tuple[Draft,
 
 
 def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeShape | None) -> None:
-    """Raises ValueError for a tree that the rule, the draft or the vocabulary does not allow."""
+    """Raise ValueError for a tree that the rule, the draft or the vocabulary does not allow."""
     if shape is None:
         return
     if rule.rank is None:
@@ -48,7 +48,7 @@ def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeSha
 
 
 def check_fallback(drafter: Drafter, fallback: Fallback) -> None:
-    """Raises ValueError for a fallback that looks tokens up, if the draft cannot run tokens that it did not draft."""
+    """Raise ValueError for a fallback that looks tokens up, if the draft cannot run tokens that it did not draft."""
     if fallback.reads_text and type(drafter).follow is Drafter.follow:
         raise ValueError(
             f"expected a draft that can run tokens that were looked up, got {type(drafter).__name__}; use "
@@ -57,7 +57,7 @@ def check_fallback(drafter: Drafter, fallback: Fallback) -> None:
 
 
 def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -> tuple[int, int]:
-    """Checks the exit: its layer lies in the target, κ below the vocabulary's size, its head fits; both as integers."""
+    """Check the exit: its layer lies in the target, κ below the vocabulary's size, its head fits; both as integers."""
     count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
     exit_layer = whole("exit_layer", exit_layer, 1, count, "these are the layers of the target")
     tracks = target.network.config.tracks
@@ -74,7 +74,7 @@ def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -
 
 
 def check_meshes(target: Mesh, draft: Mesh) -> None:
-    """Raises ValueError for meshes that share some devices, but not all."""
+    """Raise ValueError for meshes that share some devices, but not all."""
     one, other = (set(mesh.devices.flat) for mesh in (target, draft))
     if one != other and one & other:
         raise ValueError(
@@ -84,7 +84,7 @@ def check_meshes(target: Mesh, draft: Mesh) -> None:
 
 
 def check_processes(*meshes: Mesh | None) -> None:
-    """Raises ValueError unless every mesh lies in one process, one of them in this, and all have one platform."""
+    """Raise ValueError unless every mesh lies in one process, one of them in this, and all have one platform."""
     owners = [{device.process_index for device in mesh.devices.flat} for mesh in meshes if mesh is not None]
     for processes in owners:
         if len(processes) > 1:
@@ -104,7 +104,7 @@ def check_processes(*meshes: Mesh | None) -> None:
 
 
 def check_candidates(target: Model, num_candidates: int) -> None:
-    """Raises ValueError for more candidates of the draft's own than its vocabulary has."""
+    """Raise ValueError for more candidates of the draft's own than its vocabulary has."""
     vocabulary = target.network.config.vocab_size
     whole("num_candidates of the policy", num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
 
@@ -114,7 +114,7 @@ MANY_BRANCHES = 512
 
 
 def check_branches(policy: Any, count: int, window: int, num_candidates: int) -> None:
-    """Raises ValueError for more than ``MANY_BRANCHES`` branches without an explicit budget."""
+    """Raise ValueError for more than ``MANY_BRANCHES`` branches without an explicit budget."""
     if count > MANY_BRANCHES and getattr(policy.exit, "budget", 0) is None:
         raise ValueError(
             f"expected at most {MANY_BRANCHES} branches, got {count}: all κ·(γ+1) = {num_candidates}·({window}+1) "

@@ -94,7 +94,7 @@ class DraftSide(NamedTuple):
 def draft_begin(
     side: DraftSide, window: int, capacity: int, params: Params, request: Request, features: Features | None
 ) -> DraftState:
-    """Runs the prompts and drafts the first window; rows for all branches are beside the ``capacity``."""
+    """Run the prompts and draft the first window; rows for all branches are beside the ``capacity``."""
     branches = max(1, sum(side.branches(window)))
     fixed = window, capacity, branches, side.own_candidates
     first, others, state = first_window(side.drafter, side.acceptance, params, request, features, *fixed)
@@ -118,7 +118,7 @@ class Rolled(NamedTuple):
 
 @partial(jax.jit, static_argnames="side", donate_argnames="state")
 def draft_ahead(side: DraftSide, params: Params, state: Any, standing: Standing) -> tuple[Rolled, Any]:
-    """Rolls out the outcomes that the draft itself ranks highest."""
+    """Roll out the outcomes that the draft itself ranks highest."""
     assert side.policy.ahead is not None
     assert standing.likely is not None
     verified = standing.verification()
@@ -139,7 +139,7 @@ def draft_rollout(
     received: Array,
     features: Features | None,
 ) -> tuple[Rolled, Any]:
-    """Ranks the candidates of the packed message and rolls out the best, beside what was rolled out ``ahead``."""
+    """Rank the candidates of the packed message and roll out the best, beside what was rolled out ``ahead``."""
     assert side.policy.exit is not None
     batch, window = standing.window.tokens.shape
     sent = unpack(received, message_like(batch, window, side.num_candidates))

@@ -42,7 +42,7 @@ class Decoder(nnx.Module):
         return x if self.project_in is None else project("de,ebt->dbt", self.project_in, x)
 
     def blocks(self, x: Array, positions: Array, cache: Any, attend: Attend, layers: range) -> tuple[Array, Any]:
-        """Runs ``layers`` on x [D, B, T] at ``positions`` [B, T]; ``cache`` holds one entry per layer of the model.
+        """Run ``layers`` on x [D, B, T] at ``positions`` [B, T]; ``cache`` holds one entry per layer of the model.
 
         Raises:
             ValueError: the layers begin or end within a segment of tracks.

@@ -25,7 +25,7 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtyp
 
 
 def write(rows: Array, new: Array, positions: Array) -> Array:
-    """Writes new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B], or [] for all, on."""
+    """Write new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B], or [] for all, on."""
     if positions.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(rows, new, positions, axis=2)
     update = lambda old, part, start: jax.lax.dynamic_update_slice(old, part, (0, start, 0))  # noqa: E731
@@ -142,7 +142,7 @@ def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: 
 
 
 def keep_path(cache: Cache, position: Array, path: Array) -> Cache:
-    """Moves the rows of a tree's nodes ``path`` [B, D+1] to ``position`` [B] and behind; keys keep their rotation."""
+    """Move the rows of a tree's nodes ``path`` [B, D+1] to ``position`` [B] and behind; keys keep their rotation."""
     index = (position[:, None] + path)[:, None, :, None]
 
     def moved(rows: Array) -> Array:

@@ -65,7 +65,7 @@ def joined(early: Features | None, late: Features | None) -> Features | None:
 
 
 def check_reads(network: Network, reads: Reads) -> None:
-    """Raises ValueError unless a target has the hidden states that a draft reads."""
+    """Raise ValueError unless a target has the hidden states that a draft reads."""
     count, tracks = network.config.num_layers, network.config.tracks
     if list(reads.taps) != sorted(set(reads.taps)) or not all(0 <= tap <= count for tap in reads.taps):
         raise ValueError(f"expected ascending taps from 0 to {count} (layers of the target), got {reads.taps}")

@@ -37,7 +37,7 @@ def message_like(batch: int, window: int, num_candidates: int) -> Message:
 
 
 def exit_message(logits: Array, window: Array, num_candidates: int) -> Message:
-    """Builds the message from logits [V, B, γ+1] and the window ŷ [B, γ].
+    """Build the message from logits [V, B, γ+1] and the window ŷ [B, γ].
 
     A correction at a position r < γ can never be the drafted token ŷᵣ₊₁, so that token is masked before the top-κ is
     taken: one free slot at each of these positions.

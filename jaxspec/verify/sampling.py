@@ -87,7 +87,7 @@ def _cut(scaled: Array, sampling: SamplingArrays) -> Array:
 
 
 def _keep(values: Array, enough: Callable[[Array], Array]) -> Array:
-    """Keeps the largest values [V, …], as few as are ``enough``; all where even all are not.
+    """Keep the largest values [V, …], as few as are ``enough``; all where even all are not.
 
     The least value kept is found by bisection over its bits, so nothing is sorted and a vocabulary that is split over
     devices is not gathered.

@@ -86,7 +86,7 @@ class Target:
 def prefill(
     network: Network, params: Params, request: Request, capacity: int, reads: Reads = Reads()
 ) -> tuple[TargetState, Features | None]:
-    """Runs the prompts and leaves each sequence at its last token; also the features [B, P, D] that a draft reads."""
+    """Run the prompts and leave each sequence at its last token; also the features [B, P, D] that a draft reads."""
     finish = partial(gathered, network, params, reads)
     cache, features = fill(network, params, request.tokens, capacity, reads.taps, finish)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]

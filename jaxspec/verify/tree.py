@@ -100,7 +100,7 @@ def seen_along_paths(seen: Seen, tree: Tree) -> Seen:
 
 
 def longest_path(tree: Tree, choices: Array, position: Array) -> tuple[Verdict, Array]:
-    """Walks from the root to the child that carries the target's choice, until there is none.
+    """Walk from the root to the child that carries the target's choice, until there is none.
 
     Where siblings carry the same token the longest walk counts.
 
