@@ -18,7 +18,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         with plainly():
             tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxfed", args=args)
-    except (ValueError, FloatingPointError, OSError, CheckpointError) as error:
+    except (ValueError, FloatingPointError, ImportError, OSError, CheckpointError) as error:
         sys.exit(f"jaxfed: {error}")
     except KeyboardInterrupt as stopped:
         reason = str(stopped) or "stopped before the first round"

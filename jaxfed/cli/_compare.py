@@ -94,6 +94,8 @@ def compare(
     """
     began, methods = time.perf_counter(), hyperparameters_of(contest, "text" if source.data is None else "images")
     check_range("seeds", contest.seeds, least=1)
+    if contest.target is not None:
+        check_range("target", contest.target, least=0.0, most=1.0)
     check_execution(execution)
     task_of = tasks(source, schedule.clients)
     runs: dict[str, list[Run]] = {name: [] for name in methods}
@@ -106,7 +108,7 @@ def compare(
                 algorithm = with_sending(build(method, task.loss_fn), sending, schedule)
                 out, every = contest.out / name / f"seed-{seed}", max(1, schedule.rounds // 30)
                 sampled = partial(federate, sampler=sampler_of(sending, schedule), every=every, seed=seed)
-                history, diverged = _run(partial(sampled, task, algorithm, schedule, execution, out), out)
+                history, diverged = _run(partial(sampled, task, algorithm, schedule, execution, out))
                 runs[name].append(Run(history, before, diverged))
                 bar.update()
     outcome = _results(runs, contest.target)
@@ -142,23 +144,20 @@ def hyperparameters_of(contest: Contest, kind: str) -> dict[str, Hyperparameters
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if strange := [option for option in chosen if not any(option in has(name) for name in names)]:
         raise ValueError(f"expected hyperparameters that some algorithm has, got {', '.join(strange)}; leave it out")
-    rate = contest.client_learning_rate or {"text": 0.5, "images": 0.1}[kind]
+    given = contest.client_learning_rate
+    rate = {"text": 0.5, "images": 0.1}[kind] if given is None else given
     return {
         name: Hyperparameters(name, rate, **{option: value for option, value in chosen.items() if option in has(name)})
         for name in names
     }
 
 
-def _run(federated: Callable[[], tuple[Any, jaxfed.History]], out: Path) -> tuple[jaxfed.History, str | None]:
-    """Return the history of one run, which is written into ``out``, and the error message if it diverged."""
+def _run(federated: Callable[[], tuple[Any, jaxfed.History]]) -> tuple[jaxfed.History, str | None]:
+    """Return the history of one run, and the error message if it diverged."""
     try:
-        _, history = federated()
+        return federated()[1], None
     except FloatingPointError as error:
         return jaxfed.History(), str(error).split(":")[0]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "history.json").write_text(jsons.dumps(history.to_dict()))
-    history.to_csv(out / "history.csv")
-    return history, None
 
 
 def line_of(runs: Sequence[Run]) -> pictures.Line | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -111,7 +112,7 @@ def federate(
 ) -> tuple[Params, jaxfed.History]:
     """Run all rounds, or those that are left, with checkpoints in ``out``; return parameters and history.
 
-    `every` is the number of rounds between two evaluations.
+    The history is written into ``out`` as well. `every` is the number of rounds between two evaluations.
     """
     plan: Plan | Literal["auto"] = "auto" if execution.plan == "auto" else named(execution.plan)
     server, history = jaxfed.simulate(
@@ -126,6 +127,8 @@ def federate(
         report=jaxfed.Report(task.evaluate, every),
         checkpoint=jaxfed.Checkpointing(out / "checkpoints", every=max(1, schedule.rounds // 5)),
     )
+    (out / "history.json").write_text(json.dumps(history.to_dict()))
+    history.to_csv(out / "history.csv")
     return server.params, history
 
 

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from jaxfed import data as datasets
 from jaxfed import plot as pictures
+from jaxfed.cli._options import Flag
 from jaxfed.core.checks import check_choice, check_range
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 RULES: Mapping[str, Callable[..., list[np.ndarray]]] = {
     "iid": datasets.iid,
     "dirichlet": datasets.dirichlet,

@@ -57,8 +57,6 @@ def run(
     sampler, every = sampler_of(sending, schedule), max(1, schedule.rounds // 15)
     params, history = federate(task, algorithm, schedule, execution, out, sampler=sampler, every=every, seed=seed)
     before, after = (numbers(task.evaluate(each)) for each in (task.params, params))
-    (out / "history.json").write_text(jsons.dumps(history.to_dict()))
-    history.to_csv(out / "history.csv")
     plot.curves(panels(history, before), out / "run.png")
     settings: dict[str, Any] = {"seed": seed, "privacy": private and dataclasses.asdict(private)}
     for part in (method, schedule, execution, sending):

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 from flax import nnx
 
 from jaxfed.core.types import LossFn, Params
 from jaxfed.data.batches import ClientData, client_data
 from jaxfed.data.characters import alphabet_of, next_characters
-from jaxfed.data.roles import Role, read_roles, split_text
+from jaxfed.data.roles import read_roles, split_text
 from jaxfed.models import NextCharacter, cross_entropy, functional
 from jaxfed.run.metrics import classification, client_evaluator
 
@@ -47,7 +46,8 @@ def next_character(num_clients: int, seed: int = 0) -> LearningTask:
             f"expected 1 to {len(clients)} clients, the roles of {MIN_CHARS} characters, got {num_clients}"
         )
     alphabet = alphabet_of(role.text for role in roles)
-    seen, unseen = zip(*(_samples(role, alphabet) for role in clients[:num_clients]), strict=True)
+    halves = zip(*(split_text(role.text) for role in clients[:num_clients]), strict=True)
+    seen, unseen = ([next_characters(text, alphabet, CONTEXT) for text in texts] for texts in halves)
     params, apply = functional(NextCharacter(len(alphabet), CONTEXT, rngs=nnx.Rngs(seed)))
     measure = client_evaluator(classification(apply), client_data(unseen), batch_size=4096)
 
@@ -55,9 +55,3 @@ def next_character(num_clients: int, seed: int = 0) -> LearningTask:
         return {f"unseen_{name}": number for name, number in measure(params).items()}
 
     return LearningTask(client_data(seen), params, cross_entropy(apply), evaluate)
-
-
-def _samples(role: Role, alphabet: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return samples to train on, and unseen ones."""
-    seen, unseen = split_text(role.text)
-    return next_characters(seen, alphabet, CONTEXT), next_characters(unseen, alphabet, CONTEXT)

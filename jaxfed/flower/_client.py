@@ -1,5 +1,6 @@
 """The client side: a ClientApp that does a simulated client's round on its own data and row."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ def client_app(
         compilation_cache: directory of compiled programs, which the process of the next round reuses.
         mods: Flower's own modifiers of messages.
     """
-    client = _Client(algorithm, params, data_for, directory, model_state)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, model_state))
+    client = _Client(algorithm, like, data_for, directory)
     app = ClientApp(mods=list(mods))
 
     @app.query()
@@ -84,24 +86,19 @@ def keep_programs(directory: str | Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Client:
     """The arguments of `client_app`, and what is built from them once per process."""
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        params: Params,
-        data_for: Callable[[Context], Any],
-        directory: Directory,
-        model_state: PyTree,
-    ) -> None:
-        self._algorithm, self._data_for, self._directory = algorithm, data_for, directory
-        self._like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, model_state))
-        self._made: dict[int, _Built] = {}
+    algorithm: Algorithm
+    like: tuple[Params, PyTree]
+    data_for: Callable[[Context], Any]
+    directory: Directory
+    made: "dict[int, _Built]" = dataclasses.field(default_factory=dict)
 
     def member(self, context: Context) -> Member:
         """Return the id of this client and the shape of its samples."""
-        client, arrays = _id(context), from_dataset(self._data_for(context))
+        client, arrays = _id(context), from_dataset(self.data_for(context))
         sample = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
         return Member(client, len(next(iter(arrays.values()))), sample)
 
@@ -109,7 +106,7 @@ class _Client:
         """Do one round: restore the row that the server last counted, train, save the new row."""
         made, client = self._of(context), _id(context)
         instruction = Instruction.from_record(content.config_records["instruction"])
-        data = client_data([self._data_for(context)])
+        data = client_data([self.data_for(context)])
         sample = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), dict(data.arrays))
         check_same(instruction.algorithm, made.identity(sample, instruction.batching))
         server = unpack(content.array_records["server"], made.server, what="the server's broadcast")
@@ -121,13 +118,13 @@ class _Client:
         return RecordDict({"message": pack(update.message, deflate=True), "info": pack(update.info)})
 
     def _of(self, context: Context) -> "_Built":
-        if context.run_id not in self._made:
-            algorithm = self._algorithm(context) if callable(self._algorithm) else self._algorithm
-            self._made[context.run_id] = _Built(algorithm, *self._like)
-        return self._made[context.run_id]
+        if context.run_id not in self.made:
+            algorithm = self.algorithm(context) if callable(self.algorithm) else self.algorithm
+            self.made[context.run_id] = _Built(algorithm, *self.like)
+        return self.made[context.run_id]
 
     def _folder(self, context: Context) -> Path:
-        return Path(self._directory(context) if callable(self._directory) else self._directory)
+        return Path(self.directory(context) if callable(self.directory) else self.directory)
 
 
 class _Built:

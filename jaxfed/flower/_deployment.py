@@ -141,12 +141,8 @@ class Deployment:
 
     def _stacked(self, updates: Sequence[ClientUpdate | None]) -> ClientUpdate:
         """Return leaves [C, ...], zeros in empty slots."""
-        like = self._like()
-        stacked = jax.tree.map(lambda leaf: np.zeros((len(updates), *leaf.shape), leaf.dtype), like)
-        for slot, update in enumerate(updates):
-            if update is not None:
-                jax.tree.map(lambda every, one, slot=slot: every.__setitem__(slot, one), stacked, update)
-        return stacked
+        empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._like())
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(update or empty for update in updates))
 
     def begin(self, state: RunState | None) -> History:
         """Continue from a state, or begin; raises ValueError for a server whose clients' rows belong to another run."""

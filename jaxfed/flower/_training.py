@@ -32,13 +32,7 @@ def server_like(algorithm: FederatedAlgorithm, params: Params, model_state: PyTr
 def update_like(
     algorithm: FederatedAlgorithm, server: Server, sample: Mapping[str, jax.ShapeDtypeStruct]
 ) -> ClientUpdate:
-    """Return shapes and dtypes of what a client sends, without the row.
-
-    Args:
-        algorithm: of the server.
-        server: its state.
-        sample: shape and dtype of one sample by name.
-    """
+    """Return shapes and dtypes of what a client sends, without the row, for samples of these shapes and dtypes."""
     batches = {name: jax.ShapeDtypeStruct((1, 1, *each.shape), each.dtype) for name, each in sample.items()}
     batches["mask"] = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
 

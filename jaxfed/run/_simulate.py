@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,32 +40,6 @@ TOO_FEW = (
 )
 
 
-class PlayedRounds(NamedTuple):
-    """Rounds played at once: their infos [n, ...] on the host, and seconds per round, None if compilation is part."""
-
-    infos: RoundInfo
-    seconds: float | None
-
-    def add_to(self, history: History, done: int) -> RoundInfo:
-        """Append all rounds, the first of which is round `done` + 1, to the history; return the info of the last."""
-        rounds = [jax.tree.map(lambda leaf, at=at: leaf[at], self.infos) for at in range(len(self.infos.num_used))]
-        for number, info in enumerate(rounds, done + 1):
-            history.add_round(number, info, self.seconds)
-        return rounds[-1]
-
-
-class Running(NamedTuple):
-    """What `_play` needs of a run."""
-
-    engine: Engine
-    history: History
-    report: Report
-    draw: Draw
-    saver: Saver
-    interrupt: Interrupt
-    bar: Any
-
-
 class Pace:
     """Number of rounds in one block: about a second of them, so that the bar moves and Ctrl-C is handled."""
 
@@ -76,14 +50,17 @@ class Pace:
         """Return the number of rounds of the next block, at most `due`."""
         return min(self._count, due, LONGEST_BLOCK)
 
-    def play(self, advance: Callable[[int], RoundInfo], count: int) -> PlayedRounds:
-        """Play `count` rounds and measure them; the next block is at most twice as long."""
+    def play(self, advance: Callable[[int], RoundInfo], count: int) -> tuple[RoundInfo, float | None]:
+        """Play `count` rounds; return their infos [count, ...] and the seconds of each, None if compilation is part.
+
+        The next block is at most twice as long.
+        """
         began = time.perf_counter()
         infos = advance(count)
         per_round = (time.perf_counter() - began) / count
         self._count = max(1, min(2 * self._count, int(self._seconds / max(per_round, 1e-6))))
         compiled, self._compiled = self._compiled, True
-        return PlayedRounds(infos, per_round if compiled else None)
+        return infos, per_round if compiled else None
 
 
 def simulate(
@@ -171,27 +148,39 @@ def simulate(
             engine.prepare(config)
             history.plan = plans.name_of(config.plan)
             try:
-                _play(Running(engine, history, report, draw, saver, interrupt, bar), rounds)
+                _play(engine, history, report, draw, saver, interrupt, bar, rounds)
             except KeyboardInterrupt as stopped:
                 raise saver.interrupted(engine, history, stopped) from None
         history.state = take(engine, store, history) if report.keep_state else None
         return engine.server, history
 
 
-def _play(running: Running, rounds: int) -> None:
+def _play(
+    engine: Engine,
+    history: History,
+    report: Report,
+    draw: Draw,
+    saver: Saver,
+    interrupt: Interrupt,
+    bar: Any,
+    rounds: int,
+) -> None:
     """Play the rest of `rounds`, one block after the other."""
-    engine, history, report, pace = running.engine, running.history, running.report, Pace()
+    pace = Pace()
     while (done := int(engine.server.round)) < rounds:
-        count = pace.next(min(report.due(done), rounds_until(done, running.saver.every), rounds - done))
-        played = pace.play(engine.advance, count)
-        info, last = played.add_to(history, done), done + count >= rounds
-        check_finite(played.infos, done, running.draw)
-        running.bar.update(count)
+        count = pace.next(min(report.due(done), rounds_until(done, saver.every), rounds - done))
+        infos, seconds = pace.play(engine.advance, count)
+        for at in range(count):
+            info = jax.tree.map(lambda leaf, at=at: leaf[at], infos)
+            history.add_round(done + at + 1, info, seconds)
+        check_finite(infos, done, draw)
+        bar.update(count)
+        last = done + count >= rounds
         report.after_round(history, engine.server, info, last)
-        running.bar.set_postfix(history.latest(), refresh=False)
-        running.saver.save(engine, history, now=last)
-        running.interrupt.check()
-    running.saver.wait()
+        bar.set_postfix(history.latest(), refresh=False)
+        saver.save(engine, history, now=last)
+        interrupt.check()
+    saver.wait()
 
 
 def check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
@@ -207,7 +196,7 @@ def check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
     for number in np.flatnonzero(infos.num_used == 0):
         ids, excluded = draw(first + int(number)), infos.excluded[number]
         if np.any((ids >= 0) & ~excluded):
-            warnings.warn(TOO_FEW, stacklevel=3)
+            warnings.warn(TOO_FEW, stacklevel=4)
         elif excluded.any():
             raise diverged(first + int(number), ids[excluded])
 

@@ -48,7 +48,8 @@ def of_client(algorithm: FederatedAlgorithm, server: Server, sample: Sample, bat
     member = _member(algorithm, server, sample, batch_size)
     digests: dict[str, Any] = {MADE_WITH: made_with()}
     if (parts := algorithm.parts) is not None:
-        digests["learning rates"] = _learning_rates(algorithm)
+        rate = jax.jit(parts.learning_rate)
+        digests["learning rates"] = [float(f"{float(rate(jnp.int32(number))):.7g}") for number in RATES]
         if parts.loss_fn is not None:
             batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), member.batches)
             loss = partial(evaluate, parts.loss_fn)
@@ -112,17 +113,14 @@ def of_cohorts(sampler: Sampler, seed: int, num_clients: int) -> str:
 
 def of_start(server: Server) -> list[float]:
     """Return Σ|x| and Σx² of the first parameters and model state; devices may round them differently."""
-    leaves = [leaf for leaf in jax.tree.leaves((server.params, server.model_state)) if _is_number(leaf)]
+    leaves = jax.tree.leaves((server.params, server.model_state))
 
     def sums(leaves: list[Any]) -> Any:
         wide = [jnp.abs(leaf).astype(jnp.float32) for leaf in leaves]
         return sum(map(jnp.sum, wide), jnp.float32(0)), sum((jnp.sum(each**2) for each in wide), jnp.float32(0))
 
-    return [float(f"{float(each):.7g}") for each in jax.jit(sums)(leaves)]
-
-
-def _is_number(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.number))
+    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
+    return [float(f"{float(each):.7g}") for each in jax.jit(sums)(numbers)]
 
 
 def batch_size_of(batching: Batching) -> int:
@@ -165,12 +163,6 @@ def _same(there: Any, here: Any) -> bool:
     if isinstance(there, list) and isinstance(here, list):
         return len(there) == len(here) and bool(np.allclose(there, here, rtol=1e-5, atol=0.0, equal_nan=True))
     return there == here
-
-
-def _learning_rates(algorithm: FederatedAlgorithm) -> list[float]:
-    assert algorithm.parts is not None
-    rate = jax.jit(algorithm.parts.learning_rate)
-    return [float(f"{float(rate(jnp.int32(number))):.7g}") for number in RATES]
 
 
 def _key() -> jax.ShapeDtypeStruct:

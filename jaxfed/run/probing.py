@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxfed.core.protocol import FederatedAlgorithm, Plan, Server
+from jaxfed.core.protocol import FederatedAlgorithm, Server
 from jaxfed.core.stateful import AnyLossFn, evaluate
 from jaxfed.core.types import Batch, Key, Params, Scalar
 from jaxfed.data.batches import ClientData, Epochs, Steps
@@ -57,7 +57,8 @@ def examine(config: RoundConfig, server: Server, data: ClientData, rounds: int) 
         before, after = mask_losses(loss_fn, server.params, server.model_state, batches)
         if np.isfinite(before) and not abs(after - before) <= ROUNDING * max(abs(before), abs(after)):
             warnings.warn(FORGOTTEN.format(f"{before:.4g}", f"{after:.4g}"), stacklevel=3)
-    if _batches_clients(config.plan) or jax.default_backend() == "cpu":
+    plan = config.plan.inner if isinstance(config.plan, Sharded) else config.plan
+    if plan != Chunked(1) or jax.default_backend() == "cpu":
         batch = _batch(data, 0, 1, batching.batch_size, 0)
         if count := slow_convolutions(loss_fn, server.params, server.model_state, batch):
             warnings.warn(SLOW.format(count), stacklevel=3)
@@ -150,11 +151,6 @@ def _moved(leaf: jax.Array) -> jax.Array:
 
 
 _kept = functools.lru_cache(4)(_program)
-
-
-def _batches_clients(plan: Plan) -> bool:
-    inner = plan.inner if isinstance(plan, Sharded) else plan
-    return inner != Chunked(1)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

@@ -43,8 +43,8 @@ class Checkpointing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "may_differ", tuple(self.may_differ))
-        check_range("every", self.every, least=1)
-        check_range("keep", self.keep, least=1)
+        check_range("every", self.every, least=1, whole=True)
+        check_range("keep", self.keep, least=1, whole=True)
 
 
 class Saved(Protocol):
@@ -54,23 +54,18 @@ class Saved(Protocol):
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
         """Return what a checkpoint holds: {"server": ..., "rows": ...}."""
-        ...
 
     def describe(self) -> dict[str, Any]:
         """Return the JSON that is saved with the snapshot."""
-        ...
 
     def like(self, facts: Mapping[str, Any]) -> dict[str, PyTree]:
         """Return the structure of a snapshot."""
-        ...
 
     def restore(self, snapshot: Mapping[str, PyTree]) -> None:
         """Continue from a snapshot."""
-        ...
 
     def lock(self, step: int, rows: Callable[[], PyTree]) -> None:
         """Never overwrite what a kept checkpoint refers to."""
-        ...
 
 
 class Saver:

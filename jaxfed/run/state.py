@@ -82,7 +82,7 @@ def carrying(engine: Saved, store: Store | None, history: History) -> Iterator[N
     try:
         yield
     except BaseException as error:
-        attach(error, _whole(engine, store, history, first))
+        _attach(error, _whole(engine, store, history, first))
         raise
 
 
@@ -98,8 +98,7 @@ def _whole(engine: Saved, store: Store | None, history: History, first: int) -> 
         return None
 
 
-def attach(error: BaseException, state: RunState | None) -> None:
-    """Attach a state to an exception, with a note."""
+def _attach(error: BaseException, state: RunState | None) -> None:
     with suppress(AttributeError):  # an exception with slots
         error.state = state  # type: ignore[attr-defined]
         if state is None:
@@ -111,10 +110,10 @@ def attach(error: BaseException, state: RunState | None) -> None:
             )
 
 
-def warn_if_done(done: int, rounds: int, where: str, stacklevel: int = 3) -> None:
+def warn_if_done(done: int, rounds: int, where: str) -> None:
     """Warn that a run has done all of `rounds` already, and returns what was there."""
     if done and done >= rounds:
-        warnings.warn(nothing_trained(done, rounds, where), NothingTrainedWarning, stacklevel=stacklevel)
+        warnings.warn(nothing_trained(done, rounds, where), NothingTrainedWarning, stacklevel=3)
 
 
 def nothing_trained(done: int, rounds: int, where: str) -> str:

@@ -9,6 +9,7 @@ Source: Xia et al., Unlocking Efficiency in LLM Inference (arXiv 2401.07851), Sp
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,8 +19,8 @@ from tqdm import tqdm
 from jaxspec.generation import generate
 from jaxspec.methods.protocol import DecodingMethod
 
-#: From the categories of the file to the six tasks.
 CONVERSATION = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+#: From the categories of the file to the six tasks.
 TASKS = {
     **dict.fromkeys(CONVERSATION, "conversation"),
     "translation": "translation",
@@ -28,7 +29,6 @@ TASKS = {
     "math_reasoning": "mathematical reasoning",
     "rag": "retrieval-augmented generation",
 }
-
 
 Key = TypeVar("Key")
 
@@ -113,77 +113,66 @@ def run(
     """
     if not methods or runs < 1:
         raise ValueError(f"expected at least one method and one run, got {len(methods)} and {runs}")
-    answers: dict[tuple[str, int], list[Answer]] = {}
     with tqdm(total=len(questions) * len(methods) * (runs + 1), desc="questions", disable=not progress) as bar:
-        for number, question in enumerate(questions):
-            for turn in range(runs + 1):
-                for name, method in methods.items():
-                    result = answer(method, question, max_new_tokens)
-                    if turn:
-                        answers.setdefault((name, number), []).append(result)
-                    bar.update()
-    tasks = dict.fromkeys(question.task for question in questions)
-    groups = {task: [n for n, question in enumerate(questions) if question.task == task] for task in tasks}
-    groups["all"] = list(range(len(questions)))
-    return [row for task, numbers in groups.items() for row in _results(task, numbers, list(methods), answers)]
+        answers = [_answers(methods, question, max_new_tokens, runs, bar.update) for question in questions]
+    groups: dict[str, list[dict[str, list[Answer]]]] = {}
+    for question, each in zip(questions, answers, strict=True):
+        groups.setdefault(question.task, []).append(each)
+    groups["all"] = answers
+    return [row for task, group in groups.items() for row in _results(task, group)]
 
 
 def fastest(methods: Mapping[Key, DecodingMethod], question: Question, max_new_tokens: int, runs: int) -> Key:
     """Return the method that answers a question fastest, median over runs in turns after one that compiles."""
     if len(methods) == 1:
         return next(iter(methods))
-    seconds: dict[Key, list[float]] = {name: [] for name in methods}
-    for turn in range(runs + 1):
+    answers = _answers(methods, question, max_new_tokens, runs, lambda: None)
+    return min(methods, key=lambda name: float(np.median([each.seconds for each in answers[name]])))
+
+
+def _answers(
+    methods: Mapping[Key, DecodingMethod], question: Question, max_new_tokens: int, runs: int, done: Callable[[], Any]
+) -> dict[Key, list[Answer]]:
+    """Answer a question with all methods in turns; return each one's answers but the first, which compiles."""
+    answers: dict[Key, list[Answer]] = {name: [] for name in methods}
+    for _ in range(runs + 1):
         for name, method in methods.items():
-            result = answer(method, question, max_new_tokens)
-            if turn:
-                seconds[name].append(result.seconds)
-    return min(methods, key=lambda name: float(np.median(seconds[name])))
+            answers[name].append(answer(method, question, max_new_tokens))
+            done()
+    return {name: every[1:] for name, every in answers.items()}
 
 
 def answer(method: DecodingMethod, question: Question, max_new_tokens: int) -> Answer:
     """Answer all turns of a question with one method."""
-    prompt_of = _prompts(method)
-    replies: list[str] = []
+    said: list[str] = []
     seconds, steps, verified, tokens = 0.0, 0, 0, []
     for turn in question.turns:
+        said.append(turn)
         start = time.perf_counter()
-        result = generate(method, [prompt_of(question.turns, replies, turn)], max_new_tokens)
+        result = generate(method, [_prompt(method, said)], max_new_tokens)
         seconds += time.perf_counter() - start
         steps, verified = steps + result.stats.steps, verified + result.stats.verified
         tokens.append(result.tokens[0])
-        replies.append((result.text or [""])[0])
+        said.append((result.text or [""])[0])
     return Answer(seconds, steps, verified, tokens)
 
 
-def _prompts(method: DecodingMethod) -> Callable[[Sequence[str], Sequence[str], str], Any]:
-    """Return a function that formats a turn with the target's chat template, or as plain text if it has none."""
-    templated = method.text is not None and method.text.template is not None
-
-    def prompt(turns: Sequence[str], replies: Sequence[str], turn: str) -> Any:
-        if not templated:
-            return "\n".join([text for pair in zip(turns, replies, strict=False) for text in pair] + [turn])
-        before = [
-            message
-            for question, reply in zip(turns, replies, strict=False)
-            for message in ({"role": "user", "content": question}, {"role": "assistant", "content": reply})
-        ]
-        return [*before, {"role": "user", "content": turn}]
-
-    return prompt
+def _prompt(method: DecodingMethod, said: Sequence[str]) -> Any:
+    """Return the user's and the method's texts, in turns, as a conversation; without a chat template as plain text."""
+    if method.text is None or method.text.template is None:
+        return "\n".join(said)
+    return [{"role": role, "content": text} for role, text in zip(cycle(("user", "assistant")), said, strict=False)]
 
 
-def _results(
-    task: str, numbers: list[int], names: list[str], answers: Mapping[tuple[str, int], list[Answer]]
-) -> list[TaskResult]:
+def _results(task: str, answers: Sequence[Mapping[str, list[Answer]]]) -> list[TaskResult]:
     """Summarise every method on some questions."""
-    speeds, results = {}, []
-    for name in names:
-        runs = list(zip(*(answers[name, number] for number in numbers), strict=True))
+    first, speeds, results = next(iter(answers[0])), {}, []
+    for name in answers[0]:
+        runs = list(zip(*(each[name] for each in answers), strict=True))
         tokens = sum(len(row) for each in runs[0] for row in each.tokens)
         speeds[name] = float(np.median([tokens / sum(each.seconds for each in run) for run in runs]))
         accepted = sum(each.verified for each in runs[0]) / max(sum(each.steps for each in runs[0]), 1)
-        same = all(answers[name, number][0].tokens == answers[names[0], number][0].tokens for number in numbers)
-        ratio = speeds[name] / speeds[names[0]]
+        same = all(each[name][0].tokens == each[first][0].tokens for each in answers)
+        ratio = speeds[name] / speeds[first]
         results.append(TaskResult(task, name, speeds[name], ratio, accepted, tokens, same))
     return results

@@ -200,9 +200,13 @@ def measure(
         [_Roller(pair, side, 1, 1), *(_Roller(pair, side, count, longest) for count in counts)]
         for side, counts in (("draft", branches), ("target", (1,)))
     )
-    selecting = on_draft[1], on_draft[-1]
-    middle = on_draft[len(on_draft) // 2]
-    programs: list[Any] = [_Plain(pair), verifier, *on_draft, *on_target, _Both(verifier, middle, max(windows))]
+    selecting, middle = (on_draft[1], on_draft[-1]), on_draft[len(on_draft) // 2]
+
+    def both() -> Any:
+        return verifier.whole(max(windows)), middle.rollout()
+
+    programs = [_Plain(pair).lap, verifier.lap, *(roller.lap for roller in (*on_draft, *on_target))]
+    programs.append(lambda clock: clock(("both",), both))
     clock, start = Laps(), 0.0
     with tqdm(total=(1 + laps) * len(programs), desc="time", unit="program", disable=not progress) as bar:
         for lap in range(1 + laps):
@@ -210,7 +214,7 @@ def measure(
             if lap > 3 and time.perf_counter() - start > most:
                 break
             for program in programs:
-                program.lap(clock)
+                program(clock)
                 bar.update()
             for roller in selecting:
                 roller.lap_select(clock)
@@ -317,17 +321,6 @@ class _Roller:
         first = Verdict(rolled.roots.accepted[:, 0], rolled.roots.tokens[:, 0], self.standing.position)
         sent = jax.block_until_ready(pack(first))
         clock(("select", *self.name), self.select, rolled, sent)
-
-
-class _Both:
-    """A pass of the target and a rollout, enqueued together."""
-
-    def __init__(self, verifier: _Verifier, roller: _Roller, window: int):
-        self.verifier, self.roller, self.window = verifier, roller, window
-
-    def lap(self, clock: Laps) -> None:
-        """Time both."""
-        clock(("both",), lambda: (self.verifier.whole(self.window), self.roller.rollout()))
 
 
 def _drafting(clock: Laps, rollers: Sequence[_Roller]) -> DraftTimes:

@@ -19,7 +19,7 @@ Source: the cost model is ``jaxspec.analysis.cost``; PEARL (arXiv 2408.11850), S
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,17 +89,16 @@ def speculative(constants: Assumptions, at: Point, window: int) -> tuple[Program
 
 def pearl(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
     """Continue as if the whole window were accepted, with the draft's own next token."""
-    ahead = fallback = _draft(constants, at, window)
-    times = ProgramTimes(suffix=1.0, ahead=ahead, fallback=fallback, rendezvous=constants.rendezvous)
+    one = _draft(constants, at, window)
+    times = ProgramTimes(suffix=1.0, ahead=one, fallback=one, rendezvous=constants.rendezvous)
     return times, 1 - at.rate ** (window + 1)
 
 
 def saguaro(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
     """Roll out PEARL's branch and other candidates of the draft."""
     times, missed = pearl(constants, at, window)
-    ahead = _draft(constants, at, window, constants.branches)
-    rate = missed * (1 - constants.draft_share * at.foreseen)
-    return ProgramTimes(suffix=1.0, ahead=ahead, fallback=times.fallback, rendezvous=constants.rendezvous), rate
+    times = replace(times, ahead=_draft(constants, at, window, constants.branches))
+    return times, missed * (1 - constants.draft_share * at.foreseen)
 
 
 def mirror(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
@@ -113,8 +112,7 @@ def mirror(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes
 def hybrid(constants: Assumptions, at: Point, window: int) -> tuple[ProgramTimes, Any]:
     """Roll out both."""
     (early, one), (late, other) = saguaro(constants, at, window), mirror(constants, at, window)
-    times = ProgramTimes(late.prefix, late.suffix, early.ahead, late.rollout, 0.0, late.fallback, constants.rendezvous)
-    return times, one * other
+    return replace(late, ahead=early.ahead), one * other
 
 
 #: Simpler policies first.

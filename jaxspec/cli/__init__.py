@@ -10,14 +10,4 @@ from jaxspec.cli._train import train
 from jaxspec.cli._tune import tune
 from jaxspec.cli._whatif import whatif
 
-__all__ = [
-    "bench",
-    "convert",
-    "doctor",
-    "federate",
-    "generate",
-    "probe",
-    "train",
-    "tune",
-    "whatif",
-]
+__all__ = ["bench", "convert", "doctor", "federate", "generate", "probe", "train", "tune", "whatif"]

@@ -56,6 +56,8 @@ class BenchSetting:
 
 #: Token ids of prompts.
 Prompts = Sequence[Sequence[int]]
+#: A function of this module, from a method, prompts and a number of new tokens to a result that can be pickled.
+Command = Callable[[DecodingMethod, Prompts, int], Any]
 
 
 class Measurement(NamedTuple):
@@ -120,7 +122,7 @@ def timeline(method: DecodingMethod, prompts: Prompts, new: int) -> list[Span]:
 
 
 def warm(method: DecodingMethod, prompts: Prompts, new: int) -> float:
-    """Compile a method by decoding the first prompt; seconds."""
+    """Compile a method by decoding the first prompt; return the seconds."""
     start = time.perf_counter()
     measure(method, prompts[:1], new)
     return time.perf_counter() - start
@@ -147,14 +149,8 @@ class Worker:
         assert self._process.stdout is not None
         self._commands, self._answers = self._process.stdin, self._process.stdout
 
-    def send(
-        self,
-        command: Callable[[DecodingMethod, Prompts, int], Any],
-        settings: Sequence[BenchSetting],
-        prompts: Prompts,
-        new: int,
-    ) -> None:
-        """Send a command, a function of this module, without waiting for its results, one per setting."""
+    def send(self, command: Command, settings: Sequence[BenchSetting], prompts: Prompts, new: int) -> None:
+        """Send a command without waiting for its results, one per setting."""
         pickle.dump((command, list(settings), prompts, new), self._commands)
         self._commands.flush()
 
@@ -170,13 +166,7 @@ class Worker:
             status = self._process.wait()
             raise RuntimeError(f"a benchmark worker ended with status {status}; see its message above") from None
 
-    def run(
-        self,
-        command: Callable[[DecodingMethod, Prompts, int], Any],
-        setting: BenchSetting,
-        prompts: Prompts,
-        new: int,
-    ) -> Any:
+    def run(self, command: Command, setting: BenchSetting, prompts: Prompts, new: int) -> Any:
         """Send a command for one setting and return its result."""
         self.send(command, [setting], prompts, new)
         return self.receive()

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from jaxspec import federated
 from jaxspec.cli._methods import load
 from jaxspec.cli.checks import at_least, check_readable, check_writable
 from jaxspec.cli.shared import Flag, report, with_tokenizer
-from jaxspec.federated import FederatedSettings
 from jaxspec.zoo import PAIRS
+from jaxspec.zoo.recipe import held_out_roles
 
 
 def federate(
@@ -21,7 +22,7 @@ def federate(
     clients: int | None = None,
     method: str = "fedspeed",
     streams: int | None = None,
-    settings: Annotated[FederatedSettings, tyro.conf.arg(name="")] = FederatedSettings(),  # noqa: B008  a frozen default
+    settings: Annotated[federated.FederatedSettings, tyro.conf.arg(name="")] = federated.FederatedSettings(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
     """Train a draft on the clients' private texts, supervised by the target; an interrupted run resumes from OUT.
@@ -38,14 +39,12 @@ def federate(
         settings: all settings of the training.
         json: print one JSON object as the last line.
     """
-    from jaxspec import federated
-
     method = federated.method_of(method).name
     at_least(1, clients=clients)
     at_least(0, streams=streams)
     check_readable(texts)
     check_writable(out)
-    by_client = _texts(texts)
+    by_client = federated.read_texts(texts) if texts else {role.user: role.text for role in held_out_roles()}
     names = list(by_client)[:clients]
     federated.check_federation(method, settings, len(names))
     models = load(target, draft, drafting_for="jaxspec federate")
@@ -77,10 +76,3 @@ def _summary(result: Any, method: str, names: list[str]) -> dict[str, Any]:
         "left_out": [names[index] for index in result.left_out],
         "draft": str(result.directory),
     }
-
-
-def _texts(path: Path | None) -> dict[str, str]:
-    from jaxspec import federated
-    from jaxspec.zoo.recipe import held_out_roles
-
-    return {role.user: role.text for role in held_out_roles()} if path is None else federated.read_texts(path)

@@ -47,7 +47,7 @@ class SamplingFlags:
 
 def generate(
     prompt: str,
-    models: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),  # noqa: B008  a frozen default
+    models: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
     method: Method | None = None,
     max_new_tokens: int = 128,
     chat: Flag = False,

@@ -50,10 +50,8 @@ class Drafting:
         policy: what the draft rolls out ahead, for mirror.
         budget: branches that it rolls out (R); with hybrid, as many for each side.
         exit_layer: layers before the exit; default: the pair's own, else half of the target's.
-        streams: lookahead streams of the draft; default: none for an embedded pair, all
-            for a draft in a file.
-        acceptance: match gives the tokens of plain decoding with the same seed, ratio their
-            distribution.
+        streams: lookahead streams of the draft; default: none for an embedded pair, all for a draft in a file.
+        acceptance: match gives the tokens of plain decoding with the same seed, ratio their distribution.
     """
 
     window: int = 7
@@ -92,9 +90,8 @@ class Continuations:
     """Prompts that the target continues, to read the draft and the exits along its own text.
 
     Attributes:
-        texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user"
-            and "text"; default: roles of Shakespeare that the embedded pair never saw. Use
-            texts similar to those of later prompts.
+        texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user" and "text"; default:
+            roles of Shakespeare that the embedded pair never saw. Use texts similar to those of later prompts.
         prompts: how many are continued.
         new_tokens: length of each continuation.
     """
@@ -144,12 +141,7 @@ class Loaded(NamedTuple):
 
 
 def load(
-    target: str,
-    draft: Path | None,
-    dtype: str | None = None,
-    int8: bool = False,
-    *,
-    drafting_for: str | None = None,
+    target: str, draft: Path | None, dtype: str | None = None, int8: bool = False, *, drafting_for: str | None = None
 ) -> Loaded:
     """Load an embedded or trained pair, or models from files.
 

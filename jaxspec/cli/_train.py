@@ -13,7 +13,7 @@ from jaxspec.zoo.recipe import PairRecipe
 def train(
     what: Annotated[Literal["shakespeare", "streams"], tyro.conf.Positional] = "shakespeare",
     out: Path = Path("out/pair"),
-    recipe: PairRecipe = PairRecipe(),  # noqa: B008  a frozen default
+    recipe: PairRecipe = PairRecipe(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
     """Train a pair on the Shakespeare roles in the package; an interrupted run resumes from OUT.

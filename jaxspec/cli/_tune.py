@@ -79,7 +79,7 @@ def summary(tuned: Any) -> dict[str, Any]:
         }
         for row in tuned.rows
     ]
-    times = {**vars(tuned.primitives)}
+    times = dict(vars(tuned.primitives))
     times["passes"] = {window: each._asdict() for window, each in times["passes"].items()}
     for side in ("drafting", "beside"):
         times[side] = {**times[side]._asdict(), "selects": dict(times[side].selects)}

@@ -88,18 +88,12 @@ class DemoSettings:
     federating: FederatingSettings = FederatingSettings()
 
 
-class Clock:
-    """Seconds of each phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
+@contextmanager
+def phase(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Time a block; add its seconds by name."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 2)
 
 
 @dataclass
@@ -116,29 +110,32 @@ class Decoded:
 def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, Any]:
     """Run the demo, write ``timeline.png`` and ``acceptance.png`` into ``out``, and return the results."""
     out.mkdir(parents=True, exist_ok=True)
-    clock, pair, sizes = Clock(), zoo.load(settings.pair), settings.decoding
+    seconds: dict[str, float] = {}
+    pair, sizes = zoo.load(settings.pair), settings.decoding
     held_out = held_out_roles()
     texts = [role.text for role in held_out[: sizes.prompts]]
     prompts = [encode(pair.tokenizer, text)[: sizes.prompt_tokens].tolist() for text in texts]
-    decoded = decode(sizes, settings.pair, prompts, clock, progress)
+    decoded = decode(sizes, settings.pair, prompts, seconds, progress)
     plots.timeline(decoded.spans, out / "timeline.png")
-    with clock.phase("federate"):
+    with phase(seconds, "federate"):
         report = federate(settings.federating, pair, held_out[sizes.prompts :], out, progress)
-    with clock.phase("deploy"):
+    with phase(seconds, "deploy"):
         deployed = deploy(sizes, pair, decoded.settings["mirror"], prompts, out)
     curves = {name: (outcome.rounds, outcome.accepted) for name, outcome in report.outcomes.items()}
     plots.acceptance(report.acceptance, curves, settings.federating.window, out / "acceptance.png")
-    return figures(decoded, report, deployed, clock)
+    return figures(decoded, report, deployed, seconds)
 
 
-def decode(settings: DecodingSettings, pair: str, prompts: list[list[int]], clock: Clock, progress: bool) -> Decoded:
+def decode(
+    settings: DecodingSettings, pair: str, prompts: list[list[int]], seconds: dict[str, float], progress: bool
+) -> Decoded:
     """Decode the prompts with every method at its best setting, in turns."""
     new = settings.new_tokens
     with Worker(pair, True) as threaded, Worker(pair, False) as single:
         workers = {True: threaded, False: single}
-        with clock.phase("choose_settings"):
+        with phase(seconds, "choose_settings"):
             best = _choose(workers, settings, prompts[:1], progress)
-        with clock.phase("decode"):
+        with phase(seconds, "decode"):
             runs: dict[str, list[Measurement]] = {name: [] for name in best}
             for _ in tqdm(range(settings.rounds), "measure", disable=not progress):
                 for name, setting in best.items():
@@ -226,7 +223,7 @@ def deploy(
     return generate(method, prompts, settings.new_tokens).stats.accepted_length
 
 
-def figures(decoded: Decoded, report: FederatedReport, deployed: float, clock: Clock) -> dict[str, Any]:
+def figures(decoded: Decoded, report: FederatedReport, deployed: float, seconds: dict[str, float]) -> dict[str, Any]:
     """Return all results as one JSON-able object."""
     speed = {name: round(m.tokens_per_second, 1) for name, m in decoded.runs.items()}
     return {
@@ -242,7 +239,7 @@ def figures(decoded: Decoded, report: FederatedReport, deployed: float, clock: C
         "acceptance": {name: round(value, 4) for name, value in report.acceptance.items()},
         "acceptance_deployed": round(deployed, 4),
         "learning_rates": {name: outcome.learning_rate for name, outcome in report.outcomes.items()},
-        "seconds": {**clock.seconds, "total": round(sum(clock.seconds.values()), 2)},
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
     }
 

@@ -5,9 +5,6 @@ from typing import Any
 
 import numpy as np
 
-#: Kinds of NumPy dtypes that hold whole numbers.
-WHOLE_KINDS = "iu"
-
 
 def whole(name: str, value: Any, low: int = 0, high: int = 2**31 - 1, remedy: str = "") -> int:
     """Convert an argument to ``int``: integers of Python, NumPy and jax, and floats without a fraction.
@@ -34,10 +31,9 @@ def whole_numbers(name: str, values: Any) -> np.ndarray:
         array = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"expected {name} to be whole numbers, got {values!r:.80} ({error})") from error
-    if array.dtype.kind in WHOLE_KINDS or not array.size:
+    if array.dtype.kind in "iu" or not array.size:
         return array
-    for index in np.ndindex(array.shape):
-        value = array[index]
+    for index, value in np.ndenumerate(array):
         is_number = isinstance(value, Integral | float | np.floating) and not isinstance(value, bool)
         if not is_number or value % 1 != 0:
             value = value.item() if isinstance(value, np.generic) else value

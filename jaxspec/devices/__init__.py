@@ -2,8 +2,4 @@
 
 from jaxspec.devices.sharding import Placement, default_placement, mesh_of
 
-__all__ = [
-    "Placement",
-    "default_placement",
-    "mesh_of",
-]
+__all__ = ["Placement", "default_placement", "mesh_of"]

@@ -114,19 +114,18 @@ class RemoteChannel:
     def _transfer(self, tree: tuple[Any, Any], source: int, sink: int) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(tree)
         specs: Specs = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        shards = [self._sent(tree, source) if side == source else self._received(specs, side) for side in self._own]
+        # The receiver's part of a transfer: zeros in the shape of what will arrive.
+        rows, width = specs[0][0][0], sum(_widths(specs))
+        shards = [
+            jax.device_put(_packed(tree), device) if side == source else _zeros(rows, width, device)
+            for side, device in enumerate(self._devices)
+            if side in self._own
+        ]
         moved, _before[self._pair] = _moved(self._joined(shards), _before[self._pair], self._pair, (source, sink))
         if sink not in self._own:
             return _as_shapes(structure, specs)[0], tree[1]
         arrived = moved.addressable_data(self._own.index(sink))
         return _unpacked(jax.device_put(arrived, self._shardings[sink]), structure, specs)
-
-    def _sent(self, tree: Any, side: int) -> Array:
-        return jax.device_put(_packed(tree), self._devices[side])
-
-    def _received(self, specs: Specs, side: int) -> Array:
-        """Return the receiver's part of the transfer: zeros in the shape of what will arrive."""
-        return _zeros(specs[0][0][0], sum(_widths(specs)), self._devices[side])
 
     def _joined(self, shards: list[Array]) -> Array:
         """Return one array over both devices, from the parts of this process."""
@@ -177,7 +176,7 @@ def _wide(dtype: Any) -> Any:
 
 
 def _widths(specs: Any) -> list[int]:
-    return [int(np.prod(shape[1:], dtype=int)) for shape, _ in specs]
+    return [math.prod(shape[1:]) for shape, _ in specs]
 
 
 @lru_cache

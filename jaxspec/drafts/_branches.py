@@ -45,21 +45,24 @@ class Scratch(NamedTuple):
         return self.capacity - 1 - self.total * self.window
 
     def row(self, number: Array | int) -> Array | int:
-        """Index of the first of the rollout's rows ``number``."""
+        """Return the index of the first of the rollout's rows ``number``."""
         return self.start + number * self.total + self.first
 
-    def own(self, number: Array | int, reach: int | None = None) -> Array:
-        """Which of its own rows a branch sees once it has row ``number``, the last ``reach`` at most: [R, S]."""
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of all rows are a branch's own, [R, S], and their numbers, [S]."""
         index = np.arange(self.capacity) - self.start
         inside = (index >= 0) & (index < self.total * self.window)
-        mine = inside & (index % self.total == self.first + np.arange(self.rolled)[:, None])
-        row = index // self.total
+        return inside & (index % self.total == self.first + np.arange(self.rolled)[:, None]), index // self.total
+
+    def own(self, number: Array | int, reach: int | None = None) -> Array:
+        """Return which own rows a branch sees once it has row ``number``, the last ``reach`` at most: [R, S]."""
+        mine, row = self.rows()
         seen = (row <= number) if reach is None else (row <= number) & (row > number - reach)
         return mine & seen[None]
 
 
 def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pending | None = None) -> Attend:
-    """Attention of branches to the shared rows below ``lengths`` [B, R] and to rows of their own, which they extend.
+    """Let branches attend to the shared rows below ``lengths`` [B, R] and to their own rows, which they extend.
 
     Args:
         scratch: where the branches' rows lie.
@@ -90,7 +93,7 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pe
 
 
 def take(rolled: Branches, cache: Cache, branch: Array) -> Drafted:
-    """The window of one ``branch`` [B] of every sequence, with its rows."""
+    """Return the window of one ``branch`` [B] of every sequence, with its rows."""
     batch, branches, window = rolled.tokens.shape
     start = Scratch(branches, window, cache[0][0].shape[2]).start
 

@@ -18,7 +18,7 @@ def grow(
     proposer: Proposer,
     pending: Pending | None,
 ) -> tuple[Array, Cache]:
-    """D passes: that over the nodes of depth d gives their children.
+    """Grow a tree in D passes: that over the nodes of depth d gives their children.
 
     Args:
         network: the draft.
@@ -32,11 +32,23 @@ def grow(
     Returns:
         Tokens [B, N], and the cache.
     """
+
+    def run(cache: Cache, nodes: range, tokens: Array, pending: Pending | None) -> tuple[Array, Cache]:
+        """Logits [V, B, n] after the ``nodes`` of one depth, and the cache with their rows."""
+        positions = root.position[:, None] + jnp.asarray(shape.depth[None, nodes.start : nodes.stop])
+        if pending is not None:
+            tokens = jnp.concatenate([pending.token[:, None], tokens], axis=1)
+            positions = jnp.concatenate([pending.position[:, None], positions], axis=1)
+        beside = None if pending is None else pending.position
+        attend = in_tree(root.position, shape.depth[None], shape.ancestors[None], nodes, beside)
+        x, layers = network.embed(params, tokens), range(network.config.num_layers)
+        x, cache = network.blocks(params, x, positions, cache, attend, layers)
+        return network.logits(params, x[:, :, -len(nodes) :]), cache
+
     tokens = root.token[:, None]
     for depth in range(shape.max_depth):
         nodes, below = shape.level(depth), shape.level(depth + 1)
-        first = pending if depth == 0 else None
-        logits, cache = _pass(network, params, cache, root, shape, nodes, tokens[:, nodes.start :], first)
+        logits, cache = run(cache, nodes, tokens[:, nodes.start :], pending if depth == 0 else None)
         padded = jnp.pad(tokens, ((0, 0), (0, shape.size - tokens.shape[1])))
         seen = seen_along_paths(proposer.seen, shape.tree(padded)).columns(nodes)
         most = 1 + max(int(shape.ranks[node]) for node in below)
@@ -45,25 +57,3 @@ def grow(
         ranks = jnp.asarray([int(shape.ranks[node]) for node in below])
         tokens = jnp.concatenate([tokens, children[:, parents, ranks]], axis=1)
     return tokens, cache
-
-
-def _pass(
-    network: Network,
-    params: Params,
-    cache: Cache,
-    root: Pending,
-    shape: TreeShape,
-    nodes: range,
-    tokens: Array,
-    pending: Pending | None,
-) -> tuple[Array, Cache]:
-    """Logits [V, B, n] after the ``nodes`` of one depth, and the cache with their rows."""
-    positions = root.position[:, None] + jnp.asarray(shape.depth[None, nodes.start : nodes.stop])
-    if pending is not None:
-        tokens = jnp.concatenate([pending.token[:, None], tokens], axis=1)
-        positions = jnp.concatenate([pending.position[:, None], positions], axis=1)
-    beside = None if pending is None else pending.position
-    attend = in_tree(root.position, shape.depth[None], shape.ancestors[None], nodes, beside)
-    x, layers = network.embed(params, tokens), range(network.config.num_layers)
-    x, cache = network.blocks(params, x, positions, cache, attend, layers)
-    return network.logits(params, x[:, :, -len(nodes) :]), cache

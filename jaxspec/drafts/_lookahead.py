@@ -18,7 +18,7 @@ from jaxspec.drafts.records import Branches, Notes, Pending
 from jaxspec.models.attention import softmax_attention, visible, write
 from jaxspec.models.base import Array, Attend, Cache, Params, Rows
 from jaxspec.models.config import Scores
-from jaxspec.verify.seen import Seen
+from jaxspec.verify.seen import Seen, is_token
 
 
 class RolloutTask(NamedTuple):
@@ -72,7 +72,7 @@ class Rolling(NamedTuple):
 
 
 def rollout(task: RolloutTask, cache: Cache, pending: Pending | None) -> tuple[Branches, Cache]:
-    """``Plain.roll`` with a streaming network."""
+    """Do as ``Plain.roll`` with a streaming network."""
 
     def grow(old: Rolling) -> Rolling:
         tokens = jnp.concatenate([old.newest[..., None], old.guesses], axis=2)
@@ -86,7 +86,7 @@ def rollout(task: RolloutTask, cache: Cache, pending: Pending | None) -> tuple[B
 
 
 def _first(task: RolloutTask, cache: Cache, pending: Pending | None) -> Rolling:
-    """The pass over the roots: one token of each branch is final, there was nothing to verify."""
+    """Run the pass over the roots: one token of each branch is final, there was nothing to verify."""
     root, window, seen = task.roots.token, task.scratch.window, task.proposer.seen
     none = jnp.zeros_like(root)
     passed = _pass(task, cache, none, root[..., None], seen, pending)
@@ -116,31 +116,25 @@ def _pass(task: RolloutTask, cache: Cache, count: Array, tokens: Array, seen: Se
 
 
 def _along(seen: Seen, tokens: Array, streams: int) -> Seen:
-    """Marks at each of tokens [B, R, M] and at its streams, from those of the first: [B, R·M·(1 + k), V]."""
+    """Return marks at each of tokens [B, R, M] and at its streams, from those of the first: [B, R·M·(1 + k), V]."""
     if seen.marks is None:
         return seen
-    is_token = tokens[..., None] == jnp.arange(seen.marks.shape[-1])[None, None, None]
-    along = seen.marks[:, :, None] | jax.lax.associative_scan(jnp.logical_or, is_token, axis=2)
-    along = along.reshape(len(tokens), -1, seen.marks.shape[-1])
+    added = jax.lax.associative_scan(jnp.logical_or, is_token(tokens, seen.marks.shape[-1]), axis=2)
+    along = (seen.marks[:, :, None] | added).reshape(len(tokens), -1, seen.marks.shape[-1])
     return Seen(jnp.concatenate([along, jnp.repeat(along, streams, axis=1)], axis=1))
 
 
 def _grown(old: Rolling, passed: Passed, grown: Array) -> Rolling:
-    """After a pass in which the first ``grown`` [B, R] of the main stream's tokens are final."""
+    """Return the branches after a pass in which the first ``grown`` [B, R] of the main stream's tokens are final."""
     tokens, window = passed.tokens, old.tokens.shape[2]
     put = lambda kept, new: _put(kept, new, old.done)  # noqa: E731
     last = jnp.take_along_axis(tokens, grown[..., None] - 1, axis=2)[..., 0]
     following = jnp.take_along_axis(passed.guesses, grown[..., None, None] - 1, axis=2)[:, :, 0]
-    seen = old.seen
-    if seen.marks is not None:
-        final = jnp.where(jnp.arange(tokens.shape[2])[None, None] < grown[..., None], tokens, -1)
-        is_final = final[..., None] == jnp.arange(seen.marks.shape[-1])[None, None, None]
-        seen = Seen(seen.marks | jnp.any(is_final, axis=2))
     return Rolling(
         jnp.minimum(old.done + grown, window),
         last,
         following,
-        seen,
+        old.seen.add(tokens, grown),
         put(old.tokens, tokens),
         jax.tree.map(put, old.notes, passed.notes),
         old.passes + (old.done < window).astype(jnp.int32),
@@ -158,7 +152,7 @@ def _put(kept: Array, new: Array, start: Array) -> Array:
 
 
 def _attend(scratch: Scratch, lengths: Array, numbers: Array, pending: Pending | None, streams: int) -> Attend:
-    """Attention of branches that have rows ``numbers`` [B, R, M] to write, and of ``streams`` at each of these tokens.
+    """Return attention of branches with rows ``numbers`` [B, R, M] to write, and of ``streams`` at each of them.
 
     Args:
         scratch: where the branches' rows lie.
@@ -197,13 +191,10 @@ def _attend(scratch: Scratch, lengths: Array, numbers: Array, pending: Pending |
 def _rows_seen(
     scratch: Scratch, shared: Array, numbers: Array, lengths: Array, reach: tuple[Array, int] | None
 ) -> Array:
-    """Rows of the cache that main and lookahead tokens see: [B, R, M, 1 + k, S]."""
-    index = jnp.arange(scratch.capacity)[None, None, None, None]
-    inside = (index >= scratch.start) & (index < scratch.start + scratch.total * scratch.window)
-    branch = scratch.first + jnp.arange(scratch.rolled)[None, :, None, None, None]
-    mine = inside & ((index - scratch.start) % scratch.total == branch)
-    row = (index - scratch.start) // scratch.total
-    own = mine & (row <= numbers[..., None, None])
+    """Return which rows of the cache main and lookahead tokens see: [B, R, M, 1 + k, S]."""
+    mine, row = (jnp.asarray(each) for each in scratch.rows())
+    index, row = jnp.arange(scratch.capacity)[None, None, None, None], row[None, None, None, None]
+    own = mine[None, :, None, None] & (row <= numbers[..., None, None])
     before = index <= shared[..., None]
     if reach is not None:
         positions, window = reach
@@ -213,7 +204,7 @@ def _rows_seen(
 
 
 def _extended(scratch: Scratch, rows: Array, new: Array, numbers: Array, pending: Pending | None) -> Array:
-    """Rows with those of the main stream's tokens, which each branch has at numbers of its own."""
+    """Return rows with those of the main stream's tokens, which each branch has at numbers of its own."""
     batch, branches, main = numbers.shape
     if pending is not None:
         rows, new = write(rows, new[:, :, :1], pending.position), new[:, :, 1:]

@@ -10,7 +10,7 @@ from jaxspec.verify.features import check_reads
 
 
 def draft_for(target: Model, draft: Model | Draft) -> Draft:
-    """A draft for a target.
+    """Return a draft for a target.
 
     Args:
         target: the model whose text comes out.

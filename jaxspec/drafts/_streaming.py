@@ -34,7 +34,7 @@ class StreamingNetwork(Network):
 
 @lru_cache
 def streaming_network(plain: Network, count: int, start: int) -> StreamingNetwork:
-    """The streaming network over a plain one, made once, since compiled programs belong to it."""
+    """Return the streaming network over a plain one, made once, since compiled programs belong to it."""
 
     def main(function: Callable[..., Any], params: Params, *args: Any) -> Any:
         return function(params["draft"], *args)
@@ -61,7 +61,7 @@ def streaming_network(plain: Network, count: int, start: int) -> StreamingNetwor
 
 
 def init_streams(config: DecoderConfig, count: int, rank: int, key: Array) -> Params:
-    """Streams that start as the main stream does: e_j and U_j are zero."""
+    """Return streams that start as the main stream does: e_j and U_j are zero."""
     return {
         "offset": jnp.zeros((count, config.width)),
         "reduce": jax.random.normal(key, (count, rank, config.width)) * config.width**-0.5,
@@ -78,7 +78,7 @@ def forward(
     attends: tuple[Attend, Attend],
     first: int = 0,
 ) -> tuple[Array, Any]:
-    """Main stream and lookahead streams in one pass.
+    """Run main stream and lookahead streams in one pass.
 
     Args:
         network: with streams.
@@ -101,7 +101,7 @@ def forward(
 
 
 def _entered(own: Params, x: Array) -> Array:
-    """Input of the streams, [D, B, T·k], from the main stream's x [D, B, T]."""
+    """Return the input of the streams, [D, B, T·k], from the main stream's x [D, B, T]."""
     own = jax.tree.map(lambda leaf: leaf.astype(x.dtype), own)
     low = jnp.einsum("krd,dbt->krbt", own["reduce"], x)
     moved = jnp.einsum("kdr,krbt->kdbt", own["expand"], low) + own["offset"][:, :, None, None]
@@ -109,7 +109,7 @@ def _entered(own: Params, x: Array) -> Array:
 
 
 def causal_streams(count: int) -> Attend:
-    """``attention.causal`` with ``count`` streams at every token: training."""
+    """Return ``attention.causal`` with ``count`` streams at every token: training."""
 
     def attend(queries: Array, keys: Array, values: Array, rows: None, scores: Scores = Scores()) -> tuple[Array, None]:
         length = keys.shape[2] // (1 + count)
@@ -126,5 +126,5 @@ def causal_streams(count: int) -> Attend:
 
 
 def own_streams(tokens: int, count: int) -> np.ndarray:
-    """Which streams a stream attends to, streams 1..j of its own token: [tokens·k, tokens·k]."""
+    """Return which streams a stream attends to, streams 1..j of its own token: [tokens·k, tokens·k]."""
     return np.kron(np.eye(tokens, dtype=bool), np.tri(count, dtype=bool))

@@ -40,7 +40,7 @@ class Drafter:
     reads: Reads = Reads()
 
     def for_target(self, target: Network) -> "Drafter":
-        """This drafter for a target; raises ValueError if it does not fit it."""
+        """Return this drafter for a target; raise ValueError if it does not fit it."""
         return self
 
     def put_on_mesh(self, params: Params, mesh: Mesh | None) -> tuple["Drafter", Params]:
@@ -48,7 +48,7 @@ class Drafter:
         return self, put(params, replicated_sharding(mesh), mesh)
 
     def begin(self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int) -> Any:
-        """State after the prompts.
+        """Return the state after the prompts.
 
         Args:
             params: of the draft.
@@ -60,7 +60,7 @@ class Drafter:
         raise NotImplementedError
 
     def absorb(self, params: Params, state: Any, verified: Verification) -> Any:
-        """State after a verdict: with the window's accepted tokens, of which ``verified`` has all features."""
+        """Return the state after a verdict, with the window's accepted tokens; ``verified`` has all their features."""
         raise NotImplementedError
 
     def propose(
@@ -76,7 +76,7 @@ class Drafter:
         return self.take(state, branches, jnp.zeros_like(root.token)), state
 
     def foresee(self, params: Params, state: Any, verified: Verification, proposer: Proposer) -> tuple[Message, Any]:
-        """Its candidates for the token behind the whole window, before the verdict: [B, 1, κ]."""
+        """Return its candidates for the token behind the whole window, before the verdict: [B, 1, κ]."""
         raise NotImplementedError
 
     def rollout(
@@ -104,11 +104,11 @@ class Drafter:
         raise NotImplementedError
 
     def take(self, state: Any, branches: Branches, branch: Array) -> Drafted:
-        """The window of one ``branch`` [B] of every sequence; default: its ``memory`` becomes the rows."""
+        """Return the window of one ``branch`` [B] of every sequence; default: its ``memory`` becomes the rows."""
         return Drafted(*jax.tree.map(partial(chosen, branch), (branches.tokens, branches.notes, branches.memory)))
 
     def commit(self, state: Any, drafted: Drafted, position: Array) -> Any:
-        """State in which a drafted window follows the root at ``position`` [B]; default: the same."""
+        """Return the state in which a drafted window follows the root at ``position`` [B]; default: the same."""
         return state
 
     def grow(
@@ -123,7 +123,7 @@ class Drafter:
     def follow(
         self, params: Params, state: Any, root: Pending, tokens: Array, proposer: Proposer
     ) -> tuple[Drafted, Any]:
-        """A window of given tokens [B, γ] after ``root``; the draft chooses the first where it is −1.
+        """Draft a window of given tokens [B, γ] after ``root``; the draft chooses the first where it is −1.
 
         Only ``fallbacks.NGram`` needs it.
         """

@@ -24,19 +24,19 @@ class CommittedText(NamedTuple):
     position: Array
 
     def with_tokens(self, tokens: Array, count: Array) -> "CommittedText":
-        """The first ``count`` [B] of ``tokens`` [B, T] added."""
+        """Add the first ``count`` [B] of ``tokens`` [B, T]."""
         added = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=0))
         return CommittedText(added(self.tokens, tokens, self.position + 1), self.position + count)
 
 
 def text_of(request: Request, capacity: int) -> CommittedText:
-    """The prompts, with room for ``capacity`` tokens."""
+    """Return the prompts, with room for ``capacity`` tokens."""
     tokens = request.tokens
     return CommittedText(jnp.pad(tokens, ((0, 0), (0, capacity - tokens.shape[1]))), request.lengths - 1)
 
 
 def committed(text: CommittedText, verified: Verification) -> CommittedText:
-    """The text after a verdict."""
+    """Return the text after a verdict."""
     assert verified.num_accepted is not None
     assert verified.next_token is not None
     window, accepted = verified.window, verified.num_accepted
@@ -47,7 +47,7 @@ def committed(text: CommittedText, verified: Verification) -> CommittedText:
 
 
 def continuation(text: CommittedText, size: int, count: int) -> Array:
-    """The tokens [B, ``count``] that followed the latest earlier occurrence of the text's last ``size`` tokens.
+    """Return the tokens [B, ``count``] that followed the latest earlier occurrence of the text's last ``size`` tokens.
 
     −1 where there is none.
     """
@@ -76,23 +76,23 @@ class NGramDrafter(Drafter):
     vocab_size: int = 0
 
     def for_target(self, target: Network) -> Drafter:
-        """With the target's vocabulary."""
+        """Take the target's vocabulary."""
         return replace(self, vocab_size=target.config.vocab_size)
 
     def begin(
         self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
     ) -> CommittedText:
-        """The prompts."""
+        """Return the prompts."""
         return text_of(request, capacity)
 
     def absorb(self, params: Params, state: CommittedText, verified: Verification) -> CommittedText:
-        """With the accepted tokens and the next one."""
+        """Add the accepted tokens and the next one."""
         return committed(state, verified)
 
     def propose(
         self, params: Params, state: CommittedText, root: Pending, window: int, proposer: Proposer
     ) -> tuple[Drafted, CommittedText]:
-        """The window is looked up; it is empty where the n-gram is new."""
+        """Look up the window; it is empty where the n-gram is new."""
         tokens = continuation(state, self.size, window)
         positions = root.position[:, None] + 1 + jnp.arange(window)[None]
         return Drafted(tokens, proposer.certain(self._logits(tokens), tokens, positions)), state
@@ -100,7 +100,7 @@ class NGramDrafter(Drafter):
     def foresee(
         self, params: Params, state: CommittedText, verified: Verification, proposer: Proposer
     ) -> tuple[Message, CommittedText]:
-        """What follows the whole window, as its only likely token."""
+        """Look up what follows the whole window: its only likely token."""
         size = jnp.sum(verified.window >= 0, axis=1)
         after = state.with_tokens(jnp.maximum(verified.window, 0), size)
         tokens = continuation(after, self.size, 1)
@@ -116,7 +116,7 @@ class NGramDrafter(Drafter):
         proposer: Proposer,
         slots: BranchSlots,
     ) -> tuple[Branches, CommittedText]:
-        """A look-up for every branch, after its own text."""
+        """Look up every branch, after its own text."""
         drafted = jnp.maximum(verified.window, 0)
 
         def branch(accepted: Array, token: Array) -> Array:
@@ -125,12 +125,9 @@ class NGramDrafter(Drafter):
 
         tokens = jax.vmap(branch, in_axes=1, out_axes=1)(roots.accepted, roots.tokens)
         start = verified.starts(roots).position + 1
-        notes = [
-            proposer.certain(self._logits(tokens[..., number]), tokens[..., number], start + number)
-            for number in range(window)
-        ]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *notes)
-        return Branches(tokens, stacked, jnp.ones_like(roots.tokens)), state
+        columns = [(tokens[..., number], start + number) for number in range(window)]
+        drafted = [(column, proposer.certain(self._logits(column), column, at)) for column, at in columns]
+        return Branches.of(drafted)._replace(passes=jnp.ones_like(roots.tokens)), state
 
     def _logits(self, tokens: Array) -> Array:
         """Logits [V, B, T] that prefer the looked-up tokens, and are equal for all others."""
@@ -138,7 +135,7 @@ class NGramDrafter(Drafter):
 
 
 def prompt_lookup(size: int = 3) -> Draft:
-    """A draft that looks up what followed the text's last ``size`` tokens: no parameters, no forward pass.
+    """Return a draft that looks up what followed the text's last ``size`` tokens: no parameters, no forward pass.
 
     Raises:
         ValueError: a size below 1.

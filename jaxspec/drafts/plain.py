@@ -5,7 +5,6 @@ window, whose row nothing has needed so far.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,18 +48,18 @@ class Plain(Drafter):
     network: Network
 
     def put_on_mesh(self, params: Params, mesh: Mesh | None) -> tuple[Drafter, Params]:
-        """Tensor-parallel over the mesh axis ``model``."""
+        """Put parameters onto a mesh, tensor-parallel over its axis ``model``."""
         network, params, *_ = sharding.put_model(Model(self.network, params), mesh)
         return replace(self, network=network), params
 
     def begin(
         self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
     ) -> PlainState:
-        """Rows of the prompts."""
+        """Compute the rows of the prompts."""
         return PlainState(fill(self.network, params, request.tokens, capacity + scratch)[0])
 
     def absorb(self, params: Params, state: PlainState, verified: Verification) -> PlainState:
-        """All rows but the last one are there; that one is run along with the next window or tree."""
+        """Note the last token, whose row alone is missing: it is run along with the next window or tree."""
         if verified.path is None:
             return PlainState(state.cache, self._pending(state, verified))
         return PlainState(keep_path(state.cache, verified.position, verified.path), verified.last)
@@ -68,7 +67,7 @@ class Plain(Drafter):
     def propose(
         self, params: Params, state: PlainState, root: Pending, window: int, proposer: Proposer
     ) -> tuple[Drafted, PlainState]:
-        """One branch; its rows are in the scratch only."""
+        """Draft one branch; its rows are in the scratch only."""
         roots = Pending(root.token[:, None], root.position[:, None])
         rolled, cache = self.roll(params, state.cache, roots, window, proposer, state.pending)
         return take(rolled, cache, jnp.zeros_like(root.token)), PlainState(cache)
@@ -91,13 +90,13 @@ class Plain(Drafter):
         proposer: Proposer,
         slots: BranchSlots,
     ) -> tuple[Branches, PlainState]:
-        """All branches in one batch."""
+        """Roll out all branches in one batch."""
         at, pending = verified.starts(roots), self._pending(state, verified)
         branches, cache = self.roll(params, state.cache, at, window, proposer, pending, slots)
         return branches, PlainState(cache)
 
     def take(self, state: PlainState, branches: Branches, branch: Array) -> Drafted:
-        """Its rows are picked from the scratch."""
+        """Pick its rows from the scratch."""
         return take(branches, state.cache, branch)
 
     def commit(self, state: PlainState, drafted: Drafted, position: Array) -> PlainState:
@@ -108,14 +107,14 @@ class Plain(Drafter):
     def grow(
         self, params: Params, state: PlainState, root: Pending, shape: TreeShape, proposer: Proposer
     ) -> tuple[Array, PlainState]:
-        """One pass for each depth; nodes of the last one are not run."""
+        """Run one pass for each depth; nodes of the last one are not run."""
         tokens, cache = grow(self.network, params, state.cache, root, shape, proposer, state.pending)
         return tokens, PlainState(cache)
 
     def follow(
         self, params: Params, state: PlainState, root: Pending, tokens: Array, proposer: Proposer
     ) -> tuple[Drafted, PlainState]:
-        """One pass over the window, for its rows and its first token."""
+        """Run one pass over the window, for its rows and its first token."""
         cache, window = state.cache, tokens.shape[1]
         if state.pending is not None:
             _, cache = self.extend(params, cache, state.pending.token[:, None], state.pending.position)
@@ -131,7 +130,7 @@ class Plain(Drafter):
         return verified.last if state.lacks_last else state.pending
 
     def extend(self, params: Params, cache: Cache, tokens: Array, position: Array) -> tuple[Array, Cache]:
-        """Add the rows of tokens [B, T] from ``position`` [B] on; logits after each token [V, B, T], and the cache."""
+        """Add rows of tokens [B, T] from ``position`` [B] on; return logits after each, [V, B, T], and the cache."""
         network, positions = self.network, position[:, None] + jnp.arange(tokens.shape[1])[None]
         x, layers = network.embed(params, tokens), range(network.config.num_layers)
         x, cache = network.blocks(params, x, positions, cache, cached(positions), layers)
@@ -161,52 +160,39 @@ class Plain(Drafter):
         Returns:
             The branches, and the cache with the pending row and the branches' rows in its scratch.
         """
-        return _roll(self.network, params, cache, roots, proposer, pending, scratch_of(cache, roots, window, slots))
+        network, scratch = self.network, scratch_of(cache, roots, window, slots)
+
+        def run(
+            carry: tuple[Array, Seen, Cache], number: Array | int, pending: Pending | None = None
+        ) -> tuple[tuple[Array, Seen, Cache], tuple[Array, Notes]]:
+            (tokens, seen, cache), positions = carry, roots.position + number
+            if pending is not None:
+                tokens = jnp.concatenate([pending.token[:, None], tokens], axis=1)
+                positions = jnp.concatenate([pending.position[:, None], positions], axis=1)
+            attend, layers = branching(scratch, roots.position, number, pending), range(network.config.num_layers)
+            x, cache = network.blocks(params, network.embed(params, tokens), positions, cache, attend, layers)
+            own = proposer._replace(seen=seen)
+            drawn, notes = own(network.logits(params, x[:, :, -scratch.rolled :]), roots.position + number + 1)
+            return (drawn, own.after(drawn).seen, cache), (drawn, notes)
+
+        start = roots.token, proposer.seen, cache
+        if pending is None:
+            (_, _, cache), drafted = jax.lax.scan(run, start, jnp.arange(window))
+        else:
+            carry, first = run(start, 0, pending)
+            (_, _, cache), rest = jax.lax.scan(run, carry, jnp.arange(1, window))
+            drafted = jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), first, rest)
+        tokens, notes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), drafted)
+        return Branches(tokens, notes, jnp.full_like(roots.token, window)), cache
 
 
 def scratch_of(cache: Cache, roots: Pending, window: int, slots: BranchSlots | None) -> Scratch:
-    """Where the rows of a rollout's branches lie."""
+    """Return where the rows of a rollout's branches lie."""
     count = roots.token.shape[1]
     first, total = slots or (0, count)
     return Scratch(total, window, cache[0][0].shape[2], first, count)
 
 
-def _roll(
-    network: Network,
-    params: Params,
-    cache: Cache,
-    roots: Pending,
-    proposer: Proposer,
-    pending: Pending | None,
-    scratch: Scratch,
-) -> tuple[Branches, Cache]:
-    branches, window = scratch.rolled, scratch.window
-
-    def run(
-        seen: Seen, tokens: Array, positions: Array, number: Array | int, cache: Cache, pending: Pending | None
-    ) -> tuple[tuple[Array, Seen, Cache], tuple[Array, Notes]]:
-        attend = branching(scratch, roots.position, number, pending)
-        x = network.embed(params, tokens)
-        x, cache = network.blocks(params, x, positions, cache, attend, range(network.config.num_layers))
-        own = proposer._replace(seen=seen)
-        drawn, notes = own(network.logits(params, x[:, :, -branches:]), roots.position + number + 1)
-        return (drawn, own.after(drawn).seen, cache), (drawn, notes)
-
-    def step(carry: tuple[Array, Seen, Cache], number: Array) -> tuple[Any, tuple[Array, Notes]]:
-        tokens, seen, cache = carry
-        return run(seen, tokens, roots.position + number, number, cache, None)
-
-    if pending is None:
-        (_, _, cache), drafted = jax.lax.scan(step, (roots.token, proposer.seen, cache), jnp.arange(window))
-    else:
-        tokens, at = (jnp.concatenate([a[:, None], b], axis=1) for a, b in zip(pending, roots, strict=True))
-        carry, first = run(proposer.seen, tokens, at, 0, cache, pending)
-        (_, _, cache), rest = jax.lax.scan(step, carry, jnp.arange(1, window))
-        drafted = jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), first, rest)
-    tokens, notes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), drafted)
-    return Branches(tokens, notes, jnp.full_like(roots.token, window)), cache
-
-
 def _rows_at(rows: Array, position: Array, count: int) -> Array:
-    """``count`` rows of each sequence from ``position`` [B] on."""
+    """Return ``count`` rows of each sequence from ``position`` [B] on."""
     return jax.vmap(lambda old, start: jax.lax.dynamic_slice_in_dim(old, start, count, axis=1))(rows, position)

@@ -45,16 +45,16 @@ class Proposer(NamedTuple):
         return tokens, Notes(probabilities, likely(scores()[:, :, :noted], tokens[:, :noted], self.num_candidates))
 
     def others(self, logits: Array, positions: Array) -> Message:
-        """The draft's most likely tokens at ``positions`` [B, T], with the target's noise: [B, T, κ]."""
+        """Return the draft's most likely tokens at ``positions`` [B, T], with the target's noise: [B, T, κ]."""
         scores = perturbed(logits, self.sampling, positions, self.seen)
         return likely(scores, jnp.full_like(positions, -1), self.num_candidates)
 
     def after(self, tokens: Array) -> "Proposer":
-        """The proposer once each branch holds one token more, tokens [B, R]."""
+        """Return the proposer once each branch holds one token more, tokens [B, R]."""
         return self._replace(seen=self.seen.with_token(tokens))
 
     def children(self, logits: Array, position: Array, count: int) -> Array:
-        """The ``count`` best tokens after each of R nodes of one depth: [B, R, count] from logits [V, B, R].
+        """Return the ``count`` best tokens after each of R nodes of one depth: [B, R, count] from logits [V, B, R].
 
         ``position`` [B] is that of the children. They compete for one and the same draw of the target, whose noise the
         rule may add; ``INVALID`` where the logits are not numbers.
@@ -65,7 +65,7 @@ class Proposer(NamedTuple):
         return jnp.where(are_numbers(scores)[..., None], best, INVALID)
 
     def certain(self, logits: Array, tokens: Array, positions: Array) -> Notes:
-        """Notes of tokens that were not drawn, such as looked-up ones: each has probability 1.
+        """Return notes of tokens that were not drawn, such as looked-up ones: each has probability 1.
 
         The draft's other candidates come from its ``logits`` [V, B, T].
         """

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array
-from jaxspec.verify.acceptance import DraftProbabilities
 from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.sampling import NOTHING
@@ -52,7 +51,7 @@ class Verification(NamedTuple):
         return Pending(jnp.maximum(last, 0), self.position + size)
 
     def starts(self, roots: Roots) -> Pending:
-        """The roots of branches as tokens [B, R] with their positions."""
+        """Return the roots of branches as tokens [B, R] with their positions."""
         return Pending(roots.tokens, self.position[:, None] + roots.accepted + 1)
 
 
@@ -85,7 +84,7 @@ class Branches(NamedTuple):
 
     @classmethod
     def of(cls, drafted: Sequence[tuple[Array, Notes]]) -> "Branches":
-        """Branches from γ pairs of tokens [B, R] and their notes, drafted one after the other."""
+        """Stack branches from γ pairs of tokens [B, R] and their notes, drafted one after the other."""
         tokens, notes = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *drafted)
         return cls(tokens, notes, jnp.full_like(tokens[:, :, 0], len(drafted)))
 
@@ -119,28 +118,25 @@ class BranchSlots(NamedTuple):
 
 
 def chosen(branch: Array, values: Array) -> Array:
-    """Values [B, R, …] of one ``branch`` [B] of every sequence."""
+    """Return values [B, R, …] of one ``branch`` [B] of every sequence."""
     return jnp.take_along_axis(values, branch.reshape(-1, *(1,) * (values.ndim - 1)), axis=1)[:, 0]
 
 
 def filled(drafted: Drafted, window: int) -> Drafted:
-    """A window of fewer tokens, filled up with ``NOTHING``."""
+    """Fill up a window of fewer tokens with ``NOTHING``, its notes with token 0 of log-probability −∞."""
     more = window - drafted.tokens.shape[1]
 
     def pad(leaf: Array, axis: int, value: float = 0) -> Array:
         widths = [(0, more if at == axis else 0) for at in range(leaf.ndim)]
         return jnp.pad(leaf, widths, constant_values=value)
 
-    probabilities, others = drafted.notes
-    if probabilities is not None:
-        tokens, logs = probabilities
-        probabilities = DraftProbabilities(pad(tokens, 1), pad(logs, 1, -jnp.inf))
-    if others is not None:
-        others = Message(pad(others.tokens, 1), pad(others.scores, 1, -jnp.inf), pad(others.drafted, 1, -jnp.inf))
+    def note(leaf: Array) -> Array:
+        return pad(leaf, 1, 0 if jnp.issubdtype(leaf.dtype, jnp.integer) else -jnp.inf)
+
     rows = jax.tree.map(lambda leaf: pad(leaf, 2), drafted.rows)
-    return Drafted(pad(drafted.tokens, 1, NOTHING), Notes(probabilities, others), rows)
+    return Drafted(pad(drafted.tokens, 1, NOTHING), jax.tree.map(note, drafted.notes), rows)
 
 
 def as_window(drafted: Drafted) -> tuple[Window, Message | None]:
-    """A drafted window as the target gets it, and the draft's other candidates."""
+    """Return a drafted window as the target gets it, and the draft's other candidates."""
     return Window(drafted.tokens, drafted.notes.probabilities), drafted.notes.likely

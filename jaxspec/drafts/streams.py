@@ -54,13 +54,13 @@ class Streams(Plain):
         pending: Pending | None = None,
         slots: BranchSlots | None = None,
     ) -> tuple[Branches, Cache]:
-        """``Plain.roll`` in J ≤ γ passes; the scratch is laid out alike."""
+        """Do as ``Plain.roll`` in J ≤ γ passes; the scratch is laid out alike."""
         scratch = scratch_of(cache, roots, window, slots)
         return lookahead.rollout(lookahead.RolloutTask(self.network, params, roots, proposer, scratch), cache, pending)
 
 
 def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: int = 32, seed: int = 0) -> Model:
-    """A streaming draft from a plain one; its main stream is that draft, its streams are to be trained.
+    """Make a streaming draft from a plain one; its main stream is that draft, its streams are to be trained.
 
     Args:
         draft: the plain draft; its parameters are shared, not copied.
@@ -90,7 +90,7 @@ def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: i
 
 
 def num_streams(network: Network) -> int:
-    """Lookahead streams of a network; 0 for a plain one."""
+    """Return the number of lookahead streams of a network; 0 for a plain one."""
     return network.count if isinstance(network, StreamingNetwork) else 0
 
 
@@ -101,7 +101,7 @@ def check_no_streams(model: Model, use: str, instead: str = "jaxspec.drafts.limi
 
 
 def describe(model: Model) -> dict[str, Any] | None:
-    """What ``like`` needs to know of a model's streams; None without any."""
+    """Return what ``like`` needs to know of a model's streams; None without any."""
     if not isinstance(model.network, StreamingNetwork):
         return None
     reduce, network = model.params["streams"]["reduce"], model.network
@@ -109,14 +109,14 @@ def describe(model: Model) -> dict[str, Any] | None:
 
 
 def like(draft: Network, params: Params, count: int, start: int, rank: int, dtype: str) -> tuple[Network, Params]:
-    """The streaming network over a plain one, and the shapes of its parameters."""
+    """Return the streaming network over a plain one, and the shapes of its parameters."""
     own = jax.eval_shape(lambda: init_streams(draft.config, count, rank, jax.random.key(0)))
     own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), own)
     return streaming_network(draft, count, start), {"draft": params, "streams": own}
 
 
 def limited(draft: Model, count: int) -> Model:
-    """A streaming draft with no more than its first ``count`` streams; 0: the plain draft.
+    """Return a streaming draft with no more than its first ``count`` streams; 0: the plain draft.
 
     Raises:
         ValueError: more streams than it has.

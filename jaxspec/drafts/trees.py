@@ -10,7 +10,7 @@ MANY_NODES = 1024
 
 
 def static(fan_out: Sequence[int]) -> TreeShape:
-    """A tree in which every node at depth d has ``fan_out[d]`` children, the draft's most likely tokens there.
+    """Return a tree in which every node at depth d has ``fan_out[d]`` children, the draft's most likely tokens there.
 
     ``static((4, 2, 1))`` has 4, 8 and 8 nodes at depths 1, 2 and 3; ``static((1,) * γ)`` is a chain of γ tokens.
 

@@ -135,8 +135,8 @@ class FederatedMethod:
 
 
 def _common(settings: Federation, rate: float) -> dict[str, Any]:
-    names = ("clip_norm", "learning_rate_decay")
-    return {"client_learning_rate": rate, **{name: getattr(settings, name) for name in names}}
+    decay = settings.learning_rate_decay
+    return {"client_learning_rate": rate, "clip_norm": settings.clip_norm, "learning_rate_decay": decay}
 
 
 def _fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
@@ -203,3 +203,18 @@ def method_of(method: str | FederatedMethod) -> FederatedMethod:
     if method not in METHODS:
         raise ValueError(f"expected a method, one of {', '.join(METHODS)}, got {method!r}")
     return METHODS[method]
+
+
+def one_draft(method: str | FederatedMethod) -> FederatedMethod:
+    """Return the method as ``method_of`` does.
+
+    Raises:
+        ValueError: the name is unknown, or the method makes a draft for every client.
+    """
+    method = method_of(method)
+    if method.training == "alone":
+        raise ValueError(
+            f"expected a method that makes one draft, got {method.name!r}, which makes one for every client; "
+            "evaluate it with jaxspec.federated.run"
+        )
+    return method

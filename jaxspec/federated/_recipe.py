@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from jaxfed.data.roles import split_text
 from jaxfed.messages.privacy import Guarantee
 from jaxspec.federated._gather import UNSEEN, Distilling, gather
-from jaxspec.federated._methods import FederatedMethod, Federation, method_of
+from jaxspec.federated._methods import FederatedMethod, Federation, method_of, one_draft
 from jaxspec.federated._runs import best
 from jaxspec.federated._setup import VALIDATION, FederatedSetup, TrainingOutcome
 from jaxspec.loading.store import save_model
@@ -64,7 +64,7 @@ def federate(
     draft: Model,
     tokenizer: Tokenizer | Text,
     clients: Sequence[str],
-    settings: FederatedSettings = FederatedSettings(),  # noqa: B008  a frozen default
+    settings: FederatedSettings = FederatedSettings(),
     *,
     method: str | FederatedMethod = "fedspeed",
     directory: Path | None = None,
@@ -130,12 +130,7 @@ def check_federation(
         ValueError: the method does not make one draft or rejects its settings, or clients are fewer than a cohort.
         ImportError: a private method without dp-accounting, the extra "privacy".
     """
-    method, s = method_of(method), settings.federation
-    if method.training == "alone":
-        raise ValueError(
-            f"expected a method that makes one draft, got {method.name!r}, which makes one for every client; "
-            "evaluate it with jaxspec.federated.run"
-        )
+    method, s = one_draft(method), settings.federation
     num_validation = max(1, round(settings.validation_share * num_clients))
     if num_clients - num_validation < s.cohort_size:
         raise ValueError(
@@ -159,10 +154,10 @@ def _long_enough(clients: Sequence[str], tokenizer: Tokenizer | Text, length: in
     kept, left_out = [], []
     for index, text in enumerate(clients):
         try:
-            enough = all(len(tokens_of(tokenizer, part)) >= length for part in split_text(text))
+            parts: Sequence[str] = split_text(text)
         except ValueError:  # too short to be split
-            enough = False
-        if enough:
+            parts = ()
+        if parts and all(len(tokens_of(tokenizer, part)) >= length for part in parts):
             kept.append(text)
         else:
             left_out.append(index)

@@ -11,7 +11,7 @@ import jaxfed
 from jaxfed import checkpoint
 from jaxspec.federated._alone import alone
 from jaxspec.federated._examples import Continued, accepted_length
-from jaxspec.federated._methods import FederatedMethod, method_of
+from jaxspec.federated._methods import FederatedMethod, method_of, one_draft
 from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TrainingOutcome
 from jaxspec.models.base import Params
 
@@ -28,13 +28,15 @@ def compare(
         setup: draft, data and settings.
         unseen: continuations on which the untrained draft and each method's best draft are compared.
         names: of ``METHODS``.
+
+    Raises:
+        ValueError: an unknown method, one that makes a draft for every client, or a cohort larger than the population.
     """
-    network = setup.draft.network
+    network, methods = setup.draft.network, [one_draft(name) for name in names]
     report = FederatedReport({"before": accepted_length(network, setup.draft.params, unseen, setup.window)}, {})
-    for name in names:
-        outcome = best(setup, name)
-        report.outcomes[name] = outcome
-        report.acceptance[name] = accepted_length(network, outcome.params, unseen, setup.window)
+    for method in methods:
+        report.outcomes[method.name] = outcome = best(setup, method)
+        report.acceptance[method.name] = accepted_length(network, outcome.params, unseen, setup.window)
     return report
 
 

@@ -1,20 +1,16 @@
 """``generate`` and ``stream``: from prompts to tokens, text and statistics, with any decoding method."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from jaxspec.generation._loop import DecodingRun
 from jaxspec.generation._results import Generation
-from jaxspec.generation.requests import Prompt, text_of
+from jaxspec.generation.requests import Prompt, Stop, text_of
 from jaxspec.generation.sampling import Each, Sampling
 from jaxspec.methods.protocol import DecodingMethod, Watch, unwatched
 from jaxspec.text import Text
-
-#: Token ids and texts that end a sequence.
-Stop: TypeAlias = Sequence[int | str] | int | str
 
 
 def generate(
@@ -55,7 +51,7 @@ def generate(
     """
     text = text_of(method, tokenizer)
     run = DecodingRun(method, prompts, max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
-    total = int(sum(row.limit for row in run.rows))
+    total = sum(row.limit for row in run.rows)
     with tqdm(total=total, desc="decode", unit="token", disable=not progress) as bar:
         for added in run.steps(watch or unwatched):
             bar.update(added)

@@ -11,12 +11,12 @@ import numpy as np
 from jaxspec.core.arguments import whole
 from jaxspec.devices.compilations import compiled_programs
 from jaxspec.generation._results import Generation, NonFiniteLogits, Stats
-from jaxspec.generation.requests import Prompt, encoded, ends_of, request_of
+from jaxspec.generation.requests import Prompt, Stop, encoded, ends_of, request_of
 from jaxspec.generation.sampling import Each, Sampling
 from jaxspec.methods.protocol import DecodingMethod, Watch, unwatched
 from jaxspec.text import Text
 from jaxspec.text.stopping import Written, context_of
-from jaxspec.verify.info import StepInfo
+from jaxspec.verify.info import StepInfo, unpack_record
 
 #: Steps enqueued before the tokens of the oldest are read.
 IN_FLIGHT = 3
@@ -31,7 +31,8 @@ INVALID_DRAFT = (
     "all the same, but slower; {}"
 )
 INVALID_EXIT = "the exit's logits were NaN or infinite in {} steps, which rolled out useless branches; {}"
-REMEDY = "look for NaN in its weights, or load it in bfloat16 or float32 (float16 overflows above 65504)"
+RELOAD = "load it in bfloat16 or float32 (float16 overflows above 65504)"
+REMEDY = f"look for NaN in its weights, or {RELOAD}"
 
 
 class DecodingRun:
@@ -48,7 +49,7 @@ class DecodingRun:
         prompts: Sequence[Prompt],
         max_new_tokens: Each[int],
         sampling: Sampling,
-        stop: Sequence[int | str] | int | str | None,
+        stop: Stop | None,
         text: Text | None,
         max_length: int,
     ):
@@ -101,10 +102,10 @@ class DecodingRun:
     def _collect(self, info: StepInfo) -> int:
         """Add the tokens of one step to every unfinished sequence; return how many were added."""
         stats, before = self.stats, self.stats.new_tokens
-        tokens, log_probabilities = info.tokens.tolist(), info.log_probabilities.tolist()
-        emitted, verified = info.num_emitted.tolist(), info.num_verified.tolist()
-        invalid, exits = info.num_invalid.tolist(), info.invalid_exit.tolist()
-        valid = leading_true(np.isfinite(info.log_probabilities))
+        record = unpack_record(np.asarray(info.packed))
+        tokens, log_probabilities, emitted, verified, invalid, exits = (field.tolist() for field in record)
+        # tokens of every row before the first that is not finite
+        valid = np.cumprod(np.isfinite(record.log_probabilities), axis=1).sum(axis=1).tolist()
         reused = [False] * len(emitted) if info.reused is None else info.reused.tolist()
         for index, row in enumerate(self.rows):
             if row.finish is not None:
@@ -147,17 +148,9 @@ class DecodingRun:
             f"NaN or infinity in the target's parameters: {', '.join(arrays[:4])}{', …' * (len(arrays) > 4)}; load or "
             "train them again"
             if arrays
-            else "its parameters are numbers, so its activations overflow: load it in bfloat16 or float32 (float16 "
-            "overflows above 65504)"
+            else f"its parameters are numbers, so its activations overflow: {RELOAD}"
         )
         return (
             f"expected the target's logits to be numbers, got NaN or infinity in sequence {', '.join(failed[:8])}{more}"
             f"; {remedy}. The result so far is in the error's output"
         )
-
-
-def leading_true(flags: np.ndarray) -> list[int]:
-    """Return the length of the leading run of True in every row of [B, T]."""
-    if flags.all():
-        return [flags.shape[1]] * len(flags)
-    return np.cumprod(flags, axis=1).sum(axis=1).tolist()

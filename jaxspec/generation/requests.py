@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,6 +17,8 @@ from jaxspec.verify.target import Request
 
 #: Text, token ids, or messages of a conversation.
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+#: Token ids and texts that end a sequence.
+Stop: TypeAlias = Sequence[int | str] | int | str
 
 
 def encoded(prompts: Sequence[Prompt], text: Text | None) -> list[np.ndarray]:
@@ -55,7 +57,7 @@ def text_of(method: DecodingMethod, tokenizer: Tokenizer | Text | None) -> Text 
     return text if method.text is None else text.completed(method.text)
 
 
-def ends_of(stop: Any, text: Text | None, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
+def ends_of(stop: Stop | None, text: Text | None, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
     """Return the ids and texts that end a sequence; the text of a special token, which decoding omits, becomes its id.
 
     Args:
@@ -69,7 +71,10 @@ def ends_of(stop: Any, text: Text | None, vocabulary: int) -> tuple[frozenset[in
     """
     if stop is None:
         return frozenset(text.stop if text else ()), ()
-    tokens, strings = stops(stop, vocabulary)
+    ends: list[Any] = [stop] if isinstance(stop, str) or _single(stop) else list(stop)  # type: ignore[arg-type]
+    ids = whole_numbers("stop tokens", [end for end in ends if not isinstance(end, str)])
+    check_ids(ids, vocabulary, "stop: ")
+    strings = tuple(end for end in ends if isinstance(end, str))
     if strings and (text is None or text.decode is None) or "" in strings:
         raise ValueError(f"expected stop strings that are not empty, with a tokenizer, got {strings}")
     special = text.special_ids if text else {}
@@ -79,7 +84,7 @@ def ends_of(stop: Any, text: Text | None, vocabulary: int) -> tuple[frozenset[in
                 f"expected stop strings without special tokens, which the text omits, got {end!r}; pass "
                 f"{inside[0]!r} alone"
             )
-    return tokens | {special[end] for end in strings if end in special}, strings
+    return frozenset([*map(int, ids), *(special[end] for end in strings if end in special)]), strings
 
 
 def check_ids(ids: np.ndarray, vocabulary: int, where: str = "") -> None:
@@ -94,18 +99,6 @@ def check_ids(ids: np.ndarray, vocabulary: int, where: str = "") -> None:
             f"{where}expected token ids in [0, {vocabulary}), got {ids[outside[0]]} at position {outside[0]}; use the "
             "target's own tokenizer"
         )
-
-
-def stops(ends: Any, vocabulary: int) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Split one stop token or string, or several, into stop tokens and stop strings.
-
-    Raises:
-        ValueError: an id that is not a whole number, or outside the vocabulary.
-    """
-    ends = [ends] if isinstance(ends, str) or _single(ends) else list(ends)
-    ids = whole_numbers("stop tokens", [end for end in ends if not isinstance(end, str)])
-    check_ids(ids, vocabulary, "stop: ")
-    return frozenset(int(end) for end in ids), tuple(end for end in ends if isinstance(end, str))
 
 
 def bucket(length: int) -> int:
@@ -151,9 +144,10 @@ def _check_prompts(ids: Sequence[np.ndarray], method: DecodingMethod, new: np.nd
             raise ValueError(f"prompt {index}: expected at least one token, got shape {row.shape}")
         check_ids(row, method.vocab_size, f"prompt {index}: ")
         if len(row) + more > limit:
+            other = " or raise max_length" if limit == max_length else ": the target has no more positions"
             raise ValueError(
                 f"prompt {index}: expected prompt and new tokens to fit the cache of {limit}, got {len(row)} + "
-                f"{more}; shorten the prompt or raise max_length"
+                f"{more}; shorten the prompt{other}"
             )
 
 

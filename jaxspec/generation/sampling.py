@@ -20,7 +20,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "top_k": (0, 2**31 - 1, ">= 0 (0: all tokens) and < 2^31"),
     "top_p": (1e-300, 1, "in (0, 1]"),
     "min_p": (0, 1, "in [0, 1]"),
-    "repetition_penalty": (0, 1e6, "> 0"),
+    "repetition_penalty": (1e-6, 1e6, "> 0 (1e-6 at least, 1e6 at most)"),
     "seed": (0, 2**32 - 1, "in [0, 2^32)"),
 }
 #: Settings that are whole numbers.
@@ -57,8 +57,6 @@ class Sampling:
             object.__setattr__(self, name, _plain(checked(name, value)))
         if any(0 < value < 1e-6 for value in np.ravel(self.temperature)):
             raise ValueError(f"expected temperature 0 or >= 1e-6, got {self.temperature}")
-        if np.any(np.less(self.repetition_penalty, 1e-6)):
-            raise ValueError(f"expected repetition_penalty > 0 (1e-6 at least), got {self.repetition_penalty}")
 
     def arrays(self, batch: int) -> dict[str, np.ndarray]:
         """Return every field as an array [B].

@@ -63,11 +63,13 @@ class Timeline:
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
         """Record a program. Wait for the last one of a step; a thread of each lane waits for the others."""
         now, kept = self._now(), outputs if name in (*VERDICT, *LAST) else None
+        ready: Future[float] | float
         if name in LAST:
-            self._enqueued.append(Enqueued(lane, name, now, self._wait(outputs), kept))
+            ready = self._wait(outputs)
         else:
             thread = self._threads.setdefault(lane, ThreadPoolExecutor(1, thread_name_prefix=lane))
-            self._enqueued.append(Enqueued(lane, name, now, thread.submit(self._wait, outputs), kept))
+            ready = thread.submit(self._wait, outputs)
+        self._enqueued.append(Enqueued(lane, name, now, ready, kept))
 
     def _wait(self, outputs: Any) -> float:
         jax.block_until_ready(outputs)
@@ -106,17 +108,16 @@ class Timeline:
 
     def outcomes(self) -> list[Outcome]:
         """Return the outcome of every step."""
-        return [Outcome(np.asarray(info.num_accepted).tolist(), flags) for info, flags in self._outcomes()]
-
-    def _outcomes(self) -> Iterator[tuple[StepInfo, list[bool] | None]]:
+        outcomes: list[Outcome] = []
         packed: Any = None
         for item in self._enqueued:
             if item.name in VERDICT:
                 packed = item.outputs
             elif item.name == "select":
-                yield StepInfo(packed), np.asarray(item.outputs).tolist()
+                outcomes.append(Outcome(StepInfo(packed).num_accepted.tolist(), np.asarray(item.outputs).tolist()))
             elif item.name == "step":
-                yield item.outputs, None
+                outcomes.append(Outcome(item.outputs.num_accepted.tolist(), None))
+        return outcomes
 
     def save(self, path: str | Path) -> None:
         """Write a trace for Perfetto (ui.perfetto.dev) or chrome://tracing: lanes, programs, A and reuse."""
@@ -149,22 +150,12 @@ def _events(span: Span, lanes: dict[str, int], outcomes: Sequence[Outcome]) -> I
     if span.name in LAST and span.step < len(outcomes):
         about |= outcomes[span.step]._asdict()
     lane = {"pid": 1, "tid": lanes[span.lane]}
-    yield lane | {
-        "ph": "X",
-        "name": span.name,
-        "ts": 1e6 * span.start,
-        "dur": 1e6 * (span.end - span.start),
-        "args": about,
-    }
+    times = {"ts": 1e6 * span.start, "dur": 1e6 * (span.end - span.start)}
+    yield lane | {"ph": "X", "name": span.name} | times | {"args": about}
     message = {"prefix": "message"} | dict.fromkeys(VERDICT, "verdict")
     if span.name in message:
-        yield lane | {
-            "ph": "i",
-            "s": "p",
-            "name": message[span.name],
-            "ts": 1e6 * span.end,
-            "args": {"step": span.step},
-        }
+        at = {"ts": 1e6 * span.end, "args": {"step": span.step}}
+        yield lane | {"ph": "i", "s": "p", "name": message[span.name]} | at
 
 
 def median_milliseconds(spans: list[Span]) -> dict[str, float]:

@@ -14,10 +14,10 @@ from jaxspec.drafts import num_streams
 from jaxspec.loading._weights import SHARD_BYTES, write
 from jaxspec.loading.families import Family, family_for, representable
 from jaxspec.loading.huggingface import CONFIG, rule_of
-from jaxspec.loading.parameters import float_dtype, is_int8, leaf_dtype
+from jaxspec.loading.parameters import float_dtype, leaf_dtype
 from jaxspec.models.base import Model, Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.models.quantize import Int8
+from jaxspec.models.quantize import Int8, is_int8
 from jaxspec.models.vocabulary import unfitted
 
 #: Default sampling of a model.
@@ -39,12 +39,7 @@ KEPT = (
 
 
 def save_huggingface(
-    model: Model,
-    path: str | Path,
-    *,
-    dtype: Any = None,
-    shard_bytes: int = SHARD_BYTES,
-    like: str | Path | None = None,
+    model: Model, path: str | Path, *, dtype: Any = None, shard_bytes: int = SHARD_BYTES, like: str | Path | None = None
 ) -> None:
     """Write a model that ``transformers`` can load: config.json, safetensors, and the tokenizer's files.
 

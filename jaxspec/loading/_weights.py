@@ -111,17 +111,16 @@ def write(folder: Path, arrays: Any, shard_bytes: int = SHARD_BYTES) -> None:
 
     One file at a time is in memory.
     """
-    shards: list[dict[str, np.ndarray]] = [{}]
+    shard: dict[str, np.ndarray] = {}
     written: list[list[str]] = []
     size = total = 0
     for name, array in arrays:
-        if shards[-1] and size + array.nbytes > shard_bytes:
-            written.append(_flush(folder, shards.pop(), len(written) + 1))
-            shards.append({})
-            size = 0
-        shards[-1][name] = np.ascontiguousarray(array)
+        if shard and size + array.nbytes > shard_bytes:
+            written.append(_flush(folder, shard, len(written) + 1))
+            shard, size = {}, 0
+        shard[name] = np.ascontiguousarray(array)
         size, total = size + array.nbytes, total + array.nbytes
-    written.append(_flush(folder, shards.pop(), len(written) + 1))
+    written.append(_flush(folder, shard, len(written) + 1))
     _name(folder, written, total)
 
 

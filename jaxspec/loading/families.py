@@ -121,6 +121,7 @@ def representable(config: DecoderConfig, params: Params) -> tuple[DecoderConfig,
         return config, params
     scale = config.width**0.5 if config.ends.embedding_scale is None else config.ends.embedding_scale
     head = params.get("head", params["embedding"])
-    table = np.asarray(params["embedding"], np.float32) * np.float32(scale)
+    table = np.asarray(params["embedding"])
+    scaled = table * np.asarray(scale, table.dtype)  # rounded as in ``Decoder.embed``
     ends = replace(config.ends, tied=False, embedding_scale=1.0)
-    return replace(config, ends=ends), {**params, "embedding": table.astype(params["embedding"].dtype), "head": head}
+    return replace(config, ends=ends), {**params, "embedding": scaled, "head": head}

@@ -17,20 +17,12 @@ from jaxspec.devices.sharding import check_shardable, leaf_shardings, repeat_hea
 from jaxspec.loading._unsupported import check_plain
 from jaxspec.loading._weights import Weights
 from jaxspec.loading.families import Family, family_of
-from jaxspec.loading.parameters import (
-    check_memory,
-    devices_of,
-    float_dtype,
-    is_int8,
-    leaf_dtype,
-    like_params,
-    named_leaves,
-)
+from jaxspec.loading.parameters import check_memory, devices_of, float_dtype, leaf_dtype, like_params, named_leaves
 from jaxspec.loading.rules import Rule
 from jaxspec.models import network, partition
 from jaxspec.models.base import Model, Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.models.quantize import is_quantized, quantized_matrix
+from jaxspec.models.quantize import is_int8, is_quantized, quantized_matrix
 from jaxspec.text import Text
 
 CONFIG = "config.json"
@@ -152,11 +144,8 @@ def _sources(family: Family, config: DecoderConfig, weights: Weights) -> Sources
             )
         rule, published = rule_of(family, path)
         names = [_in_files(name, weights) for name in published]
-        if (
-            config.ends.tied
-            and published == list(family.weights["embedding"].names)
-            and names[0] not in weights.entries
-        ):
+        is_table = published == list(family.weights["embedding"].names)
+        if config.ends.tied and is_table and names[0] not in weights.entries:
             names = list(family.weights["head"].names)
         absent = [name for name, own in zip(published, names, strict=True) if own not in weights.entries]
         missing += absent
@@ -189,13 +178,7 @@ def _some(names: list[str]) -> str:
 
 
 def _read(
-    config: DecoderConfig,
-    sources: Sources,
-    weights: Weights,
-    mesh: Mesh | None,
-    dtype: Any,
-    int8: bool,
-    progress: bool,
+    config: DecoderConfig, sources: Sources, weights: Weights, mesh: Mesh | None, dtype: Any, int8: bool, progress: bool
 ) -> Params:
     like = like_params(with_repeated_heads(config, mesh), dtype, int8)
     shardings = leaf_shardings(partition(like), like, mesh)

@@ -12,7 +12,7 @@ from jaxspec.devices.sharding import MODEL_AXIS, axis_size
 from jaxspec.models import init_params
 from jaxspec.models.base import Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.models.quantize import Int8, is_quantized, quantized
+from jaxspec.models.quantize import is_quantized, quantized
 
 #: Dtypes that parameters may have.
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,11 +42,6 @@ def float_dtype(dtype: Any) -> jnp.dtype:
 def leaf_dtype(path: tuple, dtype: Any) -> Any:
     """Return the dtype of a leaf: float32 for norms, otherwise ``dtype``."""
     return jnp.float32 if any("norm" in str(getattr(step, "key", "")) for step in path) else dtype
-
-
-def is_int8(node: Any) -> bool:
-    """Return whether a node of the parameters is a matrix in eight bits."""
-    return isinstance(node, Int8)
 
 
 def named_leaves(config: DecoderConfig) -> list[tuple[tuple, jax.ShapeDtypeStruct]]:

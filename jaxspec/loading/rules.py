@@ -39,7 +39,7 @@ def stacked(*names: str) -> Rule:
     return Rule(names, lambda parts, _: np.stack(parts), lambda leaf, _: list(leaf))
 
 
-def heads(pattern: str, names: str = "qkv") -> Rule:
+def heads(pattern: str) -> Rule:
     """Group rows of queries, keys and values by key-value head: [G, H/G + 2, head_size, …]."""
 
     def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
@@ -49,7 +49,7 @@ def heads(pattern: str, names: str = "qkv") -> Rule:
     def split(leaf: np.ndarray, config: DecoderConfig) -> Parts:
         return [part.reshape(-1, *leaf.shape[3:]) for part in (leaf[:, :-2], leaf[:, -2], leaf[:, -1])]
 
-    return Rule(tuple(pattern.format("{}", letter) for letter in names), join, split)
+    return Rule(tuple(pattern.format("{}", letter) for letter in "qkv"), join, split)
 
 
 def table_from_two(name: str) -> Rule:

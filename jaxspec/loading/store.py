@@ -16,18 +16,18 @@ from jaxspec.drafts import streams
 from jaxspec.loading._saving import original_files, save_huggingface
 from jaxspec.loading.huggingface import load_huggingface, published_dtype
 from jaxspec.loading.llama2c import load_llama2c
-from jaxspec.loading.parameters import check_memory, float_dtype, is_int8, leaf_dtype, like_params
+from jaxspec.loading.parameters import check_memory, float_dtype, leaf_dtype, like_params
 from jaxspec.models import network
 from jaxspec.models.base import Model
 from jaxspec.models.config import DecoderConfig, build
-from jaxspec.models.quantize import quantized
+from jaxspec.models.dtypes import hidden_like
+from jaxspec.models.quantize import is_int8, quantized
 from jaxspec.models.vocabulary import unfitted
 from jaxspec.text import Text
 
 KIND = "model"
 #: Folder next to the steps with the tokenizer's files, config.json and generation_config.json.
 TEXT = "text"
-_TOKEN: Any = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 
 def save_model(model: Model, directory: str | Path, *, like: str | Path | None = None) -> None:
@@ -43,7 +43,7 @@ def save_model(model: Model, directory: str | Path, *, like: str | Path | None =
     int8 = any(map(is_int8, jax.tree.leaves(model.params, is_leaf=is_int8)))
     about = {
         "config": asdict(model.network.config),
-        "dtype": jnp.dtype(jax.eval_shape(model.network.embed, model.params, _TOKEN).dtype).name,
+        "dtype": hidden_like(model).dtype.name,
         "int8": int8,
         "stop": list(model.text.stop) if model.text else [],
         "streams": streams.describe(model),
@@ -120,12 +120,13 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
 
 
 def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
-    """Return the model with parameters of another dtype (None: unchanged); with ``int8`` its matrices in 8 bits."""
+    """Return the model with parameters of another dtype (None: unchanged), with ``int8`` its matrices in eight bits."""
     params = model.params
     if dtype is not None:
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if leaf.dtype == jnp.int8 else leaf.astype(leaf_dtype(path, dtype)),
+            lambda path, leaf: leaf if is_int8(leaf) else leaf.astype(leaf_dtype(path, dtype)),
             params,
+            is_leaf=is_int8,
         )
     return model._replace(params=quantized(params) if int8 else params)
 

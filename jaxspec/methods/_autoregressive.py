@@ -17,7 +17,7 @@ from jaxspec.verify.target import Request, Target, TargetState, advance, choose,
 
 
 def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
-    """One token a step: y drawn from p^(N)(· | prefix).
+    """Decode one token a step: y drawn from p^(N)(· | prefix).
 
     Args:
         target: network and parameters.

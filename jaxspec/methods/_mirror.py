@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxspec.devices.channel import Channel, channel_between
 from jaxspec.devices.processes import Program, is_local, only_local, put, running
-from jaxspec.devices.sharding import DeviceOrSharding, Placement, batch_sharding, default_placement, put_model
+from jaxspec.devices.sharding import Placement, batch_sharding, default_placement, put_model
 from jaxspec.drafts.base import Draft
 from jaxspec.drafts.records import Window
 from jaxspec.methods import candidates
@@ -35,7 +35,6 @@ from jaxspec.methods.checks import (
 from jaxspec.methods.draft_side import (
     DraftSide,
     DraftState,
-    Rolled,
     draft_ahead,
     draft_begin,
     draft_rollout,
@@ -73,7 +72,7 @@ def mirror(
     acceptance: Acceptance | None = None,
     fallback: Fallback = Full(),
 ) -> DecodingMethod:
-    """Mirror-SD: lossless, with the next window drafted during the target's suffix whenever a branch is right.
+    """Decode by Mirror-SD: lossless, with the next window drafted during the target's suffix if a branch is right.
 
     T_step = T_prefix + T_message + max(T_suffix, T_rollout) + T_verdict (+ T_draft if no branch was right)
 
@@ -102,13 +101,13 @@ def mirror(
     exit_layer, num_candidates = check_exit(target, exit_layer, num_candidates, exit)
     check_processes(where.target, where.draft)
     check_meshes(where.target, where.draft)
+    check_fallback(made.drafter, fallback)
     if policy.ahead is not None:
-        check_candidates(target, policy.num_candidates)
-    network, target_params, target_home, target_shared = put_model(target, where.target)
+        check_candidates(target, policy.num_candidates, "num_candidates of the policy")
+    network, target_params, _, target_shared = put_model(target, where.target)
     drafter, draft_params = made.drafter.put_on_mesh(made.params, where.draft)
     rule = acceptance or match()
     side = DraftSide(drafter, rule, policy, num_candidates, fallback)
-    check_fallback(drafter, fallback)
     check_branches(policy, sum(side.branches(window)), window, num_candidates)
     sides = Target(network, rule, drafter.reads), side
     parts = target_params, draft_params, put(exit, target_shared, where.target)
@@ -119,21 +118,16 @@ def mirror(
         channel.check_peers((sizes, call))
 
     step = _step(_programs(sides, parts, exit_layer, where), exit_layer, policy, channel, where)
-    homes = target_home, batch_sharding(where.draft)
-    init = _init(sides, parts, window, channel, where, homes)
+    init = _init(sides, parts, window, channel, where)
     return method_of(target, init, step, window, where.target, where.draft)._replace(check_peers=check_peers)
 
 
 def _init(
-    sides: tuple[Target, DraftSide],
-    parts: tuple[Params, Params, Any],
-    window: int,
-    channel: Channel,
-    where: Placement,
-    homes: tuple[DeviceOrSharding, DeviceOrSharding],
+    sides: tuple[Target, DraftSide], parts: tuple[Params, Params, Any], window: int, channel: Channel, where: Placement
 ) -> Callable[[Request, int], MirrorState]:
-    """Both sides read the prompts; the first window goes to the target."""
+    """Return the function that runs the prompts on both sides and sends the first window to the target."""
     target, side = sides
+    homes = [batch_sharding(mesh) for mesh in where]
 
     def init(request: Request, capacity: int) -> MirrorState:
         fixed = partial(prefill, target.network, capacity=capacity, reads=target.reads)
@@ -187,8 +181,7 @@ def _step(
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
         (cache, progress), (rows, standing), (window, probabilities) = state
         watch = watch if local else only_local(watch)
-        rolled: Rolled | None = None
-        early = None
+        rolled, early = None, None
         if exits:
             x, lower, *message = programs.prefix(cache[:exit_layer], progress, window)
             watch("target", "prefix", message[0])

@@ -70,19 +70,17 @@ def speculative(
     """
     check_processes(mesh)
     made, window = check_pair(target, draft, window if tree is None else tree.max_depth)
+    rule = acceptance or match()
+    check_tree(target, made.drafter, rule, tree)
     network, target_params, home, _ = put_model(target, mesh)
     drafter, draft_params = made.drafter.put_on_mesh(made.params, mesh)
-    fixed, params = (
-        Fixed(Target(network, acceptance or match(), drafter.reads), drafter, tree),
-        (target_params, draft_params),
-    )
-    check_tree(target, drafter, fixed.target.acceptance, tree)
+    fixed, params = Fixed(Target(network, rule, drafter.reads), drafter, tree), (target_params, draft_params)
 
     def init(request: Request, capacity: int) -> SpeculativeState:
         request, nodes = send(request, home), 0 if tree is None else tree.size
         state, features = prefill(network, target_params, request, capacity + nodes, drafter.reads)
         begin = first_window if tree is None else partial(first_tree, shape=tree)
-        first, _, own = begin(drafter, fixed.target.acceptance, draft_params, request, features, window, capacity)
+        first, _, own = begin(drafter, rule, draft_params, request, features, window, capacity)
         return SpeculativeState(state, own, first)
 
     run = _step if tree is None else _tree_step
@@ -111,8 +109,8 @@ def _step(fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState) 
     progress, verdict, emitted = advance(old, tokens, choices.tokens)
     verified = Verification(tokens, old.position, None, verdict.num_accepted, verdict.next_token, features)
     draft = drafter.absorb(params[1], state.draft, verified)
-    root, proposer = Pending(verdict.next_token, verdict.position), Proposer(target.acceptance, progress.sampling)
-    proposer = proposer._replace(seen=progress.seen)
+    root = Pending(verdict.next_token, verdict.position)
+    proposer = Proposer(target.acceptance, progress.sampling, progress.seen)
     following, _, draft = next_window(drafter, params[1], draft, root, tokens.shape[1], proposer)
     info = StepInfo(step_record(choices, tokens, verdict, emitted))
     return SpeculativeState(TargetState(cache, progress), draft, following), info
@@ -130,7 +128,8 @@ def _tree_step(
     window = jnp.take_along_axis(tree.tokens, path[:, 1:], axis=1)
     verified = Verification(window, old.position, None, verdict.num_accepted, verdict.next_token, features, path)
     draft = drafter.absorb(params[1], state.draft, verified)
-    root, proposer = Pending(verdict.next_token, verdict.position), Proposer(target.acceptance, progress.sampling)
-    tokens, draft = drafter.grow(params[1], draft, root, shape, proposer._replace(seen=progress.seen))
+    root = Pending(verdict.next_token, verdict.position)
+    proposer = Proposer(target.acceptance, progress.sampling, progress.seen)
+    tokens, draft = drafter.grow(params[1], draft, root, shape, proposer)
     info = StepInfo(step_record(choices, tree.tokens, verdict, emitted))
     return SpeculativeState(TargetState(cache, progress), draft, Window(tokens, None)), info

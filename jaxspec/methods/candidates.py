@@ -37,7 +37,7 @@ class Policy:
 
 
 def mirror(budget: int | None = None, sharpness: float = 5.0) -> Policy:
-    """Mirror-SD: the exit's top-κ at every position, the likeliest ``budget`` (R) outcomes of them; all without one.
+    """Rank as Mirror-SD: the likeliest ``budget`` (R) outcomes of the exit's top-κ at every position; None: all.
 
     Source: Mirror-SD (arXiv 2510.13161), §3; ranking under a budget is ours (``Likeliest``).
     """
@@ -45,17 +45,17 @@ def mirror(budget: int | None = None, sharpness: float = 5.0) -> Policy:
 
 
 def saguaro(budget: int = 8, acceptance_rate: float = 0.8, exponent: float = 0.5, num_candidates: int = 8) -> Policy:
-    """SSD: the draft's own most likely tokens, from the start of the step, with geometric fan-out (``Geometric``)."""
+    """Rank as SSD: the draft's own likeliest tokens, from the start of the step, with ``Geometric`` fan-out."""
     return Policy(Geometric(budget, acceptance_rate, exponent), num_candidates=num_candidates)
 
 
 def ahead(budget: int = 8, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
-    """SSD's candidates ranked as the exit's are: the likeliest outcomes under the draft's own distribution."""
+    """Rank SSD's candidates as the exit's are: the likeliest outcomes under the draft's own distribution."""
     return Policy(Likeliest(budget, sharpness), num_candidates=num_candidates)
 
 
 def pearl() -> Policy:
-    """PEARL's post-verify: the draft goes on as if its whole window were accepted, one branch from the start.
+    """Go on as if the whole window were accepted, PEARL's post-verify: one branch from the start of the step.
 
     Source: Liu et al., PEARL (arXiv 2408.11850).
     """
@@ -63,12 +63,12 @@ def pearl() -> Policy:
 
 
 def none() -> Policy:
-    """Nothing is rolled out ahead: vanilla speculative decoding over two meshes."""
+    """Roll out nothing ahead: vanilla speculative decoding over two meshes."""
     return Policy()
 
 
 def hybrid(ahead: int = 4, budget: int = 4, sharpness: float = 5.0, num_candidates: int = 8) -> Policy:
-    """The draft's ``ahead`` likeliest outcomes during the prefix, then the exit's ``budget`` likeliest other ones."""
+    """Roll out the draft's ``ahead`` likeliest outcomes during the prefix, then the exit's ``budget`` other ones."""
     return Policy(Likeliest(ahead, sharpness), Likeliest(budget, sharpness), num_candidates)
 
 
@@ -92,12 +92,14 @@ class Likeliest:
     sharpness: float = 5.0
 
     def __post_init__(self) -> None:
-        _check_budget(self.budget)
+        if self.budget is not None:
+            budget = whole("budget (branches)", self.budget, 1, remedy="without a limit pass None")
+            object.__setattr__(self, "budget", budget)
         if not 0 < self.sharpness < np.inf:
             raise ValueError(f"expected a finite sharpness > 0, got {self.sharpness}")
 
     def __call__(self, received: Message, known: Roots | None = None) -> Roots:
-        """The best R roots that are not ``known``."""
+        """Return the best R roots that are not ``known``."""
         drafted, scores = _sharpened(received, self.sharpness)
         reach = jnp.pad(jnp.cumsum(drafted, axis=1), ((0, 0), (1, 0)))
         scores = reach[:, :, None] + scores
@@ -111,7 +113,7 @@ class Likeliest:
 
 
 def _among(received: Message, known: Roots) -> Array:
-    """Which candidates [B, γ+1, κ] are known roots."""
+    """Return which candidates [B, γ+1, κ] are known roots."""
     accepted = jnp.arange(received.tokens.shape[1])[None, :, None]
     same = (known.accepted[:, None, None] == accepted[..., None]) & (
         known.tokens[:, None, None] == received.tokens[..., None]
@@ -120,7 +122,7 @@ def _among(received: Message, known: Roots) -> Array:
 
 
 def _sharpened(received: Message, sharpness: float) -> tuple[Array, Array]:
-    """log q of the drafted tokens [B, γ] and of the candidates [B, γ+1, κ]."""
+    """Return log q of the drafted tokens [B, γ] and of the candidates [B, γ+1, κ]."""
     drafted = jnp.pad(received.drafted, ((0, 0), (0, 1)), constant_values=-jnp.inf)[:, :, None]
     scores = jnp.concatenate([drafted, received.scores], axis=2) * sharpness
     logs = jax.nn.log_softmax(scores, axis=2)
@@ -149,14 +151,14 @@ class Geometric:
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_budget(self.budget)
+        object.__setattr__(self, "budget", whole("budget (branches)", self.budget, 1))
         if not 0 < self.acceptance_rate <= 1 or not 0 < self.exponent < np.inf:
             raise ValueError(
                 f"expected 0 < acceptance_rate <= 1 and exponent > 0, got {self.acceptance_rate} and {self.exponent}"
             )
 
     def __call__(self, received: Message, known: Roots | None = None) -> Roots:
-        """The first F_r candidates of every position r; the same positions for all sequences."""
+        """Return the first F_r candidates of every position r, ``known`` or not; the same r for all sequences."""
         batch, positions, kappa = received.tokens.shape
         counts = self.fan_out(positions - 1, kappa)
         numbers = np.repeat(np.arange(positions), counts)
@@ -165,17 +167,11 @@ class Geometric:
         return Roots(accepted, received.tokens[:, numbers, rank])
 
     def fan_out(self, window: int, most: int) -> np.ndarray:
-        """F_0..F_γ: whole numbers that add up to R, at most ``most`` each, apportioned by highest averages."""
+        """Return F_0..F_γ: whole numbers that add up to R, at most ``most`` each, apportioned by highest averages."""
         power = 1 / (1 + self.exponent)
         share = self.acceptance_rate ** (power * np.arange(window + 1))
         share[-1] *= max(1 - self.acceptance_rate, 1e-12) ** -power
         counts = np.zeros(window + 1, int)
         for _ in range(min(self.budget, most * (window + 1))):
-            open_places = counts < most
-            counts[np.argmax(np.where(open_places, share / (counts + 1), -1.0))] += 1
+            counts[np.argmax(np.where(counts < most, share / (counts + 1), -1.0))] += 1
         return counts
-
-
-def _check_budget(budget: int | None) -> None:
-    if budget is not None:
-        whole("budget (branches)", budget, 1, remedy="without a limit pass None")

@@ -17,7 +17,7 @@ from jaxspec.verify.tree import TreeShape
 
 
 def not_numbers(params: Params) -> list[str]:
-    """Names of the arrays that hold NaN or infinity; reads all of them."""
+    """Return the names of the arrays that hold NaN or infinity; reads all of them."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     floating = [(path, leaf) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     bad = [path for path, leaf in floating if not jnp.all(jnp.isfinite(leaf))]
@@ -25,7 +25,7 @@ def not_numbers(params: Params) -> list[str]:
 
 
 def check_pair(target: Model, draft: Model | Draft, window: int) -> tuple[Draft, int]:
-    """The draft made for the target (``draft_for``), and a window of at least one token."""
+    """Return the draft made for the target (``draft_for``), and a window of at least one token."""
     check_dtype(target, "target")
     made = draft_for(target, draft)
     return made, whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
@@ -63,7 +63,7 @@ def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -
     tracks = target.network.config.tracks
     if tracks is not None and tracks.count > 1 and exit_layer not in (meetings := tracks.meetings(count)):
         raise ValueError(f"expected an exit_layer where the target's tracks meet, of {meetings[1:]}, got {exit_layer}")
-    num_candidates = whole("num_candidates", num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
+    num_candidates = check_candidates(target, num_candidates)
     try:
         logits = jax.eval_shape(partial(head, target.network), target.params, hidden_like(target))
     except (TypeError, ValueError) as error:
@@ -75,7 +75,7 @@ def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -
 
 def check_meshes(target: Mesh, draft: Mesh) -> None:
     """Raise ValueError for meshes that share some devices, but not all."""
-    one, other = (set(mesh.devices.flat) for mesh in (target, draft))
+    one, other = set(target.devices.flat), set(draft.devices.flat)
     if one != other and one & other:
         raise ValueError(
             f"expected target and draft on disjoint meshes, or both on one, got {len(one & other)} devices in both; "
@@ -103,10 +103,10 @@ def check_processes(*meshes: Mesh | None) -> None:
         raise ValueError(f"expected one platform for two processes, got {sorted(platforms)}; use devices of one kind")
 
 
-def check_candidates(target: Model, num_candidates: int) -> None:
-    """Raise ValueError for more candidates of the draft's own than its vocabulary has."""
+def check_candidates(target: Model, num_candidates: int, name: str = "num_candidates") -> int:
+    """Check that κ of a message lies below the vocabulary's size; return it as an integer."""
     vocabulary = target.network.config.vocab_size
-    whole("num_candidates of the policy", num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
+    return whole(name, num_candidates, 1, vocabulary - 1, f"the vocabulary has {vocabulary}")
 
 
 #: Branches that a step may roll out for each sequence without an explicit budget.

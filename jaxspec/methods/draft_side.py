@@ -45,13 +45,13 @@ class Standing(NamedTuple):
     text: CommittedText | None = None
 
     def verification(self, features: Features | None = None) -> Verification:
-        """The window, before the verdict; it may be a short one."""
+        """Return the window before its verdict; it may be a short one."""
         tokens = self.window.tokens
         return Verification(tokens, self.position, jnp.sum(tokens >= 0, axis=1), features=features)
 
 
 class DraftState(NamedTuple):
-    """The draft mesh's side: the drafter's state, and that of the sequences."""
+    """The state on the draft's mesh: the drafter's, and that of the sequences."""
 
     drafter: Any
     standing: Standing
@@ -75,11 +75,9 @@ class DraftSide(NamedTuple):
     fallback: Fallback
 
     def branches(self, window: int) -> tuple[int, int]:
-        """Branches rolled out from the draft's own message, and from the exit's."""
-        policy = self.policy
-        ranked = (policy.ahead, policy.num_candidates), (policy.exit, self.num_candidates)
-        ahead, later = (count_roots(ranking, window, kappa) for ranking, kappa in ranked)
-        return ahead, later
+        """Return the numbers of branches rolled out from the draft's own message, and from the exit's."""
+        ahead = count_roots(self.policy.ahead, window, self.policy.num_candidates)
+        return ahead, count_roots(self.policy.exit, window, self.num_candidates)
 
     @property
     def own_candidates(self) -> int:
@@ -87,7 +85,7 @@ class DraftSide(NamedTuple):
         return self.policy.num_candidates if self.policy.ahead else 0
 
     def proposer(self, standing: Standing, seen: Seen) -> Proposer:
-        """How tokens are drawn after ``seen``."""
+        """Return how tokens are drawn after ``seen``."""
         return Proposer(self.acceptance, standing.sampling, seen, self.own_candidates)
 
 
@@ -103,10 +101,10 @@ def draft_begin(
 
 
 def count_roots(ranking: Any, window: int, num_candidates: int) -> int:
-    """R of a ranking; 0 without one."""
+    """Return R of a ranking; 0 without one."""
     if ranking is None:
         return 0
-    return int(jax.eval_shape(ranking, message_like(1, window, num_candidates)).tokens.shape[1])
+    return jax.eval_shape(ranking, message_like(1, window, num_candidates), None).tokens.shape[1]
 
 
 class Rolled(NamedTuple):
@@ -156,15 +154,14 @@ def _rolled(
     ahead: Rolled | None,
     verified: Verification,
 ) -> tuple[Rolled, Any]:
-    """γ tokens from every root; all branches so far."""
+    """Roll out γ tokens from every root; return all branches so far."""
     window = verified.window.shape[1]
     before = standing.seen.along(verified.window).at(roots.accepted)
     proposer = side.proposer(standing, before).after(roots.tokens)
     slots = BranchSlots(0 if ahead is None else ahead.roots.tokens.shape[1], sum(side.branches(window)))
     branches, state = side.drafter.rollout(params, state, verified, roots, window, proposer, slots)
     new = Rolled(roots, branches)
-    both = lambda one, other: jnp.concatenate([one, other], axis=1)  # noqa: E731
-    return new if ahead is None else jax.tree.map(both, ahead, new), state
+    return new if ahead is None else jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), ahead, new), state
 
 
 @partial(jax.jit, static_argnames="side", donate_argnames="state")
@@ -177,7 +174,7 @@ def draft_select(
     received: Array,
     features: tuple[Features | None, Features | None] = (None, None),
 ) -> tuple[DraftState, Array]:
-    """The branch that was right becomes the next window; where none was, the fallback drafts one.
+    """Make the branch that was right the next window; where none was, the fallback drafts one.
 
     Args:
         side: what is fixed.
@@ -200,7 +197,7 @@ def draft_select(
     text = None if standing.text is None else committed(standing.text, verified)
     state = drafter.absorb(params, state, verified)
     need = Need(Pending(verdict.next_token, verdict.position), side.proposer(standing, seen.as_branch()), text)
-    again = lambda: side.fallback(drafter, params, state, window.shape[1], need)  # noqa: E731
+    again = partial(side.fallback, drafter, params, state, window.shape[1], need)
     if rolled is None:
         (following, state), reused = again(), jnp.zeros(window.shape[0], bool)
     else:
@@ -217,12 +214,7 @@ def _chosen(
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
     reused, branch = jnp.any(hit, axis=1), drafter.take(state, branches, jnp.argmax(hit, axis=1))
 
-    def mixed(_: None) -> Drafted:
-        return jax.tree.map(lambda old, new: jnp.where(_like(reused, old), old, new), branch, again()[0])
+    def right(old: Array, new: Array) -> Array:
+        return jnp.where(reused.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
 
-    return jax.lax.cond(jnp.all(reused), lambda _: branch, mixed, None), reused
-
-
-def _like(flags: Array, array: Array) -> Array:
-    """Flags [B] with as many axes as ``array``."""
-    return flags.reshape(-1, *(1,) * (array.ndim - 1))
+    return jax.lax.cond(jnp.all(reused), lambda: branch, lambda: jax.tree.map(right, branch, again()[0])), reused

@@ -37,7 +37,7 @@ class Fallback(Protocol):
         """Whether it needs the committed text, which then is kept on the draft's mesh."""
 
     def __call__(self, drafter: Drafter, params: Params, state: Any, window: int, need: Need) -> tuple[Drafted, Any]:
-        """A window [B, γ] after the root, and the draft's state."""
+        """Return a window [B, γ] after the root, and the draft's state."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Full:
     reads_text = False
 
     def __call__(self, drafter: Drafter, params: Params, state: Any, window: int, need: Need) -> tuple[Drafted, Any]:
-        """As in vanilla speculative decoding."""
+        """Draft as vanilla speculative decoding does."""
         return drafter.propose(params, state, need.root, window, need.proposer)
 
 
@@ -63,10 +63,10 @@ class Short:
     reads_text = False
 
     def __post_init__(self) -> None:
-        whole("length of a short window", self.length, 1)
+        object.__setattr__(self, "length", whole("length of a short window", self.length, 1))
 
     def __call__(self, drafter: Drafter, params: Params, state: Any, window: int, need: Need) -> tuple[Drafted, Any]:
-        """γ tokens where ``length`` is no less."""
+        """Draft ``length`` tokens, at most γ, and fill up the window."""
         length = min(self.length, window)
         drafted, state = drafter.propose(params, state, need.root, length, need.proposer)
         return filled(drafted, window), state
@@ -88,10 +88,10 @@ class NGram:
     reads_text = True
 
     def __post_init__(self) -> None:
-        whole("size of an n-gram", self.size, 1)
+        object.__setattr__(self, "size", whole("size of an n-gram", self.size, 1))
 
     def __call__(self, drafter: Drafter, params: Params, state: Any, window: int, need: Need) -> tuple[Drafted, Any]:
-        """The window is looked up; the draft runs over it once, for its rows and for its first token."""
+        """Look the window up and run the draft over it once, for its rows and for its first token."""
         assert need.text is not None
         looked_up = continuation(need.text, self.size, window)
         return drafter.follow(params, state, need.root, looked_up, need.proposer)

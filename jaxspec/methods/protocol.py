@@ -18,11 +18,11 @@ Watch = Callable[[str, str, Any], None]
 
 
 def unwatched(lane: str, name: str, outputs: Any) -> None:
-    """The default ``Watch``: looks at nothing."""
+    """Ignore the program: the default ``Watch``."""
 
 
 def no_peers(call: Any) -> None:
-    """The default of ``DecodingMethod.check_peers``: there is no other process."""
+    """Check nothing: the default of ``DecodingMethod.check_peers``, where there is no other process."""
 
 
 class DecodingMethod(NamedTuple):
@@ -55,7 +55,7 @@ class DecodingMethod(NamedTuple):
 def method_of(
     target: Model, init: Callable[..., Any], step: Callable[..., Any], window: int, *meshes: Mesh | None
 ) -> DecodingMethod:
-    """A method whose text is the target's."""
+    """Return a method whose text is the target's."""
     config, groups = target.network.config, math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in meshes))
     method = DecodingMethod(init, step, window, config.vocab_size, target.text, groups, config.ends.positions)
     return method._replace(not_numbers=partial(not_numbers, target.params))

@@ -18,16 +18,16 @@ from jaxspec.verify.tree import TreeShape
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """Settings of plain decoding (window 0), speculative decoding (no policy) or Mirror-SD (a policy).
+    """Settings of plain decoding (window 0, no tree), speculative decoding (no policy) or Mirror-SD (a policy).
 
     Attributes:
-        window: γ, tokens drafted per step; 0: plain decoding.
+        window: γ, tokens drafted per step; 0 without a tree: plain decoding.
         policy: what Mirror-SD rolls out ahead; None: speculative decoding, one program on the target's mesh.
         num_candidates: κ, exit tokens sent for each position.
         exit_layer: ℓₑ; None: half of the target's layers.
         acceptance: None: ``acceptance.match()``.
         fallback: what Mirror-SD drafts where no branch matches the verdict.
-        tree: shape that speculative decoding drafts in place of a window; its depth replaces ``window``.
+        tree: shape that speculative decoding drafts; its depth replaces ``window``.
         label: name in tables; default: the method's. Not part of the comparison.
     """
 
@@ -43,7 +43,7 @@ class DecodeSpec:
     @property
     def method(self) -> str:
         """Name of the method: "autoregressive", "speculative" or "mirror"."""
-        if not self.window:
+        if not self.window and self.tree is None:
             return "autoregressive"
         return "speculative" if self.policy is None else "mirror"
 
@@ -60,15 +60,17 @@ class DecodeSpec:
                 device, or the first two for Mirror-SD.
 
         Raises:
-            ValueError: a window without a draft, or what the method refuses.
+            ValueError: a window or tree without a draft, a tree with a policy, or what the method refuses.
         """
         mesh = None if placement is None else placement.target
-        if not self.window:
+        if self.method == "autoregressive":
             return autoregressive(target, mesh)
         if draft is None:
             raise ValueError(
                 f"expected a draft for {self.method} decoding, got none; pass a smaller model with the same tokenizer"
             )
+        if self.policy is not None and self.tree is not None:
+            raise ValueError("expected a tree or a policy, got both; a tree is for speculative decoding: policy=None")
         if self.policy is None:
             return speculative(target, draft, self.window, mesh, acceptance=self.acceptance, tree=self.tree)
         return mirror(
@@ -86,7 +88,10 @@ class DecodeSpec:
 
     def __str__(self) -> str:
         parts = [self.label or self.method]
-        parts += [f"window {self.window}"] if self.window else []
+        if self.tree is not None:
+            parts.append(f"tree of depth {self.tree.max_depth}")
+        elif self.window:
+            parts.append(f"window {self.window}")
         if self.policy is not None and self.policy.exit:
             parts.append(f"{self.num_candidates} candidates at exit {self.exit_layer or 'N/2'}")
         return ", ".join(parts)

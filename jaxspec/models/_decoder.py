@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxspec.models._layers import Layer, norm, project, turning, weight
 from jaxspec.models._partition import partition
-from jaxspec.models._tracks import meet, segments, side_by_side, spread
+from jaxspec.models._tracks import meet, segments, side_by_side
 from jaxspec.models.base import Array, Attend, Model, Network, Params
 from jaxspec.models.config import DecoderConfig
 
@@ -35,7 +35,7 @@ class Decoder(nnx.Module):
         self.config = config
 
     def embed(self, tokens: Array) -> Array:
-        """Token ids [B, T] to x [D, B, T]."""
+        """Embed token ids [B, T]: x [D, B, T]."""
         table, scale = self.embedding[...], self.config.ends.embedding_scale
         scale = self.config.width**0.5 if scale is None else scale
         x = jnp.moveaxis(table[tokens], -1, 0) * jnp.asarray(scale, table.dtype)
@@ -63,16 +63,17 @@ class Decoder(nnx.Module):
         if tracks is None or tracks.count == 1:
             return run(x, layers, Layer.__call__), tuple(cache)
         for segment in segments(tracks, self.config.num_layers, layers):
-            x = meet(x, run(spread(x, tracks.count), segment, side_by_side))
+            copies = jnp.broadcast_to(x[None], (tracks.count, *x.shape))
+            x = meet(x, run(copies, segment, side_by_side))
         return x, tuple(cache)
 
     def final(self, x: Array) -> Array:
-        """Hidden state x [D, B, T] after the final norm (and projection): what the head reads."""
+        """Apply the final norm (and projection) to x [D, B, T]: what the head reads."""
         x = x if self.final_norm is None else self.final_norm(x)
         return x if self.project_out is None else project("ed,dbt->ebt", self.project_out, x)
 
     def logits(self, x: Array) -> Array:
-        """Hidden state x [D, B, T] through the final norm and the head: [V, B, T] float32."""
+        """Apply the final norm and the head to x [D, B, T]: [V, B, T] float32."""
         x = self.final(x)
         head, cap = self.embedding if self.head is None else self.head, self.config.ends.softcap
         logits = jnp.einsum("vd,dbt->vbt", head[...], x, preferred_element_type=jnp.float32)
@@ -81,26 +82,23 @@ class Decoder(nnx.Module):
 
 @lru_cache
 def network(config: DecoderConfig) -> Network:
-    """The decoder as pure functions of plain parameters; no array is made."""
+    """Return the decoder as pure functions of plain parameters; no array is made."""
     graph = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))[0]
 
     def method(name: str, params: Params, *args: Any) -> Any:
-        return getattr(nnx.merge(graph, _to_state(params)), name)(*args)
+        state = {**params, "layers": dict(enumerate(params["layers"]))}
+        return getattr(nnx.merge(graph, state), name)(*args)
 
     embed, blocks, logits, final = (partial(method, name) for name in ("embed", "blocks", "logits", "final"))
     return Network(config, embed, blocks, logits, partition, network, final)
 
 
 def init_params(config: DecoderConfig, key: Array) -> Params:
-    """Fresh parameters as a plain pytree: a dictionary in which ``layers`` is a list."""
+    """Draw fresh parameters, a plain pytree: a dictionary in which ``layers`` is a list."""
     pure = nnx.to_pure_dict(nnx.split(Decoder(config, nnx.Rngs(key)))[1])
     return {**pure, "layers": [pure["layers"][index] for index in range(config.num_layers)]}
 
 
 def decoder(config: DecoderConfig, key: Array) -> Model:
-    """A freshly initialised model: ``Model(network, params)``."""
+    """Return a freshly initialised model: ``Model(network, params)``."""
     return Model(network(config), init_params(config, key))
-
-
-def _to_state(params: Params) -> Params:
-    return {**params, "layers": dict(enumerate(params["layers"]))}

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from jaxspec.models.base import Params
-from jaxspec.models.quantize import Int8
+from jaxspec.models.quantize import Int8, is_int8
 
 #: Tensor parallelism (Megatron) over heads and hidden features, with two all-reduces for each layer; embedding and head
 #: over the vocabulary. Leaves without a name here are replicated.
@@ -31,4 +31,4 @@ def partition(params: Params) -> Params:
             return own
         return Int8(own, PartitionSpec(*own[: leaf.scale.ndim]))  # type: ignore[arg-type]
 
-    return jax.tree_util.tree_map_with_path(spec, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+    return jax.tree_util.tree_map_with_path(spec, params, is_leaf=is_int8)

@@ -40,11 +40,6 @@ def segments(tracks: Tracks, num_layers: int, layers: range) -> list[range]:
     return [range(start, stop) for start, stop in zip(inner, inner[1:], strict=False)]
 
 
-def spread(x: Array, count: int) -> Array:
-    """Copy x [D, B, T] for every track: [n, D, B, T]."""
-    return jnp.broadcast_to(x[None], (count, *x.shape))
-
-
 def meet(x: Array, tracks: Array) -> Array:
     """Return x + Σ_t (h_t − x): what tracks h [n, D, B, T] have added to x [D, B, T]; on a mesh, the one all-reduce."""
     return x + jnp.sum(tracks - x[None], axis=0)

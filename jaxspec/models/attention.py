@@ -19,7 +19,7 @@ CHUNK = 256
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
-    """Zero rows for every layer: keys and values, each [B, G, S, head_size]."""
+    """Return zero rows for every layer: keys and values, each [B, G, S, head_size]."""
     shape = (batch, config.num_kv_heads, capacity, config.head_size)
     return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
 
@@ -42,12 +42,12 @@ def fill(
     taps: tuple[int, ...] = (),
     finish: Callable[[dict[int, Array], Array], Any] = lambda streams, x: None,
 ) -> tuple[Cache, Any]:
-    """A cache with the rows of prompts [B, P]; longer ones are run ``CHUNK`` tokens at a time, in constant memory.
+    """Return a cache with the rows of prompts [B, P]; long ones are run ``CHUNK`` tokens at a time, in constant memory.
 
     Args:
         network: the model.
         params: its parameters.
-        tokens: prompts.
+        tokens: prompts; if longer than ``CHUNK``, a multiple of it.
         capacity: rows of the cache.
         taps: layers i before which the residual stream is kept (``run_layers``).
         finish: (streams by tap, stream after the last layer) of a chunk → leaves [B, T, …] to keep of it.
@@ -75,7 +75,7 @@ def fill(
 
 
 def causal() -> Attend:
-    """Attention of a whole sequence to itself, without memory: training and scoring."""
+    """Return attention of a whole sequence to itself, without memory: training and scoring."""
 
     def attend(queries: Array, keys: Array, values: Array, rows: None, scores: Scores = Scores()) -> tuple[Array, None]:
         positions = jnp.arange(keys.shape[2])
@@ -86,7 +86,7 @@ def causal() -> Attend:
 
 
 def cached(positions: Array, start: Array | None = None) -> Attend:
-    """Attention of tokens at consecutive ``positions`` [B, T] to the cache, into which their rows are written first.
+    """Return attention of tokens at consecutive ``positions`` [B, T] to the cache; their rows are written there first.
 
     If all sequences start at the same position, ``start`` is it.
     """
@@ -100,7 +100,7 @@ def cached(positions: Array, start: Array | None = None) -> Attend:
 
 
 def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: Array | None = None) -> Attend:
-    """Attention of a tree's ``nodes`` to the cache below ``position`` and to their ancestors in the tree.
+    """Return attention of a tree's ``nodes`` to the cache below ``position`` and to their ancestors in the tree.
 
     The row of node n is ``position`` + n until ``keep_path`` moves it. Its position in the sequence, by which sliding
     windows count, is ``position`` + depth.
@@ -152,18 +152,18 @@ def keep_path(cache: Cache, position: Array, path: Array) -> Cache:
 
 
 def visible(capacity: int, positions: Array, window: int | None = None) -> Array:
-    """Rows that queries at ``positions`` [B, T] see, up to their own: a mask [B, T, S]."""
+    """Return the rows that queries at ``positions`` [B, T] see, up to their own: a mask [B, T, S]."""
     return _within(jnp.arange(capacity)[None, None, :], positions[:, :, None], window)
 
 
 def _within(rows: Array, positions: Array, window: int | None) -> Array:
-    """Whether the position of a row is at most ``positions``, and among the last ``window`` up to there."""
+    """Return whether the position of a row is at most ``positions``, and among the last ``window`` up to there."""
     seen = rows <= positions
     return seen if window is None else seen & (rows > positions - window)
 
 
 def attend_cache(queries: Array, rows: Rows, seen: Array, scores: Scores) -> Array:
-    """Attention to rows just extended, of which the last one stays free, whatever the capacity."""
+    """Attend to rows just extended, of which the last one stays free, whatever the capacity."""
     if queries.shape[3] == 1:
         # XLA:CPU extends a cache twice and copies it four times if a single token then reads it as it is.
         rows, seen = jax.tree.map(lambda part: part[:, :, :-1], rows), seen[:, :, :-1]
@@ -171,7 +171,7 @@ def attend_cache(queries: Array, rows: Rows, seen: Array, scores: Scores) -> Arr
 
 
 def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, scores: Scores = Scores()) -> Array:
-    """softmax(cap·tanh(scale·q·kᵀ / cap))·v over the rows that a query sees; the softmax in float32.
+    """Return softmax(cap·tanh(scale·q·kᵀ / cap))·v over the rows that a query sees; the softmax in float32.
 
     Args:
         queries: [B, G, Q, T, head_size].

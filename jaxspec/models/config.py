@@ -212,9 +212,10 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_size", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        optional = {"window": self.attention.window, "embedding_size": self.ends.embedding_size}
+        for name, size in (vars(self) | optional | {"positions": self.ends.positions}).items():
+            if isinstance(size, Integral) and int(size) < 1:
+                raise ValueError(f"expected {name} >= 1, got {size}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"expected num_heads divisible by num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"

@@ -17,7 +17,11 @@ def hidden_like(model: Model) -> Any:
 
 
 def check_dtype(model: Model, name: str) -> None:
-    """Raise ValueError unless the hidden states of a model have a type that is wide enough."""
+    """Check that a model computes in one of ``FLOATS``.
+
+    Raises:
+        ValueError: its hidden states have another type.
+    """
     dtype = hidden_like(model).dtype
     if dtype.name not in FLOATS:
         raise ValueError(f"expected a {name} that computes in one of {', '.join(FLOATS)}, got {dtype}; cast its params")

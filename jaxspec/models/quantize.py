@@ -1,6 +1,6 @@
 """Weights in eight bits, with one scale for every output feature."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,11 @@ class Int8(NamedTuple):
     scale: Array
 
 
+def is_int8(node: Any) -> bool:
+    """Return whether a node of the parameters is a matrix in eight bits."""
+    return isinstance(node, Int8)
+
+
 def quantized_matrix(matrix: np.ndarray | Array) -> Int8:
     """Round a matrix [..., K] to 255 levels for each row."""
     library = np if isinstance(matrix, np.ndarray) else jnp
@@ -40,9 +45,8 @@ def is_quantized(path: tuple) -> bool:
 
 def quantized(params: Params) -> Params:
     """Round the layers' matrices to eight bits; matrices that are already quantised are unchanged."""
-    leaf = lambda node: isinstance(node, Int8)  # noqa: E731
     return jax.tree_util.tree_map_with_path(
-        lambda path, node: quantized_matrix(node) if is_quantized(path) and not leaf(node) else node,
+        lambda path, node: quantized_matrix(node) if is_quantized(path) and not is_int8(node) else node,
         params,
-        is_leaf=leaf,
+        is_leaf=is_int8,
     )

@@ -5,12 +5,4 @@ from jaxspec.text.prompts import token_rows, tokens_of, windows
 from jaxspec.text.stopping import Finish
 from jaxspec.text.tokenizer import train_tokenizer
 
-__all__ = [
-    "Finish",
-    "Text",
-    "sentencepiece",
-    "token_rows",
-    "tokens_of",
-    "train_tokenizer",
-    "windows",
-]
+__all__ = ["Finish", "Text", "sentencepiece", "token_rows", "tokens_of", "train_tokenizer", "windows"]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 #: One message of a conversation: ``{"role": "user", "content": "…"}``.
@@ -47,11 +48,8 @@ def render(template: str, messages: Sequence[Message], special: dict[str, str]) 
     takes_parts = bool(TAKES_PARTS.search(template))
     checked = [_checked(index, message, takes_parts) for index, message in enumerate(messages)]
     try:
-        return (
-            _environment(reject)
-            .from_string(_unmarked(template))
-            .render(messages=checked, add_generation_prompt=True, tools=None, documents=None, **special)
-        )
+        compiled = _environment(reject).from_string(_unmarked(template))
+        return compiled.render(messages=checked, add_generation_prompt=True, tools=None, documents=None, **special)
     except (TemplateError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"expected messages that the chat template accepts, got: {error}") from error
 
@@ -60,12 +58,11 @@ def _environment(reject: Callable[[str], None]) -> Any:
     """Return Jinja's sandbox with the functions that ``transformers`` adds."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    loops = "jinja2.ext.loopcontrols"
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loops])
     environment.globals["raise_exception"] = reject
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.tests["none"] = lambda value: value is None or isinstance(value, NoContent)
     return environment
 

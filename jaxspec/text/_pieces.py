@@ -92,11 +92,8 @@ class Pieces:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decode to text without special tokens and without ids beyond the vocabulary."""
-        names = [self.piece(int(token)) for token in tokens if not self._is_special(int(token))]
-        return self.decoder.decode([name for name in names if name is not None])
-
-    def _is_special(self, token: int) -> bool:
-        return token in self.added and self.added[token].special
+        kept = [token for token in map(int, tokens) if not (token in self.added and self.added[token].special)]
+        return self.decoder.decode([name for name in map(self.piece, kept) if name is not None])
 
 
 def read_pieces(path: Path, about: Mapping[str, Any], added: Mapping[int, AddedToken], named: Sequence[str]) -> Pieces:
@@ -124,11 +121,12 @@ def read_pieces(path: Path, about: Mapping[str, Any], added: Mapping[int, AddedT
     tokens = {number: AddedToken(name, normalized=False, special=True) for number, name in special.items()}
     tokens |= {number: unnormalized(token, number in special) for number, token in added.items()}
     ids = {token.content: number for number, token in tokens.items()}
-    prefix = own_prefix(processor) and about.get("add_prefix_space") is not False
+    # Whether the model adds a space before a text.
+    prefix = str(processor.id_to_piece(processor.encode("a")[0])).startswith(SPACE)
     return Pieces(
         model,
         tokens,
-        prefix,
+        prefix and about.get("add_prefix_space") is not False,
         about.get("legacy") is not False,
         _end(about, ids, "bos_token", processor.bos_id(), default=True),
         _end(about, ids, "eos_token", processor.eos_id(), default=False),
@@ -144,11 +142,6 @@ def processor_of(model: bytes) -> Any:
             "tokenizer.model needs the sentencepiece library: pip install 'jaxfed-jaxspec[huggingface]'"
         ) from error
     return SentencePieceProcessor(model_proto=model)
-
-
-def own_prefix(processor: Any) -> bool:
-    """Return whether the model adds a space before a text."""
-    return str(processor.id_to_piece(processor.encode("a")[0])).startswith(SPACE)
 
 
 def unnormalized(token: AddedToken, special: bool) -> AddedToken:

@@ -49,7 +49,7 @@ class Schedule:
     ) -> dict[str, np.ndarray]:
         """Draw random windows of a flat token array, a function of (seed, step) alone: ``tokens`` [B, T + 1].
 
-        Each begins with the tokens ``first``, for example ``windows.prompt_prefix`` of the tokenizer.
+        Each begins with the tokens ``first``, for example ``text.prompts.prompt_prefix`` of the tokenizer.
         """
         generator = np.random.default_rng((seed, step))
         starts = generator.integers(0, len(corpus) - self.sequence_length, self.batch_size)
@@ -80,7 +80,7 @@ def fit(
     """Minimise ``loss_fn`` over ``schedule.steps`` batches ``batch_fn(step)`` and return the parameters.
 
     With a ``directory`` the state is saved every ``save_every`` steps. A later call with the same arguments resumes
-    from the last good step. Ctrl-C saves before it ends.
+    from the last good step. Ctrl-C saves before it ends, if the parameters are finite.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
@@ -100,8 +100,8 @@ def fit(
             for step in bar:
                 state, loss, aux = step_fn(state, dict(batch_fn(step)), jax.random.fold_in(key, step))
                 done = step + 1
-                saving = writer is not None and (done % save_every == 0 or done == schedule.steps)
-                if done % 20 == 0 or done == schedule.steps or saving:
+                saving = done % save_every == 0 or done == schedule.steps
+                if done % 20 == 0 or saving:
                     _check_finite(step, loss, state.params)
                     bar.set_postfix({"loss": f"{float(loss):.3f}", **{name: f"{float(aux[name]):.3f}" for name in aux}})
                 if writer is not None and saving:
@@ -115,6 +115,8 @@ def fit(
 
 def _save_interrupted(writer: checkpoint.Writer, directory: str | Path, state: TrainState, label: str) -> None:
     writer.wait()
+    if not _finite(state.params):
+        return
     done = int(state.step)
     if checkpoint.latest(directory) != done:
         writer.save(done, state)
@@ -136,5 +138,9 @@ def _step(loss_fn: LossFn, optimiser: Any, state: TrainState, batch: Any, key: A
 
 def _check_finite(step: int, loss: Array, params: Params) -> None:
     """Check the loss and the parameters before they are saved."""
-    if not np.isfinite(float(loss)) or not np.isfinite(float(optax.tree.norm(params))):
+    if not np.isfinite(float(loss)) or not _finite(params):
         raise FloatingPointError(f"step {step}: the loss is {float(loss)}; lower the learning rate or check the batch")
+
+
+def _finite(params: Params) -> bool:
+    return bool(np.isfinite(float(optax.tree.norm(params))))

@@ -120,8 +120,13 @@ def bits_per_character(model: Model, corpus: np.ndarray, characters: int, length
 
     Windows do not overlap, so the first tokens of each have little context. The incomplete last window is left out.
     Each begins with the tokens that the model's tokenizer puts before a prompt.
+
+    Raises:
+        ValueError: fewer tokens than one window.
     """
     count = (len(corpus) - 1) // length
+    if count < 1:
+        raise ValueError(f"expected more than {length} tokens, got {len(corpus)}; use a longer text")
     windows = corpus[: count * length + 1][np.arange(count)[:, None] * length + np.arange(length + 1)[None]]
     windows = with_prefix(windows, prompt_prefix(model.text))
     loss = jax.jit(

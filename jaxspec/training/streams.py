@@ -19,13 +19,16 @@ def streaming_loss(network: Network) -> LossFn:
     """Build the cross-entropy of the next token and of the tokens that the streams predict after it; nats per token.
 
     L = CE(main; y_{t+1}) + (1/k)·Σ_j CE(stream j; y_{t+1+j}) at every position t of ``tokens`` [B, T]. A batch may
-    have the target's output, ``labels`` or ``top_tokens`` and ``top_logs`` as for ``distillation_loss``: the main
-    stream is trained on these, the others on the labels. Without them the labels are the text itself, up to the first
-    −1.
+    have the target's output, ``labels`` and also ``top_tokens`` and ``top_logs`` as for ``distillation_loss``: the main
+    stream is trained on these, the others on the labels. Without ``labels`` they are the text, up to the first −1.
 
     Source: Speculative Streaming (arXiv 2402.11131), §3.1, without its weights.
+
+    Raises:
+        ValueError: a network without streams.
     """
-    assert isinstance(network, StreamingNetwork)
+    if not isinstance(network, StreamingNetwork):
+        raise ValueError("expected a draft with streams, got a plain one; make one with jaxspec.streaming(draft)")
     count, layers = network.count, network.config.num_layers
     attends = causal(), causal_streams(count)
 
@@ -57,7 +60,7 @@ def _stream_loss(logits: Array, batch: Mapping[str, Array], ahead: int) -> tuple
 
 @singledispatch
 def draft_loss(network: Network) -> LossFn:
-    """The loss that trains a draft of this kind: ``distillation_loss``, or ``streaming_loss`` for one with streams."""
+    """Return the loss that trains such a draft: ``distillation_loss``, or ``streaming_loss`` for one with streams."""
     return distillation_loss(network)
 
 
@@ -88,12 +91,9 @@ def fit_streams(
     Raises:
         ValueError: a draft without streams, or rows too short for them.
     """
-    network, count = draft.network, num_streams(draft.network)
-    if not count:
-        raise ValueError("expected a draft with streams, got a plain one; make one with jaxspec.streaming(draft)")
+    loss, params, count = streaming_loss(draft.network), draft.params, num_streams(draft.network)
     if tokens.ndim != 2 or tokens.shape[1] < count + 3:
         raise ValueError(f"expected tokens [n, T] with T >= {count + 3} (streams + 3), got shape {tokens.shape}")
-    loss, params = streaming_loss(network), draft.params
 
     def batch(step: int) -> dict[str, Any]:
         rows = np.random.default_rng((seed, step)).integers(0, len(tokens), schedule.batch_size)

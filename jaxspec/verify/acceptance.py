@@ -59,7 +59,7 @@ class Acceptance(NamedTuple):
 
 @lru_cache
 def match(shared_noise: bool = True) -> Acceptance:
-    """Sample and match: a drafted token is accepted if it is the one that the target draws with its own noise.
+    """Sample and match: accept a drafted token if it is the one that the target draws with its own noise.
 
     The output is, token for token, what plain decoding with the same seed gives.
 
@@ -101,7 +101,7 @@ def match(shared_noise: bool = True) -> Acceptance:
 
 @lru_cache
 def ratio(top: int = 64) -> Acceptance:
-    """Speculative sampling: ŷ ~ q is accepted with probability min(1, p(ŷ)/q(ŷ)), else y ~ (p − q)₊ is drawn.
+    """Sample speculatively: accept ŷ ~ q with probability min(1, p(ŷ)/q(ŷ)), else draw y ~ (p − q)₊.
 
     Both distributions after filters and penalties. The draft draws from its ``top`` most likely tokens, renormalised
     first, so only these cross to the target, and the output has the target's distribution. At temperature 0 it is
@@ -173,12 +173,12 @@ def _by_ratio(
 
 
 def acceptance_probability(target: Array, draft: Array) -> Array:
-    """min(1, p(ŷ)/q(ŷ)) of the drafted token's probabilities."""
+    """Return min(1, p(ŷ)/q(ŷ)) of the drafted token's probabilities."""
     return jnp.minimum(1.0, target / jnp.maximum(draft, jnp.finfo(draft.dtype).tiny))
 
 
 def residual(target: Array, draft: Array) -> Array:
-    """(p − q)₊ over the vocabulary (axis 0), unnormalised: distribution of the token that replaces a rejected one.
+    """Return (p − q)₊ over the vocabulary (axis 0), unnormalised: the distribution of a rejected token's replacement.
 
     Where nothing is left (p = q, so that nothing is ever rejected, or rounding), p itself.
     """
@@ -187,7 +187,7 @@ def residual(target: Array, draft: Array) -> Array:
 
 
 def dense(probabilities: DraftProbabilities, vocabulary: int) -> Array:
-    """A draft's distribution over the whole vocabulary: [V, B, T]."""
+    """Return a draft's distribution over the whole vocabulary: [V, B, T]."""
     batch, length, _ = probabilities.tokens.shape
     rows = jnp.zeros((batch, length, vocabulary), probabilities.log_probabilities.dtype)
     index = jnp.arange(batch)[:, None, None], jnp.arange(length)[None, :, None], probabilities.tokens

@@ -40,7 +40,7 @@ class AffineLens(NamedTuple):
 
 
 def init_affine_lens(width: int, rank: int, key: Array) -> AffineLens:
-    """An affine lens that starts as the logit lens: U and b are zero."""
+    """Return an affine lens that starts as the logit lens: U and b are zero."""
     return AffineLens(
         jax.random.normal(key, (rank, width)) * width**-0.5, jnp.zeros((width, rank)), jnp.zeros((width,))
     )

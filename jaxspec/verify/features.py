@@ -38,14 +38,14 @@ class Features(NamedTuple):
         return all(tap is not None for tap in self.taps)
 
     def at(self, index: Array) -> "Features":
-        """Features at positions ``index`` [B, R] of each sequence: [B, R, D]."""
+        """Return the features at positions ``index`` [B, R] of each sequence: [B, R, D]."""
         return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index[..., None], axis=1), self)
 
 
 def gathered(
     network: Network, params: Params, reads: Reads, streams: dict[int, Array], x: Array | None = None
 ) -> Features | None:
-    """Features from streams [D, B, T] by tap, and from the last one ``x`` once it is there; None if nothing is read."""
+    """Gather streams [D, B, T] by tap, and the last one ``x`` once it is there; None if nothing is read."""
     if reads == Reads():
         return None
     rows = {tap: jnp.moveaxis(stream, 0, -1) for tap, stream in streams.items()}
@@ -57,7 +57,7 @@ def gathered(
 
 
 def joined(early: Features | None, late: Features | None) -> Features | None:
-    """Features that arrived in two messages."""
+    """Join features that arrived in two messages."""
     if early is None or late is None:
         return late if early is None else early
     taps = tuple(one if other is None else other for one, other in zip(early.taps, late.taps, strict=True))
@@ -65,7 +65,7 @@ def joined(early: Features | None, late: Features | None) -> Features | None:
 
 
 def check_reads(network: Network, reads: Reads) -> None:
-    """Raise ValueError unless a target has the hidden states that a draft reads."""
+    """Check that a target has the hidden states that a draft reads; raise ValueError if not."""
     count, tracks = network.config.num_layers, network.config.tracks
     if list(reads.taps) != sorted(set(reads.taps)) or not all(0 <= tap <= count for tap in reads.taps):
         raise ValueError(f"expected ascending taps from 0 to {count} (layers of the target), got {reads.taps}")

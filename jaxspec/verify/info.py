@@ -46,16 +46,16 @@ TEMPLATE = StepRecord((np.int32, True), (np.float32, True), *[(np.int32, False)]
 def step_record(
     choices: Choices, window: Array, verdict: Verdict, num_emitted: Array, sent: Array | None = None
 ) -> Array:
-    """The packed record of a step with this window; ``sent`` is the exit's packed message, if there was one."""
+    """Pack the record of a step with this window; ``sent`` is the exit's packed message, if there was one."""
     invalid = jnp.sum(window == INVALID, axis=1, dtype=jnp.int32)
-    # Token ids below 2³¹ − 2²³, read as floats, are numbers: NaN in a message is the NaN of a score.
-    scores = None if sent is None else jax.lax.bitcast_convert_type(sent, jnp.float32)
-    exits = jnp.zeros_like(invalid) if scores is None else jnp.any(jnp.isnan(scores), axis=1)
+    exits = jnp.zeros_like(invalid)
+    if sent is not None:  # token ids below 2³¹ − 2²³, read as floats, are numbers: a NaN is that of a score
+        exits = jnp.any(jnp.isnan(jax.lax.bitcast_convert_type(sent, jnp.float32)), axis=1)
     return pack(StepRecord(*choices, num_emitted, verdict.num_accepted, invalid, exits))
 
 
 def unpack_record(packed: np.ndarray) -> StepRecord:
-    """The fields of a packed record, on the host."""
+    """Unpack the fields of a record, on the host."""
     wide = [has_positions for _, has_positions in TEMPLATE]
     positions = (packed.shape[1] - wide.count(False)) // wide.count(True)
     cuts = np.cumsum([positions if has_positions else 1 for has_positions in wide])[:-1]
@@ -77,7 +77,7 @@ class StepInfo(NamedTuple):
     reused: Array | None = None
 
     def read(self) -> "StepInfo":
-        """On the host; waits for the step."""
+        """Return it on the host; wait for the step."""
         return StepInfo(np.asarray(self.packed), None if self.reused is None else np.asarray(self.reused))  # type: ignore[arg-type]
 
     @property

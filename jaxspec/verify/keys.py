@@ -13,7 +13,7 @@ TOKEN, TEST, RESIDUAL, DRAFT = range(4)
 
 
 def noise_keys(seed: Array, positions: Array, purpose: int) -> Array:
-    """One key per position: seed [B], positions [B, T] below 2³⁰ → typed keys [B, T].
+    """Return one key per position: seed [B], positions [B, T] below 2³⁰ → typed keys [B, T].
 
     Threefry's key is two words: the seed, and position and purpose. No key is derived from another. Threefry scatters
     keys that differ in one bit as well as any (Salmon et al., SC 2011), and jax's defaults change nothing.
@@ -24,11 +24,11 @@ def noise_keys(seed: Array, positions: Array, purpose: int) -> Array:
 
 
 def gumbel(seed: Array, positions: Array, count: int, purpose: int = TOKEN) -> Array:
-    """Gumbel noise at every position, indexed by token id: [count, B, T]."""
+    """Draw Gumbel noise at every position, indexed by token id: [count, B, T]."""
     draw = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (count,))))
     return jnp.moveaxis(draw(noise_keys(seed, positions, purpose)), -1, 0)
 
 
 def uniform(seed: Array, positions: Array) -> Array:
-    """One number in [0, 1) at every position, for the acceptance test: [B, T]."""
+    """Draw one number in [0, 1) at every position, for the acceptance test: [B, T]."""
     return jax.vmap(jax.vmap(jax.random.uniform))(noise_keys(seed, positions, TEST))

@@ -30,7 +30,7 @@ class Roots(NamedTuple):
 
 
 def message_like(batch: int, window: int, num_candidates: int) -> Message:
-    """Shapes and dtypes of a message."""
+    """Return shapes and dtypes of a message."""
     slots = batch, window + 1, num_candidates
     shape: Any = jax.ShapeDtypeStruct
     return Message(shape(slots, jnp.int32), shape(slots, jnp.float32), shape((batch, window), jnp.float32))
@@ -47,7 +47,7 @@ def exit_message(logits: Array, window: Array, num_candidates: int) -> Message:
 
 
 def likely(logits: Array, drafted: Array, num_candidates: int) -> Message:
-    """The best tokens of logits [V, B, T] except the ``drafted`` one [B, T] (−1: none), and its log-probability."""
+    """Return the best tokens of logits [V, B, T] but the ``drafted`` one [B, T] (−1: none), and its log-probability."""
     log_probabilities = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
     is_drafted = jnp.arange(logits.shape[0])[None, None] == drafted[:, :, None]
     scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_probabilities), num_candidates)
@@ -56,7 +56,7 @@ def likely(logits: Array, drafted: Array, num_candidates: int) -> Message:
 
 
 def join(window: Message, bonus: Message, count: Array) -> Message:
-    """The message of ``count`` [B] drafted positions, of γ at most, and of the one behind them, [B, 1, κ]."""
+    """Join the message of ``count`` [B] drafted positions, of γ at most, and that of the one behind them, [B, 1, κ]."""
     behind = (jnp.arange(window.tokens.shape[1] + 1)[None] == count[:, None])[..., None]
     both = lambda one, other: jnp.where(behind, other, jnp.pad(one, ((0, 0), (0, 1), (0, 0))))  # noqa: E731
     return Message(both(window.tokens, bonus.tokens), both(window.scores, bonus.scores), window.drafted)

@@ -25,7 +25,7 @@ def target_prefix(
     progress: Progress,
     window: Array,
 ) -> tuple[Array, Cache, Array, Features | None]:
-    """The compiled prefix: x, rows of layers 1..ℓₑ, the packed message of the exit ``head``, and early features."""
+    """Run the prefix: x, rows of layers 1..ℓₑ, the packed message of the exit ``head``, and early features."""
     x, cache, features = prefix_pass(target, params, cache, progress, window, exit_layer)
     seen, at = progress.seen.along(window), positions_of(progress, window)
     scores = perturbed(head(target.network, params, x), progress.sampling, at, seen)
@@ -44,7 +44,7 @@ def target_suffix(
     probabilities: Any,
     sent: Array | None = None,
 ) -> tuple[Cache, Progress, Array, Array, Features | None]:
-    """The compiled suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and late features."""
+    """Run the suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and late features."""
     x, cache, features = suffix_pass(target, params, cache, progress, x, exit_layer)
     choices = choose(target, params, progress, x, window, probabilities)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
@@ -55,7 +55,7 @@ def target_suffix(
 def target_whole(
     target: Target, params: Params, cache: Cache, progress: Progress, window: Array, probabilities: Any
 ) -> tuple[Cache, Progress, Array, Array, Features | None]:
-    """Prefix and suffix as one program, without a message; returns what ``target_suffix`` does, for all layers."""
+    """Run prefix and suffix as one program, without a message; returns what ``target_suffix`` does, for all layers."""
     x, cache, features = prefix_pass(target, params, cache, progress, window, target.num_layers)
     choices = choose(target, params, progress, x, window, probabilities)
     progress, verdict, emitted = advance(progress, window, choices.tokens)

@@ -42,22 +42,22 @@ class SamplingArrays(NamedTuple):
 
 
 def greedy(logits: Array) -> Array:
-    """The most likely token of logits [V, B, T]: [B, T] int32; the lowest id among equals."""
+    """Return the most likely token of logits [V, B, T]: [B, T] int32; the lowest id among equals."""
     return jnp.argmax(logits, axis=0).astype(jnp.int32)
 
 
 def guess(scores: Array) -> Array:
-    """A draft's most likely token, [B, T] int32, of scores [V, B, T]; ``INVALID`` where they hold NaN or infinity."""
+    """Return the best token [B, T] int32 of a draft's scores [V, B, T]; ``INVALID`` where these are not numbers."""
     return jnp.where(are_numbers(scores), greedy(scores), INVALID)
 
 
 def are_numbers(scores: Array) -> Array:
-    """Whether scores [V, B, T] can be compared: [B, T] bool. Single tokens may be ruled out by −∞, not all."""
+    """Return whether scores [V, B, T] can be compared: [B, T] bool. Single tokens may be ruled out by −∞, not all."""
     return jnp.isfinite(jnp.max(scores, axis=0))
 
 
 def penalised(logits: Array, penalty: Array, seen: Seen) -> Array:
-    """Logits [V, B, T], lowered for the tokens of ``seen`` [B, T or 1, V] (CTRL, arXiv 1909.05858, §4.1)."""
+    """Lower logits [V, B, T] for the tokens of ``seen`` [B, T or 1, V] (CTRL, arXiv 1909.05858, §4.1)."""
     if seen.marks is None:
         return logits
     factor, marks = penalty[None, :, None], jnp.moveaxis(seen.marks, -1, 0)
@@ -65,9 +65,10 @@ def penalised(logits: Array, penalty: Array, seen: Seen) -> Array:
 
 
 def filtered(logits: Array, sampling: SamplingArrays) -> Array:
-    """Logits [V, B, T] over the temperature, −∞ where top-k, top-p or min-p (in this order) leave a token out.
+    """Divide logits [V, B, T] by the temperature; −∞ where top-k, top-p or min-p (in this order) leave a token out.
 
-    Tokens that tie with the last one kept are kept. At temperature 0 the logits are returned as they are.
+    Tokens that tie with the last one kept are kept. At temperature 0 the logits are not divided, and callers ignore the
+    result: filters may or may not be applied.
     """
     s = sampling
     scaled = logits / jnp.where(s.temperature > 0, s.temperature, 1.0)[None, :, None]
@@ -106,7 +107,7 @@ def _keep(values: Array, enough: Callable[[Array], Array]) -> Array:
 def perturbed(
     logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen(), depth: Any = None
 ) -> Array:
-    """Filtered logits plus noise, [V, B, T], whose argmax is the token; at temperature 0 the (penalised) logits.
+    """Return filtered logits plus noise, [V, B, T], whose argmax is the token; at temperature 0 the (penalised) logits.
 
     Args:
         logits: [V, B, T].
@@ -131,11 +132,11 @@ def perturbed(
 
 
 def draw(logits: Array, sampling: SamplingArrays | None, positions: Array, seen: Seen = Seen()) -> Array:
-    """The token at each position: [B, T] int32; the arguments are those of ``perturbed``."""
+    """Draw the token at each position: [B, T] int32; the arguments are those of ``perturbed``."""
     return greedy(perturbed(logits, sampling, positions, seen))
 
 
 def log_probability(logits: Array, tokens: Array) -> Array:
-    """log softmax(logits [V, B, T]) of tokens [B, T]: the model's own distribution, unfiltered, at temperature 1."""
+    """Return log softmax(logits [V, B, T]) of tokens [B, T]: the model's own, unfiltered, at temperature 1."""
     chosen = jnp.arange(logits.shape[0])[:, None, None] == tokens[None]
     return jnp.sum(jnp.where(chosen, logits, 0.0), axis=0) - jax.nn.logsumexp(logits, axis=0)

@@ -18,39 +18,40 @@ class Seen(NamedTuple):
     marks: Any = None
 
     def add(self, tokens: Array, count: Array) -> "Seen":
-        """Marks [B, V] with the first ``count`` [B] of ``tokens`` [B, T] added."""
+        """Add the first ``count`` [B] of ``tokens`` [B, T] to marks [B, V]; likewise with more leading axes."""
         if self.marks is None:
             return self
-        new = jnp.arange(tokens.shape[1])[None] < count[:, None]
-        return Seen(self.marks | jnp.any(_is(tokens, self.marks.shape[-1]) & new[..., None], axis=1))
+        new = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1) < count[..., None]
+        return Seen(self.marks | jnp.any(is_token(tokens, self.marks.shape[-1]) & new[..., None], axis=-2))
 
     def along(self, window: Array) -> "Seen":
-        """Marks [B, γ+1, V] at each position of a window [B, γ]: of the text [B, V] and the window before it."""
+        """Return marks [B, γ+1, V] at each position of a window [B, γ]: of the text [B, V] and the window before it."""
         if self.marks is None:
             return self
-        drafted = jax.lax.associative_scan(jnp.logical_or, _is(window, self.marks.shape[-1]), axis=1)
+        drafted = jax.lax.associative_scan(jnp.logical_or, is_token(window, self.marks.shape[-1]), axis=1)
         return Seen(self.marks[:, None] | jnp.pad(drafted, ((0, 0), (1, 0), (0, 0))))
 
     def with_token(self, tokens: Array) -> "Seen":
-        """Marks [B, R, V] with one more token of each branch added, tokens [B, R]."""
-        return self if self.marks is None else Seen(self.marks | _is(tokens, self.marks.shape[-1]))
+        """Add one more token of each branch, tokens [B, R], to marks [B, R, V]."""
+        return self if self.marks is None else Seen(self.marks | is_token(tokens, self.marks.shape[-1]))
 
     def at(self, index: Array) -> "Seen":
-        """The marks [B, R, V] at positions ``index`` [B, R] of marks [B, T, V]."""
+        """Return the marks [B, R, V] at positions ``index`` [B, R] of marks [B, T, V]."""
         return self if self.marks is None else Seen(jnp.take_along_axis(self.marks, index[..., None], axis=1))
 
     def as_branch(self) -> "Seen":
-        """Marks [B, V] as those of one branch: [B, 1, V]."""
+        """Return marks [B, V] as those of one branch: [B, 1, V]."""
         return self if self.marks is None else Seen(self.marks[:, None])
 
     def columns(self, columns: range) -> "Seen":
-        """Some of the marks [B, T, V]."""
+        """Return some of the marks [B, T, V]."""
         return self if self.marks is None else Seen(self.marks[:, columns.start : columns.stop])
 
     def last(self) -> "Seen":
-        """The marks at the last position: [B, T, V] → [B, 1, V]."""
+        """Return the marks at the last position: [B, T, V] → [B, 1, V]."""
         return self if self.marks is None else Seen(self.marks[:, -1:])
 
 
-def _is(tokens: Array, vocabulary: int) -> Array:
-    return tokens[..., None] == jnp.arange(vocabulary)[None, None]
+def is_token(tokens: Array, vocabulary: int) -> Array:
+    """Mark each of tokens [...] in the vocabulary: [..., V] bool."""
+    return tokens[..., None] == jnp.arange(vocabulary).reshape(*(1,) * tokens.ndim, -1)

@@ -98,7 +98,7 @@ def prefill(
 def prefix_pass(
     target: Target, params: Params, cache: Cache, progress: Progress, window: Array, stop: int
 ) -> tuple[Array, Cache, Features | None]:
-    """Layers 1..``stop`` over the last committed token and the window [B, γ] (< 0: not drafted).
+    """Run layers 1..``stop`` over the last committed token and the window [B, γ] (< 0: not drafted).
 
     Returns:
         x [D, B, γ+1], the rows of these layers, and the features at these layers.
@@ -110,7 +110,7 @@ def prefix_pass(
 def suffix_pass(
     target: Target, params: Params, cache: Cache, progress: Progress, x: Array, start: int
 ) -> tuple[Array, Cache, Features | None]:
-    """Layers ``start``+1..N over x [D, B, γ+1]; returns what ``prefix_pass`` does."""
+    """Run layers ``start``+1..N over x [D, B, γ+1]; return what ``prefix_pass`` does."""
     return _run(target, params, x, cache, progress, range(start, target.num_layers))
 
 
@@ -128,7 +128,7 @@ def _run(
 def tree_pass(
     target: Target, params: Params, cache: Cache, progress: Progress, tree: Tree
 ) -> tuple[Choices, Verdict, Array, Cache, Features | None]:
-    """All layers over the nodes of a tree [B, N], the target's choice after each, and the path that they confirm.
+    """Run all layers over a tree's nodes [B, N]; choose the target's token after each, and the path that they confirm.
 
     Returns:
         Choices along the path [B, D+1], the verdict, the path's nodes [B, D+1], the cache with the path's rows, and the
@@ -153,7 +153,7 @@ def tree_pass(
 def choose(
     target: Target, params: Params, progress: Progress, x: Array, window: Array, probabilities: Any = None
 ) -> Choices:
-    """The target's choice after the last committed token and each of the window [B, γ], from r_N = x [D, B, γ+1].
+    """Choose the target's token after the last committed one and each of the window [B, γ]: r_N = x [D, B, γ+1].
 
     Args:
         target: network and rule.
@@ -170,17 +170,17 @@ def choose(
 
 
 def positions_of(progress: Progress, window: Array) -> Array:
-    """Positions of the tokens that are chosen after the last committed one and each of the window: [B, γ+1]."""
+    """Return positions of the tokens chosen after the last committed one and each of the window: [B, γ+1]."""
     return progress.position[:, None] + 1 + jnp.arange(window.shape[1] + 1)[None]
 
 
 def advance(progress: Progress, window: Array, choices: Array) -> tuple[Progress, Verdict, Array]:
-    """Verdict on a window, progress after it, and how many tokens it adds: A + 1, cut at the limit."""
+    """Return progress after a window, the verdict on it, and how many tokens it adds: A + 1, cut at the limit."""
     return advanced(progress, choices, longest_match(window, choices, progress.position))
 
 
 def advanced(progress: Progress, choices: Array, verdict: Verdict) -> tuple[Progress, Verdict, Array]:
-    """Progress after a verdict; the first A + 1 of ``choices`` are the new text."""
+    """Return what ``advance`` does for a given verdict; the first A + 1 of ``choices`` are the new text."""
     emitted = jnp.minimum(verdict.num_accepted + 1, progress.limit - progress.position)
     newest = jnp.take_along_axis(choices, jnp.maximum(emitted - 1, 0)[:, None], axis=1)[:, 0]
     last = jnp.where(emitted > 0, newest, progress.last)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.models.base import Array
-from jaxspec.verify.seen import Seen
+from jaxspec.verify.seen import Seen, is_token
 from jaxspec.verify.verdict import Verdict
 
 
@@ -44,7 +44,7 @@ class TreeShape:
     parents: tuple[int, ...]
 
     def tree(self, tokens: Array) -> Tree:
-        """With tokens [B, N]."""
+        """Return it with tokens [B, N]."""
         return Tree(tokens, self.depth[None], self.ancestors[None], self.paths[None])
 
     @property
@@ -85,17 +85,17 @@ class TreeShape:
         return np.asarray([self.parents[:node].count(parent) for node, parent in enumerate(self.parents)])
 
     def level(self, depth: int) -> range:
-        """Nodes of a depth."""
+        """Return the nodes of a depth."""
         nodes = np.flatnonzero(self.depth == depth)
         return range(int(nodes[0]), int(nodes[-1]) + 1)
 
 
 def seen_along_paths(seen: Seen, tree: Tree) -> Seen:
-    """Marks [B, N, V] of what the text holds at each node: those of the text [B, V], and of the node's path."""
+    """Return marks [B, N, V] of what the text holds at each node: those of the text [B, V], and of the node's path."""
     if seen.marks is None:
         return seen
-    is_token = tree.tokens[..., None] == jnp.arange(seen.marks.shape[-1])[None, None]
-    on_path = jnp.any(jnp.asarray(tree.ancestors)[..., None] & is_token[:, None], axis=2)
+    marks = is_token(tree.tokens, seen.marks.shape[-1])
+    on_path = jnp.any(jnp.asarray(tree.ancestors)[..., None] & marks[:, None], axis=2)
     return Seen(seen.marks[:, None] | on_path)
 
 

@@ -23,13 +23,13 @@ class Verdict(NamedTuple):
 
 
 def verdict_like(batch: int) -> Verdict:
-    """Shapes and dtypes of a verdict."""
+    """Return shapes and dtypes of a verdict."""
     field: Any = jax.ShapeDtypeStruct((batch,), jnp.int32)
     return Verdict(field, field, field)
 
 
 def longest_match(window: Array, choices: Array, position: Array) -> Verdict:
-    """A = length of the longest prefix in which ŷⱼ = yⱼ; c = y_{A+1}.
+    """Return A = length of the longest prefix in which ŷⱼ = yⱼ; c = y_{A+1}.
 
     Args:
         window: ŷ₁..ŷ_γ, drafted tokens: [B, γ].

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxspec import models
 from jaxspec.drafts.streams import init_streams, limited, num_streams, streaming_network
 from jaxspec.models.base import Array, Model, Params
-from jaxspec.models.config import Block, DecoderConfig, Ends
+from jaxspec.models.config import DecoderConfig, Ends
 
 
 def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
@@ -71,7 +71,6 @@ def _grown_streams(model: Model, width: int, depth: int, seed: int) -> Model:
 
 def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig:
     """Return the grown configuration; ε and embedding scale compensate for the width of the residual stream."""
-    block: Block = replace(config.block, epsilon=config.block.epsilon / width)
     scale = config.width**0.5 if config.ends.embedding_scale is None else config.ends.embedding_scale
     return replace(
         config,
@@ -80,7 +79,7 @@ def grown_config(config: DecoderConfig, width: int, depth: int) -> DecoderConfig
         num_heads=config.num_heads * width,
         num_kv_heads=config.num_kv_heads * width,
         hidden=config.hidden * width,
-        block=block,
+        block=replace(config.block, epsilon=config.block.epsilon / width),
         ends=replace(config.ends, embedding_scale=scale),
     )
 

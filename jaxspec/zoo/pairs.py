@@ -68,13 +68,12 @@ def _load(folder: Any) -> Pair:
     _check_layers(about, len(weights))
     models = {name: _model(build(DecoderConfig, about[name]), name, weights) for name in ("target", "draft")}
     lens = {key.split(".")[1]: jnp.asarray(value, jnp.float32) for key, value in weights.items() if key[:5] == "exit."}
-    exit_head = AffineLens(**lens) if lens else LogitLens()
     with reading(folder / "tokenizer.json", "a tokenizer"):
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text("utf-8"))
     models = {name: model._replace(text=Text.of(tokenizer)) for name, model in models.items()}
     return Pair(
         **models,
-        exit=exit_head,
+        exit=AffineLens(**lens) if lens else LogitLens(),
         exit_layer=about["exit_layer"],
         tokenizer=tokenizer,
         figures=about["figures"],
@@ -87,7 +86,7 @@ def save(pair: Pair, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trees = {"target": pair.target.params, "draft": pair.draft.params, "exit": pair.exit._asdict()}
-    weights = {name: leaf.astype(jnp.bfloat16) for prefix, tree in trees.items() for name, leaf in _named(prefix, tree)}
+    weights = {name: leaf.astype(jnp.bfloat16) for name, leaf in _named(trees)}
     safetensors.save_file(weights, folder / "pair.safetensors")
     configs = {name: asdict(getattr(pair, name).network.config) for name in ("target", "draft")}
     about = {**configs, "exit_layer": pair.exit_layer, "figures": pair.figures}
@@ -122,18 +121,15 @@ def _check_layers(about: dict[str, Any], most: int) -> None:
             raise ValueError(f"expected num_layers of the {name} from 1 to {most} (arrays in the file), got {count}")
 
 
-def _named(prefix: str, tree: Params) -> list[tuple[str, jax.Array]]:
+def _named(tree: Params) -> list[tuple[str, jax.Array]]:
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    return [
-        (jax.tree_util.keystr((jax.tree_util.DictKey(prefix), *path), simple=True, separator="."), leaf)
-        for path, leaf in pairs
-    ]
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in pairs]
 
 
 def _model(config: DecoderConfig, prefix: str, weights: dict[str, jax.Array]) -> Model:
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     leaves = []
-    for name, leaf in _named(prefix, shapes):
+    for name, leaf in _named({prefix: shapes}):
         got = weights[name].shape if name in weights else "no such weight"
         if got != leaf.shape:
             raise ValueError(

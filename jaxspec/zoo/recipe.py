@@ -177,7 +177,7 @@ def train_streams(
     config = draft.network.config
     start = config.tracks.meetings(config.num_layers)[-2] if config.tracks else config.num_layers - 1
     streaming = streaming_draft(draft, start=start, seed=recipe.seed)
-    return fit_streams(streaming, tokens, schedule=schedule, directory=directory, progress=progress)
+    return fit_streams(streaming, tokens, schedule=schedule, seed=recipe.seed, directory=directory, progress=progress)
 
 
 def add_streams(recipe: PairRecipe, pair: Pair, out: Path) -> dict[str, Any]:
