@@ -44,6 +44,8 @@ def cifar(path: str | Path, labels: Labels = "fine") -> dict[str, Split]:
     if path.is_file():
         if path.suffix != ".npz":
             raise ValueError(f"{path}: expected a folder or a .npz file; unpack an archive first (tar xf)")
+        if labels != "fine":
+            raise ValueError(f'{path}: a .npz file has one kind of labels; pass labels="fine", or the published files')
         return {part: _pictures(path, split) for part, split in splits_of_npz(path).items()}
     for form in FORMS:
         for folder in (path, path / form.folder):

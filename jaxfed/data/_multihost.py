@@ -42,10 +42,8 @@ def shared_client_data(own_clients: Sequence[Mapping[str, ArrayLike]], mesh: Mes
             for process, (row, count) in enumerate(zip(every_length, counts[:, 0], strict=True))
         ]
     )
-    if offsets[-1] + padded >= 2**31:
-        raise ValueError(
-            f"expected fewer than 2³¹ samples, got positions up to {offsets[-1] + padded}; positions are int32"
-        )
+    if (end := len(counts) * padded) >= 2**31:
+        raise ValueError(f"expected fewer than 2³¹ samples, got positions up to {end}; positions are int32")
     lengths = np.concatenate([row[:count] for row, count in zip(every_length, counts[:, 0], strict=True)])
 
     def spread(array: ArrayLike) -> jax.Array:

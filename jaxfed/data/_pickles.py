@@ -76,7 +76,7 @@ def _plain(value: Any) -> Any:
         return value.array
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+    return type(value)(_plain(each) for each in value) if isinstance(value, list | tuple) else value
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {

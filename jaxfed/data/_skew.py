@@ -82,7 +82,9 @@ def load_parts(path: str | Path) -> list[np.ndarray]:
         ValueError: no such archive, or one that does not fit together.
     """
     arrays = read_npz(path)
-    whole = all(array.dtype.kind in "iu" and array.ndim == 1 for array in arrays.values())
+    whole = all(array.dtype.kind in "iu" and array.ndim == 1 and (array >= 0).all() for array in arrays.values())
     if arrays.keys() != {"samples", "lengths"} or not whole or arrays["lengths"].sum() != len(arrays["samples"]):
-        raise ValueError(f"{path}: expected samples [M] and lengths [N] with the sum M, integers, got {sorted(arrays)}")
+        raise ValueError(
+            f"{path}: expected samples [M] and lengths [N] with the sum M, integers from 0 on, got {sorted(arrays)}"
+        )
     return np.split(arrays["samples"], np.cumsum(arrays["lengths"])[:-1])

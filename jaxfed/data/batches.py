@@ -122,8 +122,9 @@ def _length(part: Any) -> int:
 def _flat(parts: Sequence[ArrayLike], lengths: np.ndarray) -> np.ndarray:
     """Concatenate all clients' indices; raise ValueError for the first that are no integers [nᵢ]."""
     if (lengths >= 0).all():
-        flat = np.concatenate([np.asarray(part) for part in parts])
-        if flat.dtype.kind in "iu":
+        arrays = [np.asarray(part) for part in parts]
+        flat = np.concatenate(arrays)
+        if flat.dtype.kind in "iu" and all(array.dtype.kind in "iu" for array in arrays):
             return flat
     for client, part in enumerate(parts):
         array = np.asarray(part)

@@ -23,6 +23,8 @@ def next_characters(text: str, alphabet: str, context: int) -> dict[str, np.ndar
     """
     if not 1 <= context < len(text):
         raise ValueError(f"expected a text longer than its context ≥ 1, got {len(text)} characters for {context}")
+    if not alphabet:
+        raise ValueError("expected an alphabet of at least one character, got none")
     codes, letters = _code_points(text), _code_points(alphabet)
     numbers = np.minimum(np.searchsorted(letters, codes), len(letters) - 1)
     if (unknown := letters[numbers] != codes).any():

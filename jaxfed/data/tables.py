@@ -45,6 +45,8 @@ def from_dataset(
     for name in wanted:
         check_choice("columns", name, names)
     called = columns if isinstance(columns, Mapping) else {name: name for name in wanted}
+    if len(set(called.values())) < len(called):
+        raise ValueError(f"expected another name for every column, got {dict(called)}; two of them are equal")
     return {called[name]: casts.numbers(_column(dataset, name), f"column {name!r}") for name in wanted}
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import PyTree
 
@@ -41,6 +42,13 @@ class Shardings(NamedTuple):
 def automatic(mesh: Mesh) -> Mesh:
     """Return the same devices and axes, with axes of type Auto, over which the compiler divides work."""
     return Mesh(mesh.devices, mesh.axis_names)
+
+
+def agreed(seconds: float) -> float:
+    """Return process 0's measurement in every process, so that all decide alike by it."""
+    if jax.process_count() == 1:
+        return seconds
+    return float(multihost_utils.broadcast_one_to_all(np.float32(seconds)))
 
 
 def put(tree: Tree, sharding: Sharding | None) -> Tree:

@@ -36,7 +36,7 @@ class TablePopulation:
         self.stored = jax.tree.map(np.asarray, tree.cast(row, dtype))
         self.slots = Slots(num_clients)
         self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.stored))
-        self._first = self._bytes(jax.tree.map(lambda leaf: leaf[None], self.stored))[0]
+        self._first = self._bytes(jax.tree.map(lambda leaf: leaf[None], self.stored), 1)[0]
         self._digests = np.zeros(num_clients, np.uint32)
         self.table = table(self.row_bytes)
 
@@ -53,7 +53,7 @@ class TablePopulation:
         here = ids >= 0
         if not self.row_bytes or not here.any():
             return
-        raw = self._bytes(jax.tree.map(lambda leaf: np.asarray(leaf)[here], rows))
+        raw = self._bytes(jax.tree.map(lambda leaf: np.asarray(leaf)[here], rows), int(here.sum()))
         self.table.write(self.slots.assign(ids[here]), raw)
         self._digests[ids[here]] = [zlib.crc32(row) for row in raw]
 
@@ -62,10 +62,10 @@ class TablePopulation:
             if zlib.crc32(row) != self._digests[client]:
                 raise OSError(f"expected client {client}'s row as it was written, got other bytes in {self}; resume")
 
-    def _bytes(self, rows: ClientRow) -> np.ndarray:
+    def _bytes(self, rows: ClientRow, count: int) -> np.ndarray:
         leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(rows)]
-        flat = [leaf.reshape(len(leaf), -1).view(np.uint8) for leaf in leaves if leaf.size]
-        return np.concatenate(flat, axis=1) if flat else np.empty((0, 0), np.uint8)
+        flat = [leaf.reshape(count, -1).view(np.uint8) for leaf in leaves if leaf.size]
+        return np.concatenate([np.empty((count, 0), np.uint8), *flat], axis=1)
 
     def _rows(self, raw: np.ndarray) -> ClientRow:
         leaves, treedef = jax.tree.leaves(self.stored), jax.tree.structure(self.stored)

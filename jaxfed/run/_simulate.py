@@ -20,7 +20,7 @@ from jaxfed.core.samplers import Sampler, checked_weights, cohorts, first_cohort
 from jaxfed.data.batches import Batching, ClientData
 from jaxfed.layout import plans
 from jaxfed.layout.plans import Sharded, check_divides, vmap
-from jaxfed.layout.sharding import Shardings
+from jaxfed.layout.sharding import Shardings, agreed
 from jaxfed.messages import check_cohorts
 from jaxfed.rows import DeviceStore
 from jaxfed.rows.engine import LONGEST_BLOCK, Draw, Engine, Start
@@ -57,7 +57,7 @@ class Pace:
         """
         began = time.perf_counter()
         infos = advance(count)
-        per_round = (time.perf_counter() - began) / count
+        per_round = agreed((time.perf_counter() - began) / count)
         self._count = max(1, min(2 * self._count, int(self._seconds / max(per_round, 1e-6))))
         compiled, self._compiled = self._compiled, True
         return infos, per_round if compiled else None

@@ -58,7 +58,7 @@ class Scratch(NamedTuple):
         """Return which own rows a branch sees once it has row ``number``, the last ``reach`` at most: [R, S]."""
         mine, row = self.rows()
         seen = (row <= number) if reach is None else (row <= number) & (row > number - reach)
-        return mine & seen[None]
+        return jnp.asarray(mine) & seen[None]
 
 
 def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pending | None = None) -> Attend:

@@ -126,8 +126,8 @@ class NGramDrafter(Drafter):
         tokens = jax.vmap(branch, in_axes=1, out_axes=1)(roots.accepted, roots.tokens)
         start = verified.starts(roots).position + 1
         columns = [(tokens[..., number], start + number) for number in range(window)]
-        drafted = [(column, proposer.certain(self._logits(column), column, at)) for column, at in columns]
-        return Branches.of(drafted)._replace(passes=jnp.ones_like(roots.tokens)), state
+        looked_up = [(column, proposer.certain(self._logits(column), column, at)) for column, at in columns]
+        return Branches.of(looked_up)._replace(passes=jnp.ones_like(roots.tokens)), state
 
     def _logits(self, tokens: Array) -> Array:
         """Logits [V, B, T] that prefer the looked-up tokens, and are equal for all others."""

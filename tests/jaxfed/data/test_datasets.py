@@ -185,6 +185,12 @@ def test_cifar_names_what_is_missing_or_damaged(tmp_path):
     (tmp_path / "cifar.tar.gz").write_bytes(b"")
     with pytest.raises(ValueError, match="unpack an archive first"):
         cifar(tmp_path / "cifar.tar.gz")
+    np.savez(
+        tmp_path / "own.npz",
+        **{f"{name}_{part}": np.zeros((1, 32, 32, 3)) for name in "xy" for part in ("train", "test")},
+    )
+    with pytest.raises(ValueError, match='pass labels="fine"'):
+        cifar(tmp_path / "own.npz", "coarse")
     with pytest.raises(ValueError, match="Did you mean 'coarse'"):
         cifar(tmp_path, "corse")
 
@@ -218,9 +224,11 @@ class Evil:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_pickles_of_every_protocol(tmp_path, protocol):
     value = {b"a": np.arange(6, dtype=">i4").reshape(2, 3), "b": [np.float32(2), b"\xff", None, 3]}
+    value["c"] = (value[b"a"], 1)
     (tmp_path / "p").write_bytes(pickle.dumps(value, protocol))
     result = read_pickle(tmp_path / "p")
     np.testing.assert_array_equal(result[b"a"], value[b"a"])
+    np.testing.assert_array_equal(result.get("c", result.get(b"c"))[0], value[b"a"])
     assert result.get("b", result.get(b"b")) == value["b"]
 
 

@@ -54,6 +54,18 @@ def test_every_tier_gives_the_same_run(tmp_path, tier, name):
     chex.assert_trees_all_close(other.rounds["loss"], history.rounds["loss"], atol=1e-6)
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_row_without_arrays_is_kept_too(tmp_path, tier):
+    fixed = functools.partial(arguments, sampler=jaxfed.FixedSize(3), batching=jaxfed.Steps(2, 4), rounds=2)
+    algorithm = jaxfed.algorithms.fedavg(problems.loss_fn)
+    problem = problems.make_problem(21, np.float32)
+    server = algorithm.init(problem.params, problems.CLIENTS)
+    data, options = jaxfed.data.client_data(problem.clients), fixed()
+    expected, _ = jaxfed.simulate(algorithm, server, data, **options)
+    options = fixed(store=store_of(tier, tmp_path))
+    chex.assert_trees_all_close(jaxfed.simulate(algorithm, server, data, **options)[0], expected, atol=1e-7)
+
+
 @pytest.mark.parametrize("tier", ["device", *TIERS])
 def test_rows_in_bfloat16_are_close_and_parameters_stay_float32(tmp_path, tier):
     exact, _ = simulate(rounds=8)

@@ -6,6 +6,7 @@ process 0 alone, to OUT.
 
 import json
 import sys
+import time
 
 import jax
 import numpy as np
@@ -35,6 +36,9 @@ def run(directory=None, rounds=ROUNDS, mesh=None, data=None, name="fedspeed"):
 def main(out, port, count, index, directory=None, rounds=ROUNDS):
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+    if index == "1":
+        clock = time.perf_counter
+        time.perf_counter = lambda: 1e4 * clock()  # a process that finds itself slow still plays the same blocks
     problem = problems.make_problem(21, np.float32)
     mesh = jax.make_mesh((jax.device_count(),), ("clients",))
     own = problem.clients[:2] if index == "0" else problem.clients[2:]
