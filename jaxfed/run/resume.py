@@ -42,7 +42,8 @@ class Checkpointing:
     may_differ: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "may_differ", tuple(self.may_differ))
+        names = (self.may_differ,) if isinstance(self.may_differ, str) else tuple(self.may_differ)
+        object.__setattr__(self, "may_differ", names)
         check_range("every", self.every, least=1, whole=True)
         check_range("keep", self.keep, least=1, whole=True)
 

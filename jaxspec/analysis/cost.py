@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxspec.core.arguments import whole
 from jaxspec.devices.channel import channel_between
 from jaxspec.devices.processes import is_local, put
 from jaxspec.devices.sharding import DATA_AXIS, Placement, axis_size, batch_sharding
@@ -186,9 +187,12 @@ def measure(
         repeats: of both, after one run that compiles.
 
     Raises:
-        ValueError: a mesh belongs to another process.
+        ValueError: a mesh belongs to another process, no prompts, or fewer than one repeat.
     """
     check_local(placement)
+    if not prompts:
+        raise ValueError("expected at least one prompt to measure with, got none")
+    repeats = whole("repeats", repeats, 1)
     generate(method, prompts, new_tokens)
     seconds: dict[str, list[float]] = defaultdict(list)
     steps, stats = [], Stats()

@@ -197,6 +197,7 @@ def test_a_checkpoint_is_not_continued_with_another_loss_or_other_data(tmp_path)
         run(tmp_path, jaxfed.fedavg(scaled(1.0)), params=problems.make_problem(22, np.float32).params)
     with pytest.raises(ValueError, match="loss function"):  # not even where there is nothing left to do
         run(tmp_path, jaxfed.fedavg(scaled(1.5)), 1)
+    assert jaxfed.Checkpointing(tmp_path, may_differ="client update").may_differ == ("client update",)
     meant = jaxfed.Checkpointing(tmp_path, may_differ=["loss function", "client update"])
     _, history = run(meant, jaxfed.fedavg(scaled(1.5)))
     assert history.rounds["round"] == [1, 2]

@@ -186,3 +186,11 @@ def test_whatif(tmp_path, capsys):
     assert picture.stat().st_size > 10_000
     command_line.main(["whatif", *options])
     assert "picture in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("prompts", "repeats", "message"), [([], 1, "at least one prompt"), ([[1]], 0, "1 <= repeats")]
+)
+def test_nothing_to_measure_is_refused(prompts, repeats, message):
+    with pytest.raises(ValueError, match=message):
+        cost.measure(models.mirror(), models.meshes(), prompts, 4, repeats=repeats)
