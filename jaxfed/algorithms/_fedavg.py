@@ -51,7 +51,7 @@ def fedavg(
     server_optimiser: optax.GradientTransformation | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedAvg: xₖ₊₁ = xₖ − ηₜ·∇Fᵢ(xₖ; ξ) on the clients, xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of (x_K − x⁰) on the server.
+    """Build FedAvg: xₖ₊₁ = xₖ − ηₜ·∇Fᵢ(xₖ; ξ) on the clients, xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of (x_K − x⁰) on the server.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

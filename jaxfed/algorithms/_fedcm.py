@@ -54,7 +54,7 @@ def fedcm(
     nominal_steps: float | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedCM: xₖ₊₁ = xₖ − ηₜ·(α·∇Fᵢ(xₖ; ξ) + (1−α)·D), D = mean over the last cohort of −U/(K·ηₜ₋₁), 0 at first.
+    """Build FedCM: xₖ₊₁ = xₖ − ηₜ·(α·∇Fᵢ(xₖ; ξ) + (1−α)·D), D = mean over the last cohort of −U/(K·ηₜ₋₁), 0 at first.
 
     The server does xᵗ⁺¹ = xᵗ + η_g·mean over Sₜ of U. Clients keep nothing. A client without a step, or of a round with
     ηₜ = 0, sends D as it was; under a client optimiser −U/(K·ηₜ) is the mean of its inputs.

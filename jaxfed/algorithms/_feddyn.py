@@ -27,19 +27,13 @@ class DualMean(NamedTuple):
     server_update: ServerUpdate
 
 
-def cohort_mean() -> DualMean:
-    """Return the message and update of xᵗ⁺¹ = mean over Sₜ of (x_K + hᵢ') (FedSpeed, Algorithm 1)."""
-    return DualMean(lambda moved, old, new: ClientMessage(moved, average=new), server.cohort_dual_mean())
-
-
-def population_mean() -> DualMean:
-    """Return those of xᵗ⁺¹ = mean over Sₜ of x_K + mean over all clients of h (FedDyn, FedSpeed authors' code)."""
-    return DualMean(
+DUAL_MEANS = {
+    "cohort": DualMean(lambda moved, old, new: ClientMessage(moved, average=new), server.cohort_dual_mean()),
+    "population": DualMean(
         lambda moved, old, new: ClientMessage(moved, total=optax.tree.sub(new, old)), server.population_dual_mean()
-    )
-
-
-DUAL_MEANS = {"cohort": cohort_mean, "population": population_mean}
+    ),
+}
+"""FedSpeed's Algorithm 1, and the rule of FedDyn and the FedSpeed authors' code."""
 
 
 def check_prox(rule: LocalRule) -> None:
@@ -72,7 +66,7 @@ def feddyn(
     dual_mean: Literal["cohort", "population"] = "population",
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedDyn: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + w·(xₖ − x⁰ + hᵢ)), hᵢ ← hᵢ + U; xᵗ⁺¹ = mean over Sₜ of x_K + mean of h.
+    """Build FedDyn: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ; ξ) + w·(xₖ − x⁰ + hᵢ)), hᵢ ← hᵢ + U; xᵗ⁺¹ = mean over Sₜ of x_K + mean h.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
@@ -88,4 +82,4 @@ def feddyn(
     """
     check_choice("dual_mean", dual_mean, DUAL_MEANS)
     rule = LocalRule(client_learning_rate=client_learning_rate, prox_weight=prox_weight, **options)
-    return dual_averaging(Solver(loss_fn, gradients.plain, rule), DUAL_MEANS[dual_mean]())
+    return dual_averaging(Solver(loss_fn, gradients.plain, rule), DUAL_MEANS[dual_mean])

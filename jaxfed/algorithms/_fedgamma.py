@@ -19,7 +19,7 @@ def fedgamma(
     nominal_steps: float | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedGamma: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ + e; ξ) + c − cᵢ), e = ρ·g₁/(‖g₁‖₂ + 1e-7); cᵢ, c and server as in SCAFFOLD.
+    """Build FedGamma: xₖ₊₁ = xₖ − ηₜ·(∇Fᵢ(xₖ + e; ξ) + c − cᵢ), e = ρ·g₁/(‖g₁‖₂ + 1e-7); cᵢ, c, server as in SCAFFOLD.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

@@ -23,7 +23,7 @@ def fedprox(
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-        client_learning_rate: η₀.
+        client_learning_rate: η₀, or an optax schedule over rounds.
         prox_weight: w (μ in the paper, `lamb` in the FedSpeed authors' code); at 0 this is FedAvg.
         server_learning_rate: η_g.
         server_optimiser: an optax optimiser of the pseudo-gradient −U instead of η_g.

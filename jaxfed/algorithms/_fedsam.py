@@ -18,7 +18,7 @@ def fedsam(
     server_learning_rate: float = 1.0,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """FedSAM: xₖ₊₁ = xₖ − ηₜ·∇Fᵢ(xₖ + e; ξ), e = ρ·g₁/(‖g₁‖₂ + 1e-7) with g₁ = ∇Fᵢ(xₖ; ξ); the server as in FedAvg.
+    """Build FedSAM: xₖ₊₁ = xₖ − ηₜ·∇Fᵢ(xₖ + e; ξ), e = ρ·g₁/(‖g₁‖₂ + 1e-7) with g₁ = ∇Fᵢ(xₖ; ξ); server as in FedAvg.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

@@ -37,7 +37,7 @@ def fedspeed(
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.
-        client_learning_rate: η₀ (ηₗ in the paper).
+        client_learning_rate: η₀ (ηₗ in the paper), or an optax schedule over rounds.
         prox_weight: w = 1/λ; must be > 0 with a dual.
         ascent_radius: ρ.
         merge_weight: α in [0, 1]. The default drops g₁, as the authors' experiments do; at 0 this is FedDyn.
@@ -68,4 +68,4 @@ def fedspeed(
         )
     estimate = gradients.merged(ascent_radius, merge_weight, PERTURBATIONS[perturbation])
     solver = Solver(loss_fn, estimate, rule)
-    return averaging(solver, server.mean()) if dual_mean is None else dual_averaging(solver, DUAL_MEANS[dual_mean]())
+    return averaging(solver, server.mean()) if dual_mean is None else dual_averaging(solver, DUAL_MEANS[dual_mean])

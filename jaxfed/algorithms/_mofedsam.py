@@ -20,7 +20,7 @@ def mofedsam(
     nominal_steps: float | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
-    """MoFedSAM: xₖ₊₁ = xₖ − ηₜ·(α·∇Fᵢ(xₖ + e; ξ) + (1−α)·D), e = ρ·g₁/(‖g₁‖₂ + 1e-7); D and server as in FedCM.
+    """Build MoFedSAM: xₖ₊₁ = xₖ − ηₜ·(α·∇Fᵢ(xₖ + e; ξ) + (1−α)·D), e = ρ·g₁/(‖g₁‖₂ + 1e-7); D and server as in FedCM.
 
     Args:
         loss_fn: F, `loss_fn(params, batch, key) -> (loss, aux)`.

@@ -34,8 +34,9 @@ def check_params(params: PyTree) -> None:
 
 def check_arguments(loss_fn: Callable[..., Any], stateful: bool) -> None:
     """Raise TypeError unless `loss_fn` can be called with three arguments, or four with model state."""
+    form = STATEFUL if stateful else FORM
     if not callable(loss_fn):
-        raise TypeError(f"expected {STATEFUL if stateful else FORM}, got {loss_fn!r}")
+        raise TypeError(f"expected {form}, got {loss_fn!r}")
     try:
         signature = inspect.signature(loss_fn)
     except (TypeError, ValueError):  # a builtin without a signature
@@ -45,9 +46,7 @@ def check_arguments(loss_fn: Callable[..., Any], stateful: bool) -> None:
     except TypeError as error:
         name = getattr(loss_fn, "__name__", "loss_fn")
         remedy = "wrap it in jaxfed.Stateful" if not stateful and _takes_four(signature) else "take all of them"
-        raise TypeError(
-            f"expected {STATEFUL if stateful else FORM}, got {name}{signature}; {remedy}, also those not used"
-        ) from error
+        raise TypeError(f"expected {form}, got {name}{signature}; {remedy}, also those not used") from error
 
 
 def _takes_four(signature: inspect.Signature) -> bool:

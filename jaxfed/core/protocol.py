@@ -121,7 +121,8 @@ class RoundInfo(NamedTuple):
         used: bool [C], slots whose results entered the means.
         excluded: bool [C], slots whose client returned a NaN or an infinity: not in the mean, row left as it was.
         num_used: clients whose results entered the means, int32 [].
-        inconsistency: mean over the clients used of ‖Uᵢ − Ū‖₂², with the means as weighted, []; NaN where none was.
+        inconsistency: mean ‖Uᵢ‖₂² over the clients used, weighted, less ‖Ū‖₂², at least 0, []; NaN where none was. It
+            is the mean of ‖Uᵢ − Ū‖₂² where Ū, as the server receives it, is the mean of what clients computed.
         learning_rate: client learning rate ηₜ of the round.
     """
 

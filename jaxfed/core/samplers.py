@@ -41,8 +41,7 @@ class FixedSize:
 
     Attributes:
         cohort_size: C.
-        weights: how much each client counts in the means: "uniform", "samples" (its number of samples), or N numbers >
-            0.
+        weights: of the clients in the means: "uniform", "samples" (each by its number of samples), or N numbers > 0.
     """
 
     cohort_size: int

@@ -1,7 +1,7 @@
 """Models with non-trainable state, such as batch statistics: form of the loss function, and who keeps the state."""
 
 import dataclasses
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from jaxtyping import PyTree
 
@@ -10,7 +10,7 @@ from jaxfed.core.losses import FORM, STATEFUL, check_arguments, check_loss, unpa
 from jaxfed.core.types import Batch, Key, LossFn, Params, Scalar
 
 Policy = Literal["average", "local", "frozen"]
-POLICIES = ("average", "local", "frozen")
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 class StatefulLossFn(Protocol):
@@ -73,10 +73,7 @@ def evaluate(
 
 def check_form(loss_fn: AnyLossFn) -> None:
     """Raise TypeError for a loss function with other arguments than `FORM` or `STATEFUL`."""
-    if isinstance(loss_fn, Stateful):
-        check_arguments(loss_fn.loss_fn, stateful=True)
-    else:
-        check_arguments(loss_fn, stateful=False)
+    check_arguments(loss_fn.loss_fn if isinstance(loss_fn, Stateful) else loss_fn, isinstance(loss_fn, Stateful))
 
 
 def policy_of(loss_fn: AnyLossFn) -> Policy | None:

@@ -46,7 +46,7 @@ def from_dataset(
         check_choice("columns", name, names)
     called = columns if isinstance(columns, Mapping) else {name: name for name in wanted}
     if len(set(called.values())) < len(called):
-        raise ValueError(f"expected another name for every column, got {dict(called)}; two of them are equal")
+        raise ValueError(f"expected different names for the columns, got {dict(called)}")
     return {called[name]: casts.numbers(_column(dataset, name), f"column {name!r}") for name in wanted}
 
 

@@ -3,8 +3,8 @@
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import PyTree
 
@@ -44,11 +44,13 @@ def automatic(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def agreed(seconds: float) -> float:
-    """Return process 0's measurement in every process, so that all decide alike by it."""
-    if jax.process_count() == 1:
+def slowest(seconds: float, mesh: Mesh | None) -> float:
+    """Return the longest time that a process of the mesh measured, in all of them, so that they decide alike by it."""
+    if mesh is None or not mesh.is_multi_process:
         return seconds
-    return float(multihost_utils.broadcast_one_to_all(np.float32(seconds)))
+    shardings = Shardings.of(mesh)
+    times = put(np.full(mesh.size, seconds, np.float32), shardings.spread)
+    return float(jax.jit(jnp.max, out_shardings=shardings.everywhere)(times))
 
 
 def put(tree: Tree, sharding: Sharding | None) -> Tree:

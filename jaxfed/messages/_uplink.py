@@ -90,7 +90,7 @@ def chain(*transforms: Transform) -> Transform:
     """Apply transforms one after the other, each with its own key."""
 
     def init(message: ClientMessage) -> tuple[PyTree, ...]:
-        return tuple(each.init(message) if each.init else () for each in transforms)
+        return tuple(_initial(each, message) for each in transforms)
 
     def apply(message: ClientMessage, state: tuple[PyTree, ...], key: Key) -> tuple[ClientMessage, tuple[PyTree, ...]]:
         states = []
@@ -119,7 +119,7 @@ def error_feedback(transform: Transform) -> Transform:
     """
 
     def init(message: ClientMessage) -> tuple[ClientMessage, PyTree]:
-        return message, transform.init(message) if transform.init else ()
+        return message, _initial(transform, message)
 
     def apply(
         message: ClientMessage, state: tuple[ClientMessage, PyTree], key: Key
@@ -174,7 +174,7 @@ def uplink(
             return row
         stateful = any(each.init for each in transforms)
         zeros = optax.tree.zeros_like(message_like(algorithm, params, model_state)) if stateful else ClientMessage(())
-        return row._replace(uplink=(row.uplink, tuple(each.init(zeros) if each.init else () for each in transforms)))
+        return row._replace(uplink=(row.uplink, _initial(transform, zeros)))
 
     def client_update(
         server: Server, member: Cohort, key: Key, fetch: Fetch = identity_fetch, noise_key: Key | None = None
@@ -231,6 +231,10 @@ def in_memory(leaf: Array) -> Coding:
 def index_bits(entries: int) -> int:
     """Return the bits of an index of one of so many entries."""
     return max(1, (entries - 1).bit_length())
+
+
+def _initial(transform: Transform, message: ClientMessage) -> PyTree:
+    return transform.init(message) if transform.init else ()
 
 
 def _advanced(parts: Parts, update: ClientUpdate, sent: ClientMessage) -> PyTree:

@@ -1,4 +1,6 @@
-"""Delta transforms that make messages smaller."""
+"""Transforms that make messages smaller."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ def quantise(bits: int = 8) -> Transform:
 
     Source: Alistarh et al., QSGD, NeurIPS 2017 (arXiv 1610.02132), with the largest entry as the norm.
     """
-    check_range("bits", bits, least=2, most=16)
+    check_range("bits", bits, least=2, most=16, whole=True)
     levels = 2 ** (int(bits) - 1) - 1
 
     def rounded(leaf: Array, key: Key) -> Array:
@@ -63,7 +65,6 @@ def top_k(fraction: float, *, feedback: bool = True) -> Transform:
         return jnp.zeros_like(flat).at[indices].set(flat[indices]).reshape(leaf.shape)
 
     def apply(message: ClientMessage, state: PyTree, key: Key) -> tuple[ClientMessage, PyTree]:
-        del key
         return jax.tree.map(largest, message), state
 
     def coding(before: Coding) -> Coding:
@@ -76,4 +77,4 @@ def top_k(fraction: float, *, feedback: bool = True) -> Transform:
 
 def _count(fraction: float, entries: int) -> int:
     """Return ⌈fraction · entries⌉, at least 1; 0.1 of 10 is 1 despite rounding errors."""
-    return min(entries, max(1, -int(-round(fraction * entries, 6) // 1)))
+    return min(entries, max(1, math.ceil(round(fraction * entries, 6))))

@@ -116,7 +116,6 @@ def clip(max_norm: float) -> Transform:
     check_range("max_norm", max_norm, above=0.0)
 
     def apply(message: ClientMessage, state: PyTree, key: Key) -> tuple[ClientMessage, PyTree]:
-        del key
         narrow = [leaf.dtype for leaf in jax.tree.leaves(message) if leaf.dtype != tree.wide(leaf.dtype)]
         rounding = max([float(jnp.finfo(dtype).eps) for dtype in narrow], default=0.0)
         clipped = tree.clip(tree.widened(message), max_norm * (1.0 - rounding))
@@ -227,7 +226,7 @@ def epsilon(mechanism: Central | Local, rounds: int) -> Guarantee:
         ValueError: an argument out of range.
     """
     check_range("noise_multiplier", mechanism.noise_multiplier, above=0.0)
-    check_range("rounds", rounds, least=0)
+    check_range("rounds", rounds, least=0, whole=True)
     accounting = _accounting()
     relation, z = accounting.NeighboringRelation, mechanism.noise_multiplier
     if isinstance(mechanism, Local):
@@ -255,7 +254,7 @@ def noise_for(target_epsilon: float, mechanism: Mechanism, rounds: int, toleranc
         target_epsilon: ε > 0.
         mechanism: all but z, which is ignored.
         rounds: T.
-        tolerance: of z, > 0.
+        tolerance: of z, > 0; no z below 0.05 is tried.
 
     Raises:
         ImportError: see `epsilon`.

@@ -86,7 +86,7 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
 
     Source: Pillutla et al., Robust Aggregation for Federated Learning, 2022 (arXiv 1912.13445), Algorithm 2.
     """
-    check_range("iterations", iterations, least=1)
+    check_range("iterations", iterations, least=1, whole=True)
     check_range("smoothing", smoothing, above=0.0)
 
     def location(messages: ClientMessage, used: Array) -> ClientMessage:
@@ -96,7 +96,6 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Aggregate:
             return tree.masked_sum(tree.scale_rows(share, messages), used)
 
         def step(number: int, point: ClientMessage) -> ClientMessage:
-            del number
             distance = jax.vmap(lambda message: tree.norm(optax.tree.sub(message, point)))(messages)
             return weighted(1.0 / jnp.maximum(distance, smoothing))
 
@@ -123,12 +122,11 @@ def krum(poisoned: int, selected: int = 1) -> Aggregate:
 
     Source: Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, Sections 4 and 5.
     """
-    check_range("poisoned", poisoned, least=0)
-    check_range("selected", selected, least=1)
+    check_range("poisoned", poisoned, least=0, whole=True)
+    check_range("selected", selected, least=1, whole=True)
     least = int(max(2 * poisoned + 3, poisoned + selected))
 
     def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[ClientMessage, Array]:
-        del cohort, key
         slots = len(result.used)
         if slots < least:
             raise ValueError(f"expected {least} slots or more for Krum, got {slots}; draw more clients")
@@ -143,7 +141,7 @@ def krum(poisoned: int, selected: int = 1) -> Aggregate:
 
 
 def _krum_scores(messages: ClientMessage, used: Array, poisoned: int) -> Array:
-    """Sum of the n − f − 2 smallest squared distances of every message [C]; infinite for those not used."""
+    """Return the sum of the n − f − 2 smallest squared distances of every message [C]; infinite for those not used."""
     squares = jax.vmap(lambda one: jax.vmap(lambda other: _squared(one, other))(messages))(messages)
     other = used[None, :] & used[:, None] & ~jnp.eye(len(used), dtype=bool)
     nearest = jnp.sort(jnp.where(other, squares, jnp.inf), axis=1)
@@ -170,7 +168,6 @@ def _ranked(leaf: Array, used: Array) -> Array:
 
 def _located(location: Location, name: str, least: int = 1) -> Aggregate:
     def combine(result: CohortResult, cohort: Cohort, key: Key) -> tuple[ClientMessage, Array]:
-        del cohort, key
         used = _enough(result.used, least)
         middle = location(tree.widened(result.message), used)
         middle = tree.where(jnp.any(used), middle, jax.tree.map(jnp.zeros_like, middle))

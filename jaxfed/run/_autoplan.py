@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxfed.core.protocol import ClientRow, Cohort, Plan, Server
 from jaxfed.layout.plans import Sharded
-from jaxfed.layout.sharding import agreed
+from jaxfed.layout.sharding import slowest
 from jaxfed.rows.rounds import RoundConfig, World, cohort_of, play
 
 STEPS = 5
@@ -54,12 +54,12 @@ def fastest(trial: Trial, plans: Sequence[Plan], mesh: Mesh | None = None) -> Pl
     timed: list[list[float]] = [[] for _ in plans]
     began = time.perf_counter()
     for turn in range(MOST):
-        if turn >= LEAST and agreed(time.perf_counter() - began) > SECONDS:
+        if turn >= LEAST and slowest(time.perf_counter() - began, mesh) > SECONDS:
             break
         for program, times in zip(programs, timed, strict=True):
             if program is not None:
                 times.append(program())
-    medians = [agreed(float(np.median(times))) if times else np.inf for times in timed]
+    medians = [slowest(float(np.median(times)), mesh) if times else np.inf for times in timed]
     if not np.isfinite(min(medians)):
         raise ValueError(f"expected one of {len(plans)} plans to run, all ran out of memory; take smaller batches")
     return plans[next(n for n, seconds in enumerate(medians) if seconds <= 1.02 * min(medians))]

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from jaxfed.core.checks import check_range, python_number
@@ -20,7 +21,7 @@ from jaxfed.core.samplers import Sampler, checked_weights, cohorts, first_cohort
 from jaxfed.data.batches import Batching, ClientData
 from jaxfed.layout import plans
 from jaxfed.layout.plans import Sharded, check_divides, vmap
-from jaxfed.layout.sharding import Shardings, agreed
+from jaxfed.layout.sharding import Shardings, slowest
 from jaxfed.messages import check_cohorts
 from jaxfed.rows import DeviceStore
 from jaxfed.rows.engine import LONGEST_BLOCK, Draw, Engine, Start
@@ -43,8 +44,8 @@ TOO_FEW = (
 class Pace:
     """Number of rounds in one block: about a second of them, so that the bar moves and Ctrl-C is handled."""
 
-    def __init__(self, seconds: float = 1.0) -> None:
-        self._seconds, self._count, self._compiled = seconds, 1, False
+    def __init__(self, mesh: Mesh | None, seconds: float = 1.0) -> None:
+        self._mesh, self._seconds, self._count, self._compiled = mesh, seconds, 1, False
 
     def next(self, due: int) -> int:
         """Return the number of rounds of the next block, at most `due`."""
@@ -57,7 +58,7 @@ class Pace:
         """
         began = time.perf_counter()
         infos = advance(count)
-        per_round = agreed((time.perf_counter() - began) / count)
+        per_round = slowest((time.perf_counter() - began) / count, self._mesh)
         self._count = max(1, min(2 * self._count, int(self._seconds / max(per_round, 1e-6))))
         compiled, self._compiled = self._compiled, True
         return infos, per_round if compiled else None
@@ -148,7 +149,7 @@ def simulate(
             engine.prepare(config)
             history.plan = plans.name_of(config.plan)
             try:
-                _play(engine, history, report, draw, saver, interrupt, bar, rounds)
+                _play(engine, history, report, draw, saver, interrupt, Pace(layout.mesh), bar, rounds)
             except KeyboardInterrupt as stopped:
                 raise saver.interrupted(engine, history, stopped) from None
         history.state = take(engine, store, history) if report.keep_state else None
@@ -162,11 +163,11 @@ def _play(
     draw: Draw,
     saver: Saver,
     interrupt: Interrupt,
+    pace: Pace,
     bar: Any,
     rounds: int,
 ) -> None:
     """Play the rest of `rounds`, one block after the other."""
-    pace = Pace()
     while (done := int(engine.server.round)) < rounds:
         count = pace.next(min(report.due(done), rounds_until(done, saver.every), rounds - done))
         infos, seconds = pace.play(engine.advance, count)

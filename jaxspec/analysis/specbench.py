@@ -109,10 +109,12 @@ def run(
     Each question is a batch of one. A second turn follows the method's own first answer.
 
     Raises:
-        ValueError: no method, or fewer than one run.
+        ValueError: no method, no question, or fewer than one run.
     """
     if not methods or runs < 1:
         raise ValueError(f"expected at least one method and one run, got {len(methods)} and {runs}")
+    if not questions:
+        raise ValueError("expected at least one question, got none")
     with tqdm(total=len(questions) * len(methods) * (runs + 1), desc="questions", disable=not progress) as bar:
         answers = [_answers(methods, question, max_new_tokens, runs, bar.update) for question in questions]
     groups: dict[str, list[dict[str, list[Answer]]]] = {}

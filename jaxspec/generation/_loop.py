@@ -104,7 +104,7 @@ class DecodingRun:
         stats, before = self.stats, self.stats.new_tokens
         record = unpack_record(np.asarray(info.packed))
         tokens, log_probabilities, emitted, verified, invalid, exits = (field.tolist() for field in record)
-        # tokens of every row before the first that is not finite
+        # Tokens of every row before the first that is not finite.
         valid = np.cumprod(np.isfinite(record.log_probabilities), axis=1).sum(axis=1).tolist()
         reused = [False] * len(emitted) if info.reused is None else info.reused.tolist()
         for index, row in enumerate(self.rows):

@@ -13,6 +13,7 @@ programs overlap where the meshes are disjoint.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,7 +104,8 @@ def mirror(
     check_meshes(where.target, where.draft)
     check_fallback(made.drafter, fallback)
     if policy.ahead is not None:
-        check_candidates(target, policy.num_candidates, "num_candidates of the policy")
+        kappa = check_candidates(target, policy.num_candidates, "num_candidates of the policy")
+        policy = replace(policy, num_candidates=kappa)
     network, target_params, _, target_shared = put_model(target, where.target)
     drafter, draft_params = made.drafter.put_on_mesh(made.params, where.draft)
     rule = acceptance or match()

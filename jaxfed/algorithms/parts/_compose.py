@@ -68,18 +68,14 @@ def compose(
     relaxed, local, averaged = rule.relaxation > 0.0, policy == "local", policy == "average"
 
     def init(params: Params, num_clients: int, model_state: PyTree = ()) -> Server:
-        check_range("num_clients", num_clients, least=1)
-        check_params(params)
-        params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
-        _check_state(policy, model_state)
+        check_range("num_clients", num_clients, least=1, whole=True)
+        params, model_state = _arrays(policy, params, model_state)
         if rule.client_optimiser is not None:
             check_descends("client_optimiser", rule.client_optimiser, params)
         return Server(params, jnp.int32(0), jnp.int32(num_clients), server_update.init(params), model_state)
 
     def init_client(params: Params, model_state: PyTree = ()) -> ClientRow:
-        check_params(params)
-        params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
-        _check_state(policy, model_state)
+        params, model_state = _arrays(policy, params, model_state)
         return ClientRow(init_memory(params), params if relaxed else (), model_state if local else ())
 
     def client_update(server: Server, member: Cohort, key: Key, fetch: Fetch = identity_fetch) -> ClientUpdate:
@@ -123,13 +119,14 @@ def make_step(client_update: Callable[..., ClientUpdate], server_update: Callabl
         run = functools.partial(plans.gathered, plan) if parts.aggregate.gathers else plan
         result = run(member_update, cohort, round_key)
         message, used = parts.aggregate.combine(result, cohort, round_key)
-        rows = result.rows if used is result.used else tree.where(used, result.rows, cohort.rows)
-        result = result._replace(used=used, rows=rows)
+        if used is not result.used:
+            weight = plans.weighted_sum(jnp.ones(used.shape), cohort, used)
+            result = result._replace(used=used, rows=tree.where(used, result.rows, cohort.rows), weight=weight)
         info = round_info(result, message, cohort, parts.learning_rate(server.round))
         if _narrow((server.params, server.model_state)):
             message = optax.tree.cast_like(message, _sent(member_update, cohort, round_key))
         received = info.num_used if parts.aggregate.noise is None else jnp.maximum(info.num_used, 1)
-        return server_update(server, message, received), rows, info
+        return server_update(server, message, received), result.rows, info
 
     return step
 
@@ -156,7 +153,7 @@ def client_info(result: ClientResult, member: Cohort) -> ClientInfo:
 
 
 def round_info(result: CohortResult, message: ClientMessage, cohort: Cohort, learning_rate: Scalar) -> RoundInfo:
-    """Compute a round's metrics; the mean of ‖Uᵢ − Ū‖² is mean ‖Uᵢ‖² − ‖Ū‖². Means over no client are NaN."""
+    """Compute a round's metrics; means over no client are NaN."""
     num_used = jnp.sum(result.used, dtype=jnp.int32)
     client = tree.masked_mean(result.clients, result.used)
     squares = plans.weighted_sum(jnp.square(result.clients.delta_norm), cohort, result.used)
@@ -166,7 +163,10 @@ def round_info(result: CohortResult, message: ClientMessage, cohort: Cohort, lea
     return RoundInfo(client, result.clients, result.used, result.excluded, num_used, spread, learning_rate)
 
 
-def _check_state(policy: str | None, model_state: PyTree) -> None:
+def _arrays(policy: str | None, params: Params, model_state: PyTree) -> tuple[Params, PyTree]:
+    """Return both with arrays as leaves; raise TypeError or ValueError if an algorithm of this policy refuses them."""
+    check_params(params)
+    params, model_state = jax.tree.map(jnp.asarray, (params, model_state))
     whole = [leaf.dtype for leaf in jax.tree.leaves(model_state) if not jnp.issubdtype(leaf.dtype, jnp.inexact)]
     if policy == "average" and whole:
         raise ValueError(f"model state must be floating-point to be averaged, got {whole[0]}; keep it local or frozen")
@@ -175,6 +175,7 @@ def _check_state(policy: str | None, model_state: PyTree) -> None:
         raise ValueError(
             f"expected model state if the loss function is Stateful, and none otherwise, got {got} state; {remedy}"
         )
+    return params, model_state
 
 
 def _check_cohort(cohort: Cohort) -> None:

@@ -105,7 +105,7 @@ def _check_schedule(schedule: optax.Schedule) -> None:
 
 
 class Iterate(NamedTuple):
-    """A client's x, its x⁰, and the constant that is added to every gradient of the round (`CONSTANTS`)."""
+    """A client's x, its x⁰, and what is added to every gradient of the round: b, or `reference_constant`."""
 
     params: Params
     anchor: Params
@@ -128,7 +128,7 @@ def paper_direction(rule: LocalRule, iterate: Iterate, gradient: Params) -> Dire
 
 
 def reference_direction(rule: LocalRule, iterate: Iterate, gradient: Params) -> Direction:
-    """clip(g + b − w·x⁰) + (wd + w)·x: when the clip is active, the rest of the proximal term pulls to the origin.
+    """Return clip(g + b − w·x⁰) + (wd + w)·x: where the clip acts, the rest of the proximal term pulls to the origin.
 
     `iterate.constant` is b − w·x⁰.
     """
@@ -142,12 +142,6 @@ def reference_constant(rule: LocalRule, anchor: Params, constant: Params | None)
     pull = corrections.prox_at_origin(anchor, rule.prox_weight)
     return constant if pull is None else tree.add_present(constant, pull)
 
-
-CONSTANTS: dict[str, Callable[[LocalRule, Params, Params | None], Params | None]] = {
-    "paper": lambda rule, anchor, constant: constant,
-    "reference": reference_constant,
-}
-"""From b, the part of the correction that is constant in a round, to `Iterate.constant` of `DIRECTIONS`."""
 
 DIRECTIONS: dict[str, Callable[[LocalRule, Iterate, Params], Direction]] = {
     "paper": paper_direction,
@@ -269,7 +263,8 @@ class Solver:
         the loss function is not called: the result has its shapes and dtypes, but no aux.
         """
         start, num_steps = context.start, context.batches["mask"].shape[0]
-        constant = CONSTANTS[self.rule.variant](self.rule, start, constant)
+        if self.rule.variant == "reference":
+            constant = reference_constant(self.rule, start, constant)
 
         def step(carry: Carry, step_input: tuple[Batch, Array]) -> tuple[Carry, LocalSteps]:
             (batch, number), active = step_input, jnp.any(step_input[0]["mask"])

@@ -76,7 +76,9 @@ def merged(ascent_radius: float, merge_weight: float, perturbation: Perturbation
     def estimate(objective: Objective, params: Params, memory: Any) -> Estimate:
         first = plain(objective, params, memory)
         second = _at(objective, params, perturbation(first.gradient, ascent_radius))
-        return first._replace(gradient=_blend(first.gradient, second, merge_weight))
+        if merge_weight != 1.0:
+            second = optax.tree.add(tree.scale(1.0 - merge_weight, first.gradient), tree.scale(merge_weight, second))
+        return first._replace(gradient=second)
 
     return estimate
 
@@ -118,7 +120,3 @@ def aligned(ascent_radius: float) -> Estimator:
 def _at(objective: Objective, params: Params, ascent: Params) -> Params:
     gradient, _ = jax.grad(objective, has_aux=True)(optax.tree.add(params, ascent))
     return gradient
-
-
-def _blend(first: Params, second: Params, weight: float) -> Params:
-    return second if weight == 1.0 else optax.tree.add(tree.scale(1.0 - weight, first), tree.scale(weight, second))

@@ -79,7 +79,6 @@ def momentum_mean(learning_rate: float = 1.0) -> ServerUpdate:
     """xᵗ⁺¹ = xᵗ + η_g·Ū, and D = mean over Sₜ of −Uᵢ/(Kᵢ·ηₜ) (FedCM); clients send this direction in `average`."""
 
     def apply(params: Params, direction: Params, received: Received) -> Pair:
-        del direction
         return _moved(params, received, learning_rate), received.message.average
 
     return ServerUpdate(optax.tree.zeros_like, apply)
@@ -126,7 +125,6 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
     def update(
         updates: Params, state: optax.ScaleByAdamState, params: Params | None = None
     ) -> tuple[Params, optax.ScaleByAdamState]:
-        del params
         first = optax.tree.update_moment(updates, state.mu, b1, 1)
         second = optax.tree.update_moment(updates, state.nu, b2, 2)
         direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)

@@ -230,7 +230,7 @@ def test_datasets_of_other_libraries_become_arrays():
         (Table(), ["lable"], "Did you mean 'label'"),
         ({"x": [[1], [1, 2]]}, None, "column 'x': expected samples of one shape"),
         ({"x": [1, None]}, None, "column 'x': expected numbers, got object"),
-        ({"a": [1], "b": [2]}, {"a": "x", "b": "x"}, "expected another name for every column"),
+        ({"a": [1], "b": [2]}, {"a": "x", "b": "x"}, "expected different names for the columns"),
         ([{"x": 1}, {"y": 1}], None, r"row 1: expected a value of 'x' as row 0 has, got \['y'\]"),
         ([1, 2], None, "a sequence of rows with named values, got int"),
         ([], None, "got nothing"),

@@ -252,6 +252,20 @@ def test_robust_aggregates_against_numpy(used):
     np.testing.assert_allclose(result, point, rtol=1e-3, atol=1e-4)
 
 
+def test_inconsistency_is_the_spread_of_the_clients_that_krum_selects():
+    algorithm = jaxfed.uplink(jaxfed.fedavg(problems.loss_fn), aggregate=robust.krum(0, selected=2))
+    ids = [0, 1, 2, 4]
+    server, rows = algorithm.init(problem().params, problems.CLIENTS), algorithm.init_client(problem().params)
+    rows = jaxfed.DeviceStore().init(rows, problems.CLIENTS)
+    cohort = problems.cohort_of(problem(), ids, problems.indices(problem(), 0, ids, 3, 4), rows)
+    after, _, info = algorithm.step(server, cohort, jax.random.key(0))
+    squares = np.square(info.clients.delta_norm[info.used])
+    moved = float(tree.norm(optax.tree.sub(after.params, server.params)))
+    assert (len(squares), int(info.num_used)) == (2, 2)
+    np.testing.assert_allclose(info.inconsistency, squares.mean() - moved**2, rtol=1e-4)
+    assert float(info.inconsistency) > 1e-4
+
+
 def poisoned(algorithm: jaxfed.FederatedAlgorithm, clients: tuple[int, ...]) -> jaxfed.FederatedAlgorithm:
     """Some clients send twenty times the opposite of their result."""
 

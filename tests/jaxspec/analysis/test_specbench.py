@@ -78,6 +78,8 @@ def test_an_empty_file(tmp_path):
 def test_no_runs():
     with pytest.raises(ValueError, match="expected at least one method and one run, got 1 and 0"):
         run({"mirror": models.mirror()}, [], runs=0)
+    with pytest.raises(ValueError, match="expected at least one question, got none"):
+        run({"mirror": models.mirror()}, [])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 import jaxspec
+from jaxspec.drafts import trees
 from jaxspec.methods import DecodeSpec, candidates, fallbacks
 from tests.support.jaxspec import models
 
@@ -42,3 +43,11 @@ def test_a_spec_is_printed_by_its_settings():
     assert str(DecodeSpec(7, candidates.mirror(), label="mirror(all)")) == (
         "mirror(all), window 7, 8 candidates at exit N/2"
     )
+
+
+def test_a_tree_is_speculative_decoding_whatever_the_window():
+    shape = trees.static((2, 1))
+    assert [DecodeSpec(window, tree=shape).method for window in (0, 3)] == ["speculative"] * 2
+    assert str(DecodeSpec(tree=shape)) == "speculative, tree of depth 2"
+    with pytest.raises(ValueError, match="expected a tree or a policy, got both"):
+        DecodeSpec(3, candidates.mirror(), tree=shape).build(models.target(), models.draft())

@@ -26,7 +26,7 @@ PLAIN = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] | t
 TEMPLATES = {
     "plain": PLAIN,
     "generation prompt": PLAIN + "{% if add_generation_prompt %}[assistant]{% endif %}",
-    "json": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
+    "json": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}{{ messages | tojson(ensure_ascii=true) }}",
     "namespace": (
         "{%- set ns = namespace(last='') -%}\n{%- for m in messages %}\n"
         "    {%- if m.role == 'system' %}\n        {%- continue %}\n    {%- endif %}\n"

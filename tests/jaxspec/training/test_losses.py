@@ -115,5 +115,5 @@ def test_bits_per_character_of_a_uniform_model():
     model = model._replace(params={**model.params, "embedding": model.params["embedding"] * 0.0})
     bits = bits_per_character(model, CORPUS, characters=2 * len(CORPUS), length=16, batch=4)
     assert bits == pytest.approx(np.log2(models.VOCAB) / 2, rel=1e-5)
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match="expected more than 16 tokens, got 16"):
         bits_per_character(model, CORPUS[:16], characters=32, length=16)

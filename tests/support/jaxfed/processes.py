@@ -38,7 +38,7 @@ def main(out, port, count, index, directory=None, rounds=ROUNDS):
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
     if index == "1":
         clock = time.perf_counter
-        time.perf_counter = lambda: 1e4 * clock()  # a process that finds itself slow still plays the same blocks
+        time.perf_counter = lambda: 1e4 * clock()  # all must play the same blocks, whatever one finds
     problem = problems.make_problem(21, np.float32)
     mesh = jax.make_mesh((jax.device_count(),), ("clients",))
     own = problem.clients[:2] if index == "0" else problem.clients[2:]
