@@ -21,12 +21,12 @@ from jaxspec.devices.processes import put
 from jaxspec.devices.sharding import replicated_sharding
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification, chosen
+from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.base import Array, Network, Params
 from jaxspec.text import Text
 from jaxspec.verify.features import Features, Reads
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.target import Request
-from jaxspec.verify.tree import TreeShape
 
 
 class Drafter:
@@ -112,9 +112,9 @@ class Drafter:
         return state
 
     def grow(
-        self, params: Params, state: Any, root: Pending, shape: TreeShape, proposer: Proposer
-    ) -> tuple[Array, Any]:
-        """Draft a tree after ``root`` [B]: tokens [B, N], the root's first. The next ``absorb`` gets the path.
+        self, params: Params, state: Any, root: Pending, policy: TreePolicy, proposer: Proposer
+    ) -> tuple[Any, Any]:
+        """Draft a tree after ``root`` [B] for ``policy.tree``. The next ``absorb`` gets the path.
 
         Only ``speculative(tree=...)`` needs it.
         """

@@ -18,6 +18,29 @@ class Pending(NamedTuple):
     token: Array
     position: Array
 
+    def alone(self) -> "Along":
+        """Return a token of each sequence, [B], as one that is run along with others."""
+        return Along(self.token[:, None], self.position[:, None])
+
+
+class Along(NamedTuple):
+    """Tokens of each sequence that are run along with a pass over others, so that the cache gets their rows.
+
+    Attributes:
+        tokens: [B, K].
+        rows: consecutive: [B, K].
+        inputs: what comes with them, [D', B, K], for a draft that reads features of the target.
+    """
+
+    tokens: Array
+    rows: Array
+    inputs: Any = ()
+
+    def before(self, tokens: Array, rows: Array, inputs: Any) -> "Along":
+        """Return the other tokens behind these."""
+        other = Along(tokens, rows, inputs)
+        return jax.tree.map(lambda one, two: jnp.concatenate([one, two], axis=-1), self, other)
+
 
 class Verification(NamedTuple):
     """A window under verification; from ``num_accepted`` on, fields are None until they have arrived.
@@ -49,6 +72,14 @@ class Verification(NamedTuple):
         size = jnp.maximum(self.size, 1)
         last = jnp.take_along_axis(self.window, size[:, None] - 1, axis=1)[:, 0]
         return Pending(jnp.maximum(last, 0), self.position + size)
+
+    @property
+    def newest(self) -> Pending:
+        """The last accepted token; the window's first if none is."""
+        assert self.num_accepted is not None
+        count = jnp.maximum(self.num_accepted, 1)
+        token = jnp.take_along_axis(self.window, count[:, None] - 1, axis=1)[:, 0]
+        return Pending(jnp.maximum(token, 0), self.position + count)
 
     def starts(self, roots: Roots) -> Pending:
         """Return the roots of branches as tokens [B, R] with their positions."""
