@@ -58,8 +58,7 @@ class Level(NamedTuple):
 
     def below(self, following: Any, parents: Array, tokens: Array) -> "Level":
         """Return the level of children: ``parents`` [B, m] among these nodes, ``following`` what comes behind each."""
-        index = lambda leaf: jnp.broadcast_to(parents[None], (len(leaf), *parents.shape))  # noqa: E731
-        inputs = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index(leaf), axis=2), following)
+        inputs = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, parents[None], axis=2), following)
         return Level(tokens, inputs, self.seen.at(parents).with_token(tokens))
 
 

@@ -38,6 +38,8 @@ class Drafter:
 
     #: Hidden states of the target that it reads.
     reads: Reads = Reads()
+    #: Most tokens of a window, or levels of a tree; None: any number.
+    max_window: int | None = None
 
     def for_target(self, target: Network) -> "Drafter":
         """Return this drafter for a target; raise ValueError if it does not fit it."""

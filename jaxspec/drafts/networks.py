@@ -20,13 +20,13 @@ class DraftNetwork:
     """
 
     #: Hidden states of the target that it reads.
-    reads: Reads = Reads()
+    reads: Reads
     #: Positions between a token and its row: 1 for pairs, 0 for tokens alone.
-    lag: int = 0
+    lag: int
     #: Most tokens behind a root, for one that has a head for each; None: any number.
-    depth: int | None = None
-    #: Sizes of its layers; None without any.
-    config: DecoderConfig | None = None
+    depth: int | None
+    #: Sizes of the layers that have rows; None without any.
+    config: DecoderConfig | None
 
     def fuse(self, params: Params, features: Features) -> Array:
         """Return what comes with the tokens behind the positions of complete ``features`` [B, T, D]: [D', B, T]."""
@@ -59,6 +59,7 @@ class TokensOnly(DraftNetwork):
     """A language model."""
 
     network: Network
+    reads, lag, depth, config = Reads(), 0, None, None
 
     def run(
         self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any

@@ -37,6 +37,10 @@ class Features(NamedTuple):
         """Whether every tap has arrived."""
         return all(tap is not None for tap in self.taps)
 
+    def holds(self, reads: Reads) -> bool:
+        """Return whether all that is read has arrived."""
+        return self.complete and (self.final is not None or not reads.final)
+
     def at(self, index: Array) -> "Features":
         """Return the features at positions ``index`` [B, R] of each sequence: [B, R, D]."""
         return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index[..., None], axis=1), self)
