@@ -22,6 +22,23 @@ from jaxspec.models.config import DecoderConfig
 from jaxspec.verify.features import Features, Reads
 
 
+#: Fewest layers of a target whose default taps differ.
+LEAST_LAYERS = 7
+
+
+def default_taps(num_layers: int) -> tuple[int, int, int]:
+    """Return (2, L//2, L−3), the taps of published drafts.
+
+    Raises:
+        ValueError: fewer than 7 layers, where they are not three.
+    """
+    if num_layers < LEAST_LAYERS:
+        raise ValueError(
+            f"expected a target of at least {LEAST_LAYERS} layers for the taps (2, L//2, L-3), got {num_layers}; pass taps="
+        )
+    return 2, num_layers // 2, num_layers - 3
+
+
 @dataclass(frozen=True)
 class Eagle3(ModuleNetwork):
     """The network of an EAGLE-3 draft; static.
