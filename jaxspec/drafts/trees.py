@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.core.arguments import whole
-from jaxspec.drafts._grow import GrowTask, Level, Rows, run_level
+from jaxspec.drafts._grow import GrowTask, Rows, run_level
 from jaxspec.models.base import Array, Cache
 from jaxspec.verify.tree import Tree, TreeShape, tree_of
 

@@ -13,7 +13,7 @@ from jaxspec.core.files import reading
 from jaxspec.drafts import Draft
 from jaxspec.drafts._modules import ModuleNetwork
 from jaxspec.drafts.reading import Reading
-from jaxspec.loading._draft_files import CONFIG, DraftFiles, some
+from jaxspec.loading._draft_files import DraftFiles, some
 from jaxspec.loading._draft_rules import INDEX, index_of, leaves_of, name_of, rule_for
 from jaxspec.loading._eagles import AFTER, BEFORE, TapOptions, is_eagle, is_eagle3, read_eagle, read_eagle3
 from jaxspec.loading._heads import is_hydra, is_medusa, read_hydra, read_medusa
