@@ -130,13 +130,13 @@ def run_layers(
     positions: Array,
     cache: Cache,
     attend: Attend,
-    heads: Callable[[Layer, Array, Callable], tuple[Array, Array, Array]] = Layer.heads,
+    heads: Callable[..., tuple[Array, Array, Array]] = Layer.heads,
 ) -> tuple[Array, Cache]:
     """Run layers on x [D, B, T]; ``heads`` (layer, x, turn) → queries, keys and values is that of the first one."""
     attention, rows = config.attention, list(cache)
     for index, layer in enumerate(layers):
         turn = turning(attention.rotary_of(index), positions, config.head_size)
-        projected = (layer.heads if index else lambda x, turn: heads(layers[0], x, turn))(x, turn)
-        context, rows[index] = attend(*projected, rows[index], attention.scores_of(index))
+        queries, keys, values = layer.heads(x, turn) if index else heads(layer, x, turn)
+        context, rows[index] = attend(queries, keys, values, rows[index], attention.scores_of(index))
         x = layer.after_attention(x, context)
     return x, tuple(rows)

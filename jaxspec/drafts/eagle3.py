@@ -33,7 +33,7 @@ def default_taps(num_layers: int) -> tuple[int, int, int]:
     """
     if num_layers < LEAST_LAYERS:
         raise ValueError(
-            f"expected a target of at least {LEAST_LAYERS} layers for the taps (2, L//2, L-3), got {num_layers}; pass taps="
+            f"expected a target of at least {LEAST_LAYERS} layers for taps (2, L//2, L-3), got {num_layers}; pass taps="
         )
     return 2, num_layers // 2, num_layers - 3
 
@@ -93,7 +93,7 @@ class Eagle3(ModuleNetwork):
 class Eagle3Module(nnx.Module):
     """Parameters of ``Eagle3``.
 
-    ``index`` is there where the draft's vocabulary is smaller: the number of every target token in it, [V], V_d for none.
+    ``index`` is there if the draft's vocabulary is smaller: the number in it of every target token, [V], V_d for none.
     """
 
     def __init__(self, network: Eagle3, rngs: nnx.Rngs):

@@ -18,7 +18,7 @@ from flax import nnx
 
 from jaxspec.drafts._modules import Fusion, ModuleNetwork, embedded, run_layers, scores
 from jaxspec.drafts.medusa import Block
-from jaxspec.models._layers import Layer, RMSNorm, bias, weight
+from jaxspec.models._layers import Layer, RMSNorm, weight
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
 from jaxspec.verify.features import Reads
@@ -86,18 +86,19 @@ class HydraModule(nnx.Module):
         make = lambda inputs: Block(inputs, width, True, rngs)  # noqa: E731
         self.first = nnx.List([make((i + 2) * width) for i in heads])
         self.residual = nnx.List([make((i + 2) * width) for i in heads])
-        self.inner = nnx.List([make(width) for _ in heads]) if network.repeats else None
+        self.inner = nnx.List([make(width) for _ in heads if network.repeats])
         self.heads = nnx.List([weight(rngs, (network.num_tokens, width), width) for _ in heads])
-        self.head_biases = nnx.List([bias((network.num_tokens,), True) for _ in heads])
+        self.head_biases = nnx.List([nnx.Param(jnp.zeros(network.num_tokens)) for _ in heads])
         self.layers = None if c is None else nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
         self.final_norm = None if c is None else RMSNorm(width, c.block.epsilon)
         self.network = network
 
     def prefixed(self, f: Array, positions: Array, cache: Cache, attend: Attend) -> tuple[Array, Cache]:
         """Return s [D, B, T]."""
-        if self.layers is None:
+        config = self.network.config
+        if self.layers is None or self.final_norm is None or config is None:
             return f, cache
-        x, cache = run_layers(self.layers, self.network.config, f, positions, cache, attend)
+        x, cache = run_layers(self.layers, config, f, positions, cache, attend)
         return self.final_norm(x), cache
 
     def logits(self, z: Array, number: int) -> Array:

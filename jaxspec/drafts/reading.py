@@ -28,16 +28,16 @@ class Recent(NamedTuple):
     """Pairs of the last committed tokens, with the target's features.
 
     Attributes:
-        tokens: behind the first ``count`` anything: [B, K].
+        tokens: behind the first ``number`` anything: [B, K].
         inputs: features: [D', B, K].
         row: of the first pair, −1 if there is none (the first token of a text): [B].
-        count: [B].
+        number: of the first ones that are committed: [B].
     """
 
     tokens: Array
     inputs: Array
     row: Array
-    count: Array
+    number: Array
 
     def but_last(self) -> Along | None:
         """Return them without the very last one, to be run along with it."""
@@ -52,14 +52,14 @@ class Recent(NamedTuple):
         tokens, inputs = jnp.concatenate([self.tokens, window], axis=1), jnp.concatenate([self.inputs, inputs], axis=2)
         # A text of one token has no pair: all move up by one.
         none = jnp.minimum(self.row, 0)
-        number = jnp.arange(size + more)[None] - none[:, None]
-        index = jnp.where(number < self.count[:, None], number, number - self.count[:, None] + size)
+        order = jnp.arange(size + more)[None] - none[:, None]
+        index = jnp.where(order < self.number[:, None], order, order - self.number[:, None] + size)
         index = jnp.minimum(index, size + more - 1)
         rows = jnp.maximum(self.row, 0)[:, None] + jnp.arange(size + more)[None]
         along = Along(
             jnp.take_along_axis(tokens, index, axis=1), rows, jnp.take_along_axis(inputs, index[None], axis=2)
         )
-        return along, self.count - 1 + none
+        return along, self.number - 1 + none
 
 
 @jax.tree_util.register_dataclass
