@@ -268,17 +268,17 @@ class _Verifier:
         """Run the layers before an exit, and its message."""
         return target_prefix(self.target, stop, self.kappa, self.params, self.head, (), cache, self.progress, window)
 
-    def suffix(self, cache: Any, x: Any, window: Any) -> Any:
+    def suffix(self, cache: Any, half: Any, window: Any) -> Any:
         """Run the layers after the exit."""
-        return target_suffix(self.target, self.layer, self.params, (), cache, self.progress, x, None, window, None)
+        return target_suffix(self.target, self.layer, self.params, (), cache, self.progress, half, window, None)
 
     def lap(self, clock: Laps) -> None:
         """Time every window: whole, exit without layers, prefix, suffix."""
         for size, window in self.windows.items():
             clock(("whole", size), self.whole, size)
             clock(("head", size), self.prefix, 0, (), window)
-            x, lower, *_ = clock(("prefix", size), self.prefix, self.layer, self.cache[: self.layer], window)
-            upper, *_ = clock(("suffix", size), self.suffix, self.cache[self.layer :], x, window)
+            half, lower, *_ = clock(("prefix", size), self.prefix, self.layer, self.cache[: self.layer], window)
+            upper, *_ = clock(("suffix", size), self.suffix, self.cache[self.layer :], half, window)
             self.cache = (*lower, *upper)
 
 

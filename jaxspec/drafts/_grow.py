@@ -62,7 +62,7 @@ class Level(NamedTuple):
         return Level(tokens, inputs, self.seen.at(parents).with_token(tokens))
 
 
-class Rows(NamedTuple):
+class RunOrder(NamedTuple):
     """The rows of nodes behind the root's, in the order in which they are run.
 
     Attributes:
@@ -74,7 +74,7 @@ class Rows(NamedTuple):
     ancestors: Any
 
 
-def run_level(task: GrowTask, cache: Cache, level: Level, rows: Rows, first: int) -> tuple[Array, Any, Cache]:
+def run_level(task: GrowTask, cache: Cache, level: Level, rows: RunOrder, first: int) -> tuple[Array, Any, Cache]:
     """Run the nodes of one level, in rows ``first`` and behind.
 
     Returns:

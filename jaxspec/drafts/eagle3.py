@@ -15,10 +15,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts._modules import Fusion, ModuleNetwork, embedded, run_layers, scores
-from jaxspec.models._layers import Layer, RMSNorm, weight
+from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, run_layers, scores
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.layers import Layer, RMSNorm, weight
 from jaxspec.verify.features import Reads
 
 #: Fewest layers of a target whose default taps differ.

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts._modules import Fusion, ModuleNetwork, embedded, run_layers, scores
-from jaxspec.drafts.medusa import Block
-from jaxspec.models._layers import Layer, RMSNorm, weight
+from jaxspec.drafts.medusa import Affine
+from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, run_layers, scores
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.layers import Layer, RMSNorm, weight
 from jaxspec.verify.features import Reads
 
 
@@ -83,7 +83,7 @@ class HydraModule(nnx.Module):
         width, heads, c = network.target_width, range(network.depth), network.config
         self.fusion = network.fusion.module(rngs)
         self.embedding = weight(rngs, (network.num_tokens, width), width)
-        make = lambda inputs: Block(inputs, width, True, rngs)  # noqa: E731
+        make = lambda inputs: Affine(inputs, width, True, rngs)  # noqa: E731
         self.first = nnx.List([make((i + 2) * width) for i in heads])
         self.residual = nnx.List([make((i + 2) * width) for i in heads])
         self.inner = nnx.List([make(width) for _ in heads if network.repeats])

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts._modules import Fusion, ModuleNetwork, scores
-from jaxspec.models._layers import bias, weight
+from jaxspec.drafts.modules import Fusion, ModuleNetwork, scores
 from jaxspec.models.base import Array, Attend, Cache, Params
+from jaxspec.models.layers import bias, weight
 from jaxspec.verify.features import Reads
 
 
@@ -66,7 +66,7 @@ class Medusa(ModuleNetwork):
         return self.bound(params).logits(x, depth)
 
 
-class Block(nnx.Module):
+class Affine(nnx.Module):
     """W·x + b."""
 
     def __init__(self, inputs: int, width: int, has_bias: bool, rngs: nnx.Rngs):
@@ -84,7 +84,7 @@ class MedusaModule(nnx.Module):
     def __init__(self, network: Medusa, rngs: nnx.Rngs):
         width, heads = network.target_width, 1 if network.shared_head else network.depth
         self.fusion = network.fusion.module(rngs)
-        one = lambda: Block(width, width, network.fc_bias, rngs)  # noqa: E731
+        one = lambda: Affine(width, width, network.fc_bias, rngs)  # noqa: E731
         self.blocks = nnx.List([nnx.List([one() for _ in range(network.blocks)]) for _ in range(network.depth)])
         self.heads = nnx.List([weight(rngs, (network.num_tokens, width), width) for _ in range(heads)])
         self.network = network

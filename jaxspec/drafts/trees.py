@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.core.arguments import whole
-from jaxspec.drafts._grow import GrowTask, Rows, run_level
+from jaxspec.drafts._grow import GrowTask, RunOrder, run_level
 from jaxspec.models.base import Array, Cache
 from jaxspec.verify.tree import Tree, TreeShape, tree_of
 
@@ -73,7 +73,7 @@ class Static(TreeShape):
 
     def grow(self, task: GrowTask, cache: Cache) -> Grown:
         """Take the children by rank."""
-        level, rows, tokens = task.level(), Rows(self.depth, self.ancestors[None]), task.root.token[:, None]
+        level, rows, tokens = task.level(), RunOrder(self.depth, self.ancestors[None]), task.root.token[:, None]
         for depth in range(self.max_depth):
             above, below = self.level(depth), self.level(depth + 1)
             logits, following, cache = run_level(task, cache, level, rows, above.start)
@@ -160,7 +160,7 @@ class Dynamic:
         pool, first = _Pool(none, none.astype(jnp.float32), none, none), 0
         above, value, node_rows = jnp.full((batch, 1), -1), jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)
         for number in range(self.depth):
-            logits, following, cache = run_level(task, cache, level, Rows(depth, ancestors), first)
+            logits, following, cache = run_level(task, cache, level, RunOrder(depth, ancestors), first)
             proposer, position = task.children_at(number, level.seen)
             found, values = proposer.valued(logits, position, self.top_k)
             values, start = (value[..., None] + values).reshape(batch, -1), pool.tokens.shape[1]

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxspec.drafts._modules import ModuleNetwork
 from jaxspec.drafts.eagle import Eagle
 from jaxspec.drafts.eagle3 import Eagle3
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
+from jaxspec.drafts.modules import ModuleNetwork
 from jaxspec.loading._llama import LAYER, LLAMA_WEIGHTS
 from jaxspec.loading.rules import Rule, same
 

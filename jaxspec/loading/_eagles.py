@@ -142,7 +142,7 @@ def _reads(files: DraftFiles, target: Model, options: TapOptions) -> tuple[Reads
     taps, source = _taps(files, target, eagle, options)
     if columns != len(taps) * width:
         raise ValueError(
-            f"expected fc.weight over {len(taps)} hidden states of {width} features, the target's, got {columns} columns; "
+            f"expected fc.weight over {len(taps)} hidden states of {width} features each, got {columns} columns; "
             "pass the target that the draft was made for, or its taps="
         )
     if list(taps) != sorted(set(taps)):

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxspec.core.files import reading
 from jaxspec.drafts import Draft
-from jaxspec.drafts._modules import ModuleNetwork
+from jaxspec.drafts.modules import ModuleNetwork
 from jaxspec.drafts.reading import Reading
 from jaxspec.loading._draft_files import DraftFiles, some
 from jaxspec.loading._draft_rules import INDEX, index_of, leaves_of, name_of, rule_for
@@ -115,8 +115,7 @@ def _read(network: ModuleNetwork, files: DraftFiles, target: Model, dtype: Any) 
     for leaf, like in leaves_of(network).items():
         if leaves[leaf].shape != like.shape:
             raise ValueError(
-                f"expected {leaf} of shape {like.shape}, got {leaves[leaf].shape}; pass the target that the draft was made "
-                "for"
+                f"expected {leaf} of shape {like.shape}, got {leaves[leaf].shape}: it is of another target"
             )
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     params = jax.tree_util.tree_map_with_path(lambda path, _: leaves[name_of(path)], shapes)

@@ -113,7 +113,7 @@ def mirror(
     check_branches(policy, sum(side.branches(window)), window, num_candidates)
     sides = Target(network, rule, drafter.reader()), side
     on_target = put((exit, drafter.fusion(made.params)), target_shared, where.target)
-    parts = Parts(target_params, draft_params, *on_target)
+    parts = Placed(target_params, draft_params, *on_target)
     channel = channel_between(where.target, where.draft)
     sizes = window, num_candidates, exit_layer, policy, fallback, drafter.reads
 
@@ -125,7 +125,7 @@ def mirror(
     return method_of(target, init, step, window, where.target, where.draft)._replace(check_peers=check_peers)
 
 
-class Parts(NamedTuple):
+class Placed(NamedTuple):
     """Parameters: of the target, of the draft, of the exit, and what the target fuses a draft's features with."""
 
     target: Params
@@ -135,7 +135,7 @@ class Parts(NamedTuple):
 
 
 def _init(
-    sides: tuple[Target, DraftSide], parts: Parts, window: int, channel: Channel, where: Placement
+    sides: tuple[Target, DraftSide], parts: Placed, window: int, channel: Channel, where: Placement
 ) -> Callable[[Request, int], MirrorState]:
     """Return the function that runs the prompts on both sides and sends the first window to the target."""
     target, side = sides
@@ -165,7 +165,7 @@ class Programs(NamedTuple):
     select: Program
 
 
-def _programs(sides: tuple[Target, DraftSide], parts: Parts, exit_layer: int, where: Placement) -> Programs:
+def _programs(sides: tuple[Target, DraftSide], parts: Placed, exit_layer: int, where: Placement) -> Programs:
     (target, side), (target_params, draft_params, head, fusion) = sides, parts
     on_target, on_draft = running(where.target), running(where.draft)
     return Programs(
@@ -193,7 +193,7 @@ def _step(
         watch = watch if local else only_local(watch)
         rolled, early = None, None
         if exits:
-            x, lower, streams, *message = programs.prefix(cache[:exit_layer], progress, window)
+            half, lower, *message = programs.prefix(cache[:exit_layer], progress, window)
             watch("target", "prefix", message[0])
         else:
             cache, progress, verdict, packed, features = programs.whole(cache, progress, window, probabilities)
@@ -205,7 +205,7 @@ def _step(
             sent = message[0]
             message = message if late else channel.to_draft(message)[0]
             upper, progress, verdict, packed, features = programs.suffix(
-                cache[exit_layer:], progress, x, streams, window, probabilities, sent
+                cache[exit_layer:], progress, half, window, probabilities, sent
             )
             received, early = channel.to_draft(message)[0] if late else message
             watch("target", "suffix", packed)

@@ -1,7 +1,7 @@
 """The target's compiled programs under Mirror-SD: the prefix with its message, the suffix, or both as one."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -12,6 +12,13 @@ from jaxspec.verify.info import step_record
 from jaxspec.verify.message import exit_message
 from jaxspec.verify.sampling import perturbed
 from jaxspec.verify.target import Progress, Target, advance, choose, positions_of, prefix_pass, suffix_pass
+
+
+class Half(NamedTuple):
+    """What the prefix leaves to the suffix: x [D, B, γ+1], and the features up to the exit."""
+
+    x: Array
+    features: Features | None = None
 
 
 @partial(jax.jit, static_argnames=("target", "exit_layer", "num_candidates"), donate_argnames="cache")
@@ -25,12 +32,13 @@ def target_prefix(
     cache: Cache,
     progress: Progress,
     window: Array,
-) -> tuple[Array, Cache, Features | None, Array, Any]:
-    """Run the prefix: x, rows of layers 1..ℓₑ, features, the packed message of the exit ``head``, what is sent along."""
+) -> tuple[Half, Cache, Array, Any]:
+    """Run the prefix: x, rows of layers 1..ℓₑ, the packed message of the exit ``head``, and what is sent along."""
     x, cache, features = prefix_pass(target, params, cache, progress, window, exit_layer)
     seen, at = progress.seen.along(window), positions_of(progress, window)
     scores = perturbed(head(target.network, params, x), progress.sampling, at, seen)
-    return x, cache, features, pack(exit_message(scores, window, num_candidates)), target.reader.sent(fusion, features)
+    message = pack(exit_message(scores, window, num_candidates))
+    return Half(x, features), cache, message, target.reader.sent(fusion, features)
 
 
 @partial(jax.jit, static_argnames=("target", "exit_layer"), donate_argnames="cache")
@@ -41,18 +49,17 @@ def target_suffix(
     fusion: Params,
     cache: Cache,
     progress: Progress,
-    x: Array,
-    early: Features | None,
+    half: Half,
     window: Array,
     probabilities: Any,
     message: Array | None = None,
 ) -> tuple[Cache, Progress, Array, Array, Any]:
     """Run the suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and what is sent of features."""
-    x, cache, features = suffix_pass(target, params, cache, progress, x, exit_layer)
+    x, cache, features = suffix_pass(target, params, cache, progress, half.x, exit_layer)
     choices = choose(target, params, progress, x, window, probabilities)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
     record = step_record(choices, window, verdict, emitted, message)
-    return cache, progress, pack(verdict), record, target.reader.sent(fusion, early, features)
+    return cache, progress, pack(verdict), record, target.reader.sent(fusion, half.features, features)
 
 
 @partial(jax.jit, static_argnames="target", donate_argnames="cache")

@@ -24,7 +24,9 @@ def true_rows(kind, text):
     network, tokens = made.drafter.network, jnp.asarray([text])
     reads = network.reads
     *early, last = hidden_states(model.network, model.params, tokens, tuple(tap for tap in reads.taps if tap))
-    streams = {0: model.network.embed(model.params, tokens)} | dict(zip([tap for tap in reads.taps if tap], early, strict=True))
+    streams = {0: model.network.embed(model.params, tokens)} | dict(
+        zip([tap for tap in reads.taps if tap], early, strict=True)
+    )
     final = jnp.moveaxis(model.network.final(model.params, last), 0, -1) if reads.final else None
     features = Features(tuple(jnp.moveaxis(streams[tap], 0, -1) for tap in reads.taps), final)
     inputs = jnp.moveaxis(network.fuse(made.drafter.fusion(made.params), features), -1, 0)[:, :, :-1]

@@ -10,8 +10,8 @@ from jaxspec.drafts import Draft, Pending, Proposer, Verification, trees
 from jaxspec.drafts.eagle import Eagle
 from jaxspec.models.attention import cached, causal
 from jaxspec.verify import Features, Reads
-from jaxspec.verify.features import Reader
 from jaxspec.verify.acceptance import match
+from jaxspec.verify.features import Reader
 from jaxspec.verify.target import Target as VerifyTarget
 from jaxspec.verify.target import prefill, tree_pass
 from jaxspec.verify.tree import longest_path

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxspec.drafts.networks import DraftNetwork
-from jaxspec.models._layers import Layer, RMSNorm, turning, weight
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.layers import Layer, RMSNorm, turning, weight
 from jaxspec.verify.features import Features
 
 
