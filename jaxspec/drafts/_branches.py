@@ -76,7 +76,9 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, along: Arra
         if reach is not None:
             shared &= visible(scratch.capacity, lengths + number, reach)
         branches = shared | scratch.own(number, reach)[None]
-        return branches if along is None else jnp.concatenate([visible(scratch.capacity, along, reach), branches], axis=1)
+        return (
+            branches if along is None else jnp.concatenate([visible(scratch.capacity, along, reach), branches], axis=1)
+        )
 
     def extended(rows: Array, new: Array) -> Array:
         if along is not None:

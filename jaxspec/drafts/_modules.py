@@ -45,7 +45,9 @@ def _listed(params: Params) -> Params:
     if not isinstance(params, dict):
         return params
     parts = {name: _listed(part) for name, part in params.items()}
-    return [parts[index] for index in range(len(parts))] if parts and all(isinstance(key, int) for key in parts) else parts
+    return (
+        [parts[index] for index in range(len(parts))] if parts and all(isinstance(key, int) for key in parts) else parts
+    )
 
 
 def only_stream(features: Features) -> Array:

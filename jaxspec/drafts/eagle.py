@@ -77,7 +77,10 @@ class EagleModule(nnx.Module):
     def __init__(self, network: Eagle, rngs: nnx.Rngs):
         c, epsilon = network.config, network.config.block.epsilon
         self.embedding = weight(rngs, (c.vocab_size, c.width), c.width)
-        self.fusion, self.fusion_bias = weight(rngs, (c.width, 2 * c.width), 2 * c.width), bias((c.width,), network.fc_bias)
+        self.fusion, self.fusion_bias = (
+            weight(rngs, (c.width, 2 * c.width), 2 * c.width),
+            bias((c.width,), network.fc_bias),
+        )
         self.embedding_norm = RMSNorm(c.width, epsilon) if network.norm_inputs else None
         self.hidden_norm = RMSNorm(c.width, epsilon) if network.norm_inputs else None
         self.layers = nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])

@@ -56,7 +56,9 @@ class Recent(NamedTuple):
         index = jnp.where(number < self.count[:, None], number, number - self.count[:, None] + size)
         index = jnp.minimum(index, size + more - 1)
         rows = jnp.maximum(self.row, 0)[:, None] + jnp.arange(size + more)[None]
-        along = Along(jnp.take_along_axis(tokens, index, axis=1), rows, jnp.take_along_axis(inputs, index[None], axis=2))
+        along = Along(
+            jnp.take_along_axis(tokens, index, axis=1), rows, jnp.take_along_axis(inputs, index[None], axis=2)
+        )
         return along, self.count - 1 + none
 
 
@@ -69,7 +71,8 @@ class ReadingState:
         cache: rows of all committed pairs but ``recent``.
         feature: what comes with the last committed token: [D', B, 1].
         recent: the last committed pairs, which may not have been run yet; the last of them is that token's.
-        guesses: the draft's own features at that token and each of the window, the last one once it has been run.
+        guesses: the draft's own features at that token and each of the window, 0 at the last one until it has been run:
+            [D', B, γ+1].
         holds: what the window's rows are made of: "nothing", "guesses" or "features"; static.
     """
 
@@ -138,7 +141,9 @@ class Reading(Drafter):
         fused = self.network.fuse(params, verified.features)
         feature, count = _at(fused, accepted[:, None]), fused.shape[2]
         if state.holds == "features":
-            recent = Recent(verified.next_token[:, None], feature, verified.position + accepted, jnp.ones_like(accepted))
+            recent = Recent(
+                verified.next_token[:, None], feature, verified.position + accepted, jnp.ones_like(accepted)
+            )
         else:
             window = jnp.pad(jnp.maximum(verified.window, 0), ((0, 0), (0, 1)))
             is_next = jnp.arange(count)[None] == accepted[:, None]
@@ -158,7 +163,8 @@ class Reading(Drafter):
 
     def commit(self, state: ReadingState, drafted: Drafted, position: Array) -> ReadingState:
         """Keep the draft's own features along the window."""
-        return replace(state, guesses=jnp.transpose(drafted.rows[:, 0], (2, 0, 1)), holds="nothing")
+        own = jnp.transpose(drafted.rows[:, 0], (2, 0, 1))
+        return replace(state, guesses=jnp.pad(own, ((0, 0), (0, 0), (0, 1))), holds="nothing")
 
     def foresee(
         self, params: Params, state: ReadingState, verified: Verification, proposer: Proposer
@@ -208,9 +214,7 @@ class Reading(Drafter):
         grown = policy.grow(task, state.cache)
         return grown.drawn, ReadingState(grown.cache, state.feature)
 
-    def _guessed(
-        self, params: Params, state: ReadingState, verified: Verification
-    ) -> tuple[ReadingState, Array]:
+    def _guessed(self, params: Params, state: ReadingState, verified: Verification) -> tuple[ReadingState, Array]:
         """Run the window's pairs with the draft's own features; also return logits [V, B, 1] behind the window."""
         assert state.recent is not None
         assert state.guesses is not None
@@ -219,7 +223,9 @@ class Reading(Drafter):
         along, last = state.recent.then(jnp.maximum(verified.window, 0), state.guesses[:, :, :window])
         x, cache = network.run(params, along.inputs, along.tokens, along.rows, state.cache, cached(along.rows), 0)
         logits = network.logits(params, _at(x, (last + jnp.maximum(verified.size, 1))[:, None]), 0)
-        own = _at(network.guessed(network.following(params, x)), jnp.maximum(last[:, None] + jnp.arange(window + 1), 0))
+        own = _at(
+            network.guessed(network.following(params, x)), jnp.maximum(last[:, None] + jnp.arange(window + 1)[None], 0)
+        )
         return replace(state, cache=cache, guesses=own, holds="guesses"), logits
 
 

@@ -27,7 +27,9 @@ class DraftFiles:
     def __init__(self, folder: Path):
         self.folder, self._used = folder, set[str]()
         if not (folder / CONFIG).is_file():
-            raise ValueError(f"{folder}: expected a folder with config.json and the draft's weights, got no config.json")
+            raise ValueError(
+                f"{folder}: expected a folder with config.json and the draft's weights, got no config.json"
+            )
         self.config = read_json(folder / CONFIG)
         arrays = _arrays(folder)
         self._arrays = arrays
@@ -49,7 +51,9 @@ class DraftFiles:
             ValueError: there is none of that name.
         """
         if name not in self.names:
-            raise ValueError(f"{self.folder}: expected an array {name}, got none; it belongs to every draft of this kind")
+            raise ValueError(
+                f"{self.folder}: expected an array {name}, got none; it belongs to every draft of this kind"
+            )
         return self.shapes[self.names[name]]
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -73,9 +77,7 @@ class DraftFiles:
         """
         left = sorted(set(self.names) - self._used)
         if extra := [name for name in left if not re.fullmatch(ignored, name)]:
-            raise ValueError(
-                f"{self.folder}: the files have arrays that no draft of this kind has: {some(extra)}"
-            )
+            raise ValueError(f"{self.folder}: the files have arrays that no draft of this kind has: {some(extra)}")
         return left
 
 

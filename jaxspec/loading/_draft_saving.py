@@ -73,7 +73,11 @@ Rename = Callable[[str], list[str]]
 
 
 def _sizes(config: DecoderConfig, num_tokens: int) -> Config:
-    flags = {"attention_bias": config.attention.out_bias, "qkv_bias": config.attention.qkv_bias, "mlp_bias": config.block.bias}
+    flags = {
+        "attention_bias": config.attention.out_bias,
+        "qkv_bias": config.attention.qkv_bias,
+        "mlp_bias": config.block.bias,
+    }
     kind = {"model_type": "qwen3" if config.attention.norm_heads else "llama", "vocab_size": num_tokens}
     window = {} if config.attention.window is None else write_layer_types(config)
     return kind | write_sizes(config) | flags | window | {"tie_word_embeddings": False}

@@ -70,7 +70,10 @@ def read_eagle(files: DraftFiles, target: Model, options: TapOptions) -> tuple[E
     norms = {"norm_inputs": "enorm.weight" in files, "norm_output": "pre_lm_head_layernorm.weight" in files}
     taps = (files.config.get("jaxspec") or {}).get("taps")
     network = Eagle(config, Reads(tuple(taps)) if taps else Reads(final=True), fc_bias=has_bias, **norms)
-    return network, [f"reads {f'tap {taps}' if taps else 'the final hidden state'}, fc {'with' if has_bias else 'without'} bias", rotary_text(config)]
+    return network, [
+        f"reads {f'tap {taps}' if taps else 'the final hidden state'}, fc {'with' if has_bias else 'without'} bias",
+        rotary_text(config),
+    ]
 
 
 def layers_of(files: DraftFiles, published: dict[str, Any], width: int, inputs: int, rows: int) -> DecoderConfig:
@@ -147,9 +150,7 @@ def _reads(files: DraftFiles, target: Model, options: TapOptions) -> tuple[Reads
     return Reads(taps), f"taps {taps} ({source})"
 
 
-def _taps(
-    files: DraftFiles, target: Model, eagle: dict[str, Any], options: TapOptions
-) -> tuple[tuple[int, ...], str]:
+def _taps(files: DraftFiles, target: Model, eagle: dict[str, Any], options: TapOptions) -> tuple[tuple[int, ...], str]:
     count = target.network.config.num_layers
     if options.taps is not None:
         return tuple(options.taps), "as passed"

@@ -114,7 +114,14 @@ def _prefix(files: DraftFiles, sizes: DecoderConfig) -> DecoderConfig:
     block = Block(epsilon=sizes.block.epsilon, activation=sizes.block.activation)
     heads = sizes.num_heads, sizes.num_kv_heads, sizes.head_size
     return DecoderConfig(
-        sizes.vocab_size, sizes.width, 1, *heads, hidden, Attention(Rotary()), block, Ends(tied=False, embedding_scale=1.0)
+        sizes.vocab_size,
+        sizes.width,
+        1,
+        *heads,
+        hidden,
+        Attention(Rotary()),
+        block,
+        Ends(tied=False, embedding_scale=1.0),
     )
 
 

@@ -122,7 +122,11 @@ def _read(network: ModuleNetwork, files: DraftFiles, target: Model, dtype: Any) 
             leaves[leaf] = own
         else:
             array = rule.join([files[name] for name in rule.names], network.config)
-            same = own is not None and own.shape == array.shape and np.array_equal(np.asarray(own), array.astype(own.dtype))
+            same = (
+                own is not None
+                and own.shape == array.shape
+                and np.array_equal(np.asarray(own), array.astype(own.dtype))
+            )
             leaves[leaf] = own if same else jnp.asarray(array, leaf_dtype((jax.tree_util.DictKey(leaf),), dtype))
         if leaves[leaf].shape != like.shape:
             raise ValueError(
@@ -139,7 +143,9 @@ def _of_target(target: Model, leaf: str) -> Any:
     params = target.params
     if not isinstance(params, dict) or "embedding" not in params:
         return None
-    return {"embedding": params["embedding"], "head": params.get("head", params["embedding"])}.get(leaf.split(".")[0].replace("heads", "head"))
+    return {"embedding": params["embedding"], "head": params.get("head", params["embedding"])}.get(
+        leaf.split(".")[0].replace("heads", "head")
+    )
 
 
 def _vocabulary(files: DraftFiles, network: Any) -> np.ndarray:

@@ -102,8 +102,8 @@ def tree_of(tokens: Array, parents: Array, max_depth: int) -> Tree:
         up.append(jnp.take_along_axis(parents, up[-1], axis=1))
     upwards = jnp.stack(up, axis=2)
     depth = jnp.sum(upwards > 0, axis=2).astype(jnp.int32)
-    ancestors = jnp.any(upwards[:, :, :, None] == jnp.arange(parents.shape[1]), axis=2)
-    index = jnp.maximum(depth[..., None] - jnp.arange(max_depth + 1), 0)
+    ancestors = jnp.any(upwards[..., None] == jnp.arange(parents.shape[1])[None, None, None], axis=2)
+    index = jnp.maximum(depth[..., None] - jnp.arange(max_depth + 1)[None, None], 0)
     return Tree(tokens, depth, ancestors, jnp.take_along_axis(upwards, index, axis=2))
 
 
