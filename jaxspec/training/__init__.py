@@ -1,6 +1,9 @@
 """Training and distilling drafts, exit heads and lookahead streams."""
 
 from jaxspec.training._fit import Schedule, fit
+from jaxspec.training._trained import trained_part
+from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
+from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
 from jaxspec.training.lens import fit_lens, lens_loss
 from jaxspec.training.losses import (
     LossFn,
@@ -14,16 +17,23 @@ from jaxspec.training.streams import draft_loss, fit_streams, streaming_loss
 
 __all__ = [
     "LossFn",
+    "Recipe",
+    "SPECULATORS",
     "Schedule",
     "bits_per_character",
     "distillation_loss",
     "draft_loss",
+    "eagle3_loss",
+    "eagle_loss",
     "fit",
     "fit_lens",
     "fit_streams",
     "hidden_states",
+    "hydra_loss",
     "language_model_loss",
     "lens_loss",
     "log_probabilities",
+    "medusa_loss",
     "streaming_loss",
+    "trained_part",
 ]

@@ -1,29 +1,24 @@
 """Recorded losses and gradients of the original trainers of EAGLE-1, EAGLE-3, Medusa and Hydra, replayed.
 
-Sizes, settings and names come from the files of ``$JAXSPEC_DRAFT_RECORDS`` (default: ``tests/data/drafts``).
+Sizes, settings and names come from the files (``tests.support.jaxspec.draft_records``).
 """
 
-import os
 import re
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxspec
-from jaxspec.loading import load_draft
 from jaxspec.loading._draft_rules import leaves_of, rule_for
 from jaxspec.models.config import Rotary
 from jaxspec.training._trained import trained_part
 from jaxspec.training._unroll import lesson, shifted, unroll
 from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
+from tests.support.jaxspec.draft_records import FOLDER, close, draft, record, target
 
-FOLDER = Path(os.environ.get("JAXSPEC_DRAFT_RECORDS", Path(__file__).parents[2] / "data" / "drafts"))
 #: From names in the programs' modules to those of the loader's rules, in this order.
 NAMES = (
     (r"^midlayer\.", "layers.0."),
@@ -35,14 +30,6 @@ NAMES = (
 )
 
 
-@cache
-def record(name):
-    if not (FOLDER / f"{name}.npz").is_file():
-        pytest.skip(f"{FOLDER} holds no {name}.npz")
-    with np.load(FOLDER / f"{name}.npz") as file:
-        return dict(file)
-
-
 def prefixes(name, suffix):
     """What stands before ``suffix`` in the names of a record; the suffix itself if there is no record."""
     path = FOLDER / f"{name}.npz"
@@ -50,33 +37,11 @@ def prefixes(name, suffix):
     return sorted(key.removesuffix(suffix) for key in keys if key.endswith(suffix))
 
 
-@cache
-def target():
-    return jaxspec.load_huggingface(FOLDER / "target")
-
-
-@cache
-def draft(name):
-    folder = FOLDER / name
-    if not folder.is_dir():
-        pytest.skip(f"{FOLDER} holds no {name}")
-    if not list(folder.glob("*.safetensors")):
-        pytest.importorskip("torch", reason=f"{name} is a pickle")
-    return load_draft(folder, target(), report=lambda line: None)
-
-
 def with_theta(made, theta):
     network = made.drafter.network
     attention = replace(network.config.attention, rotary=Rotary(theta))
     network = replace(network, config=replace(network.config, attention=attention))
     return made._replace(drafter=replace(made.drafter, network=network))
-
-
-def close(found, expected, tolerance=1e-4):
-    """Equal to 1e-4 of the largest number."""
-    expected = np.asarray(expected)
-    scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance * scale)
 
 
 def of_text(found):
