@@ -17,6 +17,7 @@ from jaxspec.drafts.medusa import Medusa
 from jaxspec.drafts.reading import Reading
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Rotary
+from jaxspec.models.dtypes import hidden_like
 from jaxspec.verify.features import Reads, check_reads
 
 Kind = Literal["eagle3", "eagle", "medusa", "hydra", "hydra++"]
@@ -66,9 +67,9 @@ def init_draft(
     _check_ends(target)
     wishes = _Wishes(_reads(kind, target, taps), _ids(kind, target, vocabulary), heads)
     network, params = _MAKERS[kind](target, wishes)
-    fresh = network.init(jax.random.key(0) if key is None else key)
-    drafter = Reading(network).for_target(target.network)
-    return Draft(drafter, {**fresh, **params}, target.text)
+    fresh, dtype = network.init(jax.random.key(0) if key is None else key), hidden_like(target).dtype
+    fresh = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, fresh)
+    return Draft(Reading(network).for_target(target.network), {**fresh, **params}, target.text)
 
 
 def frequent_tokens(tokens: np.ndarray, count: int, num_tokens: int) -> np.ndarray:
@@ -97,7 +98,8 @@ def _eagle(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
 def _medusa(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     config, count = target.network.config, wishes.heads
     network = Medusa(config.vocab_size, config.width, count, reads=wishes.reads, norm_inputs=not wishes.reads.final)
-    still = jax.tree.map(jnp.zeros_like, network.init(jax.random.key(0))["blocks"])
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))["blocks"]
+    still = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, hidden_like(target).dtype), shapes)
     return network, {"blocks": still, "heads": [_head(target)] * count}
 
 
@@ -143,7 +145,7 @@ def _check_ends(target: Model) -> None:
     table = params.get("embedding") if isinstance(params, dict) else None
     if table is None or table.shape != (config.vocab_size, config.width):
         raise ValueError(
-            f"expected a target with an embedding of its vocabulary and width, {config.vocab_size} x {config.width}, got "
+            f"expected a target with an embedding of {config.vocab_size} tokens by its width {config.width}, got "
             f"{'none' if table is None else table.shape}; draft with a language model instead"
         )
 
@@ -167,7 +169,7 @@ def _ids(kind: str, target: Model, vocabulary: Sequence[int] | np.ndarray | None
     whole = np.issubdtype(ids.dtype, np.integer) and len(ids) > 0
     if kind != "eagle3" or not whole or len(ids) != len(vocabulary) or ids[0] < 0 or ids[-1] >= count:
         raise ValueError(
-            f"expected a vocabulary of different ids from 0 to {count - 1} for eagle3, got {len(vocabulary)} for {kind},"
-            f" {len(ids)} of them different"
+            f"expected a vocabulary of different ids from 0 to {count - 1} for eagle3, got {len(vocabulary)} ids, "
+            f"{len(ids)} of them different, for {kind}"
         )
     return None if len(ids) == count else ids.astype(np.int32)

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxspec.drafts.base import Draft
 from jaxspec.drafts.eagle import Eagle
 from jaxspec.drafts.eagle3 import Eagle3
@@ -64,11 +67,27 @@ def _frozen(draft: Draft) -> tuple[str, ...]:
     return FROZEN[type(network)] + shared
 
 
+def as_float32(tree: Params) -> Params:
+    """Cast the floating-point numbers of a tree to float32."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+    )
+
+
 def loss_of(draft: Draft, target: Model, step: Step, frozen: Sequence[str] | None = None) -> LossFn:
-    """Make a loss of the trained part of a draft's parameters from one of all of them."""
+    """Make a loss of the trained part of a draft's parameters from one of all of them.
+
+    The draft computes in float32, also behind a target that does not.
+    """
     rest, reads = trained_part(draft, frozen)[1], draft.drafter.reads
 
     def loss_fn(own: Params, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
-        return step({**own, **rest}, lesson(target, reads, batch), key)
+        if both := set(own) & set(rest):
+            raise ValueError(
+                f"expected the trained part of the parameters, got {', '.join(both)} too; see trained_part"
+            )
+        taught = lesson(target, reads, batch)
+        taught = taught._replace(features=as_float32(taught.features))
+        return step(as_float32({**own, **rest}), taught, key)
 
     return loss_fn
