@@ -254,23 +254,23 @@ class _Verifier:
         self.target = Target(network)
         self.layer, self.kappa, self.head = pair.exit_layer, pair.num_candidates, send(pair.exit, shared)
         request = send(pair.request, home)
-        (self.cache, self.progress), _ = prefill(network, self.params, request, pair.capacity, self.target.reads)
+        (self.cache, self.progress), _ = prefill(network, self.params, request, pair.capacity, self.target.reader)
         batch = len(pair.request.lengths)
         self.windows = {size: send(np.zeros((batch, size), np.int32), home) for size in windows}
 
     def whole(self, size: int) -> Any:
         """Run a pass as one program and return the cache."""
         window = self.windows[size]
-        self.cache, *_ = target_whole(self.target, self.params, self.cache, self.progress, window, None)
+        self.cache, *_ = target_whole(self.target, self.params, (), self.cache, self.progress, window, None)
         return self.cache
 
     def prefix(self, stop: int, cache: Any, window: Any) -> Any:
         """Run the layers before an exit, and its message."""
-        return target_prefix(self.target, stop, self.kappa, self.params, self.head, cache, self.progress, window)
+        return target_prefix(self.target, stop, self.kappa, self.params, self.head, (), cache, self.progress, window)
 
     def suffix(self, cache: Any, x: Any, window: Any) -> Any:
         """Run the layers after the exit."""
-        return target_suffix(self.target, self.layer, self.params, cache, self.progress, x, window, None)
+        return target_suffix(self.target, self.layer, self.params, (), cache, self.progress, x, None, window, None)
 
     def lap(self, clock: Laps) -> None:
         """Time every window: whole, exit without layers, prefix, suffix."""

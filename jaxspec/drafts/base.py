@@ -24,7 +24,7 @@ from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Veri
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.base import Array, Network, Params
 from jaxspec.text import Text
-from jaxspec.verify.features import Features, Reads
+from jaxspec.verify.features import Reader, Reads
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.target import Request
 
@@ -45,17 +45,25 @@ class Drafter:
         """Return this drafter for a target; raise ValueError if it does not fit it."""
         return self
 
+    def reader(self) -> Reader:
+        """Return what the target sends; default: the hidden states themselves."""
+        return Reader(self.reads)
+
+    def fusion(self, params: Params) -> Params:
+        """Return the parameters that the target needs for it."""
+        return ()
+
     def put_on_mesh(self, params: Params, mesh: Mesh | None) -> tuple["Drafter", Params]:
         """Put parameters onto a mesh; default: a copy on every device."""
         return self, put(params, replicated_sharding(mesh), mesh)
 
-    def begin(self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int) -> Any:
+    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> Any:
         """Return the state after the prompts.
 
         Args:
             params: of the draft.
             request: prompts; the last token of each is the first root.
-            features: the target's hidden states at all prompt tokens, [B, P, D].
+            features: what the target has sent of its hidden states at all prompt tokens, [B, P, D].
             capacity: positions that a sequence can reach.
             scratch: rows beside them for branches: R·γ.
         """

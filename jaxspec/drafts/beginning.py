@@ -12,7 +12,6 @@ from jaxspec.drafts.records import Pending, Window, as_window
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.base import Params
 from jaxspec.verify.acceptance import Acceptance
-from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message
 from jaxspec.verify.target import Request
 
@@ -23,7 +22,7 @@ def first_window(
     acceptance: Acceptance,
     params: Params,
     request: Request,
-    features: Features | None,
+    features: Any,
     window: int,
     capacity: int,
     branches: int = 1,
@@ -42,7 +41,7 @@ def first_tree(
     acceptance: Acceptance,
     params: Params,
     request: Request,
-    features: Features | None,
+    features: Any,
     window: int,
     capacity: int,
     policy: TreePolicy,

@@ -16,11 +16,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts._modules import ModuleNetwork, embedded, only_stream, run_layers, scores
+from jaxspec.drafts._modules import Fusion, ModuleNetwork, embedded, run_layers, scores
 from jaxspec.models._layers import Layer, RMSNorm, bias, weight
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.verify.features import Features, Reads
+from jaxspec.verify.features import Reads
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class Eagle(ModuleNetwork):
         """Return the module."""
         return EagleModule(self, rngs)
 
-    def fuse(self, params: Params, features: Features) -> Array:
-        """Return f."""
-        return only_stream(features)
+    @property
+    def fusion(self) -> Fusion:
+        """The stream as it is."""
+        return Fusion(1, self.config.width)
 
     def run(
         self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
@@ -77,14 +78,14 @@ class EagleModule(nnx.Module):
     def __init__(self, network: Eagle, rngs: nnx.Rngs):
         c, epsilon = network.config, network.config.block.epsilon
         self.embedding = weight(rngs, (c.vocab_size, c.width), c.width)
-        self.fusion, self.fusion_bias = (
+        self.fc, self.fc_bias = (
             weight(rngs, (c.width, 2 * c.width), 2 * c.width),
             bias((c.width,), network.fc_bias),
         )
         self.embedding_norm = RMSNorm(c.width, epsilon) if network.norm_inputs else None
         self.hidden_norm = RMSNorm(c.width, epsilon) if network.norm_inputs else None
         self.layers = nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
-        self.layers[0].attention_norm = None
+        self.layers[0].attention_norm = None  # type: ignore[assignment]
         self.final_norm = RMSNorm(c.width, epsilon) if network.norm_output else None
         self.head = weight(rngs, (c.vocab_size, c.width), c.width)
         self.config = c
@@ -94,8 +95,8 @@ class EagleModule(nnx.Module):
         embedding = embedded(self.embedding, tokens)
         if self.embedding_norm is not None and self.hidden_norm is not None:
             embedding, f = self.embedding_norm(embedding), self.hidden_norm(f)
-        u = jnp.einsum("dc,cbt->dbt", self.fusion[...], jnp.concatenate([embedding, f]))
-        u = u if self.fusion_bias is None else u + self.fusion_bias[...][:, None, None]
+        u = jnp.einsum("dc,cbt->dbt", self.fc[...], jnp.concatenate([embedding, f]))
+        u = u if self.fc_bias is None else u + self.fc_bias[...][:, None, None]
 
         def heads(layer: Layer, x: Array, turn: Callable) -> tuple[Array, Array, Array]:
             return layer.attention.heads(x, turn)

@@ -15,12 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts._modules import ModuleNetwork, embedded, only_stream, run_layers, scores
+from jaxspec.drafts._modules import Fusion, ModuleNetwork, embedded, run_layers, scores
 from jaxspec.models._layers import Layer, RMSNorm, weight
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.verify.features import Features, Reads
-
+from jaxspec.verify.features import Reads
 
 #: Fewest layers of a target whose default taps differ.
 LEAST_LAYERS = 7
@@ -34,7 +33,7 @@ def default_taps(num_layers: int) -> tuple[int, int, int]:
     """
     if num_layers < LEAST_LAYERS:
         raise ValueError(
-            f"expected a target of at least {LEAST_LAYERS} layers for the taps (2, L//2, L-3), got {num_layers}; pass taps="
+            f"expected a target of at least {LEAST_LAYERS} layers for taps (2, L//2, L-3), got {num_layers}; pass taps="
         )
     return 2, num_layers // 2, num_layers - 3
 
@@ -68,9 +67,13 @@ class Eagle3(ModuleNetwork):
         """Return the module."""
         return Eagle3Module(self, rngs)
 
-    def fuse(self, params: Params, features: Features) -> Array:
-        """Return g."""
-        return self.bound(params).fuse(features)
+    @property
+    def fusion(self) -> Fusion:
+        """F over the taps; nothing for a draft without them."""
+        count, epsilon = len(self.reads.taps), self.config.block.epsilon
+        if not count:
+            return Fusion(1, self.target_width)
+        return Fusion(count, self.target_width, self.config.width, self.norm_before_fc, self.fc_norm, epsilon)
 
     def run(
         self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
@@ -94,35 +97,19 @@ class Eagle3(ModuleNetwork):
 class Eagle3Module(nnx.Module):
     """Parameters of ``Eagle3``.
 
-    Those that exist only with some settings are None without: ``fusion`` (taps), ``input_norm``, ``tap_norms``, and
-    ``index``, where the draft's vocabulary is smaller: the number of every target token in it, [V], V_d for none.
+    ``index`` is there if the draft's vocabulary is smaller: the number in it of every target token, [V], V_d for none.
     """
 
     def __init__(self, network: Eagle3, rngs: nnx.Rngs):
-        c, count, epsilon = network.config, len(network.reads.taps), network.config.block.epsilon
-        joined = count * network.target_width
+        c, epsilon = network.config, network.config.block.epsilon
         self.embedding = weight(rngs, (network.num_tokens, c.width), c.width)
-        self.fusion = weight(rngs, (c.width, joined), joined) if count else None
-        self.input_norm = RMSNorm(joined, epsilon) if network.norm_before_fc else None
-        norms = [RMSNorm(network.target_width, epsilon) for _ in range(count)] if network.fc_norm else None
-        self.tap_norms = None if norms is None else nnx.List(norms)
+        self.fusion = network.fusion.module(rngs)
         self.hidden_norm, self.final_norm = RMSNorm(c.width, epsilon), RMSNorm(c.width, epsilon)
         self.layers = nnx.List([Layer(c, rngs, None if i else 2 * c.width) for i in range(c.num_layers)])
         self.head = weight(rngs, (c.vocab_size, c.width), c.width)
         whole = c.vocab_size == network.num_tokens
         self.index = None if whole else nnx.Param(jnp.zeros(network.num_tokens, jnp.int32))
         self.network = network
-
-    def fuse(self, features: Features) -> Array:
-        """Return g [D', B, T] of the taps."""
-        if self.fusion is None:
-            return only_stream(features)
-        taps = [jnp.moveaxis(tap, -1, 0) for tap in features.taps]
-        if self.tap_norms is not None:
-            taps = [norm(tap) for norm, tap in zip(self.tap_norms, taps, strict=True)]
-        joined = jnp.concatenate(taps)
-        joined = joined if self.input_norm is None else self.input_norm(joined)
-        return jnp.einsum("dc,cbt->dbt", self.fusion[...], joined)
 
     def run(
         self, features: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts._modules import ModuleNetwork, embedded, only_stream, run_layers, scores
+from jaxspec.drafts._modules import Fusion, ModuleNetwork, embedded, run_layers, scores
 from jaxspec.drafts.medusa import Block
-from jaxspec.models._layers import Layer, RMSNorm, bias, weight
+from jaxspec.models._layers import Layer, RMSNorm, weight
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.verify.features import Features, Reads
+from jaxspec.verify.features import Reads
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Hydra(ModuleNetwork):
         """Return the module."""
         return HydraModule(self, rngs)
 
-    def fuse(self, params: Params, features: Features) -> Array:
-        """Return f."""
-        stream = only_stream(features)
-        return self.bound(params).input_norm(stream) if self.norm_inputs else stream
+    @property
+    def fusion(self) -> Fusion:
+        """The stream, with a norm for one that the target does not norm."""
+        return Fusion(1, self.target_width, norm_all=self.norm_inputs)
 
     def run(
         self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
@@ -85,23 +85,24 @@ class HydraModule(nnx.Module):
 
     def __init__(self, network: Hydra, rngs: nnx.Rngs):
         width, heads, c = network.target_width, range(network.depth), network.config
-        self.input_norm = RMSNorm(width, 1e-6) if network.norm_inputs else None
+        self.fusion = network.fusion.module(rngs)
         self.embedding = weight(rngs, (network.num_tokens, width), width)
         make = lambda inputs: Block(inputs, width, True, rngs)  # noqa: E731
         self.first = nnx.List([make((i + 2) * width) for i in heads])
         self.residual = nnx.List([make((i + 2) * width) for i in heads])
-        self.inner = nnx.List([make(width) for _ in heads]) if network.repeats else None
+        self.inner = nnx.List([make(width) for _ in heads if network.repeats])
         self.heads = nnx.List([weight(rngs, (network.num_tokens, width), width) for _ in heads])
-        self.head_biases = nnx.List([bias((network.num_tokens,), True) for _ in heads])
+        self.head_biases = nnx.List([nnx.Param(jnp.zeros(network.num_tokens)) for _ in heads])
         self.layers = None if c is None else nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
         self.final_norm = None if c is None else RMSNorm(width, c.block.epsilon)
         self.network = network
 
     def prefixed(self, f: Array, positions: Array, cache: Cache, attend: Attend) -> tuple[Array, Cache]:
         """Return s [D, B, T]."""
-        if self.layers is None:
+        config = self.network.config
+        if self.layers is None or self.final_norm is None or config is None:
             return f, cache
-        x, cache = run_layers(self.layers, self.network.config, f, positions, cache, attend)
+        x, cache = run_layers(self.layers, config, f, positions, cache, attend)
         return self.final_norm(x), cache
 
     def logits(self, z: Array, number: int) -> Array:

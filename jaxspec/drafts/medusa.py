@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts._modules import ModuleNetwork, only_stream, scores
-from jaxspec.models._layers import RMSNorm, bias, weight
+from jaxspec.drafts._modules import Fusion, ModuleNetwork, scores
+from jaxspec.models._layers import bias, weight
 from jaxspec.models.base import Array, Attend, Cache, Params
-from jaxspec.verify.features import Features, Reads
+from jaxspec.verify.features import Reads
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Medusa(ModuleNetwork):
         """Return the module."""
         return MedusaModule(self, rngs)
 
-    def fuse(self, params: Params, features: Features) -> Array:
-        """Return f."""
-        stream = only_stream(features)
-        return self.bound(params).input_norm(stream) if self.norm_inputs else stream
+    @property
+    def fusion(self) -> Fusion:
+        """The stream, with a norm for one that the target does not norm."""
+        return Fusion(1, self.target_width, norm_all=self.norm_inputs)
 
     def run(
         self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
@@ -83,7 +83,7 @@ class MedusaModule(nnx.Module):
 
     def __init__(self, network: Medusa, rngs: nnx.Rngs):
         width, heads = network.target_width, 1 if network.shared_head else network.depth
-        self.input_norm = RMSNorm(width, 1e-6) if network.norm_inputs else None
+        self.fusion = network.fusion.module(rngs)
         one = lambda: Block(width, width, network.fc_bias, rngs)  # noqa: E731
         self.blocks = nnx.List([nnx.List([one() for _ in range(network.blocks)]) for _ in range(network.depth)])
         self.heads = nnx.List([weight(rngs, (network.num_tokens, width), width) for _ in range(heads)])

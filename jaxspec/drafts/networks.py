@@ -28,8 +28,11 @@ class DraftNetwork:
     #: Sizes of the layers that have rows; None without any.
     config: DecoderConfig | None
 
-    def fuse(self, params: Params, features: Features) -> Array:
-        """Return what comes with the tokens behind the positions of complete ``features`` [B, T, D]: [D', B, T]."""
+    def fuse(self, fusion: Params, features: Features) -> Array:
+        """Return what comes with the tokens behind the positions of ``features`` [B, T, D]: [B, T, D'].
+
+        It runs on the target's side, with the part ``fusion`` of the parameters.
+        """
         raise NotImplementedError
 
     def run(

@@ -22,7 +22,6 @@ from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Veri
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.attention import cached, fill, keep_path, write
 from jaxspec.models.base import Array, Cache, Model, Network, Params
-from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.target import Request
 
@@ -56,9 +55,7 @@ class Plain(Drafter):
         network, params, *_ = sharding.put_model(Model(self.network, params), mesh)
         return replace(self, network=network), params
 
-    def begin(
-        self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
-    ) -> PlainState:
+    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> PlainState:
         """Compute the rows of the prompts."""
         return PlainState(fill(self.network, params, request.tokens, capacity + scratch)[0])
 

@@ -19,7 +19,7 @@ from jaxspec.drafts.records import Along, Branches, BranchSlots, Drafted, Pendin
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.attention import cached, in_chunks, init_cache
 from jaxspec.models.base import Array, Cache, Network, Params
-from jaxspec.verify.features import Features, Reads
+from jaxspec.verify.features import Reader, Reads
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.target import Request
 
@@ -28,16 +28,16 @@ class Recent(NamedTuple):
     """Pairs of the last committed tokens, with the target's features.
 
     Attributes:
-        tokens: behind the first ``count`` anything: [B, K].
+        tokens: behind the first ``number`` anything: [B, K].
         inputs: features: [D', B, K].
         row: of the first pair, −1 if there is none (the first token of a text): [B].
-        count: [B].
+        number: of the first ones that are committed: [B].
     """
 
     tokens: Array
     inputs: Array
     row: Array
-    count: Array
+    number: Array
 
     def but_last(self) -> Along | None:
         """Return them without the very last one, to be run along with it."""
@@ -52,14 +52,14 @@ class Recent(NamedTuple):
         tokens, inputs = jnp.concatenate([self.tokens, window], axis=1), jnp.concatenate([self.inputs, inputs], axis=2)
         # A text of one token has no pair: all move up by one.
         none = jnp.minimum(self.row, 0)
-        number = jnp.arange(size + more)[None] - none[:, None]
-        index = jnp.where(number < self.count[:, None], number, number - self.count[:, None] + size)
+        order = jnp.arange(size + more)[None] - none[:, None]
+        index = jnp.where(order < self.number[:, None], order, order - self.number[:, None] + size)
         index = jnp.minimum(index, size + more - 1)
         rows = jnp.maximum(self.row, 0)[:, None] + jnp.arange(size + more)[None]
         along = Along(
             jnp.take_along_axis(tokens, index, axis=1), rows, jnp.take_along_axis(inputs, index[None], axis=2)
         )
-        return along, self.count - 1 + none
+        return along, self.number - 1 + none
 
 
 @jax.tree_util.register_dataclass
@@ -99,6 +99,14 @@ class Reading(Drafter):
         """One token for each head, if the network has a head for each."""
         return self.network.depth
 
+    def reader(self) -> Reader:
+        """Return the network's fusion, which runs on the target's side."""
+        return Reader(self.reads, self.network.fuse)
+
+    def fusion(self, params: Params) -> Params:
+        """Return its parameters."""
+        return params.get("fusion", {})
+
     def for_target(self, target: Network) -> "Reading":
         """Check that the target has the network's width and vocabulary."""
         own = self.network.target_width, self.network.num_tokens  # type: ignore[attr-defined]
@@ -110,23 +118,18 @@ class Reading(Drafter):
             )
         return self
 
-    def begin(
-        self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
-    ) -> ReadingState:
-        """Run the pairs of the prompts."""
-        assert features is not None
-        network, lengths = self.network, request.lengths
-        fused = network.fuse(params, features)
+    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> ReadingState:
+        """Run the pairs of the prompts, whose fused features are [B, P, D']."""
+        network, lengths, fused = self.network, request.lengths, _feature_major(features)
         tokens, config = jnp.pad(request.tokens[:, 1:], ((0, 0), (0, 1))), network.config
         # A pass may write rows behind the last one of a text: as many again as its branches have.
         cache = () if config is None else init_cache(config, len(tokens), capacity + 2 * scratch, fused.dtype)
 
         def run(cache: Cache, pairs: tuple[Array, Array], start: Array) -> tuple[Cache, tuple[()]]:
             rows = start + jnp.broadcast_to(jnp.arange(pairs[0].shape[1])[None], pairs[0].shape)
-            inputs = jnp.moveaxis(pairs[1], -1, 0)
-            return network.run(params, inputs, pairs[0], rows, cache, cached(rows, start), 0)[1], ()
+            return network.run(params, _feature_major(pairs[1]), pairs[0], rows, cache, cached(rows, start), 0)[1], ()
 
-        cache, _ = in_chunks(run, cache, (tokens, jnp.moveaxis(fused, 0, -1)))
+        cache, _ = in_chunks(run, cache, (tokens, features))
         feature = _at(fused, jnp.maximum(lengths - 2, 0)[:, None])
         feature = jnp.where(lengths[None, :, None] > 1, feature, 0)
         root = jnp.take_along_axis(request.tokens, lengths[:, None] - 1, axis=1)
@@ -138,7 +141,7 @@ class Reading(Drafter):
         assert verified.num_accepted is not None
         assert verified.next_token is not None
         accepted = verified.num_accepted
-        fused = self.network.fuse(params, verified.features)
+        fused = _feature_major(verified.features)
         feature, count = _at(fused, accepted[:, None]), fused.shape[2]
         if state.holds == "features":
             recent = Recent(
@@ -188,12 +191,10 @@ class Reading(Drafter):
 
         With features that have arrived both begin in one pass; otherwise the draft's own stand in for them.
         """
-        along, features = None, verified.features
-        complete = features is not None and features.holds(self.reads)
-        if complete:
-            assert features is not None
+        along, arrived = None, verified.features is not None
+        if arrived:
             assert state.recent is not None
-            fused = self.network.fuse(params, features)
+            fused = _feature_major(verified.features)
             along, _ = state.recent.then(jnp.maximum(verified.window, 0), fused[:, :, :-1])
         else:
             if state.holds != "guesses":
@@ -203,7 +204,7 @@ class Reading(Drafter):
         at, inputs = verified.starts(roots), _at(fused, roots.accepted)
         task = RollTask(self.network, params, at, inputs, window, proposer)
         branches, cache = roll(task, state.cache, along, slots)
-        return branches, replace(state, cache=cache, holds="features" if complete else state.holds)
+        return branches, replace(state, cache=cache, holds="features" if arrived else state.holds)
 
     def grow(
         self, params: Params, state: ReadingState, root: Pending, policy: TreePolicy, proposer: Proposer
@@ -227,6 +228,11 @@ class Reading(Drafter):
             network.guessed(network.following(params, x)), jnp.maximum(last[:, None] + jnp.arange(window + 1)[None], 0)
         )
         return replace(state, cache=cache, guesses=own, holds="guesses"), logits
+
+
+def _feature_major(values: Array) -> Array:
+    """Return values [B, T, D] as [D, B, T]."""
+    return jnp.moveaxis(values, -1, 0)
 
 
 def _at(values: Array, index: Array) -> Array:

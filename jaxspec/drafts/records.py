@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array
-from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.sampling import NOTHING
 
@@ -51,8 +50,8 @@ class Verification(NamedTuple):
         size: tokens that were drafted: [B]; None: all γ.
         num_accepted: A: [B].
         next_token: the correction or bonus token: [B].
-        features: the target's hidden states at the last committed token and the window's, [B, γ+1, D], as far as they
-            have arrived. Those behind the first A + 1 belong to rejected tokens.
+        features: what the target has sent of its hidden states at the last committed token and the window's, leaves
+            [B, γ+1, D]. Those behind the first A + 1 belong to rejected tokens.
         path: of a tree, the nodes [B, D+1] that the verdict confirms; then the window is the tokens along it.
     """
 
@@ -61,7 +60,7 @@ class Verification(NamedTuple):
     size: Array | None = None
     num_accepted: Array | None = None
     next_token: Array | None = None
-    features: Features | None = None
+    features: Any = None
     path: Array | None = None
 
     @property

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.core.arguments import whole
-from jaxspec.drafts._grow import GrowTask, Level, Rows, run_level
+from jaxspec.drafts._grow import GrowTask, Rows, run_level
 from jaxspec.models.base import Array, Cache
 from jaxspec.verify.tree import Tree, TreeShape, tree_of
 
@@ -22,7 +22,7 @@ class Grown(NamedTuple):
 
     Attributes:
         drawn: what ``TreePolicy.tree`` makes the tree of.
-        rows: in which row behind the root's each node was run, [B, N]; None: node n in row n. 0 for a node that was not.
+        rows: behind the root's, in which each node was run, 0 for one that was not: [B, N]; None: node n in row n.
         cache: of the draft.
     """
 
@@ -95,7 +95,7 @@ class Drawn(NamedTuple):
 
 
 class _Pool(NamedTuple):
-    """Candidates in the order in which they were found, [B, P]: token, value, parent in the pool (−1: the root), row."""
+    """Candidates in the order in which they were found, [B, P]: token, value, parent among them (−1: the root), row."""
 
     tokens: Array
     values: Array

@@ -45,13 +45,13 @@ def _layer(leaf: str, prefix: str) -> Rule:
 def _eagle3(network: Eagle3, leaf: str) -> Rule:
     if leaf.startswith("layers."):
         return _layer(leaf, "layers.{}.")
-    if leaf.startswith("tap_norms."):
-        return same(f"fc_norm.{leaf.split('.')[1]}.weight")
+    if leaf.startswith("fusion.tap_norms."):
+        return same(f"fc_norm.{leaf.split('.')[2]}.weight")
     return same(
         {
             "embedding": "embed_tokens.weight",
-            "fusion": "fc.weight",
-            "input_norm.scale": "input_norm.weight",
+            "fusion.matrix": "fc.weight",
+            "fusion.input_norm.scale": "input_norm.weight",
             "hidden_norm.scale": "layers.0.hidden_norm.weight",
             "final_norm.scale": "norm.weight",
             "head": "lm_head.weight",
@@ -65,8 +65,8 @@ def _eagle(network: Eagle, leaf: str) -> Rule:
     return same(
         {
             "embedding": "embed_tokens.weight",
-            "fusion": "fc.weight",
-            "fusion_bias": "fc.bias",
+            "fc": "fc.weight",
+            "fc_bias": "fc.bias",
             "embedding_norm.scale": "enorm.weight",
             "hidden_norm.scale": "hnorm.weight",
             "final_norm.scale": "pre_lm_head_layernorm.weight",
@@ -96,7 +96,7 @@ def _hydra(network: Hydra, leaf: str) -> Rule:
             "heads": f"hydra_lm_head.{number}.{part}",
             "head_biases": f"hydra_lm_head.{number}.{part}",
             "final_norm": "prefix_embeding_layer.norm.weight",
-            "input_norm": "input_norm.weight",
+            "fusion": "input_norm.weight",
         }[kind]
     )
 

@@ -43,8 +43,8 @@ def save_draft(draft: Draft, path: str | Path, *, dtype: Any = None) -> None:
     network = draft.drafter.network if isinstance(draft.drafter, Reading) else None
     if network is None or type(network) not in WRITERS:
         raise ValueError(
-            f"expected an EAGLE, EAGLE-3, Medusa or Hydra draft, got {type(draft.drafter).__name__}; a language model is "
-            "written by save_huggingface or save_model"
+            f"expected an EAGLE, EAGLE-3, Medusa or Hydra draft, got {type(draft.drafter).__name__}; a language "
+            "model is written by save_huggingface or save_model"
         )
     dtype, folder = None if dtype is None else float_dtype(dtype), Path(path)
     config, rename = WRITERS[type(network)](network)

@@ -62,8 +62,8 @@ def read_eagle(files: DraftFiles, target: Model, options: TapOptions) -> tuple[E
     has_bias = "fc.bias" in files
     if has_bias != bool(files.config.get("bias", True)):
         raise ValueError(
-            f"expected fc.bias {'absent' if has_bias else 'in the files'} by bias of config.json (absent: true), got it "
-            f"{'there' if has_bias else 'absent'}; config.json belongs to other weights"
+            f"expected fc.bias as bias of config.json says (absent: true), got it {'in' if has_bias else 'not in'} the "
+            "files; config.json belongs to other weights"
         )
     if has_bias and not files.shape("fc.bias") == (width,):
         raise ValueError(f"expected fc.bias of {width} numbers, got {files.shape('fc.bias')}")
@@ -142,8 +142,8 @@ def _reads(files: DraftFiles, target: Model, options: TapOptions) -> tuple[Reads
     taps, source = _taps(files, target, eagle, options)
     if columns != len(taps) * width:
         raise ValueError(
-            f"expected fc.weight over {len(taps)} hidden states of {width} features, those of the target, got {columns} "
-            "columns; pass the target that the draft was made for, or its taps="
+            f"expected fc.weight over {len(taps)} hidden states of {width} features, the target's, got {columns} columns; "
+            "pass the target that the draft was made for, or its taps="
         )
     if list(taps) != sorted(set(taps)):
         raise ValueError(f"expected ascending taps, got {taps}")

@@ -13,11 +13,11 @@ from jaxspec.core.files import reading
 from jaxspec.drafts import Draft
 from jaxspec.drafts._modules import ModuleNetwork
 from jaxspec.drafts.reading import Reading
-from jaxspec.loading._draft_files import CONFIG, DraftFiles, some
+from jaxspec.loading._draft_files import DraftFiles, some
 from jaxspec.loading._draft_rules import INDEX, index_of, leaves_of, name_of, rule_for
 from jaxspec.loading._eagles import AFTER, BEFORE, TapOptions, is_eagle, is_eagle3, read_eagle, read_eagle3
 from jaxspec.loading._heads import is_hydra, is_medusa, read_hydra, read_medusa
-from jaxspec.loading.parameters import float_dtype, leaf_dtype
+from jaxspec.loading.parameters import float_dtype
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import hidden_like
 
@@ -104,47 +104,45 @@ def _format_of(files: DraftFiles) -> Format:
         if format.matches(files):
             return format
     raise ValueError(
-        f"expected arrays of an {', '.join(format.name for format in FORMATS)} draft, got {', '.join(sorted(files.names)[:5])}; "
+        f"expected arrays of one of {', '.join(format.name for format in FORMATS)}, got {some(sorted(files.names))}; "
         "a language model as a draft is read by load_huggingface"
     )
 
 
 def _read(network: ModuleNetwork, files: DraftFiles, target: Model, dtype: Any) -> tuple[Params, list[str]]:
     """Return the parameters, and the names of those that are the target's own."""
-    leaves, shared = {}, []
+    leaves = {leaf: _leaf(network, files, leaf, target, dtype) for leaf in leaves_of(network)}
     for leaf, like in leaves_of(network).items():
-        if leaf == INDEX:
-            leaves[leaf] = jnp.asarray(_vocabulary(files, network))
-            continue
-        rule = rule_for(network, leaf)
-        own = _of_target(target, leaf)
-        if own is not None and rule.names[0] not in files:
-            leaves[leaf] = own
-        else:
-            array = rule.join([files[name] for name in rule.names], network.config)
-            same = (
-                own is not None
-                and own.shape == array.shape
-                and np.array_equal(np.asarray(own), array.astype(own.dtype))
-            )
-            leaves[leaf] = own if same else jnp.asarray(array, leaf_dtype((jax.tree_util.DictKey(leaf),), dtype))
         if leaves[leaf].shape != like.shape:
             raise ValueError(
-                f"array {rule.names[0]}: expected shape {like.shape} (as our parameter {leaf}), got "
-                f"{leaves[leaf].shape}; pass the target that the draft was made for"
+                f"expected {leaf} of shape {like.shape}, got {leaves[leaf].shape}; pass the target that the draft was made "
+                "for"
             )
-        shared += [leaf] if leaves[leaf] is own and own is not None else []
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[name_of(path)], shapes), shared
+    params = jax.tree_util.tree_map_with_path(lambda path, _: leaves[name_of(path)], shapes)
+    return params, [leaf for leaf, array in leaves.items() if array is _of_target(target, leaf)]
+
+
+def _leaf(network: Any, files: DraftFiles, leaf: str, target: Model, dtype: Any) -> Any:
+    """Return one parameter: that of the files, or the target's own array if it is equal, or the files have none."""
+    if leaf == INDEX:
+        return jnp.asarray(_vocabulary(files, network))
+    rule, own = rule_for(network, leaf), _of_target(target, leaf)
+    if own is not None and rule.names[0] not in files:
+        return own
+    array = rule.join([files[name] for name in rule.names], network.config)
+    if own is not None and own.shape == array.shape and np.array_equal(np.asarray(own), array.astype(own.dtype)):
+        return own
+    return jnp.asarray(array, jnp.float32 if "norm" in leaf else dtype)
 
 
 def _of_target(target: Model, leaf: str) -> Any:
     """Return the target's array that a draft uses where it has none of its own."""
-    params = target.params
+    params, kind = target.params, leaf.split(".")[0]
     if not isinstance(params, dict) or "embedding" not in params:
         return None
     return {"embedding": params["embedding"], "head": params.get("head", params["embedding"])}.get(
-        leaf.split(".")[0].replace("heads", "head")
+        kind.removesuffix("s")
     )
 
 

@@ -1,5 +1,6 @@
 """Hidden states of the target that a draft reads."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +47,27 @@ class Features(NamedTuple):
         return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index[..., None], axis=1), self)
 
 
+class Reader(NamedTuple):
+    """What the target sends to a draft; static.
+
+    Attributes:
+        reads: hidden states.
+        fuse: (its parameters, ``Features`` that hold all of these) → leaves [B, T, …] to send in their place; None:
+            the features themselves, as far as they have arrived.
+    """
+
+    reads: Reads = Reads()
+    fuse: Callable[[Params, Features], Any] | None = None
+
+    def sent(self, params: Params, early: Features | None, late: Features | None = None) -> Any:
+        """Return what is sent once ``late`` features have arrived beside the ``early`` ones; None: nothing."""
+        found = joined(early, late)
+        if self.fuse is None or found is None:
+            return found if late is None else late
+        was_complete = late is not None and early is not None and early.holds(self.reads)
+        return None if was_complete or not found.holds(self.reads) else self.fuse(params, found)
+
+
 def gathered(
     network: Network, params: Params, reads: Reads, streams: dict[int, Array], x: Array | None = None
 ) -> Features | None:
@@ -60,10 +82,10 @@ def gathered(
     return Features(tuple(rows.get(tap) for tap in reads.taps), final)
 
 
-def joined(early: Features | None, late: Features | None) -> Features | None:
-    """Join features that arrived in two messages."""
-    if early is None or late is None:
-        return late if early is None else early
+def joined(early: Any, late: Any) -> Any:
+    """Join what arrived in two messages: features by tap, anything else as it arrived last."""
+    if early is None or late is None or not isinstance(late, Features):
+        return early if late is None else late
     taps = tuple(one if other is None else other for one, other in zip(early.taps, late.taps, strict=True))
     return Features(taps, early.final if late.final is None else late.final)
 

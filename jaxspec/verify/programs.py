@@ -21,15 +21,16 @@ def target_prefix(
     num_candidates: int,
     params: Params,
     head: Any,
+    fusion: Params,
     cache: Cache,
     progress: Progress,
     window: Array,
-) -> tuple[Array, Cache, Array, Features | None]:
-    """Run the prefix: x, rows of layers 1..ℓₑ, the packed message of the exit ``head``, and early features."""
+) -> tuple[Array, Cache, Features | None, Array, Any]:
+    """Run the prefix: x, rows of layers 1..ℓₑ, features, the packed message of the exit ``head``, what is sent along."""
     x, cache, features = prefix_pass(target, params, cache, progress, window, exit_layer)
     seen, at = progress.seen.along(window), positions_of(progress, window)
     scores = perturbed(head(target.network, params, x), progress.sampling, at, seen)
-    return x, cache, pack(exit_message(scores, window, num_candidates)), features
+    return x, cache, features, pack(exit_message(scores, window, num_candidates)), target.reader.sent(fusion, features)
 
 
 @partial(jax.jit, static_argnames=("target", "exit_layer"), donate_argnames="cache")
@@ -37,26 +38,30 @@ def target_suffix(
     target: Target,
     exit_layer: int,
     params: Params,
+    fusion: Params,
     cache: Cache,
     progress: Progress,
     x: Array,
+    early: Features | None,
     window: Array,
     probabilities: Any,
-    sent: Array | None = None,
-) -> tuple[Cache, Progress, Array, Array, Features | None]:
-    """Run the suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and late features."""
+    message: Array | None = None,
+) -> tuple[Cache, Progress, Array, Array, Any]:
+    """Run the suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and what is sent of features."""
     x, cache, features = suffix_pass(target, params, cache, progress, x, exit_layer)
     choices = choose(target, params, progress, x, window, probabilities)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
-    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted, sent), features
+    record = step_record(choices, window, verdict, emitted, message)
+    return cache, progress, pack(verdict), record, target.reader.sent(fusion, early, features)
 
 
 @partial(jax.jit, static_argnames="target", donate_argnames="cache")
 def target_whole(
-    target: Target, params: Params, cache: Cache, progress: Progress, window: Array, probabilities: Any
-) -> tuple[Cache, Progress, Array, Array, Features | None]:
+    target: Target, params: Params, fusion: Params, cache: Cache, progress: Progress, window: Array, probabilities: Any
+) -> tuple[Cache, Progress, Array, Array, Any]:
     """Run prefix and suffix as one program, without a message; returns what ``target_suffix`` does, for all layers."""
     x, cache, features = prefix_pass(target, params, cache, progress, window, target.num_layers)
     choices = choose(target, params, progress, x, window, probabilities)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
-    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted), features
+    sent = target.reader.sent(fusion, features)
+    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted), sent

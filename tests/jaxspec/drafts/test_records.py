@@ -8,16 +8,17 @@ import pytest
 
 from jaxspec.drafts import Draft, Pending, Proposer, Verification, trees
 from jaxspec.drafts.eagle import Eagle
-from jaxspec.drafts.eagle3 import Eagle3
-from jaxspec.models.attention import cached, causal, init_cache
-from jaxspec.verify import Features
+from jaxspec.models.attention import cached, causal
+from jaxspec.verify import Features, Reads
+from jaxspec.verify.features import Reader
 from jaxspec.verify.acceptance import match
-from jaxspec.verify.target import prefill, tree_pass
 from jaxspec.verify.target import Target as VerifyTarget
-from jaxspec.verify.tree import TreeShape, longest_path
+from jaxspec.verify.target import prefill, tree_pass
+from jaxspec.verify.tree import longest_path
 from tests.support.jaxspec import draft_records as records
 
-EAGLES = [name for pattern in ("eagle3_*", "eagle1_raw*") for name in records.names(pattern)]
+PATTERNS = "eagle3_*", "eagle1_raw*"
+EAGLES = [name for pattern in PATTERNS for name in records.names(pattern)]
 GREEDY = Proposer(match(), None)
 
 
@@ -25,9 +26,14 @@ def final(f):
     return Features((), jnp.asarray(f)[None])
 
 
+def fused(made, features):
+    """What the target sends: [B, T, D']."""
+    return made.drafter.network.fuse(made.drafter.fusion(made.params), features)
+
+
 def begun(made, tokens):
     """The drafter's state after a prompt, and its root."""
-    found = records.features(made.drafter.reads, tuple(tokens))
+    found = fused(made, records.features(made.drafter.reads, tuple(tokens)))
     state = made.drafter.begin(made.params, records.request_of(tokens), found, len(tokens) + 16, 64)
     return state, Pending(jnp.asarray([tokens[-1]]), jnp.asarray([len(tokens) - 1]))
 
@@ -42,10 +48,8 @@ def test_the_targets_streams(name):
     model, found = records.target(name), records.record(name)
     for text in records.texts(found):
         tokens, count = found[f"{text}.tokens"], model.network.config.num_layers
-        from jaxspec.verify import Reads
-
         reads = Reads(tuple(range(count + 1)), final=True)
-        streams = prefill(model.network, model.params, records.request_of(tokens), len(tokens) + 1, reads)[1]
+        streams = prefill(model.network, model.params, records.request_of(tokens), len(tokens) + 1, Reader(reads))[1]
         records.close(np.concatenate(streams.taps), found[f"{text}.r"])
         records.close(streams.final[0], found[f"{text}.f"])
 
@@ -63,23 +67,21 @@ def test_eagle_forward(name):
             given = records.of_concatenated(network.reads, inputs[f"{text}.taps_concat"])
             own = records.features(network.reads, tuple(tokens))
             records.close(np.concatenate(own.taps, axis=-1)[0], inputs[f"{text}.taps_concat"])
-        fused = network.fuse(made.params, given)[:, :, :-1]
+        inputs_of = jnp.moveaxis(fused(made, given), -1, 0)[:, :, :-1]
         if f"{text}.fused" in found:
-            records.close(fused[:, 0].T, found[f"{text}.fused"])
-        x, logits, _ = records.run(made, fused, tokens[1:], attend=causal())
+            records.close(inputs_of[:, 0].T, found[f"{text}.fused"])
+        x, logits, _ = records.run(made, inputs_of, tokens[1:], attend=causal())
         records.close(x[:, 0].T, found[f"{text}.feature"])
         records.close(records.own_vocabulary(made, logits), found[f"{text}.logits"])
 
 
-@pytest.mark.parametrize("name", EAGLES)
+@pytest.mark.parametrize("name", [name for pattern in PATTERNS for name in records.names(pattern, ".chain.")])
 def test_eagle_chains(name):
     found, made = records.record(name), records.draft(name)
     network = made.drafter.network
     inputs = found if records.texts(found) else records.record("eagle3_raw")
     for text in records.texts(inputs):
         chain = {key.removeprefix(f"{text}.chain."): value for key, value in found.items() if f"{text}.chain." in key}
-        if not chain:
-            pytest.skip(f"{name} holds no chain")
         prefix = inputs[f"{text}.tokens"][: int(chain["prefix_len"])]
         state, root = begun(made, prefix)
         drafted, _ = made.drafter.propose(made.params, state, root, len(chain["token_in"]), GREEDY._replace())
@@ -97,12 +99,10 @@ def test_eagle_chains(name):
                 records.close(node[:, 0, 0], chain["feature_next"][step])
 
 
-@pytest.mark.parametrize("name", records.names("eagle3_*"))
+@pytest.mark.parametrize("name", records.names("eagle3_*", ".allprefix."))
 def test_eagle_chains_from_every_prefix(name):
     found, made = records.record(name), records.draft(name)
     keys = [key for key in found if key.endswith(".allprefix.choice_target")]
-    if not keys:
-        pytest.skip(f"{name} holds no chains from every prefix")
     for key in keys:
         tokens = found[f"{key.split('.')[0]}.tokens"]
         for length in range(2, len(tokens) + 1, 3):
@@ -123,11 +123,13 @@ def test_dynamic_trees(name):
         if f"{case}.accepted" in found:
             first, accepted = int(value("first_prefix_len")), int(value("accepted"))
             state, _ = begun(made, prefix[:first])
-            whole = records.features(made.drafter.reads, tuple(prefix))
+            whole = fused(made, records.features(made.drafter.reads, tuple(prefix)))
             window = jnp.asarray([prefix[first : first + accepted + 1]], jnp.int32).at[0, accepted].set(0)
             at, last = jnp.asarray([first - 1]), jnp.asarray([prefix[-1]], jnp.int32)
             index = jnp.minimum(first - 1 + jnp.arange(accepted + 2), len(prefix) - 1)[None]
-            verified = Verification(window, at, None, jnp.asarray([accepted]), last, whole.at(index))
+            verified = Verification(
+                window, at, None, jnp.asarray([accepted]), last, jnp.take_along_axis(whole, index[..., None], axis=1)
+            )
             state = made.drafter.absorb(made.params, state, verified)
             root = Pending(last, jnp.asarray([len(prefix) - 1]))
         else:
@@ -143,12 +145,13 @@ def test_dynamic_trees(name):
 
 
 def published_paths():
-    return [
-        (name, key)
-        for pattern in ("medusa_tree", "hydra", "eagle1_static_tree")
-        for name in records.names(pattern)
-        for key in ("", "small.", "mc_sim_7b_63.")
-    ]
+    """Pairs of a record file and the prefix of its arrays."""
+    shapes = {
+        "medusa_tree": ("small.", "mc_sim_7b_63."),
+        "hydra": ("small.", "mc_sim_7b_63."),
+        "eagle1_static_tree": ("",),
+    }
+    return [(name, key) for name, keys in shapes.items() for key in keys]
 
 
 @pytest.mark.parametrize(("name", "key"), published_paths())
@@ -176,7 +179,7 @@ def test_medusa_heads(folder, variant):
     found, made = records.record("medusa"), records.draft(folder)
     variant = "1layer" if variant == "safetensors" else variant
     for text in records.texts(found):
-        f = made.drafter.network.fuse(made.params, final(found[f"{text}.f"]))
+        f = jnp.moveaxis(fused(made, final(found[f"{text}.f"])), -1, 0)
         recorded = found[f"{text}.logits_{variant}"]
         for head in range(made.drafter.network.depth):
             records.close(made.drafter.network.logits(made.params, f, head)[:, 0].T, recorded[head])
@@ -224,7 +227,7 @@ def test_hydra_heads_and_trees(name):
     shape = trees.static([tuple(rank for rank in path if rank >= 0) for path in found["small.paths"].tolist()])
     for text in records.texts(found):
         tokens, recorded = found[f"{text}.tokens"], found[f"{name}.{text}.tf_logits"]
-        inputs = network.fuse(made.params, final(found[f"{text}.f"]))[:, :, :-1]
+        inputs = jnp.moveaxis(fused(made, final(found[f"{text}.f"])), -1, 0)[:, :, :-1]
         for head in range(network.depth):
             x, logits, _ = records.run(made, inputs, tokens[1 + head :], attend=causal(), depth=head)
             if head == 0 and f"{name}.{text}.prefix_embedding" in found:
@@ -260,7 +263,10 @@ def test_a_setting_that_is_wrong_changes_the_logits(flag):
             network, reads=network.reads._replace(taps=tuple(tap - 1 for tap in network.reads.taps))
         ),
     }.get(flag, lambda: replace(network, **{flag: False}))()
-    params = {name: part for name, part in made.params.items() if flag != "norm_before_fc" or name != "input_norm"}
+    fusion = {
+        name: part for name, part in made.params["fusion"].items() if flag != "norm_before_fc" or name == "matrix"
+    }
+    params = made.params | {"fusion": fusion}
     wrong = Draft(replace(made.drafter, network=other), params)
 
     def logits(draft):

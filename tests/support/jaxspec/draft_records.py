@@ -8,7 +8,6 @@ import os
 from functools import cache
 from pathlib import Path
 
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,14 +15,19 @@ import pytest
 import jaxspec
 from jaxspec.loading import load_draft
 from jaxspec.verify import Features
+from jaxspec.verify.features import Reader
 from jaxspec.verify.target import Request, prefill
 
 FOLDER = Path(os.environ.get("JAXSPEC_DRAFT_RECORDS", Path(__file__).parents[2] / "data" / "drafts"))
 
 
-def names(pattern):
-    """Names of the record files of a pattern; the pattern itself if there are none, for a test that then skips."""
-    return sorted(path.stem for path in FOLDER.glob(f"{pattern}.npz")) or [pattern]
+def names(pattern, part=""):
+    """Names of the record files of a pattern that have arrays with ``part`` in their names.
+
+    The pattern itself if there are none, for a test that then skips.
+    """
+    files = sorted(FOLDER.glob(f"{pattern}.npz"))
+    return [path.stem for path in files if any(part in key for key in np.load(path))] or [pattern]
 
 
 def folders(pattern):
@@ -52,9 +56,8 @@ def draft(name):
     """The draft of a weight folder, or of a record file whose weights are in a folder of the same name."""
     if not (FOLDER / name).is_dir():
         pytest.skip(f"{FOLDER} holds no {name}")
-    if any(path.suffix in (".bin", ".pt") for path in (FOLDER / name).iterdir()):
-        if not list((FOLDER / name).glob("*.safetensors")):
-            pytest.importorskip("torch", reason=f"{name} is a pickle, which needs torch")
+    if not list((FOLDER / name).glob("*.safetensors")):
+        pytest.importorskip("torch", reason=f"{name} is a pickle, which needs torch")
     return load_draft(FOLDER / name, target(), report=lambda line: None)
 
 
@@ -67,7 +70,7 @@ def texts(found):
 def features(reads, tokens):
     """The target's features at all tokens of a text."""
     request = request_of(tokens)
-    return prefill(target().network, target().params, request, len(tokens) + 1, reads)[1]
+    return prefill(target().network, target().params, request, len(tokens) + 1, Reader(reads))[1]
 
 
 def request_of(tokens):
