@@ -13,7 +13,7 @@ from jaxfed import checkpoint
 from jaxspec.drafts.base import Draft
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.training._trained import as_float32, network_of
-from jaxspec.training._unroll import lesson, shifted, unroll
+from jaxspec.training._unroll import fused, lesson, shifted, unroll
 
 
 def accepted_tokens(
@@ -57,7 +57,7 @@ def _counts(
     taught, params = taught._replace(features=as_float32(taught.features)), as_float32(params)
     best = jnp.argmax(of.logits(of_params, taught.last), axis=0)
     hit, counts = jnp.ones(tokens.shape, bool), []
-    for depth, x in enumerate(unroll(network, params, network.fuse(params, taught.features), taught, window)):
+    for depth, x in enumerate(unroll(network, params, fused(network, params, taught), taught, window)):
         hit &= jnp.argmax(network.logits(params, x, depth), axis=0) == shifted(best, depth + 1)
         counted = shifted(taught.counted, 2) & shifted(taught.present, depth + 2)
         counts.append((jnp.sum(hit & counted), jnp.sum(counted)))

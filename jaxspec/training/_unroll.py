@@ -68,6 +68,11 @@ def shifted(values: Array, by: int) -> Array:
     return jnp.pad(values[..., by:], [(0, 0)] * (values.ndim - 1) + [(0, by)])
 
 
+def fused(network: DraftNetwork, params: Params, taught: Lesson) -> Array:
+    """Return what the rows come with at step 0: [D', B, T]."""
+    return jnp.moveaxis(network.fuse(params.get("fusion", {}), taught.features), -1, 0)
+
+
 def unroll(network: DraftNetwork, params: Params, inputs: Any, taught: Lesson, steps: int) -> list[Array]:
     """Run all rows ``steps`` times: x [D'', B, T] of each time, read by ``network.logits(params, x, step)``.
 

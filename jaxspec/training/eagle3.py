@@ -8,7 +8,7 @@ from jaxspec.drafts.base import Draft
 from jaxspec.drafts.eagle3 import Eagle3
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.training._trained import loss_of, network_of
-from jaxspec.training._unroll import Lesson, shifted, unroll
+from jaxspec.training._unroll import Lesson, fused, shifted, unroll
 from jaxspec.training.divergences import check_divergence, weighted
 from jaxspec.training.heads import LITTLE, by_depth, number, total
 from jaxspec.training.losses import LossFn
@@ -65,8 +65,8 @@ def eagle3_loss(draft: Draft, target: Model, recipe: Recipe = Recipe()) -> LossF
 
     def step(params: Params, taught: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
         teacher, known = _teacher(params, network.config.vocab_size, target.network.logits(target.params, taught.last))
-        fused, losses = network.fuse(params, taught.features), []
-        for depth, x in enumerate(unroll(network, params, fused, taught, recipe.steps)):
+        features, losses = fused(network, params, taught), []
+        for depth, x in enumerate(unroll(network, params, features, taught, recipe.steps)):
             counted = shifted(taught.counted, depth + recipe.ahead) & shifted(taught.present, depth + 1)
             counted &= shifted(known, depth + 1) | (not recipe.known_only)
             values = weighted(recipe.divergence, network.own_logits(params, x), shifted(teacher, depth + 1))

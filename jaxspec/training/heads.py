@@ -17,7 +17,7 @@ from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.training._trained import loss_of, network_of
-from jaxspec.training._unroll import Lesson, shifted, unroll
+from jaxspec.training._unroll import Lesson, fused, shifted, unroll
 from jaxspec.training.losses import LossFn, cross_entropy
 
 #: Added to the number of rows that count, in losses of programs that add it.
@@ -43,13 +43,15 @@ def eagle_loss(draft: Draft, target: Model, *, classification: float = 0.1, nois
     network = network_of(draft, target, Eagle)
 
     def step(params: Params, taught: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
-        fused = network.fuse(params, taught.features)
-        reach = noise * 512 / fused.shape[2]
-        inputs = fused + jax.random.uniform(key, fused.shape, fused.dtype, -reach, reach) if noise else fused
+        features = fused(network, params, taught)
+        reach = noise * 512 / features.shape[2]
+        inputs = (
+            features + jax.random.uniform(key, features.shape, features.dtype, -reach, reach) if noise else features
+        )
         (guess,) = unroll(network, params, inputs, taught, 1)
         counted = taught.counted & shifted(taught.present, 1)
         rows = number(counted) + LITTLE
-        regression = total(jnp.mean(smooth_l1(guess - shifted(fused, 1)), axis=0), counted) / rows
+        regression = total(jnp.mean(smooth_l1(guess - shifted(features, 1)), axis=0), counted) / rows
         teacher = shifted(target.network.logits(target.params, taught.last), 1)
         entropy = total(soft_cross_entropy(network.logits(params, guess, 0), teacher), counted) / rows
         return regression + classification * entropy, {"regression": regression, "classification": entropy}
@@ -68,7 +70,7 @@ def medusa_loss(draft: Draft, target: Model, *, decay: float = 0.8) -> LossFn:
     network = network_of(draft, target, Medusa)
 
     def step(params: Params, taught: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
-        inputs, losses = network.fuse(params, taught.features), []
+        inputs, losses = fused(network, params, taught), []
         for depth, x in enumerate(unroll(network, params, inputs, taught, network.depth)):
             values = cross_entropy(network.logits(params, x, depth), shifted(taught.tokens, depth + 2))
             losses.append(mean_over(values, shifted(taught.counted, depth + 2)))
@@ -94,16 +96,16 @@ def hydra_loss(
     network = network_of(draft, target, Hydra)
 
     def step(params: Params, taught: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
-        fused, losses = network.fuse(params, taught.features), []
+        features, losses = fused(network, params, taught), []
         target_logits = target.network.logits(target.params, taught.last)
-        for depth, x in enumerate(unroll(network, params, fused, taught, network.depth)):
+        for depth, x in enumerate(unroll(network, params, features, taught, network.depth)):
             logits = network.logits(params, x, depth)
             counted = shifted(taught.counted, depth + 2)
             loss = teacher * mean_over(soft_cross_entropy(logits, shifted(target_logits, depth + 1)), counted)
             if labels:
                 loss += labels * mean_over(cross_entropy(logits, shifted(taught.tokens, depth + 2)), counted)
             if reconstruction:
-                error = smooth_l1(network.hidden(params, x, depth) - shifted(fused, depth + 1))
+                error = smooth_l1(network.hidden(params, x, depth) - shifted(features, depth + 1))
                 loss += reconstruction * mean_over(jnp.mean(error, axis=0), shifted(taught.counted, depth + 1))
             losses.append(loss)
         return sum(losses[1:], losses[0]), by_depth(losses)

@@ -14,7 +14,7 @@ import pytest
 from jaxspec.loading._draft_rules import leaves_of, rule_for
 from jaxspec.models.config import Rotary
 from jaxspec.training._trained import trained_part
-from jaxspec.training._unroll import lesson, shifted, unroll
+from jaxspec.training._unroll import fused, lesson, shifted, unroll
 from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
 from tests.support.jaxspec.draft_records import FOLDER, close, draft, record, target
@@ -92,7 +92,7 @@ def test_eagle(name):
     close(loss, found[f"{name}.loss"])
     check_gradients(made, gradients, found, name)
     taught, network = lesson(target(), made.drafter.reads, batch), made.drafter.network
-    (guess,) = unroll(network, made.params, network.fuse(made.params, taught.features), taught, 1)
+    (guess,) = unroll(network, made.params, fused(network, made.params, taught), taught, 1)
     rows = np.asarray(shifted(taught.present, 1))
     close(np.moveaxis(guess, 0, -1)[rows], found[f"{name}.predict"][rows])
 
@@ -113,8 +113,8 @@ def test_eagle3(name):
 def check_unrolled(made, batch, recorded):
     """Logits [S, B, T, V_d], where the token that they are read with is there."""
     taught, network = lesson(target(), made.drafter.reads, batch), made.drafter.network
-    fused = network.fuse(made.params, taught.features)
-    for step, x in enumerate(unroll(network, made.params, fused, taught, len(recorded))):
+    inputs = fused(network, made.params, taught)
+    for step, x in enumerate(unroll(network, made.params, inputs, taught, len(recorded))):
         rows = np.asarray(shifted(taught.present, step + 1))[:, : recorded.shape[2]]
         logits = np.moveaxis(network.own_logits(made.params, x), 0, -1)[:, : recorded.shape[2]]
         close(logits[rows], recorded[step][rows])
