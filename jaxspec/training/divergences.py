@@ -74,6 +74,10 @@ DIVERGENCES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
+#: The cross-entropy against the whole distribution of the target.
+SOFT = (("soft_ce", 1.0),)
+
+
 def check_divergence(parts: Sequence[tuple[str, float]]) -> None:
     """Check the names of a weighted sum of divergences; raise ValueError for an unknown one, or for none."""
     names = [name for name, _ in parts]

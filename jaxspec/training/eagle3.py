@@ -9,7 +9,7 @@ from jaxspec.drafts.eagle3 import Eagle3
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.training._trained import loss_of, network_of
 from jaxspec.training._unroll import Lesson, fused, shifted, unroll
-from jaxspec.training.divergences import check_divergence, weighted
+from jaxspec.training.divergences import SOFT, check_divergence, weighted
 from jaxspec.training.heads import LITTLE, by_depth, number, total
 from jaxspec.training.losses import LossFn
 
@@ -31,15 +31,15 @@ class Recipe:
 
     steps: int = 7
     decay: float = 0.8
-    divergence: tuple[tuple[str, float], ...] = (("soft_ce", 1.0),)
+    divergence: tuple[tuple[str, float], ...] = SOFT
     ahead: int = 0
     known_only: bool = True
     over_all: bool = True
     frozen: tuple[str, ...] = ("embedding", "index")
 
 
-#: How vllm-project/speculators 0.9 trains.
 SPECULATORS = Recipe(3, 1.0, (("kl_div", 1.0),), 1, False, False, ("embedding", "index", "head"))
+"""How vllm-project/speculators 0.9 trains."""
 
 
 def eagle3_loss(draft: Draft, target: Model, recipe: Recipe = Recipe()) -> LossFn:  # noqa: B008  a frozen default

@@ -18,6 +18,7 @@ from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.training._trained import loss_of, network_of
 from jaxspec.training._unroll import Lesson, fused, shifted, unroll
+from jaxspec.training.divergences import SOFT, weighted
 from jaxspec.training.losses import LossFn, cross_entropy
 
 #: Added to the number of rows that count, in losses of programs that add it.
@@ -45,15 +46,13 @@ def eagle_loss(draft: Draft, target: Model, *, classification: float = 0.1, nois
     def step(params: Params, taught: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
         features = fused(network, params, taught)
         reach = noise * 512 / features.shape[2]
-        inputs = (
-            features + jax.random.uniform(key, features.shape, features.dtype, -reach, reach) if noise else features
-        )
-        (guess,) = unroll(network, params, inputs, taught, 1)
+        drawn = jax.random.uniform(key, features.shape, features.dtype, -reach, reach)
+        (guess,) = unroll(network, params, features + drawn if noise else features, taught, 1)
         counted = taught.counted & shifted(taught.present, 1)
         rows = number(counted) + LITTLE
         regression = total(jnp.mean(smooth_l1(guess - shifted(features, 1)), axis=0), counted) / rows
         teacher = shifted(target.network.logits(target.params, taught.last), 1)
-        entropy = total(soft_cross_entropy(network.logits(params, guess, 0), teacher), counted) / rows
+        entropy = total(weighted(SOFT, network.logits(params, guess, 0), teacher), counted) / rows
         return regression + classification * entropy, {"regression": regression, "classification": entropy}
 
     return loss_of(draft, target, step)
@@ -74,8 +73,8 @@ def medusa_loss(draft: Draft, target: Model, *, decay: float = 0.8) -> LossFn:
         for depth, x in enumerate(unroll(network, params, inputs, taught, network.depth)):
             values = cross_entropy(network.logits(params, x, depth), shifted(taught.tokens, depth + 2))
             losses.append(mean_over(values, shifted(taught.counted, depth + 2)))
-        weighted = [decay ** (depth + 1) * each for depth, each in enumerate(losses)]
-        return sum(weighted[1:], weighted[0]), by_depth(losses)
+        parts = [decay ** (depth + 1) * each for depth, each in enumerate(losses)]
+        return sum(parts[1:], parts[0]), by_depth(losses)
 
     return loss_of(draft, target, step)
 
@@ -101,7 +100,7 @@ def hydra_loss(
         for depth, x in enumerate(unroll(network, params, features, taught, network.depth)):
             logits = network.logits(params, x, depth)
             counted = shifted(taught.counted, depth + 2)
-            loss = teacher * mean_over(soft_cross_entropy(logits, shifted(target_logits, depth + 1)), counted)
+            loss = teacher * mean_over(weighted(SOFT, logits, shifted(target_logits, depth + 1)), counted)
             if labels:
                 loss += labels * mean_over(cross_entropy(logits, shifted(taught.tokens, depth + 2)), counted)
             if reconstruction:
@@ -111,11 +110,6 @@ def hydra_loss(
         return sum(losses[1:], losses[0]), by_depth(losses)
 
     return loss_of(draft, target, step)
-
-
-def soft_cross_entropy(logits: Array, teacher: Array) -> Array:
-    """Return −Σ_v P·log Q of logits and a teacher's, [V, B, T] each: [B, T]."""
-    return -jnp.sum(jax.nn.softmax(teacher, axis=0) * jax.nn.log_softmax(logits, axis=0), axis=0)
 
 
 def smooth_l1(error: Array) -> Array:
@@ -140,5 +134,5 @@ def mean_over(values: Array, counted: Array) -> Array:
 
 
 def by_depth(losses: Sequence[Array]) -> dict[str, Array]:
-    """Name losses by the number of tokens between a row and what it predicts."""
+    """Name losses by depth, 1 for the token behind the root."""
     return {f"depth {depth + 1}": each for depth, each in enumerate(losses)}
