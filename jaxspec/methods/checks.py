@@ -28,6 +28,9 @@ def check_pair(target: Model, draft: Model | Draft, window: int) -> tuple[Draft,
     """Return the draft made for the target (``draft_for``), and a window of at least one token."""
     check_dtype(target, "target")
     made = draft_for(target, draft)
+    most = made.drafter.max_window
+    if most is not None and window > most:
+        raise ValueError(f"expected a window or a tree of at most {most} levels, the draft has {most} heads; got {window}")
     return made, whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
 
 
