@@ -34,6 +34,17 @@ def test_a_fresh_draft_decodes_losslessly(kind, early):
     assert drafted.tokens == plain.tokens
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draft_whose_taps_lie_below_the_exit_runs_under_mirror(kind):
+    target = models.target()
+    draft = made(kind, taps=(1, 2) if kind == "eagle3" else (2,))
+    plain = jaxspec.generate(jaxspec.autoregressive(target), models.PROMPTS, models.NEW_TOKENS)
+    mirrored = jaxspec.generate(
+        jaxspec.mirror(target, draft, window=3, exit_layer=2), models.PROMPTS, models.NEW_TOKENS
+    )
+    assert mirrored.tokens == plain.tokens
+
+
 def test_medusa_starts_as_the_targets_head():
     target, draft = models.target(), made("medusa", heads=2)
     f = jax.random.normal(jax.random.key(0), (16, 1, 3))
