@@ -3,6 +3,7 @@
 from jaxspec.drafts import trees
 from jaxspec.drafts._making import draft_for
 from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.fresh import frequent_tokens, init_draft
 from jaxspec.drafts.ngram import prompt_lookup
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification, Window
@@ -20,6 +21,8 @@ __all__ = [
     "Verification",
     "Window",
     "draft_for",
+    "frequent_tokens",
+    "init_draft",
     "limited",
     "prompt_lookup",
     "num_streams",

@@ -85,6 +85,10 @@ class Eagle3(ModuleNetwork):
         """Return logits; −∞ for tokens that are not in the draft's vocabulary."""
         return self.bound(params).logits(x)
 
+    def own_logits(self, params: Params, x: Array) -> Array:
+        """Return logits over the draft's vocabulary alone: [V_d, B, T]."""
+        return self.bound(params).own_logits(x)
+
     def following(self, params: Params, x: Array) -> Array:
         """Return a, or its norm."""
         return self.bound(params).final_norm(x) if self.norm_output else x
@@ -121,7 +125,11 @@ class Eagle3Module(nnx.Module):
 
     def logits(self, x: Array) -> Array:
         """Return logits [V, B, T]."""
-        own = scores(self.head[...], self.final_norm(x))
+        own = self.own_logits(x)
         if self.index is None:
             return own
         return jnp.pad(own, ((0, 1), (0, 0), (0, 0)), constant_values=-jnp.inf)[self.index[...]]
+
+    def own_logits(self, x: Array) -> Array:
+        """Return logits [V_d, B, T]."""
+        return scores(self.head[...], self.final_norm(x))

@@ -71,6 +71,10 @@ class Hydra(ModuleNetwork):
         """Return the logits of head ``depth``."""
         return self.bound(params).logits(x[self.target_width :], depth)
 
+    def hidden(self, params: Params, x: Array, depth: int) -> Array:
+        """Return h of head ``depth``: [D, B, T]."""
+        return self.bound(params).hidden(x[self.target_width :], depth)
+
     def guessed(self, inputs: Array) -> Array:
         """Return f: nothing newer is known."""
         return inputs[: self.target_width]
@@ -103,7 +107,12 @@ class HydraModule(nnx.Module):
 
     def logits(self, z: Array, number: int) -> Array:
         """Return the logits [V, B, T] of one head."""
+        h = self.hidden(z, number)
+        return scores(self.heads[number][...], h) + self.head_biases[number][...][:, None, None]
+
+    def hidden(self, z: Array, number: int) -> Array:
+        """Return h [D, B, T] of one head."""
         h = self.residual[number](z) + jax.nn.silu(self.first[number](z))
         for _ in range(self.network.repeats):
             h = h + jax.nn.silu(self.inner[number](h))
-        return scores(self.heads[number][...], h) + self.head_biases[number][...][:, None, None]
+        return h
