@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafts._modules import ModuleNetwork
 from jaxspec.drafts.base import Draft
 from jaxspec.drafts.eagle import Eagle
 from jaxspec.drafts.eagle3 import Eagle3, default_taps
+from jaxspec.drafts.feature_drafter import FeatureDrafter
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
-from jaxspec.drafts.reading import Reading
+from jaxspec.drafts.modules import ModuleNetwork
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Rotary
 from jaxspec.models.dtypes import hidden_like
@@ -69,7 +69,7 @@ def init_draft(
     network, params = _MAKERS[kind](target, wishes)
     fresh, dtype = network.init(jax.random.key(0) if key is None else key), hidden_like(target).dtype
     fresh = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, fresh)
-    return Draft(Reading(network).for_target(target.network), {**fresh, **params}, target.text)
+    return Draft(FeatureDrafter(network).for_target(target.network), {**fresh, **params}, target.text)
 
 
 def frequent_tokens(tokens: np.ndarray, count: int, num_tokens: int) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 from jaxspec.drafts import Draft
 from jaxspec.drafts.eagle import Eagle
 from jaxspec.drafts.eagle3 import Eagle3
+from jaxspec.drafts.feature_drafter import FeatureDrafter
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
-from jaxspec.drafts.reading import Reading
 from jaxspec.loading._draft_files import CONFIG
 from jaxspec.loading._draft_rules import INDEX, name_of, rule_for
 from jaxspec.loading._eagles import FLAGS
@@ -40,7 +40,7 @@ def save_draft(draft: Draft, path: str | Path, *, dtype: Any = None) -> None:
     Raises:
         ValueError: a draft of another kind, or a dtype that is not a float.
     """
-    network = draft.drafter.network if isinstance(draft.drafter, Reading) else None
+    network = draft.drafter.network if isinstance(draft.drafter, FeatureDrafter) else None
     if network is None or type(network) not in WRITERS:
         raise ValueError(
             f"expected an EAGLE, EAGLE-3, Medusa or Hydra draft, got {type(draft.drafter).__name__}; a language "

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxspec.core.files import reading
 from jaxspec.drafts import Draft
+from jaxspec.drafts.feature_drafter import FeatureDrafter
 from jaxspec.drafts.modules import ModuleNetwork
-from jaxspec.drafts.reading import Reading
 from jaxspec.loading._draft_files import DraftFiles, some
 from jaxspec.loading._draft_rules import INDEX, index_of, leaves_of, name_of, rule_for
 from jaxspec.loading._eagles import AFTER, BEFORE, TapOptions, is_eagle, is_eagle3, read_eagle, read_eagle3
@@ -88,7 +88,7 @@ def load_draft(
         own_dtype = hidden_like(target).dtype if dtype is None else float_dtype(dtype)
         params, shared = _read(network, files, target, own_dtype)
         ignored = files.check_all_used(format.ignored)
-    drafter = Reading(network).for_target(target.network)
+    drafter = FeatureDrafter(network).for_target(target.network)
     said += [f"the target's own {', '.join(shared)}"] * bool(shared)
     said += [f"not needed: {some(ignored)}"] * bool(ignored)
     (report or _to_stderr)(f"{format.name} draft {folder}: {'; '.join(said)}")

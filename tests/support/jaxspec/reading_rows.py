@@ -13,9 +13,9 @@ from jaxspec import Sampling
 from jaxspec.drafts import Draft, trees
 from jaxspec.drafts.eagle import Eagle
 from jaxspec.drafts.eagle3 import Eagle3
+from jaxspec.drafts.feature_drafter import FeatureDrafter
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
-from jaxspec.drafts.reading import Reading
 from jaxspec.models import Attention
 from jaxspec.verify import Reads
 from tests.support.jaxspec import models, pairs, policies
@@ -66,7 +66,7 @@ def draft(kind):
         index = np.full(models.VOCAB, len(IDS), np.int32)
         index[IDS] = np.arange(len(IDS))
         params = params | {"index": jnp.asarray(index)}
-    return Draft(Reading(network), params)
+    return Draft(FeatureDrafter(network), params)
 
 
 @cache
@@ -91,4 +91,3 @@ def tokens_of(kind, way, name, batch, mode, new_tokens=models.NEW_TOKENS):
     """Decoded and expected tokens of a row."""
     found = decode(method(kind, way, name), batch, mode, new_tokens)
     return found.tokens, expected(name, batch, mode, new_tokens)
-

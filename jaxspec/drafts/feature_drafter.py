@@ -64,7 +64,7 @@ class Recent(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ReadingState:
+class FeatureState:
     """The state of a draft that reads features.
 
     Attributes:
@@ -84,7 +84,7 @@ class ReadingState:
 
 
 @dataclass(frozen=True)
-class Reading(Drafter):
+class FeatureDrafter(Drafter):
     """A network that reads hidden states of the target."""
 
     network: DraftNetwork
@@ -107,7 +107,7 @@ class Reading(Drafter):
         """Return its parameters."""
         return params.get("fusion", {})
 
-    def for_target(self, target: Network) -> "Reading":
+    def for_target(self, target: Network) -> "FeatureDrafter":
         """Check that the target has the network's width and vocabulary."""
         own = self.network.target_width, self.network.num_tokens  # type: ignore[attr-defined]
         config = target.config
@@ -118,7 +118,7 @@ class Reading(Drafter):
             )
         return self
 
-    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> ReadingState:
+    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> FeatureState:
         """Run the pairs of the prompts, whose fused features are [B, P, D']."""
         network, lengths, fused = self.network, request.lengths, _feature_major(features)
         tokens, config = jnp.pad(request.tokens[:, 1:], ((0, 0), (0, 1))), network.config
@@ -133,9 +133,9 @@ class Reading(Drafter):
         feature = _at(fused, jnp.maximum(lengths - 2, 0)[:, None])
         feature = jnp.where(lengths[None, :, None] > 1, feature, 0)
         root = jnp.take_along_axis(request.tokens, lengths[:, None] - 1, axis=1)
-        return ReadingState(cache, feature, Recent(root, feature, lengths - 2, jnp.ones_like(lengths)))
+        return FeatureState(cache, feature, Recent(root, feature, lengths - 2, jnp.ones_like(lengths)))
 
-    def absorb(self, params: Params, state: ReadingState, verified: Verification) -> ReadingState:
+    def absorb(self, params: Params, state: FeatureState, verified: Verification) -> FeatureState:
         """Note the committed pairs; their rows are made by the next pass unless they are there."""
         assert verified.features is not None
         assert verified.num_accepted is not None
@@ -152,26 +152,26 @@ class Reading(Drafter):
             is_next = jnp.arange(count)[None] == accepted[:, None]
             tokens = jnp.where(is_next, verified.next_token[:, None], window)
             recent = Recent(tokens, fused, verified.position, accepted + 1)
-        return ReadingState(state.cache, feature, recent)
+        return FeatureState(state.cache, feature, recent)
 
     def propose(
-        self, params: Params, state: ReadingState, root: Pending, window: int, proposer: Proposer
-    ) -> tuple[Drafted, ReadingState]:
+        self, params: Params, state: FeatureState, root: Pending, window: int, proposer: Proposer
+    ) -> tuple[Drafted, FeatureState]:
         """Draft one branch; its rows are in the scratch only."""
         at = Pending(root.token[:, None], root.position[:, None])
         task = RollTask(self.network, params, at, state.feature, window, proposer)
         branches, cache = roll(task, state.cache, None if state.recent is None else state.recent.but_last())
         recent = Recent(at.token, state.feature, root.position - 1, jnp.ones_like(root.position))
-        return self.take(state, branches, jnp.zeros_like(root.token)), ReadingState(cache, state.feature, recent)
+        return self.take(state, branches, jnp.zeros_like(root.token)), FeatureState(cache, state.feature, recent)
 
-    def commit(self, state: ReadingState, drafted: Drafted, position: Array) -> ReadingState:
+    def commit(self, state: FeatureState, drafted: Drafted, position: Array) -> FeatureState:
         """Keep the draft's own features along the window."""
         own = jnp.transpose(drafted.rows[:, 0], (2, 0, 1))
         return replace(state, guesses=jnp.pad(own, ((0, 0), (0, 0), (0, 1))), holds="nothing")
 
     def foresee(
-        self, params: Params, state: ReadingState, verified: Verification, proposer: Proposer
-    ) -> tuple[Message, ReadingState]:
+        self, params: Params, state: FeatureState, verified: Verification, proposer: Proposer
+    ) -> tuple[Message, FeatureState]:
         """Run the window's pairs with the draft's own features."""
         state, logits = self._guessed(params, state, verified)
         assert verified.size is not None
@@ -180,13 +180,13 @@ class Reading(Drafter):
     def rollout(
         self,
         params: Params,
-        state: ReadingState,
+        state: FeatureState,
         verified: Verification,
         roots: Roots,
         window: int,
         proposer: Proposer,
         slots: BranchSlots,
-    ) -> tuple[Branches, ReadingState]:
+    ) -> tuple[Branches, FeatureState]:
         """Run the window's pairs, whose rows all branches share, and roll out the branches.
 
         With features that have arrived both begin in one pass; otherwise the draft's own stand in for them.
@@ -207,15 +207,15 @@ class Reading(Drafter):
         return branches, replace(state, cache=cache, holds="features" if arrived else state.holds)
 
     def grow(
-        self, params: Params, state: ReadingState, root: Pending, policy: TreePolicy, proposer: Proposer
-    ) -> tuple[Any, ReadingState]:
+        self, params: Params, state: FeatureState, root: Pending, policy: TreePolicy, proposer: Proposer
+    ) -> tuple[Any, FeatureState]:
         """Grow a tree; its rows are not kept."""
         along = None if state.recent is None else state.recent.but_last()
         task = GrowTask(self.network, params, root, state.feature, proposer, along)
         grown = policy.grow(task, state.cache)
-        return grown.drawn, ReadingState(grown.cache, state.feature)
+        return grown.drawn, FeatureState(grown.cache, state.feature)
 
-    def _guessed(self, params: Params, state: ReadingState, verified: Verification) -> tuple[ReadingState, Array]:
+    def _guessed(self, params: Params, state: FeatureState, verified: Verification) -> tuple[FeatureState, Array]:
         """Run the window's pairs with the draft's own features; also return logits [V, B, 1] behind the window."""
         assert state.recent is not None
         assert state.guesses is not None
