@@ -25,11 +25,12 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class _Wishes(NamedTuple):
-    """What a caller asks for: what is read, the draft's vocabulary, the number of heads."""
+    """What a caller asks for: what is read, the draft's vocabulary, the number of heads, sizes of a layer."""
 
     reads: Reads
     vocabulary: np.ndarray | None
     heads: int
+    layer: DecoderConfig
 
 
 def init_draft(
@@ -39,12 +40,13 @@ def init_draft(
     taps: Sequence[int] | None = None,
     vocabulary: Sequence[int] | np.ndarray | None = None,
     heads: int = 4,
+    layer: DecoderConfig | None = None,
     key: Array | None = None,
 ) -> Draft:
     """Return a draft that reads hidden states of a target, with fresh parameters.
 
     The embedding is the target's own array, without its scale; what scores tokens starts as the target's head. A layer
-    of the draft has the target's sizes and rotary positions, in Llama's form.
+    of the draft has the target's rotary positions, in Llama's form.
 
     Args:
         kind: eagle (also EAGLE-2, which grows trees), eagle3, medusa, hydra, or hydra++.
@@ -53,19 +55,24 @@ def init_draft(
             Default: eagle3 (2, L//2, L−3), others the final hidden state. Others read one stream, and norm it.
         vocabulary: ids of the tokens that eagle3 drafts (``frequent_tokens``); default: all.
         heads: of medusa and hydra, the longest window.
+        layer: sizes of the draft's layer; default: the target's. Of another width, for eagle3 alone, it has an embedding
+            and a head of its own.
         key: of the random parameters; default: of seed 0.
 
     Raises:
         ValueError: an unknown kind, taps that the target lacks or a number of them that the kind does not read, fewer
-            than 7 layers without taps for eagle3, ids that are not different tokens of the target, no head, a target
-            without an embedding of its width.
+            than 7 layers without taps for eagle3, ids that are not different tokens of the target, no head, a layer of
+            another width for others than eagle3, a target without an embedding of its width.
     """
     if kind not in KINDS:
         raise ValueError(f"expected a kind out of {', '.join(KINDS)}, got {kind!r}")
     if heads < 1:
         raise ValueError(f"expected heads >= 1, got {heads}")
     _check_ends(target)
-    wishes = _Wishes(_reads(kind, target, taps), _ids(kind, target, vocabulary), heads)
+    sizes = _layer(target.network.config, layer or target.network.config)
+    if kind != "eagle3" and sizes.width != target.network.config.width:
+        raise ValueError(f"expected a layer of the target's width for {kind}, got {sizes.width}")
+    wishes = _Wishes(_reads(kind, target, taps), _ids(kind, target, vocabulary), heads, sizes)
     network, params = _MAKERS[kind](target, wishes)
     fresh, dtype = network.init(jax.random.key(0) if key is None else key), hidden_like(target).dtype
     fresh = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, fresh)
@@ -82,16 +89,19 @@ def frequent_tokens(tokens: np.ndarray, count: int, num_tokens: int) -> np.ndarr
 def _eagle3(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     config, ids = target.network.config, wishes.vocabulary
     count = config.vocab_size if ids is None else len(ids)
-    network = Eagle3(replace(_layer(config), vocab_size=count), config.vocab_size, config.width, wishes.reads)
-    if ids is None:
-        return network, {"embedding": target.params["embedding"], "head": _head(target)}
-    index = jnp.full(config.vocab_size, count, jnp.int32).at[ids].set(jnp.arange(count, dtype=jnp.int32))
-    return network, {"embedding": target.params["embedding"], "head": _head(target)[ids], "index": index}
+    network = Eagle3(replace(wishes.layer, vocab_size=count), config.vocab_size, config.width, wishes.reads)
+    params = {}
+    if wishes.layer.width == config.width:
+        params = {"embedding": target.params["embedding"], "head": _head(target) if ids is None else _head(target)[ids]}
+    if ids is not None:
+        index = jnp.full(config.vocab_size, count, jnp.int32)
+        params["index"] = index.at[ids].set(jnp.arange(count, dtype=jnp.int32))
+    return network, params
 
 
 def _eagle(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     early = not wishes.reads.final
-    network = Eagle(_layer(target.network.config), wishes.reads, norm_inputs=early, norm_output=early)
+    network = Eagle(wishes.layer, wishes.reads, norm_inputs=early, norm_output=early)
     return network, {"embedding": target.params["embedding"], "head": _head(target)}
 
 
@@ -105,7 +115,7 @@ def _medusa(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
 
 def _hydra(target: Model, wishes: _Wishes, repeats: int = 0, has_prefix: bool = False) -> tuple[ModuleNetwork, Params]:
     config, count = target.network.config, wishes.heads
-    prefix, early = _layer(config) if has_prefix else None, not wishes.reads.final
+    prefix, early = wishes.layer if has_prefix else None, not wishes.reads.final
     network = Hydra(config.vocab_size, config.width, count, repeats, prefix, wishes.reads, norm_inputs=early)
     return network, {"embedding": target.params["embedding"], "heads": [_head(target)] * count}
 
@@ -120,18 +130,18 @@ _MAKERS: dict[str, Callable[[Model, _Wishes], tuple[Any, Params]]] = {
 }
 
 
-def _layer(config: DecoderConfig) -> DecoderConfig:
-    """Return the configuration of one layer of Llama's form with the sizes of a target's."""
+def _layer(target: DecoderConfig, sizes: DecoderConfig) -> DecoderConfig:
+    """Return the configuration of one layer of Llama's form, with the target's vocabulary, rotary positions and ε."""
     return DecoderConfig(
-        config.vocab_size,
-        config.width,
+        target.vocab_size,
+        sizes.width,
         1,
-        config.num_heads,
-        config.num_kv_heads,
-        config.head_size,
-        config.hidden,
-        Attention(config.attention.rotary or Rotary()),
-        Block(epsilon=config.block.epsilon),
+        sizes.num_heads,
+        sizes.num_kv_heads,
+        sizes.head_size,
+        sizes.hidden,
+        Attention(target.attention.rotary or Rotary()),
+        Block(epsilon=target.block.epsilon),
         Ends(tied=False, embedding_scale=1.0),
     )
 

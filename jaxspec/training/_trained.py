@@ -63,8 +63,11 @@ def trained_part(draft: Draft, frozen: Sequence[str] | None = None) -> tuple[Par
 
 def _frozen(draft: Draft) -> tuple[str, ...]:
     network = draft.drafter.network  # type: ignore[attr-defined]
-    shared = ("heads",) if isinstance(network, Medusa) and network.shared_head else ()
-    return FROZEN[type(network)] + shared
+    if isinstance(network, Medusa) and network.shared_head:
+        return ("heads",)
+    if isinstance(network, Eagle3) and network.config.width != network.target_width:
+        return ("index",)  # its embedding is its own
+    return FROZEN[type(network)]
 
 
 def as_float32(tree: Params) -> Params:

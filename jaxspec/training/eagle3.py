@@ -26,7 +26,7 @@ class Recipe:
             that is paired with it (1).
         known_only: whether a row counts only if the target's most likely token is in the draft's vocabulary.
         over_all: whether a step's loss is the mean over all rows, or over those that count.
-        frozen: parameters that are not trained.
+        frozen: parameters that are not trained; default: those of the target (``trained_part``).
     """
 
     steps: int = 7
@@ -35,7 +35,7 @@ class Recipe:
     ahead: int = 0
     known_only: bool = True
     over_all: bool = True
-    frozen: tuple[str, ...] = ("embedding", "index")
+    frozen: tuple[str, ...] | None = None
 
 
 SPECULATORS = Recipe(3, 1.0, (("kl_div", 1.0),), 1, False, False, ("embedding", "index", "head"))
