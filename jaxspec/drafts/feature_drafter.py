@@ -101,11 +101,11 @@ class FeatureDrafter(Drafter):
 
     def reader(self) -> Reader:
         """Return the network's fusion, which runs on the target's side."""
-        return Reader(self.reads, self.network.fuse)
+        return Reader(self.reads, self.network.fuse, self.network.imputes)
 
     def fusion(self, params: Params) -> Params:
         """Return its parameters."""
-        return params.get("fusion", {})
+        return self.network.fusion_of(params)
 
     def for_target(self, target: Network) -> "FeatureDrafter":
         """Check that the target has the network's width and vocabulary."""
@@ -204,7 +204,8 @@ class FeatureDrafter(Drafter):
         at, inputs = verified.starts(roots), _at(fused, roots.accepted)
         task = RollTask(self.network, params, at, inputs, window, proposer)
         branches, cache = roll(task, state.cache, along, slots)
-        return branches, replace(state, cache=cache, holds="features" if arrived else state.holds)
+        holds = "features" if arrived and not self.network.imputes else "guesses"
+        return branches, replace(state, cache=cache, holds=holds)
 
     def grow(
         self, params: Params, state: FeatureState, root: Pending, policy: TreePolicy, proposer: Proposer

@@ -55,8 +55,8 @@ def init_draft(
             Default: eagle3 (2, L//2, L−3), others the final hidden state. Others read one stream, and norm it.
         vocabulary: ids of the tokens that eagle3 drafts (``frequent_tokens``); default: all.
         heads: of medusa and hydra, the longest window.
-        layer: sizes of the draft's layer; default: the target's. Of another width, for eagle3 alone, it has an embedding
-            and a head of its own.
+        layer: sizes of the draft's layer; default: the target's. Of another width, for eagle3 alone, the draft has an
+            embedding and a head of its own.
         key: of the random parameters; default: of seed 0.
 
     Raises:

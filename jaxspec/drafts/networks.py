@@ -28,6 +28,13 @@ class DraftNetwork:
     #: Sizes of the layers that have rows; None without any.
     config: DecoderConfig | None
 
+    #: Whether ``fuse`` also takes features up to an exit alone, and guesses the others.
+    imputes = False
+
+    def fusion_of(self, params: Params) -> Params:
+        """Return the part of the parameters that ``fuse`` needs."""
+        return params.get("fusion", {})
+
     def fuse(self, fusion: Params, features: Features) -> Array:
         """Return what comes with the tokens behind the positions of ``features`` [B, T, D]: [B, T, D'].
 

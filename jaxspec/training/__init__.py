@@ -5,6 +5,7 @@ from jaxspec.training._held_out import accepted_tokens
 from jaxspec.training._trained import trained_part
 from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
+from jaxspec.training.imputation import fit_imputation
 from jaxspec.training.lens import fit_lens, lens_loss
 from jaxspec.training.losses import (
     LossFn,
@@ -30,6 +31,7 @@ __all__ = [
     "eagle_loss",
     "fit",
     "fit_draft",
+    "fit_imputation",
     "fit_lens",
     "fit_streams",
     "hidden_states",

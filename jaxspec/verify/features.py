@@ -54,18 +54,23 @@ class Reader(NamedTuple):
         reads: hidden states.
         fuse: (its parameters, ``Features`` that hold all of these) → leaves [B, T, …] to send in their place; None:
             the features themselves, as far as they have arrived.
+        imputes: whether ``fuse`` also takes features up to the exit alone, and guesses the others.
     """
 
     reads: Reads = Reads()
     fuse: Callable[[Params, Features], Any] | None = None
+    imputes: bool = False
 
     def sent(self, params: Params, early: Features | None, late: Features | None = None) -> Any:
         """Return what is sent once ``late`` features have arrived beside the ``early`` ones; None: nothing."""
         found = joined(early, late)
         if self.fuse is None or found is None:
             return found if late is None else late
-        was_complete = late is not None and early is not None and early.holds(self.reads)
-        return None if was_complete or not found.holds(self.reads) else self.fuse(params, found)
+        complete = found.holds(self.reads)
+        if late is None:
+            return self.fuse(params, found) if complete or self.imputes else None
+        was_complete = early is not None and early.holds(self.reads)
+        return None if was_complete else self.fuse(params, found)
 
 
 def gathered(

@@ -1,7 +1,7 @@
 """The training of the embedded pair's drafts that read hidden states; ``python -m jaxspec train drafts`` runs this.
 
 All learn from the same continuations by the target of its training text, for as many steps. The layer of EAGLE-3 is as
-wide as the pair's draft, which makes it as large; its taps lie at or below the exit, so that Mirror-SD has them in time.
+wide as the pair's draft, which makes it as large; its taps lie at or below the exit, where Mirror-SD has them in time.
 """
 
 from dataclasses import dataclass, field, replace
