@@ -1,4 +1,4 @@
-"""Hidden states above an exit, guessed from that at the exit: the least squares of NumPy, and plain decoding's tokens."""
+"""Hidden states above an exit, guessed from that at the exit: NumPy's least squares, and plain decoding's tokens."""
 
 import jax
 import jax.numpy as jnp
