@@ -254,31 +254,31 @@ class _Verifier:
         self.target = Target(network)
         self.layer, self.kappa, self.head = pair.exit_layer, pair.num_candidates, send(pair.exit, shared)
         request = send(pair.request, home)
-        (self.cache, self.progress), _ = prefill(network, self.params, request, pair.capacity, self.target.reads)
+        (self.cache, self.progress), _ = prefill(network, self.params, request, pair.capacity, self.target.reader)
         batch = len(pair.request.lengths)
         self.windows = {size: send(np.zeros((batch, size), np.int32), home) for size in windows}
 
     def whole(self, size: int) -> Any:
         """Run a pass as one program and return the cache."""
         window = self.windows[size]
-        self.cache, *_ = target_whole(self.target, self.params, self.cache, self.progress, window, None)
+        self.cache, *_ = target_whole(self.target, self.params, (), self.cache, self.progress, window, None)
         return self.cache
 
     def prefix(self, stop: int, cache: Any, window: Any) -> Any:
         """Run the layers before an exit, and its message."""
-        return target_prefix(self.target, stop, self.kappa, self.params, self.head, cache, self.progress, window)
+        return target_prefix(self.target, stop, self.kappa, self.params, self.head, (), cache, self.progress, window)
 
-    def suffix(self, cache: Any, x: Any, window: Any) -> Any:
+    def suffix(self, cache: Any, half: Any, window: Any) -> Any:
         """Run the layers after the exit."""
-        return target_suffix(self.target, self.layer, self.params, cache, self.progress, x, window, None)
+        return target_suffix(self.target, self.layer, self.params, (), cache, self.progress, half, window, None)
 
     def lap(self, clock: Laps) -> None:
         """Time every window: whole, exit without layers, prefix, suffix."""
         for size, window in self.windows.items():
             clock(("whole", size), self.whole, size)
             clock(("head", size), self.prefix, 0, (), window)
-            x, lower, *_ = clock(("prefix", size), self.prefix, self.layer, self.cache[: self.layer], window)
-            upper, *_ = clock(("suffix", size), self.suffix, self.cache[self.layer :], x, window)
+            half, lower, *_ = clock(("prefix", size), self.prefix, self.layer, self.cache[: self.layer], window)
+            upper, *_ = clock(("suffix", size), self.suffix, self.cache[self.layer :], half, window)
             self.cache = (*lower, *upper)
 
 

@@ -1,32 +1,45 @@
-"""``jaxspec train``: the training of the embedded pair."""
+"""``jaxspec train``: the training of the embedded pair, and of drafts for any target."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from jaxspec.cli._train_draft import DraftTraining, train_draft
 from jaxspec.cli.checks import check_writable
 from jaxspec.cli.shared import Flag, report
+from jaxspec.zoo.heads import HeadsRecipe
 from jaxspec.zoo.recipe import PairRecipe
 
 
 def train(
-    what: Annotated[Literal["shakespeare", "streams"], tyro.conf.Positional] = "shakespeare",
-    out: Path = Path("out/pair"),
+    what: Annotated[Literal["shakespeare", "streams", "drafts", "draft"], tyro.conf.Positional] = "shakespeare",
+    out: Path | None = None,
     recipe: PairRecipe = PairRecipe(),
+    heads: HeadsRecipe = HeadsRecipe(),  # noqa: B008  a frozen default
+    draft: Annotated[DraftTraining, tyro.conf.arg(name="")] = DraftTraining(),  # noqa: B008  a frozen default
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Train a pair on the Shakespeare roles in the package; an interrupted run resumes from OUT.
+    """Train a pair on the roles in the package, or a draft for any target; an interrupted run resumes from OUT.
 
     Args:
-        what: shakespeare: the whole pair; streams: only lookahead streams for the draft of the embedded pair.
-        out: folder for checkpoints; the finished pair is written to OUT/pair.
-        recipe: models and schedules.
+        what: shakespeare: the whole pair; streams: only lookahead streams for the draft of the embedded pair; drafts:
+            only its drafts that read hidden states; draft: a draft for any target, on texts that it continues itself.
+        out: folder for checkpoints; the result is OUT/pair or OUT/draft. Default: out/pair or out/draft.
+        recipe: models and schedules of a pair.
+        heads: of the embedded pair's drafts that read hidden states.
+        draft: settings of a draft.
         json: print one JSON object as the last line.
     """
+    folder = out or Path("out", "draft" if what == "draft" else "pair")
+    check_writable(folder)
+    if what == "draft":
+        return report(train_draft(draft, folder), json)
     from jaxspec.zoo import load
     from jaxspec.zoo import recipe as recipes
+    from jaxspec.zoo.heads import run
 
-    check_writable(out)
-    figures = recipes.main(recipe, out) if what == "shakespeare" else recipes.add_streams(recipe, load(), out)
+    if what == "drafts":
+        return report(run(heads, load(), folder), json)
+    figures = recipes.main(recipe, folder) if what == "shakespeare" else recipes.add_streams(recipe, load(), folder)
     report(figures, json)

@@ -1,8 +1,15 @@
-"""Drafts: the protocol of whatever proposes windows, and plain, streaming and n-gram drafts."""
+"""Drafts: the protocol of whatever proposes windows; plain, streaming, n-gram drafts, and those of hidden states."""
 
 from jaxspec.drafts import trees
 from jaxspec.drafts._making import draft_for
 from jaxspec.drafts.base import Draft, Drafter
+from jaxspec.drafts.eagle import Eagle
+from jaxspec.drafts.eagle3 import Eagle3
+from jaxspec.drafts.feature_drafter import FeatureDrafter
+from jaxspec.drafts.fresh import frequent_tokens, init_draft
+from jaxspec.drafts.hydra import Hydra
+from jaxspec.drafts.medusa import Medusa
+from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.drafts.ngram import prompt_lookup
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification, Window
@@ -13,6 +20,12 @@ __all__ = [
     "Draft",
     "Drafted",
     "Drafter",
+    "DraftNetwork",
+    "Eagle",
+    "Eagle3",
+    "FeatureDrafter",
+    "Hydra",
+    "Medusa",
     "Notes",
     "Pending",
     "BranchSlots",
@@ -20,6 +33,8 @@ __all__ = [
     "Verification",
     "Window",
     "draft_for",
+    "frequent_tokens",
+    "init_draft",
     "limited",
     "prompt_lookup",
     "num_streams",

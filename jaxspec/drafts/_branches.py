@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafts.records import Branches, Drafted, Pending, chosen
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, chosen
 from jaxspec.models.attention import attend_cache, visible, write
 from jaxspec.models.base import Array, Attend, Cache, Rows
 from jaxspec.models.config import Scores
@@ -61,14 +61,14 @@ class Scratch(NamedTuple):
         return jnp.asarray(mine) & seen[None]
 
 
-def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pending | None = None) -> Attend:
+def branching(scratch: Scratch, lengths: Array, number: Array | int, along: Array | None = None) -> Attend:
     """Let branches attend to the shared rows below ``lengths`` [B, R] and to their own rows, which they extend.
 
     Args:
         scratch: where the branches' rows lie.
         lengths: shared rows that a branch sees.
         number: own rows that it has so far, the same for all.
-        pending: token 0 of every sequence belongs to no branch and leaves its row in the shared part.
+        along: consecutive positions [B, K] of tokens that are run before the branches and leave shared rows there.
     """
 
     def seen(reach: int | None) -> Array:
@@ -76,13 +76,13 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pe
         if reach is not None:
             shared &= visible(scratch.capacity, lengths + number, reach)
         branches = shared | scratch.own(number, reach)[None]
-        if pending is None:
-            return branches
-        return jnp.concatenate([visible(scratch.capacity, pending.position[:, None], reach), branches], axis=1)
+        return (
+            branches if along is None else jnp.concatenate([visible(scratch.capacity, along, reach), branches], axis=1)
+        )
 
     def extended(rows: Array, new: Array) -> Array:
-        if pending is not None:
-            rows = write(rows, new[:, :, :1], pending.position)
+        if along is not None:
+            rows = write(rows, new[:, :, : along.shape[1]], along[:, 0])
         return jax.lax.dynamic_update_slice_in_dim(rows, new[:, :, -scratch.rolled :], scratch.row(number), axis=2)
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
@@ -90,6 +90,13 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, pending: Pe
         return attend_cache(queries, rows, seen(scores.window), scores), rows
 
     return attend
+
+
+def scratch_of(cache: Cache, branches: int, window: int, slots: BranchSlots | None) -> Scratch:
+    """Return where the rows of a rollout of so many branches lie; without ``slots`` they fill the scratch."""
+    first, total = slots or (0, branches)
+    capacity = cache[0][0].shape[2] if cache else 0
+    return Scratch(total, window, capacity, first, branches)
 
 
 def take(rolled: Branches, cache: Cache, branch: Array) -> Drafted:

@@ -1,59 +1,93 @@
-"""Growing a tree with a language model, level by level, over its own key-value cache."""
+"""Growing a tree with a draft's network, level by level, over its own key-value cache."""
 
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxspec.drafts._roll import row_of
+from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Pending
+from jaxspec.drafts.records import Along, Pending
 from jaxspec.models.attention import in_tree
-from jaxspec.models.base import Array, Cache, Network, Params
-from jaxspec.verify.tree import TreeShape, seen_along_paths
+from jaxspec.models.base import Array, Cache, Params
+from jaxspec.verify.seen import Seen
 
 
-def grow(
-    network: Network,
-    params: Params,
-    cache: Cache,
-    root: Pending,
-    shape: TreeShape,
-    proposer: Proposer,
-    pending: Pending | None,
-) -> tuple[Array, Cache]:
-    """Grow a tree in D passes: that over the nodes of depth d gives their children.
+class GrowTask(NamedTuple):
+    """A tree to grow.
 
-    Args:
-        network: the draft.
-        params: its parameters.
-        cache: rows of all tokens before the root; the row of node n becomes ``root.position`` + n.
+    Attributes:
+        network: of the draft.
+        params: of the draft.
         root: the last committed token: [B].
-        shape: of the tree.
+        inputs: what comes with it: [D', B, 1].
         proposer: how children are ranked; its ``seen`` marks [B, V] hold the root.
-        pending: a token that is run along with the root so that the cache gets its row.
-
-    Returns:
-        Tokens [B, N], and the cache.
+        along: tokens that are run along with the root.
     """
 
-    def run(cache: Cache, nodes: range, tokens: Array, pending: Pending | None) -> tuple[Array, Cache]:
-        """Logits [V, B, n] after the ``nodes`` of one depth, and the cache with their rows."""
-        positions = root.position[:, None] + jnp.asarray(shape.depth[None, nodes.start : nodes.stop])
-        if pending is not None:
-            tokens = jnp.concatenate([pending.token[:, None], tokens], axis=1)
-            positions = jnp.concatenate([pending.position[:, None], positions], axis=1)
-        beside = None if pending is None else pending.position
-        attend = in_tree(root.position, shape.depth[None], shape.ancestors[None], nodes, beside)
-        x, layers = network.embed(params, tokens), range(network.config.num_layers)
-        x, cache = network.blocks(params, x, positions, cache, attend, layers)
-        return network.logits(params, x[:, :, -len(nodes) :]), cache
+    network: DraftNetwork
+    params: Params
+    root: Pending
+    inputs: Any
+    proposer: Proposer
+    along: Along | None
 
-    tokens = root.token[:, None]
-    for depth in range(shape.max_depth):
-        nodes, below = shape.level(depth), shape.level(depth + 1)
-        logits, cache = run(cache, nodes, tokens[:, nodes.start :], pending if depth == 0 else None)
-        padded = jnp.pad(tokens, ((0, 0), (0, shape.size - tokens.shape[1])))
-        seen = seen_along_paths(proposer.seen, shape.tree(padded)).columns(nodes)
-        most = 1 + max(int(shape.ranks[node]) for node in below)
-        children = proposer._replace(seen=seen).children(logits, root.position + depth + 1, most)
-        parents = jnp.asarray([shape.parents[node] - nodes.start for node in below])
-        ranks = jnp.asarray([int(shape.ranks[node]) for node in below])
-        tokens = jnp.concatenate([tokens, children[:, parents, ranks]], axis=1)
-    return tokens, cache
+    def level(self) -> "Level":
+        """Return the level of the root."""
+        return Level(self.root.token[:, None], self.inputs, self.proposer.seen.as_branch())
+
+    def children_at(self, depth: int, seen: Seen) -> tuple[Proposer, Array]:
+        """Return the proposer and the position [B] of children of nodes at ``depth``."""
+        return self.proposer._replace(seen=seen), self.root.position + depth + 1
+
+
+class Level(NamedTuple):
+    """Nodes of one depth.
+
+    Attributes:
+        tokens: [B, n].
+        inputs: what comes with them: [D', B, n].
+        seen: tokens that their paths hold: marks [B, n, V].
+    """
+
+    tokens: Array
+    inputs: Any
+    seen: Seen
+
+    def below(self, following: Any, parents: Array, tokens: Array) -> "Level":
+        """Return the level of children: ``parents`` [B, m] among these nodes, ``following`` what comes behind each."""
+        inputs = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, parents[None], axis=2), following)
+        return Level(tokens, inputs, self.seen.at(parents).with_token(tokens))
+
+
+class RunOrder(NamedTuple):
+    """The rows of nodes behind the root's, in the order in which they are run.
+
+    Attributes:
+        depth: of each: [N].
+        ancestors: [b, N, N], of the nodes that have been run so far.
+    """
+
+    depth: np.ndarray
+    ancestors: Any
+
+
+def run_level(task: GrowTask, cache: Cache, level: Level, rows: RunOrder, first: int) -> tuple[Array, Any, Cache]:
+    """Run the nodes of one level, in rows ``first`` and behind.
+
+    Returns:
+        Logits behind each, [V, B, n], what comes with their children, [D', B, n], and the cache.
+    """
+    network, count = task.network, level.tokens.shape[1]
+    nodes, depth = range(first, first + count), int(rows.depth[first])
+    start, tokens, inputs = row_of(network, task.root.position), level.tokens, level.inputs
+    positions = start[:, None] + jnp.asarray(rows.depth[None, first : first + count])
+    along = task.along if first == 0 else None
+    if along is not None:
+        tokens, positions, inputs = along.before(tokens, positions, inputs)
+    attend = in_tree(start, rows.depth[None], rows.ancestors, nodes, None if along is None else along.rows)
+    x, cache = network.run(task.params, inputs, tokens, positions, cache, attend, depth)
+    x = x[:, :, -count:]
+    return network.logits(task.params, x, depth), network.following(task.params, x), cache

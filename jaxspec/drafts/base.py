@@ -21,12 +21,12 @@ from jaxspec.devices.processes import put
 from jaxspec.devices.sharding import replicated_sharding
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification, chosen
+from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.base import Array, Network, Params
 from jaxspec.text import Text
-from jaxspec.verify.features import Features, Reads
+from jaxspec.verify.features import Reader, Reads
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.target import Request
-from jaxspec.verify.tree import TreeShape
 
 
 class Drafter:
@@ -38,22 +38,32 @@ class Drafter:
 
     #: Hidden states of the target that it reads.
     reads: Reads = Reads()
+    #: Most tokens of a window, or levels of a tree; None: any number.
+    max_window: int | None = None
 
     def for_target(self, target: Network) -> "Drafter":
         """Return this drafter for a target; raise ValueError if it does not fit it."""
         return self
 
+    def reader(self) -> Reader:
+        """Return what the target sends; default: the hidden states themselves."""
+        return Reader(self.reads)
+
+    def fusion(self, params: Params) -> Params:
+        """Return the parameters that the target needs for it."""
+        return ()
+
     def put_on_mesh(self, params: Params, mesh: Mesh | None) -> tuple["Drafter", Params]:
         """Put parameters onto a mesh; default: a copy on every device."""
         return self, put(params, replicated_sharding(mesh), mesh)
 
-    def begin(self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int) -> Any:
+    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> Any:
         """Return the state after the prompts.
 
         Args:
             params: of the draft.
             request: prompts; the last token of each is the first root.
-            features: the target's hidden states at all prompt tokens, [B, P, D].
+            features: what the target has sent of its hidden states at all prompt tokens, [B, P, D].
             capacity: positions that a sequence can reach.
             scratch: rows beside them for branches: R·γ.
         """
@@ -112,9 +122,9 @@ class Drafter:
         return state
 
     def grow(
-        self, params: Params, state: Any, root: Pending, shape: TreeShape, proposer: Proposer
-    ) -> tuple[Array, Any]:
-        """Draft a tree after ``root`` [B]: tokens [B, N], the root's first. The next ``absorb`` gets the path.
+        self, params: Params, state: Any, root: Pending, policy: TreePolicy, proposer: Proposer
+    ) -> tuple[Any, Any]:
+        """Draft a tree after ``root`` [B] for ``policy.tree``. The next ``absorb`` gets the path.
 
         Only ``speculative(tree=...)`` needs it.
         """

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jaxspec.drafts.base import Drafter
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Pending, Window, as_window
+from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.base import Params
 from jaxspec.verify.acceptance import Acceptance
-from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message
 from jaxspec.verify.target import Request
-from jaxspec.verify.tree import TreeShape
 
 
 @partial(jax.jit, static_argnames=("drafter", "acceptance", "window", "capacity", "branches", "num_candidates"))
@@ -23,7 +22,7 @@ def first_window(
     acceptance: Acceptance,
     params: Params,
     request: Request,
-    features: Features | None,
+    features: Any,
     window: int,
     capacity: int,
     branches: int = 1,
@@ -36,23 +35,23 @@ def first_window(
     return next_window(drafter, params, state, Pending(last, request.lengths - 1), window, proposer)
 
 
-@partial(jax.jit, static_argnames=("drafter", "acceptance", "window", "capacity", "shape"))
+@partial(jax.jit, static_argnames=("drafter", "acceptance", "window", "capacity", "policy"))
 def first_tree(
     drafter: Drafter,
     acceptance: Acceptance,
     params: Params,
     request: Request,
-    features: Features | None,
+    features: Any,
     window: int,
     capacity: int,
-    shape: TreeShape,
+    policy: TreePolicy,
 ) -> tuple[Window, None, Any]:
     """Run the prompts through the draft and draft the first tree; ``window`` is its depth."""
-    state = drafter.begin(params, request, features, capacity, shape.size)
+    state = drafter.begin(params, request, features, capacity, policy.num_rows)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
     proposer = Proposer(acceptance, request.sampling, request.seen)
-    tokens, state = drafter.grow(params, state, Pending(last, request.lengths - 1), shape, proposer)
-    return Window(tokens, None), None, state
+    drawn, state = drafter.grow(params, state, Pending(last, request.lengths - 1), policy, proposer)
+    return Window(drawn, None), None, state
 
 
 def next_window(

@@ -1,7 +1,7 @@
 """A draft without parameters: the tokens that followed when the last n-gram of the text occurred before."""
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from jaxspec.drafts.base import Draft, Drafter
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification
 from jaxspec.models.base import Array, Network, Params
-from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.sampling import NOTHING
 from jaxspec.verify.target import Request
@@ -79,9 +78,7 @@ class NGramDrafter(Drafter):
         """Take the target's vocabulary."""
         return replace(self, vocab_size=target.config.vocab_size)
 
-    def begin(
-        self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
-    ) -> CommittedText:
+    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> CommittedText:
         """Return the prompts."""
         return text_of(request, capacity)
 

@@ -5,24 +5,25 @@ window, whose row nothing has needed so far.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.devices import sharding
-from jaxspec.drafts._branches import Scratch, branching, take
-from jaxspec.drafts._grow import grow
+from jaxspec.drafts._branches import take
+from jaxspec.drafts._grow import GrowTask
+from jaxspec.drafts._roll import RollTask, roll
 from jaxspec.drafts.base import Drafter
+from jaxspec.drafts.networks import TokensOnly
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification
+from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.attention import cached, fill, keep_path, write
 from jaxspec.models.base import Array, Cache, Model, Network, Params
-from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
-from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
-from jaxspec.verify.tree import TreeShape
 
 
 @jax.tree_util.register_dataclass
@@ -34,11 +35,13 @@ class PlainState:
         cache: rows of all tokens before the last committed one, and of the window except for its last token.
         pending: a token that is run along with the next pass, so that the cache gets its row.
         lacks_last: whether the row of the window's last token is missing; static.
+        rows: of the nodes of a tree, behind the root's, where they are not those of its nodes: [B, N].
     """
 
     cache: Cache
     pending: Pending | None = None
     lacks_last: bool = field(default=False, metadata={"static": True})
+    rows: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,16 @@ class Plain(Drafter):
         network, params, *_ = sharding.put_model(Model(self.network, params), mesh)
         return replace(self, network=network), params
 
-    def begin(
-        self, params: Params, request: Request, features: Features | None, capacity: int, scratch: int
-    ) -> PlainState:
+    def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> PlainState:
         """Compute the rows of the prompts."""
         return PlainState(fill(self.network, params, request.tokens, capacity + scratch)[0])
 
     def absorb(self, params: Params, state: PlainState, verified: Verification) -> PlainState:
-        """Note the last token, whose row alone is missing: it is run along with the next window or tree."""
+        """Note a token whose row may be missing: it is run along with the next window or tree."""
         if verified.path is None:
             return PlainState(state.cache, self._pending(state, verified))
-        return PlainState(keep_path(state.cache, verified.position, verified.path), verified.last)
+        rows = verified.path if state.rows is None else jnp.take_along_axis(state.rows, verified.path, axis=1)
+        return PlainState(keep_path(state.cache, verified.position, rows), verified.newest)
 
     def propose(
         self, params: Params, state: PlainState, root: Pending, window: int, proposer: Proposer
@@ -105,11 +107,12 @@ class Plain(Drafter):
         return PlainState(rows, lacks_last=True)
 
     def grow(
-        self, params: Params, state: PlainState, root: Pending, shape: TreeShape, proposer: Proposer
-    ) -> tuple[Array, PlainState]:
+        self, params: Params, state: PlainState, root: Pending, policy: TreePolicy, proposer: Proposer
+    ) -> tuple[Any, PlainState]:
         """Run one pass for each depth; nodes of the last one are not run."""
-        tokens, cache = grow(self.network, params, state.cache, root, shape, proposer, state.pending)
-        return tokens, PlainState(cache)
+        along = None if state.pending is None else state.pending.alone()
+        grown = policy.grow(GrowTask(TokensOnly(self.network), params, root, (), proposer, along), state.cache)
+        return grown.drawn, PlainState(grown.cache, rows=grown.rows)
 
     def follow(
         self, params: Params, state: PlainState, root: Pending, tokens: Array, proposer: Proposer
@@ -160,37 +163,8 @@ class Plain(Drafter):
         Returns:
             The branches, and the cache with the pending row and the branches' rows in its scratch.
         """
-        network, scratch = self.network, scratch_of(cache, roots, window, slots)
-
-        def run(
-            carry: tuple[Array, Seen, Cache], number: Array | int, pending: Pending | None = None
-        ) -> tuple[tuple[Array, Seen, Cache], tuple[Array, Notes]]:
-            (tokens, seen, cache), positions = carry, roots.position + number
-            if pending is not None:
-                tokens = jnp.concatenate([pending.token[:, None], tokens], axis=1)
-                positions = jnp.concatenate([pending.position[:, None], positions], axis=1)
-            attend, layers = branching(scratch, roots.position, number, pending), range(network.config.num_layers)
-            x, cache = network.blocks(params, network.embed(params, tokens), positions, cache, attend, layers)
-            own = proposer._replace(seen=seen)
-            drawn, notes = own(network.logits(params, x[:, :, -scratch.rolled :]), roots.position + number + 1)
-            return (drawn, own.after(drawn).seen, cache), (drawn, notes)
-
-        start = roots.token, proposer.seen, cache
-        if pending is None:
-            (_, _, cache), drafted = jax.lax.scan(run, start, jnp.arange(window))
-        else:
-            carry, first = run(start, 0, pending)
-            (_, _, cache), rest = jax.lax.scan(run, carry, jnp.arange(1, window))
-            drafted = jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), first, rest)
-        tokens, notes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), drafted)
-        return Branches(tokens, notes, jnp.full_like(roots.token, window)), cache
-
-
-def scratch_of(cache: Cache, roots: Pending, window: int, slots: BranchSlots | None) -> Scratch:
-    """Return where the rows of a rollout's branches lie."""
-    count = roots.token.shape[1]
-    first, total = slots or (0, count)
-    return Scratch(total, window, cache[0][0].shape[2], first, count)
+        task = RollTask(TokensOnly(self.network), params, roots, (), window, proposer)
+        return roll(task, cache, None if pending is None else pending.alone(), slots)
 
 
 def _rows_at(rows: Array, position: Array, count: int) -> Array:

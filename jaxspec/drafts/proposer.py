@@ -59,10 +59,20 @@ class Proposer(NamedTuple):
         ``position`` [B] is that of the children. They compete for one and the same draw of the target, whose noise the
         rule may add; ``INVALID`` where the logits are not numbers.
         """
-        assert self.acceptance.rank is not None  # checked by the factory
-        scores = self.acceptance.rank(logits, self.sampling, position[:, None], self.seen)
+        scores = self._ranks(logits, position)
         best = jax.lax.top_k(jnp.moveaxis(scores, 0, -1), count)[1].astype(jnp.int32)
         return jnp.where(are_numbers(scores)[..., None], best, INVALID)
+
+    def valued(self, logits: Array, position: Array, count: int) -> tuple[Array, Array]:
+        """Return what ``children`` does, and log softmax of the scores by which they are ranked: [B, R, count] each."""
+        scores = self._ranks(logits, position)
+        valid = are_numbers(scores)[..., None]
+        values, best = jax.lax.top_k(jnp.moveaxis(jax.nn.log_softmax(scores, axis=0), 0, -1), count)
+        return jnp.where(valid, best.astype(jnp.int32), INVALID), jnp.where(valid, values, -jnp.inf)
+
+    def _ranks(self, logits: Array, position: Array) -> Array:
+        assert self.acceptance.rank is not None  # checked by the factory
+        return self.acceptance.rank(logits, self.sampling, position[:, None], self.seen)
 
     def certain(self, logits: Array, tokens: Array, positions: Array) -> Notes:
         """Return notes of tokens that were not drawn, such as looked-up ones: each has probability 1.

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array
-from jaxspec.verify.features import Features
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.sampling import NOTHING
 
@@ -17,6 +16,29 @@ class Pending(NamedTuple):
 
     token: Array
     position: Array
+
+    def alone(self) -> "Along":
+        """Return a token of each sequence, [B], as one that is run along with others."""
+        return Along(self.token[:, None], self.position[:, None])
+
+
+class Along(NamedTuple):
+    """Tokens of each sequence that are run along with a pass over others, so that the cache gets their rows.
+
+    Attributes:
+        tokens: [B, K].
+        rows: consecutive: [B, K].
+        inputs: what comes with them, [D', B, K], for a draft that reads features of the target.
+    """
+
+    tokens: Array
+    rows: Array
+    inputs: Any = ()
+
+    def before(self, tokens: Array, rows: Array, inputs: Any) -> "Along":
+        """Return the other tokens behind these."""
+        other = Along(tokens, rows, inputs)
+        return jax.tree.map(lambda one, two: jnp.concatenate([one, two], axis=-1), self, other)
 
 
 class Verification(NamedTuple):
@@ -28,8 +50,8 @@ class Verification(NamedTuple):
         size: tokens that were drafted: [B]; None: all γ.
         num_accepted: A: [B].
         next_token: the correction or bonus token: [B].
-        features: the target's hidden states at the last committed token and the window's, [B, γ+1, D], as far as they
-            have arrived. Those behind the first A + 1 belong to rejected tokens.
+        features: what the target has sent of its hidden states at the last committed token and the window's, leaves
+            [B, γ+1, D]. Those behind the first A + 1 belong to rejected tokens.
         path: of a tree, the nodes [B, D+1] that the verdict confirms; then the window is the tokens along it.
     """
 
@@ -38,7 +60,7 @@ class Verification(NamedTuple):
     size: Array | None = None
     num_accepted: Array | None = None
     next_token: Array | None = None
-    features: Features | None = None
+    features: Any = None
     path: Array | None = None
 
     @property
@@ -49,6 +71,14 @@ class Verification(NamedTuple):
         size = jnp.maximum(self.size, 1)
         last = jnp.take_along_axis(self.window, size[:, None] - 1, axis=1)[:, 0]
         return Pending(jnp.maximum(last, 0), self.position + size)
+
+    @property
+    def newest(self) -> Pending:
+        """The last accepted token; the window's first if none is."""
+        assert self.num_accepted is not None
+        count = jnp.maximum(self.num_accepted, 1)
+        token = jnp.take_along_axis(self.window, count[:, None] - 1, axis=1)[:, 0]
+        return Pending(jnp.maximum(token, 0), self.position + count)
 
     def starts(self, roots: Roots) -> Pending:
         """Return the roots of branches as tokens [B, R] with their positions."""

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from jaxspec.drafts import _lookahead as lookahead
+from jaxspec.drafts._branches import scratch_of
 from jaxspec.drafts._streaming import StreamingNetwork, causal_streams, forward, init_streams, streaming_network
-from jaxspec.drafts.plain import Plain, scratch_of
+from jaxspec.drafts.plain import Plain
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Pending
 from jaxspec.models.base import Cache, Model, Network, Params
@@ -55,7 +56,7 @@ class Streams(Plain):
         slots: BranchSlots | None = None,
     ) -> tuple[Branches, Cache]:
         """Do as ``Plain.roll`` in J ≤ γ passes; the scratch is laid out alike."""
-        scratch = scratch_of(cache, roots, window, slots)
+        scratch = scratch_of(cache, roots.token.shape[1], window, slots)
         return lookahead.rollout(lookahead.RolloutTask(self.network, params, roots, proposer, scratch), cache, pending)
 
 

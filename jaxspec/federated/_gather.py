@@ -86,15 +86,23 @@ def _labels(
     target: Model, prompts: np.ndarray, num_train: int, s: Distilling, directory: Path | None, progress: bool
 ) -> tuple[np.ndarray, TopTokens | None]:
     """Return the continuations of all prompts, and top tokens along the first ``num_train``; cached."""
-    new, digest = s.new_tokens + s.window, _digest(target, prompts, s.new_tokens + s.window)
-    # "said" and "laws" are names of files on disk, kept so that existing folders stay valid.
-    cached = _cached(directory, f"said-{digest}", lambda: {"tokens": continued(target, prompts, new, progress).tokens})
-    tokens = cached["tokens"]
+    tokens = saved_continuations(target, prompts, s.new_tokens + s.window, directory, progress)
     if s.top_k is None:
         return tokens, None
+    digest = _digest(target, prompts, s.new_tokens + s.window)
     name, train = f"laws-{digest}-{num_train}-{s.top_k}", tokens[:num_train]
     top = _cached(directory, name, lambda: top_tokens(target, train, s.top_k or 1, progress)._asdict())
     return tokens, TopTokens(**top)
+
+
+def saved_continuations(
+    target: Model, prompts: np.ndarray, new_tokens: int, directory: Path | None, progress: bool = False
+) -> np.ndarray:
+    """Return ``continued(target, prompts, new_tokens).tokens``, read from ``directory`` if they are there already."""
+    # "said" and "laws" are names of files on disk, kept so that existing folders stay valid.
+    name = f"said-{_digest(target, prompts, new_tokens)}"
+    make = lambda: {"tokens": continued(target, prompts, new_tokens, progress).tokens}  # noqa: E731
+    return _cached(directory, name, make)["tokens"]
 
 
 def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:

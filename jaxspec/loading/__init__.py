@@ -1,16 +1,20 @@
 """Published checkpoints and saved models: read onto a mesh, and written back."""
 
+from jaxspec.loading._draft_saving import save_draft
 from jaxspec.loading._saving import save_huggingface
+from jaxspec.loading.drafts import load_draft
 from jaxspec.loading.huggingface import load_huggingface
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.store import convert, load_model, open_model, save_model
 
 __all__ = [
     "convert",
+    "load_draft",
     "load_huggingface",
     "load_llama2c",
     "load_model",
     "open_model",
+    "save_draft",
     "save_huggingface",
     "save_model",
 ]

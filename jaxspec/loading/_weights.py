@@ -17,6 +17,8 @@ SHARD_BYTES = 5_000_000_000
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Bytes of one number of each dtype that weights may have.
 WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+#: Likewise of arrays that are not weights, such as the vocabulary of a draft.
+INTEGERS = {"I64": 8, "I32": 4, "BOOL": 1}
 #: Numbers of two arrays that are compared at once.
 COMPARED = 2**22
 #: Suffixes of files with pickled weights.
@@ -34,19 +36,24 @@ class Entry(NamedTuple):
 class Weights:
     """The arrays of a folder by name; each is read when it is indexed.
 
+    Args:
+        folder: of the files.
+        integers: whether arrays that are not weights are read too.
+
     Raises:
         ValueError: no safetensors file, or only pickles; a truncated or damaged file; an index that names files of
             another folder; arrays that are not floats (quantised weights); two arrays with one name.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, integers: bool = False):
+        widths = WIDTHS | INTEGERS if integers else WIDTHS
         self._files = {path: _opened(path) for path in _files(folder)}
         self.entries: dict[str, Entry] = {}
         for path, file in self._files.items():
             for name in file.keys():  # noqa: SIM118  not a dictionary
                 part = file.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                if dtype not in WIDTHS:
+                if dtype not in widths:
                     raise ValueError(
                         f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype} (quantised "
                         "weights, whose scales are not applied here); use the bfloat16 checkpoint that it was made from"
@@ -56,7 +63,7 @@ class Weights:
                         f"{path}: expected every array once, got {name} here and in {self.entries[name].file.name}; "
                         "remove the file that does not belong to the model"
                     )
-                self.entries[name] = Entry(path, shape, math.prod(shape) * WIDTHS[dtype])
+                self.entries[name] = Entry(path, shape, math.prod(shape) * widths[dtype])
 
     def equal(self, name: str, other: str) -> bool:
         """Return whether two arrays are equal; compare a few rows at a time."""

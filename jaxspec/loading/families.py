@@ -88,7 +88,9 @@ def family_of(config: Config) -> Family:
     Raises:
         ValueError: an unsupported one, or ``architectures`` and ``model_type`` of two families.
     """
-    named, model_type = config.get("architectures") or (), config.get("model_type")
+    # The backbone of Medusa-2, with its heads in the same files, is read as what it is without them.
+    named = [name for name in config.get("architectures") or () if not str(name).startswith("MedusaModel")]
+    model_type = config.get("model_type")
     for family in FAMILIES:
         if family.architecture in named or (not named and model_type == family.model_type):
             if model_type not in (None, family.model_type):

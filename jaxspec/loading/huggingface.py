@@ -26,8 +26,8 @@ from jaxspec.models.quantize import is_int8, is_quantized, quantized_matrix
 from jaxspec.text import Text
 
 CONFIG = "config.json"
-#: Published arrays that can be computed from the configuration.
-IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias")
+#: Published arrays that can be computed from the configuration, and Medusa's heads (``load_draft``).
+IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias|^medusa_head\.")
 #: For each leaf: its rule, and the names of the arrays that make it.
 Sources = dict[tuple, tuple[Rule, list[str]]]
 

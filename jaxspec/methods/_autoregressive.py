@@ -33,7 +33,7 @@ def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
     fixed = Target(network)
 
     def init(request: Request, capacity: int) -> TargetState:
-        return prefill(network, params, send(request, home), capacity, fixed.reads)[0]
+        return prefill(network, params, send(request, home), capacity, fixed.reader)[0]
 
     def step(state: TargetState, watch: Watch = unwatched) -> tuple[TargetState, StepInfo]:
         state, info = _step(fixed, params, state)

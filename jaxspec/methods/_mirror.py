@@ -111,8 +111,9 @@ def mirror(
     rule = acceptance or match()
     side = DraftSide(drafter, rule, policy, num_candidates, fallback)
     check_branches(policy, sum(side.branches(window)), window, num_candidates)
-    sides = Target(network, rule, drafter.reads), side
-    parts = target_params, draft_params, put(exit, target_shared, where.target)
+    sides = Target(network, rule, drafter.reader()), side
+    on_target = put((exit, drafter.fusion(made.params)), target_shared, where.target)
+    parts = Placed(target_params, draft_params, *on_target)
     channel = channel_between(where.target, where.draft)
     sizes = window, num_candidates, exit_layer, policy, fallback, drafter.reads
 
@@ -124,17 +125,26 @@ def mirror(
     return method_of(target, init, step, window, where.target, where.draft)._replace(check_peers=check_peers)
 
 
+class Placed(NamedTuple):
+    """Parameters: of the target, of the draft, of the exit, and what the target fuses a draft's features with."""
+
+    target: Params
+    draft: Params
+    exit: Any
+    fusion: Params
+
+
 def _init(
-    sides: tuple[Target, DraftSide], parts: tuple[Params, Params, Any], window: int, channel: Channel, where: Placement
+    sides: tuple[Target, DraftSide], parts: Placed, window: int, channel: Channel, where: Placement
 ) -> Callable[[Request, int], MirrorState]:
     """Return the function that runs the prompts on both sides and sends the first window to the target."""
     target, side = sides
     homes = [batch_sharding(mesh) for mesh in where]
 
     def init(request: Request, capacity: int) -> MirrorState:
-        fixed = partial(prefill, target.network, capacity=capacity, reads=target.reads)
-        read = running(where.target)(fixed, parts[0])
-        begin = running(where.draft)(partial(draft_begin, side, window, capacity), parts[1])
+        fixed = partial(prefill, target.network, capacity=capacity, reader=target.reader, fusion=parts.fusion)
+        read = running(where.target)(fixed, parts.target)
+        begin = running(where.draft)(partial(draft_begin, side, window, capacity), parts.draft)
         state, features = read(put(request, homes[0], where.target))
         if target.reads != Reads():
             features = channel.to_draft(features)[0]
@@ -155,15 +165,13 @@ class Programs(NamedTuple):
     select: Program
 
 
-def _programs(
-    sides: tuple[Target, DraftSide], parts: tuple[Params, Params, Any], exit_layer: int, where: Placement
-) -> Programs:
-    (target, side), (target_params, draft_params, head) = sides, parts
+def _programs(sides: tuple[Target, DraftSide], parts: Placed, exit_layer: int, where: Placement) -> Programs:
+    (target, side), (target_params, draft_params, head, fusion) = sides, parts
     on_target, on_draft = running(where.target), running(where.draft)
     return Programs(
-        on_target(partial(target_prefix, target, exit_layer, side.num_candidates), target_params, head),
-        on_target(partial(target_suffix, target, exit_layer), target_params),
-        on_target(partial(target_whole, target), target_params),
+        on_target(partial(target_prefix, target, exit_layer, side.num_candidates), target_params, head, fusion),
+        on_target(partial(target_suffix, target, exit_layer), target_params, fusion),
+        on_target(partial(target_whole, target), target_params, fusion),
         on_draft(partial(draft_ahead, side), draft_params),
         on_draft(partial(draft_rollout, side), draft_params),
         on_draft(partial(draft_select, side), draft_params),
@@ -185,7 +193,7 @@ def _step(
         watch = watch if local else only_local(watch)
         rolled, early = None, None
         if exits:
-            x, lower, *message = programs.prefix(cache[:exit_layer], progress, window)
+            half, lower, *message = programs.prefix(cache[:exit_layer], progress, window)
             watch("target", "prefix", message[0])
         else:
             cache, progress, verdict, packed, features = programs.whole(cache, progress, window, probabilities)
@@ -197,7 +205,7 @@ def _step(
             sent = message[0]
             message = message if late else channel.to_draft(message)[0]
             upper, progress, verdict, packed, features = programs.suffix(
-                cache[exit_layer:], progress, x, window, probabilities, sent
+                cache[exit_layer:], progress, half, window, probabilities, sent
             )
             received, early = channel.to_draft(message)[0] if late else message
             watch("target", "suffix", packed)

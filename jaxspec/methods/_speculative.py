@@ -13,6 +13,7 @@ from jaxspec.drafts.base import Draft, Drafter
 from jaxspec.drafts.beginning import first_tree, first_window, next_window
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Pending, Verification, Window
+from jaxspec.drafts.trees import TreePolicy
 from jaxspec.methods.checks import check_pair, check_processes, check_tree
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
 from jaxspec.models.base import Model, Params
@@ -29,7 +30,6 @@ from jaxspec.verify.target import (
     prefix_pass,
     tree_pass,
 )
-from jaxspec.verify.tree import TreeShape
 
 
 class SpeculativeState(NamedTuple):
@@ -47,7 +47,7 @@ def speculative(
     mesh: Mesh | None = None,
     *,
     acceptance: Acceptance | None = None,
-    tree: TreeShape | None = None,
+    tree: TreePolicy | None = None,
 ) -> DecodingMethod:
     """Draft γ tokens, or a tree of them, verify all in one target pass, keep what is accepted and the next token.
 
@@ -60,7 +60,7 @@ def speculative(
         window: γ, tokens drafted a step.
         mesh: where both run. Default: the first device.
         acceptance: ``jaxspec.acceptance.match()`` (default) or ``ratio()``.
-        tree: shape of a tree to draft, such as ``drafts.trees.static((4, 2, 1))``; its depth replaces ``window``.
+        tree: of ``drafts.trees``, such as ``static((4, 2, 1))`` or ``dynamic()``; its depth replaces ``window``.
 
     Raises:
         ValueError: vocabularies differ, ``window`` < 1, a mesh of another process, or one that does not divide a model;
@@ -74,12 +74,13 @@ def speculative(
     check_tree(target, made.drafter, rule, tree)
     network, target_params, home, _ = put_model(target, mesh)
     drafter, draft_params = made.drafter.put_on_mesh(made.params, mesh)
-    fixed, params = Fixed(Target(network, rule, drafter.reads), drafter, tree), (target_params, draft_params)
+    fixed, params = Fixed(Target(network, rule, drafter.reader()), drafter, tree), (target_params, draft_params)
+    fusion = drafter.fusion(draft_params)
 
     def init(request: Request, capacity: int) -> SpeculativeState:
         request, nodes = send(request, home), 0 if tree is None else tree.size
-        state, features = prefill(network, target_params, request, capacity + nodes, drafter.reads)
-        begin = first_window if tree is None else partial(first_tree, shape=tree)
+        state, features = prefill(network, target_params, request, capacity + nodes, fixed.target.reader, fusion)
+        begin = first_window if tree is None else partial(first_tree, policy=tree)
         first, _, own = begin(drafter, rule, draft_params, request, features, window, capacity)
         return SpeculativeState(state, own, first)
 
@@ -98,7 +99,7 @@ class Fixed(NamedTuple):
 
     target: Target
     drafter: Drafter
-    shape: TreeShape | None
+    policy: TreePolicy | None
 
 
 @partial(jax.jit, static_argnames="fixed", donate_argnames="state")
@@ -107,7 +108,8 @@ def _step(fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState) 
     x, cache, features = prefix_pass(target, params[0], state.target.cache, old, tokens, target.num_layers)
     choices = choose(target, params[0], old, x, tokens, probabilities)
     progress, verdict, emitted = advance(old, tokens, choices.tokens)
-    verified = Verification(tokens, old.position, None, verdict.num_accepted, verdict.next_token, features)
+    sent = target.reader.sent(drafter.fusion(params[1]), features)
+    verified = Verification(tokens, old.position, None, verdict.num_accepted, verdict.next_token, sent)
     draft = drafter.absorb(params[1], state.draft, verified)
     root = Pending(verdict.next_token, verdict.position)
     proposer = Proposer(target.acceptance, progress.sampling, progress.seen)
@@ -120,16 +122,17 @@ def _step(fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState) 
 def _tree_step(
     fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState
 ) -> tuple[SpeculativeState, StepInfo]:
-    (target, drafter, shape), old = fixed, state.target.progress
-    assert shape is not None
-    tree = shape.tree(state.window.tokens)
+    (target, drafter, policy), old = fixed, state.target.progress
+    assert policy is not None
+    tree = policy.tree(state.window.tokens)
     choices, verdict, path, cache, features = tree_pass(target, params[0], state.target.cache, old, tree)
     progress, _, emitted = advanced(old, choices.tokens, verdict)
     window = jnp.take_along_axis(tree.tokens, path[:, 1:], axis=1)
-    verified = Verification(window, old.position, None, verdict.num_accepted, verdict.next_token, features, path)
+    sent = target.reader.sent(drafter.fusion(params[1]), features)
+    verified = Verification(window, old.position, None, verdict.num_accepted, verdict.next_token, sent, path)
     draft = drafter.absorb(params[1], state.draft, verified)
     root = Pending(verdict.next_token, verdict.position)
     proposer = Proposer(target.acceptance, progress.sampling, progress.seen)
-    tokens, draft = drafter.grow(params[1], draft, root, shape, proposer)
+    drawn, draft = drafter.grow(params[1], draft, root, policy, proposer)
     info = StepInfo(step_record(choices, tree.tokens, verdict, emitted))
-    return SpeculativeState(TargetState(cache, progress), draft, Window(tokens, None)), info
+    return SpeculativeState(TargetState(cache, progress), draft, Window(drawn, None)), info

@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 
 from jaxspec.core.arguments import whole
 from jaxspec.drafts import Draft, Drafter, draft_for
+from jaxspec.drafts.trees import TreePolicy
 from jaxspec.methods.fallbacks import Fallback
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import check_dtype, hidden_like
 from jaxspec.verify.acceptance import Acceptance
-from jaxspec.verify.tree import TreeShape
 
 
 def not_numbers(params: Params) -> list[str]:
@@ -28,12 +28,17 @@ def check_pair(target: Model, draft: Model | Draft, window: int) -> tuple[Draft,
     """Return the draft made for the target (``draft_for``), and a window of at least one token."""
     check_dtype(target, "target")
     made = draft_for(target, draft)
+    most = made.drafter.max_window
+    if most is not None and window > most:
+        raise ValueError(
+            f"expected a window or a tree of at most {most} levels, the draft has {most} heads; got {window}"
+        )
     return made, whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
 
 
-def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeShape | None) -> None:
+def check_tree(target: Model, drafter: Drafter, rule: Acceptance, tree: TreePolicy | None) -> None:
     """Raise ValueError for a tree that the rule, the draft or the vocabulary does not allow."""
-    if shape is None:
+    if tree is None:
         return
     if rule.rank is None:
         raise ValueError(
@@ -42,7 +47,7 @@ def check_tree(target: Model, drafter: Drafter, rule: Acceptance, shape: TreeSha
         )
     if type(drafter).grow is Drafter.grow:
         raise ValueError(f"expected a draft that can grow a tree, got {type(drafter).__name__}; leave tree=None")
-    vocabulary, most = target.network.config.vocab_size, 1 + int(shape.ranks.max())
+    vocabulary, most = target.network.config.vocab_size, tree.most_children
     if most > vocabulary:
         raise ValueError(f"expected at most {vocabulary} children of a node (the vocabulary), got {most}")
 

@@ -17,7 +17,7 @@ from jaxspec.methods.candidates import Policy
 from jaxspec.methods.fallbacks import Fallback, Need
 from jaxspec.models.base import Array, Params
 from jaxspec.verify.acceptance import Acceptance
-from jaxspec.verify.features import Features, joined
+from jaxspec.verify.features import joined
 from jaxspec.verify.message import Message, Roots, join, message_like
 from jaxspec.verify.sampling import SamplingArrays
 from jaxspec.verify.seen import Seen
@@ -44,7 +44,7 @@ class Standing(NamedTuple):
     seen: Seen = Seen()
     text: CommittedText | None = None
 
-    def verification(self, features: Features | None = None) -> Verification:
+    def verification(self, features: Any = None) -> Verification:
         """Return the window before its verdict; it may be a short one."""
         tokens = self.window.tokens
         return Verification(tokens, self.position, jnp.sum(tokens >= 0, axis=1), features=features)
@@ -90,7 +90,7 @@ class DraftSide(NamedTuple):
 
 
 def draft_begin(
-    side: DraftSide, window: int, capacity: int, params: Params, request: Request, features: Features | None
+    side: DraftSide, window: int, capacity: int, params: Params, request: Request, features: Any
 ) -> DraftState:
     """Run the prompts and draft the first window; rows for all branches are beside the ``capacity``."""
     branches = max(1, sum(side.branches(window)))
@@ -135,7 +135,7 @@ def draft_rollout(
     standing: Standing,
     ahead: Rolled | None,
     received: Array,
-    features: Features | None,
+    features: Any,
 ) -> tuple[Rolled, Any]:
     """Rank the candidates of the packed message and roll out the best, beside what was rolled out ``ahead``."""
     assert side.policy.exit is not None
@@ -172,7 +172,7 @@ def draft_select(
     standing: Standing,
     rolled: Rolled | None,
     received: Array,
-    features: tuple[Features | None, Features | None] = (None, None),
+    features: tuple[Any, Any] = (None, None),
 ) -> tuple[DraftState, Array]:
     """Make the branch that was right the next window; where none was, the fallback drafts one.
 
@@ -183,7 +183,7 @@ def draft_select(
         standing: of the sequences.
         rolled: all branches.
         received: the packed verdict.
-        features: hidden states that arrived with the message, and with the verdict.
+        features: what the target sent of its hidden states with the message, and with the verdict.
 
     Returns:
         The new state, and whether a branch was right: [B] bool.

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxspec.devices.sharding import Placement
 from jaxspec.drafts import Draft
+from jaxspec.drafts.trees import TreePolicy
 from jaxspec.methods._autoregressive import autoregressive
 from jaxspec.methods._mirror import mirror
 from jaxspec.methods._speculative import speculative
@@ -13,7 +14,6 @@ from jaxspec.methods.fallbacks import Fallback, Full
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
 from jaxspec.verify.acceptance import Acceptance
-from jaxspec.verify.tree import TreeShape
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DecodeSpec:
     exit_layer: int | None = None
     acceptance: Acceptance | None = None
     fallback: Fallback = Full()
-    tree: TreeShape | None = None
+    tree: TreePolicy | None = None
     label: str = field(default="", compare=False)
 
     @property

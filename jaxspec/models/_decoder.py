@@ -12,11 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.models._layers import Layer, norm, project, turning, weight
 from jaxspec.models._partition import partition
 from jaxspec.models._tracks import meet, segments, side_by_side
 from jaxspec.models.base import Array, Attend, Model, Network, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.layers import Layer, norm, project, turning, weight
 
 
 class Decoder(nnx.Module):

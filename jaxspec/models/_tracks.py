@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.models._layers import Layer
 from jaxspec.models._partition import partition
 from jaxspec.models.base import Array, Attend, Params
 from jaxspec.models.config import Scores, Tracks
+from jaxspec.models.layers import Layer
 
 #: What is added to the residual stream as it is: every track adds its share, so that it is added once.
 SHARED_BIASES = ("out_bias", "down_bias")

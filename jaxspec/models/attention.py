@@ -55,23 +55,29 @@ def fill(
     Returns:
         The cache, and what ``finish`` returned, for the whole prompts.
     """
-    batch, length = tokens.shape
     embedded = jax.eval_shape(network.embed, params, tokens)
-    cache = init_cache(network.config, batch, capacity, embedded.dtype)
+    cache = init_cache(network.config, len(tokens), capacity, embedded.dtype)
     layers = range(network.config.num_layers)
 
-    def run(cache: Cache, part: tuple[Array, Array]) -> tuple[Cache, Any]:
-        tokens, start = part
+    def run(cache: Cache, tokens: Array, start: Array) -> tuple[Cache, Any]:
         positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
         x, attend = network.embed(params, tokens), cached(positions, start)
         x, cache, streams = run_layers(network, params, x, positions, cache, attend, layers, taps)
         return cache, finish(streams, x)
 
+    return in_chunks(run, cache, tokens)
+
+
+def in_chunks(run: Callable[[Any, Any, Array], tuple[Any, Any]], state: Any, values: Any) -> tuple[Any, Any]:
+    """Run (state, values, start) → (state, kept) over values [B, P, …], ``CHUNK`` of P at a time; kept is [B, P, …]."""
+    batch, length = jax.tree.leaves(values)[0].shape[:2]
     if length <= CHUNK:
-        return run(cache, (tokens, jnp.int32(0)))
-    parts = jnp.moveaxis(tokens.reshape(batch, -1, CHUNK), 1, 0)
-    cache, kept = jax.lax.scan(run, cache, (parts, CHUNK * jnp.arange(len(parts))))
-    return cache, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, length, *leaf.shape[3:]), kept)
+        return run(state, values, jnp.int32(0))
+    split = lambda leaf: jnp.moveaxis(leaf.reshape(batch, -1, CHUNK, *leaf.shape[2:]), 1, 0)  # noqa: E731
+    join = lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(batch, length, *leaf.shape[3:])  # noqa: E731
+    parts = jax.tree.map(split, values), CHUNK * jnp.arange(length // CHUNK)
+    state, kept = jax.lax.scan(lambda state, part: run(state, *part), state, parts)
+    return state, jax.tree.map(join, kept)
 
 
 def causal() -> Attend:
@@ -99,7 +105,7 @@ def cached(positions: Array, start: Array | None = None) -> Attend:
     return attend
 
 
-def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: Array | None = None) -> Attend:
+def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, along: Array | None = None) -> Attend:
     """Return attention of a tree's ``nodes`` to the cache below ``position`` and to their ancestors in the tree.
 
     The row of node n is ``position`` + n until ``keep_path`` moves it. Its position in the sequence, by which sliding
@@ -110,7 +116,7 @@ def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: 
         depth: of all nodes: [b, N], b = B or 1.
         ancestors: which nodes each sees, itself included: [b, N, N].
         nodes: that are run; nodes before them have their rows.
-        pending: position [B] of a token before the nodes that is run along and leaves its row there.
+        along: consecutive positions [B, K] of tokens that are run before the nodes and leave their rows there.
     """
 
     def seen(capacity: int, reach: int | None) -> Array:
@@ -125,13 +131,11 @@ def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, pending: 
         mask = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start)))(
             before, own, position
         )
-        if pending is None:
-            return mask
-        return jnp.concatenate([visible(capacity, pending[:, None], reach), mask], axis=1)
+        return mask if along is None else jnp.concatenate([visible(capacity, along, reach), mask], axis=1)
 
     def extended(rows: Array, new: Array) -> Array:
-        if pending is not None:
-            rows, new = write(rows, new[:, :, :1], pending), new[:, :, 1:]
+        if along is not None:
+            rows, new = write(rows, new[:, :, : along.shape[1]], along[:, 0]), new[:, :, along.shape[1] :]
         return write(rows, new, position + nodes.start)
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:

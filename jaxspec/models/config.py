@@ -115,7 +115,7 @@ class Block:
         layer_norm: layer norms with biases instead of RMS norms.
         epsilon: added to the mean square or variance.
         norms: "before": x + f(norm(x)); "around": x + norm(f(norm(x))); "after": norm(x + f(x)).
-        activation: name in ``_layers.ACTIVATIONS``.
+        activation: name in ``layers.ACTIVATIONS``.
         gated: activation(gate) · up instead of activation(up).
         bias: whether the two projections have biases.
     """

@@ -1,6 +1,11 @@
 """Training and distilling drafts, exit heads and lookahead streams."""
 
 from jaxspec.training._fit import Schedule, fit
+from jaxspec.training._held_out import accepted_tokens
+from jaxspec.training._trained import trained_part
+from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
+from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
+from jaxspec.training.imputation import fit_imputation
 from jaxspec.training.lens import fit_lens, lens_loss
 from jaxspec.training.losses import (
     LossFn,
@@ -10,20 +15,31 @@ from jaxspec.training.losses import (
     language_model_loss,
     log_probabilities,
 )
+from jaxspec.training.reading import fit_draft
 from jaxspec.training.streams import draft_loss, fit_streams, streaming_loss
 
 __all__ = [
     "LossFn",
+    "Recipe",
+    "SPECULATORS",
     "Schedule",
+    "accepted_tokens",
     "bits_per_character",
     "distillation_loss",
     "draft_loss",
+    "eagle3_loss",
+    "eagle_loss",
     "fit",
+    "fit_draft",
+    "fit_imputation",
     "fit_lens",
     "fit_streams",
     "hidden_states",
+    "hydra_loss",
     "language_model_loss",
     "lens_loss",
     "log_probabilities",
+    "medusa_loss",
     "streaming_loss",
+    "trained_part",
 ]

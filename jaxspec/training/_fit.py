@@ -76,11 +76,13 @@ def fit(
     label: str = "train",
     progress: bool = True,
     save_every: int = 100,
+    until: Callable[[int, Params], bool] | None = None,
 ) -> Params:
     """Minimise ``loss_fn`` over ``schedule.steps`` batches ``batch_fn(step)`` and return the parameters.
 
     With a ``directory`` the state is saved every ``save_every`` steps. A later call with the same arguments resumes
-    from the last good step. Ctrl-C saves before it ends, if the parameters are finite.
+    from the last good step. Ctrl-C saves before it ends, if the parameters are finite. ``until`` gets the number of
+    steps done and the parameters before every step; the fit ends where it returns True.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
@@ -98,6 +100,9 @@ def fit(
     with _writer(directory if first < schedule.steps else None) as writer:
         try:
             for step in bar:
+                if until is not None and until(step, state.params):
+                    _save_now(writer, directory, state)
+                    break
                 state, loss, aux = step_fn(state, dict(batch_fn(step)), jax.random.fold_in(key, step))
                 done = step + 1
                 saving = done % save_every == 0 or done == schedule.steps
@@ -107,20 +112,24 @@ def fit(
                 if writer is not None and saving:
                     writer.save(done, state)
         except KeyboardInterrupt:
-            if writer is not None and directory is not None:
-                _save_interrupted(writer, directory, state, label)
+            if _save_now(writer, directory, state):
+                tqdm.write(
+                    f"{label}: saved step {int(state.step)} in {directory}; run the same command again to resume"
+                )
             raise
     return state.params
 
 
-def _save_interrupted(writer: checkpoint.Writer, directory: str | Path, state: TrainState, label: str) -> None:
+def _save_now(writer: checkpoint.Writer | None, directory: str | Path | None, state: TrainState) -> bool:
+    """Save the state unless it is saved already; return whether there is anything to resume from."""
+    if writer is None or directory is None:
+        return False
     writer.wait()
     if not _finite(state.params):
-        return
-    done = int(state.step)
-    if checkpoint.latest(directory) != done:
-        writer.save(done, state)
-    tqdm.write(f"{label}: saved step {done} in {directory}; run the same command again to resume")
+        return False
+    if checkpoint.latest(directory) != int(state.step):
+        writer.save(int(state.step), state)
+    return True
 
 
 def _writer(directory: str | Path | None) -> AbstractContextManager[checkpoint.Writer | None]:

@@ -1,5 +1,6 @@
 """Hidden states of the target that a draft reads."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,9 +38,39 @@ class Features(NamedTuple):
         """Whether every tap has arrived."""
         return all(tap is not None for tap in self.taps)
 
+    def holds(self, reads: Reads) -> bool:
+        """Return whether all that is read has arrived."""
+        return self.complete and (self.final is not None or not reads.final)
+
     def at(self, index: Array) -> "Features":
         """Return the features at positions ``index`` [B, R] of each sequence: [B, R, D]."""
         return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index[..., None], axis=1), self)
+
+
+class Reader(NamedTuple):
+    """What the target sends to a draft; static.
+
+    Attributes:
+        reads: hidden states.
+        fuse: (its parameters, ``Features`` that hold all of these) → leaves [B, T, …] to send in their place; None:
+            the features themselves, as far as they have arrived.
+        imputes: whether ``fuse`` also takes features up to the exit alone, and guesses the others.
+    """
+
+    reads: Reads = Reads()
+    fuse: Callable[[Params, Features], Any] | None = None
+    imputes: bool = False
+
+    def sent(self, params: Params, early: Features | None, late: Features | None = None) -> Any:
+        """Return what is sent once ``late`` features have arrived beside the ``early`` ones; None: nothing."""
+        found = joined(early, late)
+        if self.fuse is None or found is None:
+            return found if late is None else late
+        complete = found.holds(self.reads)
+        if late is None:
+            return self.fuse(params, found) if complete or self.imputes else None
+        was_complete = early is not None and early.holds(self.reads)
+        return None if was_complete else self.fuse(params, found)
 
 
 def gathered(
@@ -56,10 +87,10 @@ def gathered(
     return Features(tuple(rows.get(tap) for tap in reads.taps), final)
 
 
-def joined(early: Features | None, late: Features | None) -> Features | None:
-    """Join features that arrived in two messages."""
-    if early is None or late is None:
-        return late if early is None else early
+def joined(early: Any, late: Any) -> Any:
+    """Join what arrived in two messages: features by tap, anything else as it arrived last."""
+    if early is None or late is None or not isinstance(late, Features):
+        return early if late is None else late
     taps = tuple(one if other is None else other for one, other in zip(early.taps, late.taps, strict=True))
     return Features(taps, early.final if late.final is None else late.final)
 

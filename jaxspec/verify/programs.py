@@ -1,7 +1,7 @@
 """The target's compiled programs under Mirror-SD: the prefix with its message, the suffix, or both as one."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,6 +14,13 @@ from jaxspec.verify.sampling import perturbed
 from jaxspec.verify.target import Progress, Target, advance, choose, positions_of, prefix_pass, suffix_pass
 
 
+class Half(NamedTuple):
+    """What the prefix leaves to the suffix: x [D, B, γ+1], and the features up to the exit."""
+
+    x: Array
+    features: Features | None = None
+
+
 @partial(jax.jit, static_argnames=("target", "exit_layer", "num_candidates"), donate_argnames="cache")
 def target_prefix(
     target: Target,
@@ -21,15 +28,17 @@ def target_prefix(
     num_candidates: int,
     params: Params,
     head: Any,
+    fusion: Params,
     cache: Cache,
     progress: Progress,
     window: Array,
-) -> tuple[Array, Cache, Array, Features | None]:
-    """Run the prefix: x, rows of layers 1..ℓₑ, the packed message of the exit ``head``, and early features."""
+) -> tuple[Half, Cache, Array, Any]:
+    """Run the prefix: x, rows of layers 1..ℓₑ, the packed message of the exit ``head``, and what is sent along."""
     x, cache, features = prefix_pass(target, params, cache, progress, window, exit_layer)
     seen, at = progress.seen.along(window), positions_of(progress, window)
     scores = perturbed(head(target.network, params, x), progress.sampling, at, seen)
-    return x, cache, pack(exit_message(scores, window, num_candidates)), features
+    message = pack(exit_message(scores, window, num_candidates))
+    return Half(x, features), cache, message, target.reader.sent(fusion, features)
 
 
 @partial(jax.jit, static_argnames=("target", "exit_layer"), donate_argnames="cache")
@@ -37,26 +46,29 @@ def target_suffix(
     target: Target,
     exit_layer: int,
     params: Params,
+    fusion: Params,
     cache: Cache,
     progress: Progress,
-    x: Array,
+    half: Half,
     window: Array,
     probabilities: Any,
-    sent: Array | None = None,
-) -> tuple[Cache, Progress, Array, Array, Features | None]:
-    """Run the suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and late features."""
-    x, cache, features = suffix_pass(target, params, cache, progress, x, exit_layer)
+    message: Array | None = None,
+) -> tuple[Cache, Progress, Array, Array, Any]:
+    """Run the suffix: rows of layers ℓₑ+1..N, progress, packed verdict, packed record, and what is sent of features."""
+    x, cache, features = suffix_pass(target, params, cache, progress, half.x, exit_layer)
     choices = choose(target, params, progress, x, window, probabilities)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
-    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted, sent), features
+    record = step_record(choices, window, verdict, emitted, message)
+    return cache, progress, pack(verdict), record, target.reader.sent(fusion, half.features, features)
 
 
 @partial(jax.jit, static_argnames="target", donate_argnames="cache")
 def target_whole(
-    target: Target, params: Params, cache: Cache, progress: Progress, window: Array, probabilities: Any
-) -> tuple[Cache, Progress, Array, Array, Features | None]:
+    target: Target, params: Params, fusion: Params, cache: Cache, progress: Progress, window: Array, probabilities: Any
+) -> tuple[Cache, Progress, Array, Array, Any]:
     """Run prefix and suffix as one program, without a message; returns what ``target_suffix`` does, for all layers."""
     x, cache, features = prefix_pass(target, params, cache, progress, window, target.num_layers)
     choices = choose(target, params, progress, x, window, probabilities)
     progress, verdict, emitted = advance(progress, window, choices.tokens)
-    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted), features
+    sent = target.reader.sent(fusion, features)
+    return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted), sent

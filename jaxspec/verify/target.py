@@ -11,7 +11,7 @@ from jaxspec.models.attention import cached, fill, in_tree, keep_path
 from jaxspec.models.base import Array, Cache, Network, Params
 from jaxspec.models.taps import run_layers
 from jaxspec.verify.acceptance import Acceptance, match
-from jaxspec.verify.features import Features, Reads, gathered
+from jaxspec.verify.features import Features, Reader, Reads, gathered
 from jaxspec.verify.info import Choices
 from jaxspec.verify.sampling import SamplingArrays, greedy, log_probability, perturbed
 from jaxspec.verify.seen import Seen
@@ -69,12 +69,17 @@ class Target:
     Attributes:
         network: of the target.
         acceptance: the rule.
-        reads: hidden states that the draft reads.
+        reader: what is sent to the draft.
     """
 
     network: Network
     acceptance: Acceptance = match()
-    reads: Reads = Reads()
+    reader: Reader = Reader()
+
+    @property
+    def reads(self) -> Reads:
+        """Hidden states that the draft reads."""
+        return self.reader.reads
 
     @property
     def num_layers(self) -> int:
@@ -82,13 +87,16 @@ class Target:
         return self.network.config.num_layers
 
 
-@partial(jax.jit, static_argnames=("network", "capacity", "reads"))
+@partial(jax.jit, static_argnames=("network", "capacity", "reader"))
 def prefill(
-    network: Network, params: Params, request: Request, capacity: int, reads: Reads = Reads()
-) -> tuple[TargetState, Features | None]:
-    """Run the prompts and leave each sequence at its last token; also the features [B, P, D] that a draft reads."""
-    finish = partial(gathered, network, params, reads)
-    cache, features = fill(network, params, request.tokens, capacity, reads.taps, finish)
+    network: Network, params: Params, request: Request, capacity: int, reader: Reader = Reader(), fusion: Params = ()
+) -> tuple[TargetState, Any]:
+    """Run the prompts and leave each sequence at its last token; also what is sent to the draft of them [B, P, …]."""
+
+    def finish(streams: dict[int, Array], x: Array) -> Any:
+        return reader.sent(fusion, gathered(network, params, reader.reads, streams, x))
+
+    cache, features = fill(network, params, request.tokens, capacity, reader.reads.taps, finish)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
     at = request.lengths - 1
     progress = Progress(last, at, at + request.max_new_tokens, request.sampling, request.seen)

@@ -39,9 +39,11 @@ class TreeShape:
 
     Attributes:
         parents: of every node; −1 for the root.
+        given_ranks: of every node among the tokens behind its parent; default: its number among its siblings.
     """
 
     parents: tuple[int, ...]
+    given_ranks: tuple[int, ...] | None = None
 
     def tree(self, tokens: Array) -> Tree:
         """Return it with tokens [B, N]."""
@@ -81,13 +83,28 @@ class TreeShape:
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """Number of every node among its siblings: [N]."""
+        """Rank of every node among the tokens behind its parent: [N]."""
+        if self.given_ranks is not None:
+            return np.asarray(self.given_ranks)
         return np.asarray([self.parents[:node].count(parent) for node, parent in enumerate(self.parents)])
 
     def level(self, depth: int) -> range:
         """Return the nodes of a depth."""
         nodes = np.flatnonzero(self.depth == depth)
         return range(int(nodes[0]), int(nodes[-1]) + 1)
+
+
+def tree_of(tokens: Array, parents: Array, max_depth: int) -> Tree:
+    """Return the tree of tokens and parents [B, N], −1 for the root, of at most ``max_depth`` levels behind it."""
+    parents, node = jnp.maximum(parents, 0), jnp.broadcast_to(jnp.arange(parents.shape[1])[None], parents.shape)
+    up = [node]
+    for _ in range(max_depth):
+        up.append(jnp.take_along_axis(parents, up[-1], axis=1))
+    upwards = jnp.stack(up, axis=2)
+    depth = jnp.sum(upwards > 0, axis=2).astype(jnp.int32)
+    ancestors = jnp.any(upwards[..., None] == jnp.arange(parents.shape[1])[None, None, None], axis=2)
+    index = jnp.maximum(depth[..., None] - jnp.arange(max_depth + 1)[None, None], 0)
+    return Tree(tokens, depth, ancestors, jnp.take_along_axis(upwards, index, axis=2))
 
 
 def seen_along_paths(seen: Seen, tree: Tree) -> Seen:

@@ -1,9 +1,11 @@
 """Embedded pairs: target, draft, exit and tokenizer stored inside the package; no download."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +15,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from jaxspec.core.files import read_json, reading
-from jaxspec.drafts import streams
+from jaxspec.drafts import Draft, streams
+from jaxspec.loading import load_draft, save_draft
 from jaxspec.models import init_params, network
 from jaxspec.models.base import Model, Params
 from jaxspec.models.config import DecoderConfig, build
@@ -24,6 +27,8 @@ PAIRS = ("shakespeare",)
 """Names that ``load`` accepts."""
 STREAMS = "streams.safetensors"
 """File of a pair's folder with lookahead streams, if the pair has any."""
+DRAFTS = "drafts"
+"""Folder of a pair's folder with drafts that read hidden states, if the pair has any."""
 
 
 class Pair(NamedTuple):
@@ -37,6 +42,7 @@ class Pair(NamedTuple):
         tokenizer: of both models.
         figures: measured when the pair was trained, by name.
         streaming: the draft with lookahead streams, if any were trained (``drafts.streams``).
+        drafts: drafts that read hidden states of the target, by name; each is loaded when it is first asked for.
     """
 
     target: Model
@@ -46,6 +52,31 @@ class Pair(NamedTuple):
     tokenizer: Tokenizer
     figures: dict[str, Any]
     streaming: Model | None = None
+    drafts: Mapping[str, Draft] = MappingProxyType({})
+
+
+class StoredDrafts(Mapping[str, Draft]):
+    """Drafts in the subfolders of a folder, each loaded when it is first asked for."""
+
+    def __init__(self, folder: Path, target: Model):
+        self._folder, self._target, self._loaded = folder, target, dict[str, Draft]()
+        self._names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+    def __getitem__(self, name: str) -> Draft:
+        """Return one draft, in the target's dtype."""
+        if name not in self._names:
+            raise KeyError(f"expected one of {', '.join(self._names) or 'no drafts'}, got {name!r}")
+        if name not in self._loaded:
+            self._loaded[name] = load_draft(self._folder / name, self._target, report=lambda line: None)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Return the number of drafts."""
+        return len(self._names)
 
 
 def load(name_or_path: str | Path = "shakespeare") -> Pair:
@@ -78,6 +109,7 @@ def _load(folder: Any) -> Pair:
         tokenizer=tokenizer,
         figures=about["figures"],
         streaming=_streaming(models["draft"], folder / STREAMS),
+        drafts=StoredDrafts(Path(str(folder)) / DRAFTS, models["target"]),
     )
 
 
@@ -95,6 +127,8 @@ def save(pair: Pair, folder: str | Path) -> None:
     (folder / STREAMS).unlink(missing_ok=True)
     if pair.streaming is not None:
         save_streams(pair.streaming, folder / STREAMS)
+    for name, draft in pair.drafts.items():
+        save_draft(draft, folder / DRAFTS / name, dtype="bfloat16")
 
 
 def save_streams(draft: Model, path: str | Path) -> None:

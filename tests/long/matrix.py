@@ -1,10 +1,11 @@
 """The full product of settings: ``make matrix``. Resumable; the last line counts the identical rows.
 
-Four products are decoded and compared with plain decoding, token by token:
+Five products are decoded and compared with plain decoding, token by token:
 
 - exits: Mirror-SD of the tiny pair, greedy, every window 1-8 × κ 1-8 × exit layer;
 - policies: policies × plain and streaming drafts × windows × κ × exits × batches, at temperature 0 and 1;
 - fallbacks: fallbacks × policies × rules of acceptance;
+- reading: drafts that read hidden states × chains, trees and policies × targets × batches × sampling;
 - families: speculative and Mirror decoding of a pair like each published family, window 1-8 × batch × temperature, with
   filters, penalties and seeds that cycle.
 
@@ -32,7 +33,7 @@ import jax
 from tqdm import tqdm
 
 import jaxspec
-from tests.support.jaxspec import fallback_rows, models, pairs, policies
+from tests.support.jaxspec import fallback_rows, models, pairs, policies, reading_rows
 
 OUT = Path("out/matrix.jsonl")
 FALLBACK_ROWS = list(product(fallback_rows.FALLBACKS, fallback_rows.POLICIES))
@@ -42,6 +43,7 @@ GROUPS = [
     *([("exits", *pair, exit_layer) for exit_layer in EXITS] for pair in product(range(1, 9), range(1, 9))),
     *([("policies", *row, temperature) for temperature in policies.TEMPERATURES] for row in policies.ROWS),
     *([("fallbacks", *row, mode) for mode in fallback_rows.MODES] for row in FALLBACK_ROWS),
+    *([("reading", *row, mode) for mode in reading_rows.MODES] for row in product(*reading_rows.AXES[:-1])),
     *(
         [(kind, *setting, temperature) for kind in pairs.METHODS for temperature in pairs.TEMPERATURES]
         for setting in product(pairs.FAMILIES, pairs.BATCHES, pairs.WINDOWS)
@@ -53,14 +55,14 @@ _shared: list = []
 def code() -> str:
     """A digest of the package and of the settings: results of another one are not counted."""
     files = sorted(Path(jaxspec.__file__).parent.rglob("*.py")) + [
-        Path(each.__file__) for each in (models, pairs, policies, fallback_rows)
+        Path(each.__file__) for each in (models, pairs, policies, fallback_rows, reading_rows)
     ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def run(group: list[tuple], done: set[tuple]) -> list[dict]:
     """The rows of a group that are not ``done``: whether each gives the tokens of plain decoding."""
-    share = group[0][: {"exits": 2, "policies": 4}.get(group[0][0], 3)]
+    share = group[0][: {"exits": 2, "policies": 4, "reading": 4}.get(group[0][0], 3)]
     if _shared != [share]:
         jax.clear_caches()
         _shared[:] = [share]
@@ -93,7 +95,13 @@ def fallback(_: str, *row) -> dict:
     return {"identical": tokens == expected, "tokens": models.NEW_TOKENS * 2, "partings": []}
 
 
-KINDS = {"exits": exits, "policies": policy, "fallbacks": fallback}
+def reading(_: str, *row) -> dict:
+    """A draft that reads hidden states."""
+    tokens, expected = reading_rows.tokens_of(*row, new_tokens=40)
+    return {"identical": tokens == expected, "tokens": sum(map(len, tokens)), "partings": []}
+
+
+KINDS = {"exits": exits, "policies": policy, "fallbacks": fallback, "reading": reading}
 
 
 def finished(version: str) -> dict[tuple, dict]:

@@ -107,9 +107,10 @@ def test_texts_with_other_content_are_refused(published, file, content, message)
 
 #: Modules that open pickles, or hide them.
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
-#: CIFAR is published as pickles: read there by an unpickler that calls no function named in them. The other two are the
-#: ends of a pipe to a process that the benchmark itself starts.
+#: CIFAR is published as pickles: read there by an unpickler that calls no function named in them. The next two are the
+#: ends of a pipe to a process that the benchmark itself starts. torch reads drafts with weights_only=True.
 RESTRICTED = {"jaxfed/data/_pickles.py", "jaxspec/cli/_bench_methods.py", "jaxspec/cli/_bench_worker.py"}
+RESTRICTED |= {"jaxspec/loading/_draft_files.py"}
 
 
 def test_nothing_is_pickled():

@@ -9,7 +9,7 @@ import pytest
 from jaxspec.models import Tracks
 from jaxspec.training import hidden_states
 from jaxspec.verify import Features, Reads
-from jaxspec.verify.features import check_reads, joined
+from jaxspec.verify.features import Reader, check_reads, joined
 from jaxspec.verify.target import prefill
 from tests.support.jaxspec import models, own_models
 
@@ -21,7 +21,7 @@ PROMPT = (np.arange(300) * 7 % models.VOCAB).tolist()
 def test_prompts_give_true_hidden_states(size):
     prompt = PROMPT[:20] if size == 300 else PROMPT
     request, reads = models.request([prompt], size=32 if size == 300 else 512), Reads((0, 2, 4), final=True)
-    _, features = prefill(NET, PARAMS, request, 600, reads)
+    _, features = prefill(NET, PARAMS, request, 600, Reader(reads))
     tokens = jnp.asarray([prompt])
     streams = [NET.embed(PARAMS, tokens), *hidden_states(NET, PARAMS, tokens, (2,))]
     # Hidden states reach 50, and the first layer, four times as strong as others, magnifies rounding.

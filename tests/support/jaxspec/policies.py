@@ -27,12 +27,11 @@ def _pairs(row):
     return set(combinations(enumerate(row), 2))
 
 
-@cache
-def covering():
+def covering(rows=ROWS):
     """Rows, chosen greedily, that cover any two values of any two axes."""
-    missing, chosen = set().union(*map(_pairs, ROWS)), []
+    missing, chosen = set().union(*map(_pairs, rows)), []
     while missing:
-        chosen.append(max(ROWS, key=lambda row: len(_pairs(row) & missing)))
+        chosen.append(max(rows, key=lambda row: len(_pairs(row) & missing)))
         missing -= _pairs(chosen[-1])
     return chosen
 

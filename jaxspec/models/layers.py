@@ -80,12 +80,12 @@ def norm(features: int, block: Block) -> RMSNorm | LayerNorm:
 
 
 class SelfAttention(nnx.Module):
-    """O · attend(QKV · x): grouped queries, one fused projection."""
+    """O · attend(QKV · x): grouped queries, one fused projection of ``inputs`` features (default: the width)."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        c, a = config, config.attention
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, inputs: int | None = None):
+        c, a, inputs = config, config.attention, inputs or config.width
         slots, inner = c.num_heads // c.num_kv_heads + 2, c.num_heads * c.head_size
-        self.qkv = weight(rngs, (c.num_kv_heads, slots, c.head_size, c.width), c.width)
+        self.qkv = weight(rngs, (c.num_kv_heads, slots, c.head_size, inputs), inputs)
         self.qkv_bias = bias((c.num_kv_heads, slots, c.head_size), a.qkv_bias)
         self.out = weight(rngs, (c.width, inner), inner, (2 * c.num_layers) ** -0.5)
         self.out_bias = bias((c.width,), a.out_bias)
@@ -142,13 +142,13 @@ class FeedForward(nnx.Module):
 class Layer(nnx.Module):
     """Attention and feed-forward, each with its norms and its residual connection."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, inputs: int | None = None):
         around = config.block.norms == "around"
         make = partial(norm, config.width, config.block)
         self.attention_norm, self.mlp_norm = make(), make()
         self.attention_post_norm = make() if around else None
         self.mlp_post_norm = make() if around else None
-        self.attention, self.mlp = SelfAttention(config, rngs), FeedForward(config, rngs)
+        self.attention, self.mlp = SelfAttention(config, rngs, inputs), FeedForward(config, rngs)
         self.after = config.block.norms == "after"
 
     def __call__(

@@ -1,0 +1,142 @@
+"""What the networks of drafts share: Flax modules as pure functions, a first layer that reads more than the stream."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxspec.drafts.networks import DraftNetwork
+from jaxspec.models.base import Array, Attend, Cache, Params
+from jaxspec.models.config import DecoderConfig
+from jaxspec.models.layers import Layer, RMSNorm, turning, weight
+from jaxspec.verify.features import Features
+
+
+class ModuleNetwork(DraftNetwork):
+    """A network defined by a Flax module; its parameters are a pytree of dictionaries and lists.
+
+    Those under ``fusion`` are what ``fuse`` needs, on the target's side.
+    """
+
+    @property
+    def fusion(self) -> "Fusion":
+        """How hidden states become features."""
+        raise NotImplementedError
+
+    def fuse(self, fusion: Params, features: Features) -> Array:
+        """Return what comes with the tokens behind the positions of ``features`` [B, T, D]: [B, T, D']."""
+        return jnp.moveaxis(self.fusion.bound(fusion)(features), 0, -1)
+
+    def module(self, rngs: nnx.Rngs) -> Any:
+        """Return the module."""
+        raise NotImplementedError
+
+    def bound(self, params: Params) -> Any:
+        """Return the module with parameters."""
+        return nnx.merge(_graph(self), _numbered(params))
+
+    def init(self, key: Array) -> Params:
+        """Draw fresh parameters."""
+        return _listed(nnx.to_pure_dict(nnx.split(self.module(nnx.Rngs(key)))[1]))
+
+
+@lru_cache
+def _graph(network: Any) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: network.module(nnx.Rngs(0))))[0]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """g = F·norm([norm(h_1); …; norm(h_n)]) of the n hidden states that are read; static.
+
+    Attributes:
+        count: n.
+        width: D of the target.
+        features: D' of g; None without F.
+        norm_all: an RMS norm of all, before F.
+        norm_each: an RMS norm of each.
+        epsilon: of the norms.
+    """
+
+    count: int
+    width: int
+    features: int | None = None
+    norm_all: bool = False
+    norm_each: bool = False
+    epsilon: float = 1e-6
+
+    def module(self, rngs: nnx.Rngs) -> "FusionModule":
+        """Return the module."""
+        return FusionModule(self, rngs)
+
+    def bound(self, params: Params) -> "FusionModule":
+        """Return the module with parameters."""
+        return nnx.merge(_graph(self), _numbered(params))
+
+
+class FusionModule(nnx.Module):
+    """Parameters of ``Fusion``."""
+
+    def __init__(self, fusion: Fusion, rngs: nnx.Rngs):
+        joined, epsilon = fusion.count * fusion.width, fusion.epsilon
+        self.matrix = weight(rngs, (fusion.features, joined), joined) if fusion.features else None
+        self.input_norm = RMSNorm(joined, epsilon) if fusion.norm_all else None
+        norms = [RMSNorm(fusion.width, epsilon) for _ in range(fusion.count)] if fusion.norm_each else None
+        self.tap_norms = None if norms is None else nnx.List(norms)
+
+    def __call__(self, features: Features) -> Array:
+        """Return g [D', B, T]."""
+        streams = (*features.taps, *(() if features.final is None else (features.final,)))
+        parts = [jnp.moveaxis(stream, -1, 0) for stream in streams]
+        if self.tap_norms is not None:
+            parts = [norm(part) for norm, part in zip(self.tap_norms, parts, strict=True)]
+        g = jnp.concatenate(parts)
+        g = g if self.input_norm is None else self.input_norm(g)
+        return g if self.matrix is None else jnp.einsum("dc,cbt->dbt", self.matrix[...], g)
+
+
+def _numbered(params: Params) -> Params:
+    if isinstance(params, list):
+        params = dict(enumerate(params))
+    return {name: _numbered(part) for name, part in params.items()} if isinstance(params, dict) else params
+
+
+def _listed(params: Params) -> Params:
+    if not isinstance(params, dict):
+        return params
+    parts = {name: _listed(part) for name, part in params.items()}
+    return (
+        [parts[index] for index in range(len(parts))] if parts and all(isinstance(key, int) for key in parts) else parts
+    )
+
+
+def embedded(table: nnx.Param, tokens: Array) -> Array:
+    """Return rows of a table for tokens [B, T], unscaled: [D, B, T]; tokens below 0 are token 0."""
+    return jnp.moveaxis(table[...][jnp.maximum(tokens, 0)], -1, 0)
+
+
+def scores(head: Array, x: Array) -> Array:
+    """Return head [V, D] · x [D, B, T] in float32."""
+    return jnp.einsum("vd,dbt->vbt", head, x, preferred_element_type=jnp.float32)
+
+
+def run_layers(
+    layers: Any,
+    config: DecoderConfig,
+    x: Array,
+    positions: Array,
+    cache: Cache,
+    attend: Attend,
+    heads: Callable[..., tuple[Array, Array, Array]] = Layer.heads,
+) -> tuple[Array, Cache]:
+    """Run layers on x [D, B, T]; ``heads`` (layer, x, turn) → queries, keys and values is that of the first one."""
+    attention, rows = config.attention, list(cache)
+    for index, layer in enumerate(layers):
+        turn = turning(attention.rotary_of(index), positions, config.head_size)
+        queries, keys, values = layer.heads(x, turn) if index else heads(layer, x, turn)
+        context, rows[index] = attend(queries, keys, values, rows[index], attention.scores_of(index))
+        x = layer.after_attention(x, context)
+    return x, tuple(rows)

@@ -1,0 +1,100 @@
+"""Acceptance on held-out text during training, and the best parameters by it."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed import checkpoint
+from jaxspec.drafts.base import Draft
+from jaxspec.models.base import Array, Model, Network, Params
+from jaxspec.training._trained import as_float32, network_of
+from jaxspec.training._unroll import fused, lesson, shifted, unroll
+
+
+def accepted_tokens(
+    draft: Draft, target: Model, tokens: np.ndarray, *, prompt_length: int = 0, window: int = 7, batch_size: int = 8
+) -> float:
+    """Return how many tokens of a window a target accepts on average of a draft, by greedy decoding along texts.
+
+    A window begins at every token, so that the mean is over places, not over steps of a decoder. No text is generated.
+
+    Args:
+        draft: reads hidden states of the target.
+        target: what the draft's tokens are compared with.
+        tokens: best the target's greedy continuations: [n, T], −1 behind the end of a text.
+        prompt_length: tokens of each text at which no window begins.
+        window: tokens drafted, at most as many as the draft has heads.
+        batch_size: texts at a time.
+
+    Raises:
+        ValueError: a draft of another kind or for another target, a window below 1, or texts too short for a window.
+    """
+    network = network_of(draft, target)
+    size = min(window, network.depth or window)
+    if size < 1 or tokens.ndim != 2 or tokens.shape[1] < prompt_length + size + 1:
+        raise ValueError(
+            f"expected a window >= 1 and texts [n, T] with T > prompt_length + window, got window {window}, "
+            f"prompt_length {prompt_length} and shape {tokens.shape}"
+        )
+    count = partial(_counts, network, target.network, size, prompt_length, draft.params, target.params)
+    parts = [count(tokens[at : at + batch_size]) for at in range(0, len(tokens), batch_size)]
+    right, places = np.sum(jax.device_get(parts), axis=0)
+    return float(np.sum(right / np.maximum(places, 1)))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _counts(
+    network: Any, of: Network, window: int, prompt_length: int, params: Params, of_params: Params, tokens: Array
+) -> tuple[Array, Array]:
+    """Return where all tokens of a window up to each depth are right, and where there is such a token: [γ] each."""
+    mask = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None] >= prompt_length, tokens.shape)
+    taught = lesson(Model(of, of_params), network.reads, {"tokens": tokens, "mask": mask})
+    taught, params = taught._replace(features=as_float32(taught.features)), as_float32(params)
+    best = jnp.argmax(of.logits(of_params, taught.last), axis=0)
+    hit, counts = jnp.ones(tokens.shape, bool), []
+    for depth, x in enumerate(unroll(network, params, fused(network, params, taught), taught, window)):
+        hit &= jnp.argmax(network.logits(params, x, depth), axis=0) == shifted(best, depth + 1)
+        counted = shifted(taught.counted, 2) & shifted(taught.present, depth + 2)
+        counts.append((jnp.sum(hit & counted), jnp.sum(counted)))
+    right, places = zip(*counts, strict=True)
+    return jnp.stack(right), jnp.stack(places)
+
+
+class Best:
+    """The best parameters so far by a measure that is taken every so many steps; on disk too, with a directory.
+
+    Attributes:
+        params: the best.
+        value: of the measure.
+        step: after which they were found.
+    """
+
+    def __init__(
+        self, measure: Callable[[Params], float], params: Params, every: int, patience: int, directory: Path | None
+    ):
+        self.params, self.value, self.step = params, -np.inf, 0
+        self._measure, self._every, self._patience, self._directory = measure, every, patience, directory
+        if directory is not None and (last := checkpoint.latest(directory)) is not None:
+            self.params, self.step = checkpoint.load(directory, like=params, step=last), last
+            self.value = float(checkpoint.manifest(directory, last).metadata["value"])
+
+    def __call__(self, step: int, params: Params) -> bool:
+        """Measure, if it is time to; return whether the last ``patience`` measures found nothing better."""
+        if step % self._every:
+            return False
+        value = self._measure(params)
+        if value > self.value:
+            self.params, self.value, self.step = params, value, step
+            if self._directory is not None:
+                with checkpoint.Writer(self._directory, kind="training", keep=1) as writer:
+                    writer.save(step, params, {"value": value})
+        return step - self.step >= self._patience * self._every
+
+    def of_all(self, last: Params) -> Params:
+        """Measure the last parameters too, and return the best of all."""
+        return last if self._measure(last) > self.value else self.params

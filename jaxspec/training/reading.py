@@ -1,0 +1,100 @@
+"""Training of drafts that read hidden states, on text that the target generated."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxspec.drafts.base import Draft
+from jaxspec.drafts.eagle import Eagle
+from jaxspec.drafts.eagle3 import Eagle3
+from jaxspec.drafts.hydra import Hydra
+from jaxspec.drafts.medusa import Medusa
+from jaxspec.models.base import Model, Params
+from jaxspec.training._fit import Schedule, fit
+from jaxspec.training._held_out import Best, accepted_tokens
+from jaxspec.training._trained import as_float32, network_of, trained_part
+from jaxspec.training.eagle3 import Recipe, eagle3_loss
+from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
+from jaxspec.training.losses import LossFn
+
+#: Epochs without a better acceptance on held-out text, after which a fit ends.
+PATIENCE = 3
+#: The loss of each kind of network.
+LOSSES: dict[type, Callable[[Draft, Model], LossFn]] = {Eagle: eagle_loss, Medusa: medusa_loss, Hydra: hydra_loss}
+
+
+def fit_draft(
+    draft: Draft,
+    target: Model,
+    tokens: np.ndarray,
+    *,
+    prompt_length: int = 0,
+    held_out: np.ndarray | None = None,
+    recipe: Recipe = Recipe(),  # noqa: B008  a frozen default
+    schedule: Schedule = Schedule(learning_rate=1e-3),  # noqa: B008  a frozen default
+    seed: int = 0,
+    directory: str | Path | None = None,
+    progress: bool = True,
+) -> Draft:
+    """Train a draft that reads hidden states of a target; it computes in float32 and keeps its own types.
+
+    Args:
+        draft: from ``init_draft`` or ``load_draft``; is not changed.
+        target: is not trained.
+        tokens: text, best the target's continuations (``federated.continued``): [n, T] int32, −1 after its end.
+        prompt_length: tokens of each row that the draft does not learn.
+        held_out: more such text. After every pass over as many rows as ``tokens`` has, ``accepted_tokens`` is measured
+            on it; the best parameters are returned, and the fit ends ``PATIENCE`` passes after them.
+        recipe: of EAGLE-3.
+        schedule: optimiser steps; ``sequence_length`` is not used, rows are taken whole.
+        seed: of the batches.
+        directory: where to save, and to resume from.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a draft of another kind or for another target, or rows too short for it.
+        FloatingPointError: the loss is not finite; names the step.
+        jaxfed.checkpoint.CheckpointError: as of ``fit``.
+    """
+    network, folder = network_of(draft, target), None if directory is None else Path(directory)
+    _check_rows(tokens, prompt_length, held_out)
+    is_eagle3 = isinstance(network, Eagle3)
+    loss = eagle3_loss(draft, target, recipe) if is_eagle3 else LOSSES[type(network)](draft, target)
+    own, rest = trained_part(draft, recipe.frozen if is_eagle3 else None)
+    epoch, fresh, best = -(-len(tokens) // schedule.batch_size), as_float32(own), None
+    if held_out is not None:
+        measure = partial(_measure, draft, rest, target, held_out, prompt_length, progress)
+        best = Best(measure, fresh, epoch, PATIENCE, folder and folder / "best")
+    options: dict[str, Any] = {"seed": seed, "label": "draft", "progress": progress, "until": best}
+    batch_fn = partial(_batch, tokens, prompt_length, schedule.batch_size, seed)
+    params = fit(loss, fresh, batch_fn, schedule, directory=folder and folder / "steps", **options)
+    params = params if best is None else best.of_all(params)
+    return draft._replace(params={**jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, own), **rest})
+
+
+def _batch(tokens: np.ndarray, prompt_length: int, size: int, seed: int, step: int) -> dict[str, np.ndarray]:
+    """Draw rows, a function of (seed, step) alone; prompts are masked."""
+    rows = tokens[np.random.default_rng((seed, step)).integers(0, len(tokens), size)]
+    return {"tokens": rows, "mask": np.broadcast_to(np.arange(rows.shape[1]) >= prompt_length, rows.shape)}
+
+
+def _measure(
+    draft: Draft, rest: Params, target: Model, held_out: np.ndarray, prompt_length: int, progress: bool, own: Params
+) -> float:
+    value = accepted_tokens(draft._replace(params={**own, **rest}), target, held_out, prompt_length=prompt_length)
+    if progress:
+        tqdm.write(f"draft: {value:.3f} tokens of a window accepted on held-out text")
+    return value
+
+
+def _check_rows(tokens: np.ndarray, prompt_length: int, held_out: np.ndarray | None) -> None:
+    for rows in (tokens,) if held_out is None else (tokens, held_out):
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] < prompt_length + 3:
+            raise ValueError(
+                f"expected tokens [n, T] with T >= {prompt_length + 3} (prompt_length + 3), got shape {rows.shape}"
+            )
