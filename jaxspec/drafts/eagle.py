@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, run_layers, scores
-from jaxspec.models.base import Array, Attend, Cache, Params
+from jaxspec.models.base import Array, Attend, Cache
 from jaxspec.models.config import DecoderConfig
 from jaxspec.models.layers import Layer, RMSNorm, bias, weight
 from jaxspec.verify.features import Reads
@@ -61,16 +61,6 @@ class Eagle(ModuleNetwork):
         """The stream as it is."""
         return Fusion(1, self.config.width)
 
-    def run(
-        self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
-    ) -> tuple[Array, Cache]:
-        """Return f̂."""
-        return self.bound(params).run(inputs, tokens, positions, cache, attend)
-
-    def logits(self, params: Params, x: Array, depth: Any) -> Array:
-        """Return logits."""
-        return self.bound(params).logits(x)
-
 
 class EagleModule(nnx.Module):
     """Parameters of ``Eagle``; the first layer has no norm before attention."""
@@ -90,7 +80,9 @@ class EagleModule(nnx.Module):
         self.head = weight(rngs, (c.vocab_size, c.width), c.width)
         self.config = c
 
-    def run(self, f: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend) -> tuple[Array, Cache]:
+    def run(
+        self, f: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
+    ) -> tuple[Array, Cache]:
         """Run pairs: f̂ [D, B, T]."""
         embedding = embedded(self.embedding, tokens)
         if self.embedding_norm is not None and self.hidden_norm is not None:
@@ -103,6 +95,6 @@ class EagleModule(nnx.Module):
 
         return run_layers(self.layers, self.config, u, positions, cache, attend, heads)
 
-    def logits(self, x: Array) -> Array:
+    def logits(self, x: Array, depth: Any) -> Array:
         """Return logits [V, B, T]."""
         return scores(self.head[...], x if self.final_norm is None else self.final_norm(x))

@@ -75,16 +75,6 @@ class Eagle3(ModuleNetwork):
             return Fusion(1, self.target_width)
         return Fusion(count, self.target_width, self.config.width, self.norm_before_fc, self.fc_norm, epsilon)
 
-    def run(
-        self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
-    ) -> tuple[Array, Cache]:
-        """Return a."""
-        return self.bound(params).run(inputs, tokens, positions, cache, attend)
-
-    def logits(self, params: Params, x: Array, depth: Any) -> Array:
-        """Return logits; −∞ for tokens that are not in the draft's vocabulary."""
-        return self.bound(params).logits(x)
-
     def own_logits(self, params: Params, x: Array) -> Array:
         """Return logits over the draft's vocabulary alone: [V_d, B, T]."""
         return self.bound(params).own_logits(x)
@@ -112,7 +102,7 @@ class Eagle3Module(nnx.Module):
         self.network = network
 
     def run(
-        self, features: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend
+        self, features: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
     ) -> tuple[Array, Cache]:
         """Run pairs: a [D', B, T]."""
         normed, embedding = self.hidden_norm(features), embedded(self.embedding, tokens)
@@ -123,8 +113,8 @@ class Eagle3Module(nnx.Module):
         start = normed if self.network.norm_before_residual else features
         return run_layers(self.layers, self.network.config, start, positions, cache, attend, heads)
 
-    def logits(self, x: Array) -> Array:
-        """Return logits [V, B, T]."""
+    def logits(self, x: Array, depth: Any) -> Array:
+        """Return logits [V, B, T]; −∞ for tokens that are not in the draft's vocabulary."""
         own = self.own_logits(x)
         if self.index is None:
             return own

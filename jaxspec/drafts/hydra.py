@@ -10,7 +10,6 @@ Source: Ankner et al., Hydra (arXiv 2402.05109). Its typical acceptance is not h
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,21 +55,6 @@ class Hydra(ModuleNetwork):
         """The stream, with a norm for one that the target does not norm."""
         return Fusion(1, self.target_width, norm_all=self.norm_inputs)
 
-    def run(
-        self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
-    ) -> tuple[Array, Cache]:
-        """Return [f; z], z longer by one embedding for each depth."""
-        module = self.bound(params)
-        x = inputs
-        if not isinstance(depth, int) or depth == 0:
-            s, cache = module.prefixed(inputs, positions, cache, attend)
-            x = jnp.concatenate([inputs, s])
-        return jnp.concatenate([x, embedded(module.embedding, tokens)]), cache
-
-    def logits(self, params: Params, x: Array, depth: Any) -> Array:
-        """Return the logits of head ``depth``."""
-        return self.bound(params).logits(x[self.target_width :], depth)
-
     def hidden(self, params: Params, x: Array, depth: int) -> Array:
         """Return h of head ``depth``: [D, B, T]."""
         return self.bound(params).hidden(x[self.target_width :], depth)
@@ -97,6 +81,16 @@ class HydraModule(nnx.Module):
         self.final_norm = None if c is None else RMSNorm(width, c.block.epsilon)
         self.network = network
 
+    def run(
+        self, inputs: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: int
+    ) -> tuple[Array, Cache]:
+        """Return [f; z], z longer by one embedding for each depth."""
+        x = inputs
+        if depth == 0:
+            s, cache = self.prefixed(inputs, positions, cache, attend)
+            x = jnp.concatenate([inputs, s])
+        return jnp.concatenate([x, embedded(self.embedding, tokens)]), cache
+
     def prefixed(self, f: Array, positions: Array, cache: Cache, attend: Attend) -> tuple[Array, Cache]:
         """Return s [D, B, T]."""
         config = self.network.config
@@ -105,9 +99,9 @@ class HydraModule(nnx.Module):
         x, cache = run_layers(self.layers, config, f, positions, cache, attend)
         return self.final_norm(x), cache
 
-    def logits(self, z: Array, number: int) -> Array:
-        """Return the logits [V, B, T] of one head."""
-        h = self.hidden(z, number)
+    def logits(self, x: Array, number: int) -> Array:
+        """Return the logits [V, B, T] of one head, of x = [f; z]."""
+        h = self.hidden(x[self.network.target_width :], number)
         return scores(self.heads[number][...], h) + self.head_biases[number][...][:, None, None]
 
     def hidden(self, z: Array, number: int) -> Array:

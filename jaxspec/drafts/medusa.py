@@ -7,14 +7,13 @@ Source: Cai et al., Medusa (arXiv 2401.10774). Its typical acceptance is not her
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxspec.drafts.modules import Fusion, ModuleNetwork, scores
-from jaxspec.models.base import Array, Attend, Cache, Params
+from jaxspec.models.base import Array, Attend, Cache
 from jaxspec.models.layers import bias, weight
 from jaxspec.verify.features import Reads
 
@@ -55,16 +54,6 @@ class Medusa(ModuleNetwork):
         """The stream, with a norm for one that the target does not norm."""
         return Fusion(1, self.target_width, norm_all=self.norm_inputs)
 
-    def run(
-        self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
-    ) -> tuple[Array, Cache]:
-        """Return f: nothing depends on the tokens."""
-        return inputs, cache
-
-    def logits(self, params: Params, x: Array, depth: Any) -> Array:
-        """Return the logits of head ``depth``."""
-        return self.bound(params).logits(x, depth)
-
 
 class Affine(nnx.Module):
     """W·x + b."""
@@ -88,6 +77,12 @@ class MedusaModule(nnx.Module):
         self.blocks = nnx.List([nnx.List([one() for _ in range(network.blocks)]) for _ in range(network.depth)])
         self.heads = nnx.List([weight(rngs, (network.num_tokens, width), width) for _ in range(heads)])
         self.network = network
+
+    def run(
+        self, f: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: int
+    ) -> tuple[Array, Cache]:
+        """Return f: nothing depends on the tokens."""
+        return f, cache
 
     def logits(self, h: Array, number: int) -> Array:
         """Return the logits [V, B, T] of one head."""

@@ -38,6 +38,16 @@ class ModuleNetwork(DraftNetwork):
         """Return the module with parameters."""
         return nnx.merge(_graph(self), _numbered(params))
 
+    def run(
+        self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
+    ) -> tuple[Array, Cache]:
+        """Run the module."""
+        return self.bound(params).run(inputs, tokens, positions, cache, attend, depth)
+
+    def logits(self, params: Params, x: Array, depth: Any) -> Array:
+        """Return the module's logits."""
+        return self.bound(params).logits(x, depth)
+
     def init(self, key: Array) -> Params:
         """Draw fresh parameters."""
         return _listed(nnx.to_pure_dict(nnx.split(self.module(nnx.Rngs(key)))[1]))
