@@ -39,6 +39,16 @@ class Recent(NamedTuple):
     row: Array
     number: Array
 
+    @classmethod
+    def of(cls, root: Pending, feature: Array) -> "Recent":
+        """Return the pair of the newest token [B] alone, with its feature [D', B, 1]."""
+        return cls(root.token[:, None], feature, root.position - 1, jnp.ones_like(root.position))
+
+    @property
+    def newest(self) -> Array:
+        """What comes with the newest token: [D', B, 1]."""
+        return _at(self.inputs, self.number[:, None] - 1)
+
     def but_last(self) -> Along | None:
         """Return them without the very last one, to be run along with it."""
         if self.tokens.shape[1] == 1:
@@ -69,16 +79,14 @@ class FeatureState:
 
     Attributes:
         cache: rows of all committed pairs but ``recent``.
-        feature: what comes with the last committed token: [D', B, 1].
-        recent: the last committed pairs, which may not have been run yet; the last of them is that token's.
+        recent: the last committed pairs, which may not have been run yet; the last of them is the newest token's.
         guesses: the draft's own features at that token and each of the window, 0 at the last one until it has been run:
             [D', B, γ+1].
         holds: what the window's rows are made of: "nothing", "guesses" or "features"; static.
     """
 
     cache: Cache
-    feature: Array
-    recent: Recent | None = None
+    recent: Recent
     guesses: Array | None = None
     holds: str = field(default="nothing", metadata={"static": True})
 
@@ -132,8 +140,8 @@ class FeatureDrafter(Drafter):
         cache, _ = in_chunks(run, cache, (tokens, features))
         feature = _at(fused, jnp.maximum(lengths - 2, 0)[:, None])
         feature = jnp.where(lengths[None, :, None] > 1, feature, 0)
-        root = jnp.take_along_axis(request.tokens, lengths[:, None] - 1, axis=1)
-        return FeatureState(cache, feature, Recent(root, feature, lengths - 2, jnp.ones_like(lengths)))
+        root = jnp.take_along_axis(request.tokens, lengths[:, None] - 1, axis=1)[:, 0]
+        return FeatureState(cache, Recent.of(Pending(root, lengths - 1), feature))
 
     def absorb(self, params: Params, state: FeatureState, verified: Verification) -> FeatureState:
         """Note the committed pairs; their rows are made by the next pass unless they are there."""
@@ -142,27 +150,23 @@ class FeatureDrafter(Drafter):
         assert verified.next_token is not None
         accepted = verified.num_accepted
         fused = _feature_major(verified.features)
-        feature, count = _at(fused, accepted[:, None]), fused.shape[2]
         if state.holds == "features":
-            recent = Recent(
-                verified.next_token[:, None], feature, verified.position + accepted, jnp.ones_like(accepted)
-            )
-        else:
-            window = jnp.pad(jnp.maximum(verified.window, 0), ((0, 0), (0, 1)))
-            is_next = jnp.arange(count)[None] == accepted[:, None]
-            tokens = jnp.where(is_next, verified.next_token[:, None], window)
-            recent = Recent(tokens, fused, verified.position, accepted + 1)
-        return FeatureState(state.cache, feature, recent)
+            root = Pending(verified.next_token, verified.position + accepted + 1)
+            return FeatureState(state.cache, Recent.of(root, _at(fused, accepted[:, None])))
+        window = jnp.pad(jnp.maximum(verified.window, 0), ((0, 0), (0, 1)))
+        is_next = jnp.arange(fused.shape[2])[None] == accepted[:, None]
+        tokens = jnp.where(is_next, verified.next_token[:, None], window)
+        return FeatureState(state.cache, Recent(tokens, fused, verified.position, accepted + 1))
 
     def propose(
         self, params: Params, state: FeatureState, root: Pending, window: int, proposer: Proposer
     ) -> tuple[Drafted, FeatureState]:
         """Draft one branch; its rows are in the scratch only."""
         at = Pending(root.token[:, None], root.position[:, None])
-        task = RollTask(self.network, params, at, state.feature, window, proposer)
-        branches, cache = roll(task, state.cache, None if state.recent is None else state.recent.but_last())
-        recent = Recent(at.token, state.feature, root.position - 1, jnp.ones_like(root.position))
-        return self.take(state, branches, jnp.zeros_like(root.token)), FeatureState(cache, state.feature, recent)
+        feature = state.recent.newest
+        task = RollTask(self.network, params, at, feature, window, proposer)
+        branches, cache = roll(task, state.cache, state.recent.but_last())
+        return self.take(state, branches, jnp.zeros_like(root.token)), FeatureState(cache, Recent.of(root, feature))
 
     def commit(self, state: FeatureState, drafted: Drafted, position: Array) -> FeatureState:
         """Keep the draft's own features along the window."""
@@ -193,7 +197,6 @@ class FeatureDrafter(Drafter):
         """
         along, arrived = None, verified.features is not None
         if arrived:
-            assert state.recent is not None
             fused = _feature_major(verified.features)
             along, _ = state.recent.then(jnp.maximum(verified.window, 0), fused[:, :, :-1])
         else:
@@ -211,14 +214,13 @@ class FeatureDrafter(Drafter):
         self, params: Params, state: FeatureState, root: Pending, policy: TreePolicy, proposer: Proposer
     ) -> tuple[Any, FeatureState]:
         """Grow a tree; its rows are not kept."""
-        along = None if state.recent is None else state.recent.but_last()
-        task = GrowTask(self.network, params, root, state.feature, proposer, along)
+        feature = state.recent.newest
+        task = GrowTask(self.network, params, root, feature, proposer, state.recent.but_last())
         grown = policy.grow(task, state.cache)
-        return grown.drawn, FeatureState(grown.cache, state.feature)
+        return grown.drawn, FeatureState(grown.cache, Recent.of(root, feature))
 
     def _guessed(self, params: Params, state: FeatureState, verified: Verification) -> tuple[FeatureState, Array]:
         """Run the window's pairs with the draft's own features; also return logits [V, B, 1] behind the window."""
-        assert state.recent is not None
         assert state.guesses is not None
         assert verified.size is not None
         network, window = self.network, verified.window.shape[1]

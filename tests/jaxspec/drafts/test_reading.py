@@ -57,7 +57,7 @@ def test_rows_are_those_of_a_pass_over_the_committed_text(kind, way):
         drafting = state.draft if way in ("chain", *rows.TREES) else state.draft.drafter
         position = np.asarray(state.target.progress.position)
         # The last pairs may wait for the next pass: those of the last window, and that of the newest token.
-        waiting = np.asarray(drafting.recent.row) if drafting.recent is not None else position - 1
+        waiting = np.asarray(drafting.recent.row)
         for sequence in range(3):
             count = max(0, int(waiting[sequence]))
             for found, expected in zip(drafting.cache, true[sequence], strict=True):

@@ -87,7 +87,7 @@ def test_eagle_chains(name):
         drafted, _ = made.drafter.propose(made.params, state, root, len(chain["token_in"]), GREEDY._replace())
         choices = chain.get("choice_target", chain["choice_draft"])
         np.testing.assert_array_equal(drafted.tokens[0], choices)
-        node, rows = state.feature, state.cache
+        node, rows = state.recent.newest, state.cache
         for step, token in enumerate(chain["token_in"]):
             records.close(node[:, 0, 0], chain["feature_in"][step])
             attend = cached(jnp.asarray([[len(prefix) - 2 + step]]))
@@ -274,7 +274,9 @@ def test_a_setting_that_is_wrong_changes_the_logits(flag):
         return np.asarray(draft.drafter.network.logits(draft.params, chained(draft, state, root), 0))
 
     def chained(draft, state, root):
-        x, _, rows = records.run(draft, state.feature, [root.token[0]], 9, state.cache, cached(jnp.asarray([[9]])))
+        x, _, rows = records.run(
+            draft, state.recent.newest, [root.token[0]], 9, state.cache, cached(jnp.asarray([[9]]))
+        )
         node = draft.drafter.network.following(draft.params, x)
         return records.run(draft, node, [3], 10, rows, cached(jnp.asarray([[10]])))[0]
 
