@@ -1,17 +1,16 @@
 """Collect what the target predicts on the clients' texts, and cache it on disk."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tokenizers import Tokenizer
 
 from jaxfed.data.roles import split_text
+from jaxspec.core.digests import digest
 from jaxspec.federated._examples import Continued, TopTokens, client_examples, continued, top_tokens
 from jaxspec.federated._methods import check_counts
 from jaxspec.federated._setup import TextProblem
@@ -106,13 +105,9 @@ def saved_continuations(
 
 
 def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:
-    """Return the hash of everything that the continuations depend on; of each parameter, a sample of its values."""
+    """Return the hash of everything that the continuations depend on."""
     stop = sorted(target.text.stop) if target.text else []
-    digest = hashlib.sha256(f"{target.network.config} {prompts.shape} {new_tokens} {stop}".encode())
-    for leaf in jax.tree.leaves(target.params):
-        part = np.asarray(leaf.ravel()[:: max(1, leaf.size // 4096)])
-        digest.update(f"{leaf.shape} {part.dtype}".encode() + part.tobytes())
-    return hashlib.sha256(digest.digest() + prompts.tobytes()).hexdigest()[:12]
+    return digest(f"{target.network.config} {prompts.shape} {new_tokens} {stop}", target.params, prompts)
 
 
 def _cached(directory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

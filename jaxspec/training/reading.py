@@ -17,6 +17,7 @@ from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Model, Params
 from jaxspec.training._fit import Schedule, fit
 from jaxspec.training._held_out import Best, accepted_tokens
+from jaxspec.training._hidden import stored_hidden
 from jaxspec.training._trained import as_float32, network_of, trained_part
 from jaxspec.training.eagle3 import Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
@@ -39,6 +40,7 @@ def fit_draft(
     schedule: Schedule = Schedule(learning_rate=1e-3),  # noqa: B008  a frozen default
     seed: int = 0,
     directory: str | Path | None = None,
+    hidden: str | Path | None = None,
     progress: bool = True,
 ) -> Draft:
     """Train a draft that reads hidden states of a target; it computes in float32 and keeps its own types.
@@ -54,6 +56,8 @@ def fit_draft(
         schedule: optimiser steps; ``sequence_length`` is not used, rows are taken whole.
         seed: of the batches.
         directory: where to save, and to resume from.
+        hidden: folder for the target's hidden states along ``tokens`` (n·T·(taps + 1)·D numbers), which are then
+            computed once, not at every step; drafts that read the same share the file.
         progress: show a bar.
 
     Raises:
@@ -71,16 +75,22 @@ def fit_draft(
         measure = partial(_measure, draft, rest, target, held_out, prompt_length, progress)
         best = Best(measure, fresh, epoch, PATIENCE, folder and folder / "best")
     options: dict[str, Any] = {"seed": seed, "label": "draft", "progress": progress, "until": best}
-    batch_fn = partial(_batch, tokens, prompt_length, schedule.batch_size, seed)
+    taps = draft.drafter.reads.taps
+    streams = None if hidden is None else stored_hidden(target, taps, tokens, Path(hidden), progress)
+    batch_fn = partial(_batch, tokens, streams, prompt_length, schedule.batch_size, seed)
     params = fit(loss, fresh, batch_fn, schedule, directory=folder and folder / "steps", **options)
     params = params if best is None else best.of_all(params)
     return draft._replace(params={**jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, own), **rest})
 
 
-def _batch(tokens: np.ndarray, prompt_length: int, size: int, seed: int, step: int) -> dict[str, np.ndarray]:
+def _batch(
+    tokens: np.ndarray, streams: np.ndarray | None, prompt_length: int, size: int, seed: int, step: int
+) -> dict[str, np.ndarray]:
     """Draw rows, a function of (seed, step) alone; prompts are masked."""
-    rows = tokens[np.random.default_rng((seed, step)).integers(0, len(tokens), size)]
-    return {"tokens": rows, "mask": np.broadcast_to(np.arange(rows.shape[1]) >= prompt_length, rows.shape)}
+    index = np.random.default_rng((seed, step)).integers(0, len(tokens), size)
+    rows = tokens[index]
+    batch = {"tokens": rows, "mask": np.broadcast_to(np.arange(rows.shape[1]) >= prompt_length, rows.shape)}
+    return batch if streams is None else batch | {"hidden": np.moveaxis(streams[index], 1, 0)}
 
 
 def _measure(

@@ -34,13 +34,13 @@ class HeadsRecipe:
         seed: of prompts, initial weights and batches.
     """
 
-    prompts: int = 2048
+    prompts: int = 6144
     prompt_length: int = 32
     new_tokens: int = 96
     held_out: int = 64
     heads: tuple[int, int] = (4, 2)
     hidden: int = 256
-    schedule: Schedule = field(default_factory=lambda: Schedule(1500, 16, 128, 2e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(3000, 16, 128, 2e-3))
     seed: int = 0
 
 
@@ -75,7 +75,8 @@ def run(recipe: HeadsRecipe, pair: Pair, out: Path) -> dict[str, Any]:
     drafts, figures = fresh(recipe, pair), {}
     for name, draft in drafts.items():
         options: dict[str, Any] = {"prompt_length": recipe.prompt_length, "held_out": held_out}
-        options |= {"schedule": recipe.schedule, "seed": recipe.seed, "directory": out / DRAFTS / name}
+        options |= {"schedule": recipe.schedule, "seed": recipe.seed}
+        options |= {"directory": out / DRAFTS / name, "hidden": out / "hidden"}
         drafts[name] = fit_draft(draft, pair.target, train, **options)
         accepted = accepted_tokens(drafts[name], pair.target, held_out, prompt_length=recipe.prompt_length)
         figures[name] = {"parameters": own_size(drafts[name], pair), "accepted": round(accepted, 3)}

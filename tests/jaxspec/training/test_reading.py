@@ -16,6 +16,7 @@ from jaxspec.federated import continued
 from jaxspec.training import (
     Recipe,
     Schedule,
+    _hidden,
     accepted_tokens,
     eagle3_loss,
     eagle_loss,
@@ -157,3 +158,25 @@ def test_the_whole_parameters_are_refused_where_only_a_part_is_trained():
     draft = made("eagle")
     with pytest.raises(ValueError, match="expected the trained part"):
         eagle_loss(draft, models.target())(draft.params, {"tokens": texts()[:2]}, jax.random.key(0))
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "medusa"])
+def test_hidden_states_on_disk_give_the_same_draft_and_are_continued(kind, tmp_path, monkeypatch):
+    draft, rows, hidden = made(kind), texts(), tmp_path / "hidden"
+    run, count = _hidden._streams, iter(range(100))
+
+    def interrupted(*args):
+        if next(count) == 1:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(_hidden, "_streams", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(draft, rows, hidden=hidden)
+    monkeypatch.setattr(_hidden, "_streams", run)
+    chex.assert_trees_all_close(fitted(draft, rows, hidden=hidden).params, fitted(draft, rows).params, atol=1e-3)
+    (file,) = hidden.iterdir()
+    assert file.stat().st_size == _hidden.hidden_bytes(models.target(), draft.drafter.reads.taps, rows)
+    changed = file.stat().st_mtime_ns
+    fitted(draft, rows, hidden=hidden)
+    assert file.stat().st_mtime_ns == changed
