@@ -15,6 +15,7 @@ from jaxspec.training.losses import (
     language_model_loss,
     log_probabilities,
 )
+from jaxspec.training.ranks import rank_accuracy
 from jaxspec.training.reading import fit_draft
 from jaxspec.training.streams import draft_loss, fit_streams, streaming_loss
 
@@ -40,6 +41,7 @@ __all__ = [
     "lens_loss",
     "log_probabilities",
     "medusa_loss",
+    "rank_accuracy",
     "streaming_loss",
     "trained_part",
 ]

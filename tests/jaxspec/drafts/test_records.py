@@ -165,6 +165,8 @@ def test_published_shapes(name, key):
     leaves = {tuple(node for node in row if node >= 0) for row in found[f"{key}retrieve_indices"].tolist()}
     own = [node for node in range(shape.size) if node not in shape.parents]
     assert {tuple(np.flatnonzero(shape.ancestors[node]).tolist()) for node in own} == leaves
+    data = {"mc_sim_7b_63.": trees.MC_SIM_7B_63, "": trees.EAGLE_25}
+    assert data.get(key, shape) == shape
 
 
 def medusa_variants():

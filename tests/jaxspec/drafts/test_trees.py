@@ -1,6 +1,7 @@
 """Trees of drafts: plain decoding's tokens, whatever the shape, and more of them accepted than of a chain."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import numpy as np
@@ -86,6 +87,18 @@ def test_prompts_that_are_read_in_chunks():
     )
 
 
+def test_a_fitted_tree_accepts_most_of_all_trees_of_its_size():
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        accuracy = random.dirichlet(np.ones(4), 3)[:, :3]
+        every = [path for depth in (1, 2, 3) for path in product(range(3), repeat=depth)]
+        chance = {path: np.prod([accuracy[d, r] for d, r in enumerate(path)]) for path in every}
+        shape = trees.fitted(accuracy, 12)
+        paths = [tuple(shape.ranks[node] for node in line if node) for line in map(np.unique, shape.paths[1:])]
+        assert sum(chance[path] for path in paths) == pytest.approx(sum(sorted(chance.values())[-11:]))
+    assert trees.fitted([[0.6, 0.3]], 9).parents == (-1, 0, 0)
+
+
 @pytest.mark.slow
 def test_a_tree_accepts_more_than_a_chain_of_its_depth():
     pair = zoo.load()
@@ -107,6 +120,9 @@ def test_a_tree_accepts_more_than_a_chain_of_its_depth():
         (lambda: trees.static(()), "at least one level"),
         (lambda: trees.static((2, 0)), "children of a node"),
         (lambda: trees.static((64, 64)), "at most 1024 nodes"),
+        (lambda: trees.fitted([0.5, 0.1], 4), r"expected accuracy \[D, K\]"),
+        (lambda: trees.fitted([[1.5]], 4), "from 0 to 1"),
+        (lambda: trees.fitted([[0.5]], 1), "nodes of a tree"),
     ],
 )
 def test_errors(make, message):

@@ -22,6 +22,7 @@ from jaxspec.training import (
     eagle_loss,
     fit_draft,
     medusa_loss,
+    rank_accuracy,
     reading,
     trained_part,
 )
@@ -62,6 +63,23 @@ def test_a_fit_raises_acceptance_and_trains_nothing_of_the_target(kind):
     for name in {"embedding", "index"} & set(draft.params):
         assert trained.params[name] is draft.params[name]
     assert jax.tree.map(jnp.shape, trained.params) == jax.tree.map(jnp.shape, draft.params)
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "medusa"])
+def test_the_first_rank_is_the_first_accepted_token(kind):
+    draft, text = fitted(made(kind)), texts()
+    table = rank_accuracy(draft, models.target(), text, prompt_length=PROMPT, depth=2, ranks=models.VOCAB)
+    np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-6)
+    assert table[0, 0] == pytest.approx(accepted(draft, window=1))
+    shorter = rank_accuracy(draft, models.target(), text, prompt_length=PROMPT, depth=2, ranks=3)
+    np.testing.assert_array_equal(shorter, table[:, :3])
+
+
+def test_a_target_as_its_own_draft_is_always_right():
+    table = rank_accuracy(models.target(), models.target(), texts(), prompt_length=PROMPT, depth=3, ranks=2)
+    np.testing.assert_array_equal(table, [[1, 0]] * 3)
+    with pytest.raises(ValueError, match="expected texts"):
+        rank_accuracy(models.target(), models.target(), texts()[:, :4], prompt_length=PROMPT)
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3", "hydra++"])
