@@ -12,7 +12,7 @@ Every row is measured in two processes, with and without Eigen threads; the bett
 speculative decoding differs from plain decoding with the embedded pair in bfloat16 (kernels for one row and for eight
 rows round differently): the position (``place``), and the gap between the target's two largest logits there.
 
-mirror: see ``benchmarks/mirror.py``; gpu: see ``benchmarks/mirror_gpu.py``.
+mirror: see ``benchmarks/mirror.py``; drafts: see ``benchmarks/draft_kinds.py``; gpu: see ``benchmarks/mirror_gpu.py``.
 """
 
 import json
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import draft_kinds
 import jax
 import jax.numpy as jnp
 import mirror
@@ -62,13 +63,14 @@ class DecodeOptions:
     """What is measured.
 
     Attributes:
-        suite: engine, mirror or gpu.
+        suite: engine, mirror, drafts or gpu.
         sizes: of the models (mirror and gpu: of the targets). Default: all sizes of the suite.
-        drafts: mirror and gpu: sizes of the drafts. Default: all.
-        prompts: mirror and gpu: number of prompts.
-        rounds: mirror and gpu: rounds in which all methods take turns.
+        drafts: mirror and gpu: sizes of the drafts; drafts: kinds. Default: all.
+        pair: drafts: folder of a pair with drafts. Default: the embedded pair.
+        prompts: mirror, drafts and gpu: number of prompts.
+        rounds: mirror, drafts and gpu: rounds in which all methods take turns.
         minutes: gpu: time after which the rest is skipped.
-        picture: mirror: file of the picture.
+        picture: mirror and drafts: file of the picture.
         repeats: smallest number of timed calls per row; medians are reported.
         new_tokens: number of decoded tokens.
         transformers: compare with transformers, which must be installed.
@@ -79,6 +81,7 @@ class DecodeOptions:
     suite: str = "engine"
     sizes: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
+    pair: str | None = None
     prompts: int = 3
     rounds: int = 3
     minutes: float = 60.0
@@ -317,6 +320,7 @@ class Suite:
 SUITES: dict[str, Suite] = {
     "engine": Suite(best_of_both, {"sizes": SIZES}, (quality, divergences)),
     "mirror": Suite(mirror.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
+    "drafts": Suite(draft_kinds.suite, {"drafts": draft_kinds.KINDS}),
     "gpu": Suite(mirror_gpu.suite, {"sizes": mirror_gpu.TARGETS, "drafts": mirror_gpu.DRAFTS}),
 }
 

@@ -18,11 +18,13 @@ import numpy as np
 
 from jaxspec.analysis import cost
 from jaxspec.devices.sharding import Placement, mesh_of
+from jaxspec.drafts import Draft
 from jaxspec.drafts.streams import limited
 from jaxspec.generation import generate
 from jaxspec.generation.trace import Span, Timeline
 from jaxspec.methods import DecodeSpec
 from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.models.base import Model
 from jaxspec.verify.exits import LogitLens
 from jaxspec.zoo import Pair, grow
 
@@ -36,6 +38,7 @@ class BenchSetting:
         devices: devices of the target's mesh, for plain and speculative decoding.
         eigen_threads: whether one operation may use several threads.
         streams: lookahead streams of the draft.
+        draft: name of one of ``pair.drafts``; default: the pair's own draft.
         growth: factors of width and depth, of the target and then of the draft (``zoo.grow``).
     """
 
@@ -43,6 +46,7 @@ class BenchSetting:
     devices: int = 1
     eigen_threads: bool = True
     streams: int = 0
+    draft: str = ""
     growth: tuple[int, int, int, int] = (1, 1, 1, 1)
 
     def __str__(self) -> str:
@@ -77,7 +81,8 @@ class Measurement(NamedTuple):
 
 def build(setting: BenchSetting, pair: Pair) -> DecodingMethod:
     """Build the method of a setting, for a pair that is already grown."""
-    draft = limited(pair.streaming or pair.draft, setting.streams) if setting.streams else pair.draft
+    draft: Model | Draft = limited(pair.streaming or pair.draft, setting.streams) if setting.streams else pair.draft
+    draft = pair.drafts[setting.draft] if setting.draft else draft
     devices = jax.devices()
     two_meshes = Placement(mesh_of(devices[:1]), mesh_of(devices[1:2]))
     one_mesh = Placement(mesh_of(devices[: setting.devices]), mesh_of(devices[: setting.devices]))
