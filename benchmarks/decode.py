@@ -12,7 +12,8 @@ Every row is measured in two processes, with and without Eigen threads; the bett
 speculative decoding differs from plain decoding with the embedded pair in bfloat16 (kernels for one row and for eight
 rows round differently): the position (``place``), and the gap between the target's two largest logits there.
 
-mirror: see ``benchmarks/mirror.py``; drafts: see ``benchmarks/draft_kinds.py``; gpu: see ``benchmarks/mirror_gpu.py``.
+Other suites: mirror, drafts, mirror-trees and gpu, see ``benchmarks/`` mirror.py, draft_kinds.py, mirror_trees.py and
+mirror_gpu.py.
 """
 
 import json
@@ -30,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import mirror
 import mirror_gpu
+import mirror_trees
 import numpy as np
 import tyro
 from machine import read_bandwidth, seconds_of
@@ -63,7 +65,7 @@ class DecodeOptions:
     """What is measured.
 
     Attributes:
-        suite: engine, mirror, drafts or gpu.
+        suite: engine, mirror, drafts, mirror-trees or gpu.
         sizes: of the models (mirror and gpu: of the targets). Default: all sizes of the suite.
         drafts: mirror and gpu: sizes of the drafts; drafts: kinds. Default: all.
         pair: drafts: folder of a pair with drafts. Default: the embedded pair.
@@ -321,6 +323,7 @@ SUITES: dict[str, Suite] = {
     "engine": Suite(best_of_both, {"sizes": SIZES}, (quality, divergences)),
     "mirror": Suite(mirror.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
     "drafts": Suite(draft_kinds.suite, {"drafts": draft_kinds.KINDS}),
+    "mirror-trees": Suite(mirror_trees.suite, {"drafts": draft_kinds.KINDS}),
     "gpu": Suite(mirror_gpu.suite, {"sizes": mirror_gpu.TARGETS, "drafts": mirror_gpu.DRAFTS}),
 }
 

@@ -208,7 +208,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     left.set_title("solid: fitted trees, dashed: dynamic, dotted: chains")
     left.set_xticks(ticks := [4, 8, 16, 32], [str(tick) for tick in ticks])
     left.minorticks_off()
-    right.set(ylabel="× plain decoding", title="best of speculative decoding, of Mirror-SD (pale)")
+    right.set(ylabel="× plain decoding", title="best speed; pale: Mirror-SD")
     right.set_xticks(range(len(kinds)), kinds)
     for axes in (left, right):
         pictures.plain(axes)
