@@ -2,9 +2,9 @@
 
 Under Mirror-SD the draft continues the R likeliest verdicts before the verdict is there. A verdict is a place of what
 is verified and the token behind it; the exit's distributions, sharpened as ``policies.mirror`` does, give each a
-chance: their product along the path to the place, and of the token there. ``covered``: how often the verdict is among the R likeliest, in speculative decoding
-with that chain or tree. ``rollout_ms``: the draft's time for R continuations of the same shape, as one batch. The
-next step of a tree needs R trees, so that the time grows with nodes times R.
+chance: their product along the path to the place, and of the token there. ``covered``: how often the verdict is among
+the R likeliest, in speculative decoding with that chain or tree. ``rollout_ms``: the draft's time for R continuations
+of the same shape, as one batch. The next step of a tree needs R trees: the time grows with nodes times R.
 """
 
 import sys
