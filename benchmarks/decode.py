@@ -12,8 +12,8 @@ Every row is measured in two processes, with and without Eigen threads; the bett
 speculative decoding differs from plain decoding with the embedded pair in bfloat16 (kernels for one row and for eight
 rows round differently): the position (``place``), and the gap between the target's two largest logits there.
 
-Other suites: mirror, drafts, mirror-trees and gpu, see ``benchmarks/`` mirror.py, draft_kinds.py, mirror_trees.py and
-mirror_gpu.py.
+Other suites: mirror, drafts, mirror-trees, late-taps and gpu, see ``benchmarks/`` mirror.py, draft_kinds.py,
+mirror_trees.py, late_taps.py and mirror_gpu.py.
 """
 
 import json
@@ -29,6 +29,7 @@ from typing import Any
 import draft_kinds
 import jax
 import jax.numpy as jnp
+import late_taps
 import mirror
 import mirror_gpu
 import mirror_trees
@@ -65,10 +66,12 @@ class DecodeOptions:
     """What is measured.
 
     Attributes:
-        suite: engine, mirror, drafts, mirror-trees or gpu.
+        suite: engine, mirror, drafts, mirror-trees, late-taps or gpu.
         sizes: of the models (mirror and gpu: of the targets). Default: all sizes of the suite.
         drafts: mirror and gpu: sizes of the drafts; drafts: kinds. Default: all.
-        pair: drafts: folder of a pair with drafts. Default: the embedded pair.
+        out: late-taps: folder for training.
+        steps: late-taps: optimiser steps.
+        pair: drafts, mirror-trees and late-taps: folder of a pair with drafts. Default: the embedded pair.
         prompts: mirror, drafts and gpu: number of prompts.
         rounds: mirror, drafts and gpu: rounds in which all methods take turns.
         minutes: gpu: time after which the rest is skipped.
@@ -83,6 +86,8 @@ class DecodeOptions:
     suite: str = "engine"
     sizes: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
+    out: Path = Path("out/late_taps")
+    steps: int = 1500
     pair: str | None = None
     prompts: int = 3
     rounds: int = 3
@@ -324,6 +329,7 @@ SUITES: dict[str, Suite] = {
     "mirror": Suite(mirror.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
     "drafts": Suite(draft_kinds.suite, {"drafts": draft_kinds.KINDS}),
     "mirror-trees": Suite(mirror_trees.suite, {"drafts": draft_kinds.KINDS}),
+    "late-taps": Suite(late_taps.suite, {}),
     "gpu": Suite(mirror_gpu.suite, {"sizes": mirror_gpu.TARGETS, "drafts": mirror_gpu.DRAFTS}),
 }
 

@@ -37,6 +37,8 @@ class DraftTraining:
         heads: of medusa and hydra.
         prompts: how many the target continues.
         new_tokens: length of each continuation.
+        hidden_gib: most GiB of the target's hidden states to keep in OUT/hidden, where kinds that read them find them
+            at every step; where it would take more, they are computed again.
         schedule: optimiser steps; its sequence_length is not used.
     """
 
@@ -49,6 +51,7 @@ class DraftTraining:
     heads: int = 4
     prompts: int = 512
     new_tokens: int = 96
+    hidden_gib: float = 16.0
     schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3))
 
     def check(self) -> None:
@@ -112,13 +115,15 @@ def _prompts(text: Text, settings: DraftTraining) -> np.ndarray:
 def _reading(settings: DraftTraining, task: _Task) -> dict[str, Any]:
     from jaxspec.drafts import frequent_tokens, init_draft
     from jaxspec.loading import save_draft
-    from jaxspec.training import accepted_tokens, fit_draft
+    from jaxspec.training import accepted_tokens, fit_draft, hidden_bytes
 
     target, count = task.models.target, settings.vocabulary
     ids = None if count is None else frequent_tokens(task.tokens, count, target.network.config.vocab_size)
     kind: Any = settings.kind
     draft = init_draft(kind, target, taps=settings.taps, vocabulary=ids, heads=settings.heads)
     options: dict[str, Any] = {"prompt_length": PROMPT, "schedule": settings.schedule, "directory": task.out}
+    if hidden_bytes(target, draft.drafter.reads.taps, task.tokens) <= settings.hidden_gib * 2**30:
+        options["hidden"] = task.out / "hidden"
     draft = fit_draft(draft, target, task.tokens, held_out=task.held_out, **options)
     save_draft(draft, task.out / "draft")
     accepted = accepted_tokens(draft, target, task.held_out, prompt_length=PROMPT, window=WINDOW)

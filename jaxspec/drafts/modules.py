@@ -12,6 +12,7 @@ from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
 from jaxspec.models.layers import Layer, RMSNorm, turning, weight
+from jaxspec.models.modules import bound, params_of, structure
 from jaxspec.verify.features import Features
 
 
@@ -36,7 +37,7 @@ class ModuleNetwork(DraftNetwork):
 
     def bound(self, params: Params) -> Any:
         """Return the module with parameters."""
-        return nnx.merge(_graph(self), _numbered(params))
+        return bound(_graph(self), params)
 
     def run(
         self, params: Params, inputs: Any, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: Any
@@ -50,12 +51,12 @@ class ModuleNetwork(DraftNetwork):
 
     def init(self, key: Array) -> Params:
         """Draw fresh parameters."""
-        return _listed(nnx.to_pure_dict(nnx.split(self.module(nnx.Rngs(key)))[1]))
+        return params_of(self.module(nnx.Rngs(key)))
 
 
 @lru_cache
 def _graph(network: Any) -> Any:
-    return nnx.split(nnx.eval_shape(lambda: network.module(nnx.Rngs(0))))[0]
+    return structure(network.module)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Fusion:
 
     def bound(self, params: Params) -> "FusionModule":
         """Return the module with parameters."""
-        return nnx.merge(_graph(self), _numbered(params))
+        return bound(_graph(self), params)
 
 
 class FusionModule(nnx.Module):
@@ -106,21 +107,6 @@ class FusionModule(nnx.Module):
         g = jnp.concatenate(parts)
         g = g if self.input_norm is None else self.input_norm(g)
         return g if self.matrix is None else jnp.einsum("dc,cbt->dbt", self.matrix[...], g)
-
-
-def _numbered(params: Params) -> Params:
-    if isinstance(params, list):
-        params = dict(enumerate(params))
-    return {name: _numbered(part) for name, part in params.items()} if isinstance(params, dict) else params
-
-
-def _listed(params: Params) -> Params:
-    if not isinstance(params, dict):
-        return params
-    parts = {name: _listed(part) for name, part in params.items()}
-    return (
-        [parts[index] for index in range(len(parts))] if parts and all(isinstance(key, int) for key in parts) else parts
-    )
 
 
 def embedded(table: nnx.Param, tokens: Array) -> Array:

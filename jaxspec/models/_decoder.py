@@ -17,6 +17,7 @@ from jaxspec.models._tracks import meet, segments, side_by_side
 from jaxspec.models.base import Array, Attend, Model, Network, Params
 from jaxspec.models.config import DecoderConfig
 from jaxspec.models.layers import Layer, norm, project, turning, weight
+from jaxspec.models.modules import bound, params_of, structure
 
 
 class Decoder(nnx.Module):
@@ -83,11 +84,10 @@ class Decoder(nnx.Module):
 @lru_cache
 def network(config: DecoderConfig) -> Network:
     """Return the decoder as pure functions of plain parameters; no array is made."""
-    graph = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))[0]
+    graph = structure(partial(Decoder, config))
 
     def method(name: str, params: Params, *args: Any) -> Any:
-        state = {**params, "layers": dict(enumerate(params["layers"]))}
-        return getattr(nnx.merge(graph, state), name)(*args)
+        return getattr(bound(graph, params), name)(*args)
 
     embed, blocks, logits, final = (partial(method, name) for name in ("embed", "blocks", "logits", "final"))
     return Network(config, embed, blocks, logits, partition, network, final)
@@ -95,8 +95,7 @@ def network(config: DecoderConfig) -> Network:
 
 def init_params(config: DecoderConfig, key: Array) -> Params:
     """Draw fresh parameters, a plain pytree: a dictionary in which ``layers`` is a list."""
-    pure = nnx.to_pure_dict(nnx.split(Decoder(config, nnx.Rngs(key)))[1])
-    return {**pure, "layers": [pure["layers"][index] for index in range(config.num_layers)]}
+    return params_of(Decoder(config, nnx.Rngs(key)))
 
 
 def decoder(config: DecoderConfig, key: Array) -> Model:

@@ -2,6 +2,7 @@
 
 from jaxspec.training._fit import Schedule, fit
 from jaxspec.training._held_out import accepted_tokens
+from jaxspec.training._hidden import hidden_bytes
 from jaxspec.training._trained import trained_part
 from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
@@ -35,6 +36,7 @@ __all__ = [
     "fit_imputation",
     "fit_lens",
     "fit_streams",
+    "hidden_bytes",
     "hidden_states",
     "hydra_loss",
     "language_model_loss",
