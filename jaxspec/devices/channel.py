@@ -149,10 +149,9 @@ def send(tree: Any, sharding: DeviceOrSharding) -> Any:
 def pack(tree: Any) -> Array:
     """Concatenate leaves [B, ...] into one array [B, n] int32: one transfer instead of one for each leaf.
 
-    Leaves of 32 bits keep their bits; booleans and smaller numbers are widened to 32 bits.
+    Leaves of 32 bits keep their bits, those of 16 share a number of two; booleans and 8 bits are widened.
     """
-    leaves = [_bits(leaf.astype(_wide(leaf.dtype)), jnp.int32) for leaf in jax.tree.leaves(tree)]
-    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+    return jnp.concatenate([_words(leaf.reshape(leaf.shape[0], -1)) for leaf in jax.tree.leaves(tree)], axis=1)
 
 
 def unpack(packed: Array, like: Tree) -> Tree:
@@ -160,23 +159,42 @@ def unpack(packed: Array, like: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(like)
     cuts = np.cumsum(_widths([(leaf.shape, leaf.dtype) for leaf in leaves]))[:-1].tolist()
     parts = zip(jnp.split(packed, cuts, axis=1), leaves, strict=True)
-    arrays = [_bits(part, _wide(leaf.dtype)).astype(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
-    return jax.tree.unflatten(structure, arrays)
+    return jax.tree.unflatten(structure, [_from_words(part, leaf) for part, leaf in parts])
 
 
 _bits = jax.lax.bitcast_convert_type
 _packed = jax.jit(pack)
 
 
+def _words(rows: Array) -> Array:
+    """Return the numbers of rows [B, n] as int32 words [B, m]."""
+    if _is_half(rows.dtype):
+        return _bits(jnp.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2), jnp.int32)
+    return _bits(rows.astype(_wide(rows.dtype)), jnp.int32)
+
+
+def _from_words(words: Array, like: Any) -> Array:
+    """Return the leaf whose words these are."""
+    if _is_half(like.dtype):
+        rows = _bits(words, like.dtype).reshape(len(words), -1)
+        return rows[:, : math.prod(like.shape[1:])].reshape(like.shape)
+    return _bits(words, _wide(like.dtype)).astype(like.dtype).reshape(like.shape)
+
+
+def _is_half(dtype: Any) -> bool:
+    return np.dtype(dtype).itemsize == 2
+
+
 def _wide(dtype: Any) -> Any:
-    """Return the 32-bit type that holds every number of a type."""
+    """Return the 32-bit type that holds every number of a type of 8 or 32 bits."""
     if np.dtype(dtype).itemsize == 4:
         return dtype
     return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
 
 
 def _widths(specs: Any) -> list[int]:
-    return [math.prod(shape[1:]) for shape, _ in specs]
+    counts = [(math.prod(shape[1:]), dtype) for shape, dtype in specs]
+    return [-(-count // 2) if _is_half(dtype) else count for count, dtype in counts]
 
 
 @lru_cache
