@@ -1,13 +1,16 @@
 """Recorded outputs of the original programs of EAGLE-1 to -3, Medusa and Hydra, replayed with the same weights."""
 
+import re
 from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxspec
 from jaxspec.drafts import Draft, Pending, Proposer, Verification, trees
 from jaxspec.drafts.eagle import Eagle
+from jaxspec.generation.requests import request_of
 from jaxspec.models.attention import cached, causal
 from jaxspec.verify import Features, Reads
 from jaxspec.verify.acceptance import match
@@ -142,6 +145,47 @@ def test_dynamic_trees(name):
             tree.depth[0] > 0, np.take_along_axis(tree.paths[0], np.maximum(tree.depth[0] - 1, 0)[:, None], 1)[:, 0], -1
         )
         np.testing.assert_array_equal(parents, value("parents"))
+
+
+SETTINGS = {"nodes": ("total_token", "total_tokens", "nodes"), "depth": ("depth",), "top_k": ("top_k", "topk")}
+
+
+def trace_of(found, case):
+    """Text, positions of the root before every step, and tree settings of a recorded decoding."""
+    part = {key.removeprefix(case): value for key, value in found.items() if key.startswith(case)}
+    positions = [
+        value for key, value in sorted(part.items(), key=lambda item: _order(item[0])) if "length_before" in key
+    ]
+    text = max((each for each in part.values() if each.ndim == 1 and each.dtype.kind == "i"), key=len)
+    settings = {
+        name: int(next((part[key] for key in part if key.rsplit(".")[-1] in keys and part[key].ndim == 0), -1))
+        for name, keys in SETTINGS.items()
+    }
+    return text.tolist(), np.concatenate([np.atleast_1d(each) for each in positions]).tolist(), settings
+
+
+def _order(key):
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+
+
+@pytest.mark.parametrize("name", records.names("trace_*"))
+def test_tree_decoding_step_by_step(name):
+    """Prompt, tokens and accepted tokens of every step; ``length_before`` counts the tokens before the root."""
+    found = records.record(name)
+    for case in sorted({key.split(".")[0] for key in found if "." in key and "length_before" in key}) or [""]:
+        text, positions, settings = trace_of(found, case)
+        if min(settings.values()) < 1:
+            pytest.skip(f"{name} does not say {', '.join(key for key, value in settings.items() if value < 1)}")
+        tree = trees.dynamic(settings["top_k"], settings["depth"] + 1, settings["nodes"])
+        method = jaxspec.speculative(records.target(), records.draft(name.removeprefix("trace_")), tree=tree)
+        ids = [np.asarray(text[: positions[0] + 1], np.int32)]
+        request, capacity = request_of(ids, method, len(text) - len(ids[0]) + tree.max_depth)
+        state, seen = method.init(request, capacity), list(ids[0])
+        for position in positions:
+            assert int(state.target.progress.position[0]) == position
+            state, info = method.step(state)
+            seen += info.tokens[0, : int(info.num_verified[0]) + 1].tolist()
+        assert seen[: len(text)] == text[: len(seen)]
 
 
 def published_paths():
