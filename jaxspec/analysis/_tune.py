@@ -18,7 +18,7 @@ from jaxspec.analysis.replay import Recording, hits, record, steps
 from jaxspec.analysis.timing import Primitives, TimedPair, measure
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, default_placement, put_model, replicated_sharding
-from jaxspec.drafts.streams import check_no_streams
+from jaxspec.drafts.streams import check_model, check_no_streams
 from jaxspec.generation import generate
 from jaxspec.generation.requests import Prompt, encoded, request_of
 from jaxspec.methods.checks import check_exit, check_pair
@@ -137,7 +137,7 @@ def tune(
 
     Args:
         target: network and parameters whose text is generated.
-        draft: a model with the target's tokenizer (``vocabulary.fitted``).
+        draft: a language model with the target's tokenizer (``vocabulary.fitted``).
         prompts: texts, conversations or token ids, similar to later ones.
         grid: values to try.
         exit_layer: ℓₑ of the exit head, timed as one program; default N/2.
@@ -177,6 +177,7 @@ def _check(
     target: Model, draft: Model, where: Placement, head: Any, layers: set[int], grid: Grid, new_tokens: int
 ) -> None:
     check_local(where)
+    check_model(draft, "to tune with")
     check_no_streams(draft, " to tune with")
     for layer in layers:
         check_exit(target, layer, max(grid.num_candidates), head)

@@ -60,7 +60,8 @@ def dynamic(top_k: int = 10, depth: int = 6, nodes: int = 60) -> Dynamic:
     top_k, depth = whole("top_k", top_k, 1, MANY_NODES), whole("depth of a tree", depth, 1, MANY_NODES)
     candidates = top_k + (depth - 1) * top_k**2
     most = min(MANY_NODES, 1 + candidates)
-    nodes = whole("nodes of a tree", nodes, 2, most, f"there are {candidates} candidates behind the root")
+    reason = f"there are {candidates} candidates behind the root"
+    nodes = whole("nodes of a tree", nodes, 2, most, reason if candidates < MANY_NODES else "no tree may have more")
     return Dynamic(top_k, depth, nodes)
 
 

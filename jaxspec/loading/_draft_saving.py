@@ -60,7 +60,7 @@ def _arrays(network: Any, params: Params, dtype: Any) -> Iterator[tuple[str, np.
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array, name = np.asarray(leaf), name_of(path)
         if name == INDEX:
-            ids = np.flatnonzero(array < network.config.vocab_size)
+            ids = np.argsort(array, kind="stable")[: network.config.vocab_size]  # in the order of the head's rows
             yield "d2t", ids - np.arange(len(ids))
             yield "t2d", array < network.config.vocab_size
             continue

@@ -99,8 +99,7 @@ def layers_of(files: DraftFiles, published: dict[str, Any], width: int, inputs: 
             "config.json belongs to other weights"
         )
     numbers = {int(found[1]) for found in files.matching(r"layers\.(\d+)\..*")}
-    types = published.get("layer_types") or []
-    windowed = tuple(kind == SLIDING for kind in types)
+    windowed = _windowed(published)
     return DecoderConfig(
         vocab_size=rows,
         width=width,
@@ -124,6 +123,18 @@ def layers_of(files: DraftFiles, published: dict[str, Any], width: int, inputs: 
         ),
         ends=Ends(tied=False, embedding_scale=1.0),
     )
+
+
+def _windowed(published: dict[str, Any]) -> tuple[bool, ...]:
+    """Return which layers have the sliding window; a draft's number among its target's layers is not in its files."""
+    types, window = published.get("layer_types") or [], published.get("sliding_window")
+    if window and published.get("use_sliding_window") and not types:
+        raise ValueError(
+            f"expected layer_types that say which layers have the window of {window} positions, got none; add "
+            'layer_types ("sliding_attention" or "full_attention" for each layer) to config.json, or set '
+            "use_sliding_window: false"
+        )
+    return tuple(kind == SLIDING for kind in types)
 
 
 def rotary_text(config: DecoderConfig) -> str:

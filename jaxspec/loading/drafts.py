@@ -20,6 +20,7 @@ from jaxspec.loading._heads import is_hydra, is_medusa, read_hydra, read_medusa
 from jaxspec.loading.parameters import float_dtype
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import hidden_like
+from jaxspec.verify.features import check_reads
 
 
 class Format(NamedTuple):
@@ -85,6 +86,7 @@ def load_draft(
         files = DraftFiles(folder)
         format = _format_of(files)
         network, said = format.read(files, target, options)
+        check_reads(target.network, network.reads)
         own_dtype = hidden_like(target).dtype if dtype is None else float_dtype(dtype)
         params, shared = _read(network, files, target, own_dtype)
         ignored = files.check_all_used(format.ignored)
@@ -115,7 +117,8 @@ def _read(network: ModuleNetwork, files: DraftFiles, target: Model, dtype: Any) 
     for leaf, like in leaves_of(network).items():
         if leaves[leaf].shape != like.shape:
             raise ValueError(
-                f"expected {leaf} of shape {like.shape}, got {leaves[leaf].shape}: it is of another target"
+                f"expected {leaf} of shape {like.shape}, got {leaves[leaf].shape}: it is of another target; pass the "
+                "one that the draft was made for"
             )
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     params = jax.tree_util.tree_map_with_path(lambda path, _: leaves[name_of(path)], shapes)
@@ -154,10 +157,18 @@ def _vocabulary(files: DraftFiles, network: Any) -> np.ndarray:
     if len(set(ids.tolist())) != count or ids.min() < 0 or ids.max() >= network.num_tokens:
         raise ValueError(
             f"expected d2t of offsets to {count} different tokens of {network.num_tokens}, got ids from {ids.min()} to "
-            f"{ids.max()}"
+            f"{ids.max()}; token j of the draft is token j + d2t[j] of the target"
         )
     if "t2d" in files:
         marks = files["t2d"].astype(bool)
-        if marks.shape != (network.num_tokens,) or set(np.flatnonzero(marks)) != set(ids.tolist()):
-            raise ValueError(f"expected t2d to mark the {count} tokens of d2t among {network.num_tokens}, got others")
+        if marks.shape != (network.num_tokens,):
+            raise ValueError(
+                f"expected t2d over the {network.num_tokens} tokens of the target, got {marks.shape}; pass the target "
+                "that the draft was made for"
+            )
+        if set(np.flatnonzero(marks)) != set(ids.tolist()):
+            raise ValueError(
+                f"expected t2d to mark the {count} tokens of d2t, got {int(marks.sum())} marks, others than these; one "
+                "of the two belongs to another draft"
+            )
     return index_of(ids, network.num_tokens)

@@ -31,7 +31,8 @@ def check_pair(target: Model, draft: Model | Draft, window: int) -> tuple[Draft,
     most = made.drafter.max_window
     if most is not None and window > most:
         raise ValueError(
-            f"expected a window or a tree of at most {most} levels, the draft has {most} heads; got {window}"
+            f"expected a window or a tree of at most {most} levels, since the draft has {most} heads, got {window}; "
+            f"pass window={most} or a tree of fewer levels"
         )
     return made, whole("window", window, 1, 2**15, "for none use jaxspec.autoregressive")
 

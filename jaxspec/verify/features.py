@@ -99,7 +99,10 @@ def check_reads(network: Network, reads: Reads) -> None:
     """Check that a target has the hidden states that a draft reads; raise ValueError if not."""
     count, tracks = network.config.num_layers, network.config.tracks
     if list(reads.taps) != sorted(set(reads.taps)) or not all(0 <= tap <= count for tap in reads.taps):
-        raise ValueError(f"expected ascending taps from 0 to {count} (layers of the target), got {reads.taps}")
+        raise ValueError(
+            f"expected ascending taps from 0 to {count} (layers of the target), got {reads.taps}; pass other taps=, or "
+            "the target that the draft was made for"
+        )
     if tracks is not None and tracks.count > 1 and not set(reads.taps) <= set(meetings := tracks.meetings(count)):
         raise ValueError(f"expected taps where the target's tracks meet, of {meetings}, got {reads.taps}")
     if reads.final and network.final is None:
