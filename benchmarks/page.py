@@ -95,6 +95,27 @@ SECTIONS: dict[str, Section] = {
         tables.mirror,
         "mirror.png",
     ),
+    "draft_kinds": Section(
+        "Kinds of drafts",
+        "EAGLE-3, EAGLE, Hydra, Medusa and a small language model for the embedded target, by chains and trees, and "
+        "under Mirror-SD.",
+        "python benchmarks/decode.py --suite drafts --json --prompts 6 --new-tokens 96"
+        " --picture docs/images/draft_kinds.png",
+        tables.draft_kinds,
+        "draft_kinds.png",
+    ),
+    "mirror_trees": Section(
+        "Trees under Mirror-SD",
+        "How often would the likeliest verdicts hold the one that comes, and what would continuing them cost?",
+        "python benchmarks/decode.py --suite mirror-trees --json --prompts 6 --new-tokens 96",
+        tables.mirror_trees,
+    ),
+    "late_taps": Section(
+        "Hidden states above the exit",
+        "EAGLE-3 with published taps under Mirror-SD: its own output in place of late hidden states, or affine maps.",
+        "python benchmarks/decode.py --suite late-taps --json --prompts 12 --new-tokens 96",
+        tables.late_taps,
+    ),
     "mirror_gpu": Section(
         "Mirror-SD on a GPU",
         "A target in bfloat16 on the GPU, the draft on the CPU or on the GPU too; greedy, one sequence.",

@@ -251,3 +251,47 @@ def probe(lines: list[Line]) -> Iterator[Table]:
         kappas = list(layers[0][name])
         rows = [[str(layer["layer"]), *(share(layer[name][kappa]) for kappa in kappas)] for layer in layers]
         yield Table(("exit after layer", *(f"κ = {kappa}" for kappa in kappas)), rows, f"How often its top κ {what}")
+
+
+def draft_kinds(lines: list[Line]) -> Iterator[Table]:
+    """Tokens a step by draft and tree, milliseconds of drafting, speed; then the drafts under Mirror-SD."""
+    measured = [line for line in lines if "tau" in line]
+    speculative = [line for line in measured if line["method"] == "speculative"]
+    sizes = {line["draft"]: f"{line['draft']}, {millions(line['parameters'])}" for line in measured}
+    named = [{**line, "draft": sizes[line["draft"]]} for line in speculative]
+    for title, name in {
+        "Tokens a step": "tau",
+        "Milliseconds of the draft in a step": "draft_ms",
+        "Speculative decoding over plain decoding": "ratio_to_autoregressive",
+    }.items():
+        yield pivot(named, "tree", "draft", lambda line, name=name: number(line[name]), title)
+    of_chain = {(line["draft"], line["tree"]): line for line in speculative}
+    rows = [
+        [line["draft"], line["tree"], str(line["branches"]), number(line["accepted_length"]),
+         share(line["accepted_length"] / max(of_chain[line["draft"], line["tree"]]["accepted_length"], 1e-9)),
+         share(line["reuse_rate"]), number(line["ratio_to_autoregressive"])]
+        for line in measured
+        if line["method"] == "mirror"
+    ]  # fmt: skip
+    head = "draft", "window", "branches", "accepted a step", "of speculative", "windows reused", "over plain"
+    yield Table(head, rows, "Mirror-SD")
+    rows = [[line["draft"], share(line["overhead"])] for line in lines if "overhead" in line]
+    yield Table(("draft", "a step of a chain as a tree, over one of a window"), rows)
+    totals = f"{sum(line['tokens_compared'] for line in measured):,}", str(all(line["identical"] for line in measured))
+    yield Table(("tokens compared with plain decoding", "identical"), [totals])
+
+
+def mirror_trees(lines: list[Line]) -> Iterator[Table]:
+    """How often the verdict is among the likeliest ones, and what continuing these costs, by shape and budget."""
+    named = [{**line, "shape": f"{line['draft']}, {line['tree']}, τ {line['tau']:.2f}"} for line in lines]
+    yield pivot(named, "shape", "branches", lambda line: share(line["covered"]), "Verdicts among so many branches")
+    yield pivot(named, "shape", "branches", lambda line: number(line["rollout_ms"]), "Milliseconds to draft them")
+
+
+def late_taps(lines: list[Line]) -> Iterator[Table]:
+    """Mirror-SD's accepted tokens over those of speculative decoding, by what stands in for late features."""
+    named = [{**line, "setting": f"window {line['window']}, {line['branches']} branches"} for line in lines]
+    for title, name in {"Accepted tokens kept": "kept", "Windows reused": "reuse_rate"}.items():
+        yield pivot(named, "setting", "late", lambda line, name=name: share(line[name]), title)
+    accepted = lambda line: f"{line['accepted_length']:.2f} of {line['of_speculative']:.2f}"  # noqa: E731
+    yield pivot(named, "setting", "late", accepted, "Accepted tokens a step, of speculative decoding's")

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxspec.core.arguments import whole
@@ -14,6 +15,7 @@ from jaxspec.methods.fallbacks import Fallback
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import check_dtype, hidden_like
 from jaxspec.verify.acceptance import Acceptance
+from jaxspec.verify.target import Request
 
 
 def not_numbers(params: Params) -> list[str]:
@@ -125,4 +127,15 @@ def check_branches(policy: Any, count: int, window: int, num_candidates: int) ->
         raise ValueError(
             f"expected at most {MANY_BRANCHES} branches, got {count}: all κ·(γ+1) = {num_candidates}·({window}+1) "
             "candidates; give the policy a budget, such as candidates.mirror(64)"
+        )
+
+
+def check_capacity(request: Request, capacity: int, window: int) -> None:
+    """Check that the rows of a cache hold prompts, new tokens and one window more; raise ValueError if not."""
+    longest = int(np.max(np.asarray(request.lengths) + np.asarray(request.max_new_tokens)))
+    needed = max(request.tokens.shape[1], longest) + window + 1
+    if capacity < needed:
+        raise ValueError(
+            f"expected a capacity of at least {needed} rows (prompt, new tokens, a window and one), got {capacity}; "
+            "take prompt + max_new_tokens + 2 * (window + 1)"
         )

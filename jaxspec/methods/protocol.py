@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from jaxspec.devices.sharding import DATA_AXIS, axis_size
-from jaxspec.methods.checks import not_numbers
+from jaxspec.methods.checks import check_capacity, not_numbers
 from jaxspec.models.base import Model
 from jaxspec.text import Text
 from jaxspec.verify.info import StepInfo
+from jaxspec.verify.target import Request
 
 Watch = Callable[[str, str, Any], None]
 """Called with (lane, name, outputs) for every program that a step enqueues."""
@@ -29,7 +30,7 @@ class DecodingMethod(NamedTuple):
     """One way to decode; ``jaxspec.generate`` drives it.
 
     Attributes:
-        init: (``Request``, capacity) → state.
+        init: (``Request``, capacity) → state; capacity: cache rows of a sequence.
         step: (state, watch) → (state, StepInfo).
         window: γ, tokens drafted a step; 0 for plain decoding.
         vocab_size: token ids lie below it.
@@ -57,5 +58,10 @@ def method_of(
 ) -> DecodingMethod:
     """Return a method whose text is the target's."""
     config, groups = target.network.config, math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in meshes))
-    method = DecodingMethod(init, step, window, config.vocab_size, target.text, groups, config.ends.positions)
+
+    def checked(request: Request, capacity: int) -> Any:
+        check_capacity(request, capacity, window)
+        return init(request, capacity)
+
+    method = DecodingMethod(checked, step, window, config.vocab_size, target.text, groups, config.ends.positions)
     return method._replace(not_numbers=partial(not_numbers, target.params))

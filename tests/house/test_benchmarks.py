@@ -15,6 +15,8 @@ import jaxfed
 import jaxspec
 from jaxspec import zoo
 from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
+from jaxspec.cli._bench_methods import Measurement
+from jaxspec.drafts import trees
 from tests.support.jaxspec import models
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -157,6 +159,51 @@ def test_the_mirror_suite_proposes_by_the_cost_model(monkeypatch, tmp_path):
     lines = [{**line, "method": name, "step_ms": 3.0, "law_ms": 2.5} for name in ("sd", "mirror")]
     mirror.draw(lines, tmp_path / "mirror.png")
     assert (tmp_path / "mirror.png").stat().st_size > 0
+
+
+def test_the_suite_of_drafts_covers_chains_trees_and_mirror(monkeypatch, tmp_path):
+    """Every draft with the same numbers of nodes, heads no deeper than they are; lines make tables and a picture."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import draft_kinds
+    import tables
+
+    pair, table = zoo.load(), np.full((4, 8), 0.1)
+    table[:, 0] = 0.5
+    rows = {kind: list(draft_kinds.rows_of(pair, kind, table)) for kind in draft_kinds.KINDS}
+    for kind, own in rows.items():
+        assert {row.nodes for row in own if "chain" not in row.tree} == set(draft_kinds.NODES)
+        depths = [row.setting.spec.window or row.setting.spec.tree.max_depth for row in own]
+        assert max(depths) <= draft_kinds.most_tokens(pair, kind)
+    run = Measurement([[1, 2]], 0.5, 1.5, 0.25, 0.01)
+    lines = [draft_kinds.line_of(row, [run], [run]) for own in rows.values() for row in own]
+    lines = [line | {"parameters": 10, "draft_ms": 0.5} for line in lines]
+    lines += draft_kinds.overheads(lines)
+    assert [line["overhead"] for line in lines if "overhead" in line] == [0.0, 0.0]
+    draft_kinds.draw([line for line in lines if "tau" in line], tmp_path / "drafts.png")
+    assert (tmp_path / "drafts.png").stat().st_size > 0
+    tokens, *_, last = tables.draft_kinds(lines)
+    assert tokens.head == ["tree", *(f"{kind}, 0.0 M" for kind in draft_kinds.KINDS)]
+    assert last.rows[0][1] == "True"
+
+
+@pytest.mark.slow
+def test_a_chain_covers_the_verdicts_of_its_windows(monkeypatch):
+    """With all candidates every verdict is covered; those that came are the tokens of plain decoding."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import mirror_trees
+
+    pair, policy = zoo.load(), trees.static((2, 2))
+    method = jaxspec.speculative(pair.target, pair.draft, tree=policy)
+    (prompt,) = mirror_trees.prompts_of(pair, 1)
+    steps, logs = list(mirror_trees.decoded(method, policy, prompt, 16)), mirror_trees.exit_of(pair)
+    ranks = [mirror_trees.rank_of(step, logs) for step in steps]
+    assert all(0 <= rank < policy.size * 73 for rank in ranks)
+    assert np.mean(np.asarray(ranks) < 16) > 0.3
+    expected = prompt + jaxspec.generate(jaxspec.autoregressive(pair.target), [prompt], 16).tokens[0]
+    for step in steps:
+        node, token = step.verdict
+        text = [*step.texts[node, : step.ends[node] + 1].tolist(), token]
+        assert text == expected[: len(text)]
 
 
 def test_the_page_of_figures_is_made_from_the_lines(monkeypatch, tmp_path):
