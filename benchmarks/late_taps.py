@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxspec.candidates import mirror
 from mirror import prompts_of
 
 import jaxspec
 from jaxspec import zoo
 from jaxspec.drafts import init_draft
+from jaxspec.methods.candidates import mirror
 from jaxspec.training import fit_draft, fit_imputation
 from jaxspec.zoo.heads import HeadsRecipe, continuations
 from jaxspec.zoo.recipe import PairRecipe, corpus

@@ -14,8 +14,9 @@ from safetensors import numpy as safetensors
 
 import jaxspec
 from jaxspec import LogitLens, zoo
-from jaxspec.federated import read_roles, split_roles
+from jaxspec.federated import continued, read_roles, split_roles
 from jaxspec.text.tokenizer import encode, train_tokenizer
+from jaxspec.training import accepted_tokens
 from jaxspec.verify.exits import init_affine_lens
 from jaxspec.zoo.recipe import PairRecipe, corpus, held_out_ids
 from tests.support.jaxspec import models
@@ -157,3 +158,18 @@ def test_no_held_out_text_is_in_the_training_tokens():
         if role.text[start : start + 200] in seen
     ]
     assert leaked == []
+
+
+def test_the_embedded_pair_has_drafts_that_read_hidden_states():
+    """Small, of the target's own continuations, and right about most of what it writes."""
+    pair, folder = zoo.load(), EMBEDDED / "drafts"
+    assert list(pair.drafts) == ["eagle", "eagle3", "hydra", "medusa"]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 4e6
+    assert max(pair.drafts["eagle3"].drafter.reads.taps) <= pair.exit_layer
+    prompt = encode(pair.tokenizer, "KING HENRY:\nOnce more")
+    tokens = continued(pair.target, np.asarray([prompt], np.int32), 48).tokens
+    expected = {"eagle": 4.0, "eagle3": 4.0, "hydra": 1.2, "medusa": 2.0}
+    for name, least in expected.items():
+        assert accepted_tokens(pair.drafts[name], pair.target, tokens, prompt_length=len(prompt)) > least
+    with pytest.raises(KeyError, match="expected one of eagle, eagle3, hydra, medusa, got 'eagle2'"):
+        pair.drafts["eagle2"]
