@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxspec.cli._methods import Loaded, load
+from jaxspec.cli._methods import Loaded, load_language_models
 from jaxspec.cli.checks import at_least, check_readable, check_writable
 from jaxspec.cli.shared import PROMPT, with_tokenizer
 from jaxspec.models.base import Model
@@ -86,8 +86,8 @@ def train_draft(settings: DraftTraining, out: Path) -> dict[str, Any]:
     settings.check()
     check_writable(out)
     needs_draft = settings.kind in ("plain", "streams")
-    drafting_for = f"jaxspec train draft --kind {settings.kind}" if needs_draft else None
-    models = load(settings.target, settings.draft if needs_draft else None, drafting_for=drafting_for)
+    use, initial = f"jaxspec train draft --kind {settings.kind}", settings.draft if needs_draft else None
+    models = load_language_models(settings.target, initial, use, needs_draft)
     make = _MAKERS.get(settings.kind, _reading)
     prompts = _prompts(with_tokenizer(models.target.text), settings)
     tokens = saved_continuations(models.target, prompts, settings.new_tokens, out, progress=True)
@@ -151,8 +151,8 @@ def _streams(settings: DraftTraining, task: _Task) -> dict[str, Any]:
 
 
 def _initial(task: _Task) -> Model:
-    assert task.models.draft is not None  # checked by load
-    return task.models.draft
+    assert task.models.language_model is not None  # checked by load_language_models
+    return task.models.language_model
 
 
 def _written(draft: Model, task: _Task) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jaxspec.drafts.plain import Plain
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Pending
 from jaxspec.models.base import Cache, Model, Network, Params
-from jaxspec.models.vocabulary import unfitted
+from jaxspec.models.vocabulary import check_language_model, unfitted
 
 __all__ = [
     "Streams",
@@ -71,8 +71,10 @@ def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: i
         seed: of the new parameters.
 
     Raises:
-        ValueError: a draft that has streams already, a count or rank below 1, a start outside the draft.
+        ValueError: a draft of another kind or one that has streams already, a count or rank below 1, a start outside
+            the draft.
     """
+    check_language_model(draft, "with streams")
     draft = unfitted(draft)
     config = draft.network.config
     check_no_streams(draft, "", "the draft that it was made from")
@@ -120,8 +122,9 @@ def limited(draft: Model, count: int) -> Model:
     """Return a streaming draft with no more than its first ``count`` streams; 0: the plain draft.
 
     Raises:
-        ValueError: more streams than it has.
+        ValueError: more streams than it has, or a draft of another kind.
     """
+    check_language_model(draft, "with streams")
     network, most = draft.network, num_streams(draft.network)
     if not 0 <= count <= most:
         raise ValueError(

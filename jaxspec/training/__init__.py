@@ -3,6 +3,7 @@
 from jaxspec.training._fit import Schedule, fit
 from jaxspec.training._held_out import accepted_tokens
 from jaxspec.training._trained import trained_part
+from jaxspec.training._unroll import drafted_logits
 from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
 from jaxspec.training.imputation import fit_imputation
@@ -27,6 +28,7 @@ __all__ = [
     "bits_per_character",
     "distillation_loss",
     "draft_loss",
+    "drafted_logits",
     "eagle3_loss",
     "eagle_loss",
     "fit",
