@@ -100,7 +100,8 @@ def crossing(
 def step_bytes(target: Model, draft: Model | Draft, spec: DecodeSpec, batch: int = 1) -> StepBytes:
     """Return the bytes that cross between two meshes in a step; within a mesh nothing does.
 
-    Numbers have their own types, as between the devices of one process; between two processes each takes four bytes.
+    Decoding is greedy: tokens that are drawn under ``acceptance.ratio`` come with probabilities. Numbers have their own
+    types, as between the devices of one process; between two processes each takes four bytes.
 
     Args:
         target: network and parameters, or their shapes.

@@ -8,7 +8,8 @@ Accepted lengths and the positions up to the outcome are those of a real run. Po
 has the rejected tokens there, the replay has the text. This matters only where positions compete for a budget.
 
 What a draft that reads hidden states predicts depends on the place where its window begins: it is read from every
-place, K tokens deep, and each place has K positions.
+place, K tokens deep, and each place has K positions. At the first token of a text it has nothing to read; there all it
+drafts counts as wrong or right by chance.
 """
 
 from collections.abc import Mapping, Sequence
