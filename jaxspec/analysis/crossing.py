@@ -66,7 +66,7 @@ class StepBytes(NamedTuple):
         return max(self.candidates + self.early_features, self.verdict + self.late_features, self.window)
 
 
-def crossing(
+def step_arrays(
     target: Target, side: DraftSide, params: tuple[Params, Params], request: Request, window: int, exit_layer: int
 ) -> Crossing:
     """Return the shapes of what crosses in a step after a request.
@@ -121,7 +121,7 @@ def step_bytes(target: Model, draft: Model | Draft, spec: DecodeSpec, batch: int
     request = Request(jax.ShapeDtypeStruct((batch, 2), jnp.int32), numbers, numbers)
     fixed = Target(target.network, rule, made.drafter.reader())
     layer = spec.exit_layer or max(1, count // 2)
-    return crossing(fixed, side, (target.params, made.params), request, spec.window, layer).bytes
+    return step_arrays(fixed, side, (target.params, made.params), request, spec.window, layer).bytes
 
 
 def _num_bytes(tree: Any) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.analysis.cost import ProgramTimes, rendezvous
-from jaxspec.analysis.crossing import Crossing, crossing
+from jaxspec.analysis.crossing import Crossing, step_arrays
 from jaxspec.devices.channel import pack, send
 from jaxspec.devices.sharding import Placement, batch_sharding, put_model
 from jaxspec.drafts import Draft, draft_for
@@ -303,7 +303,7 @@ class _Roller:
         self.side = DraftSide(drafter, match(), Policy(exit=Likeliest(branches)), kappa, Full())
         target = Target(pair.target.network, reader=draft.drafter.reader())
         models = pair.target.params, self.params
-        shapes = crossing(target, self.side, models, pair.request, window, pair.exit_layer)
+        shapes = step_arrays(target, self.side, models, pair.request, window, pair.exit_layer)
         self.crosses: Crossing = send(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), home)
         request = send(pair.request, home)
         self.state, self.standing = draft_begin(
