@@ -32,7 +32,7 @@ def trained(pair: zoo.Pair, out: Path, steps: int) -> tuple[Any, np.ndarray]:
     draft = init_draft("eagle3", pair.target, layer=pair.draft.network.config)
     schedule = replace(RECIPE.schedule, steps=steps)
     options: dict[str, Any] = {"prompt_length": RECIPE.prompt_length, "held_out": held_out, "schedule": schedule}
-    return fit_draft(draft, pair.target, texts, directory=out / "late", hidden=out / "hidden", **options), texts
+    return fit_draft(draft, pair.target, texts, directory=out / "late", **options), texts
 
 
 def suite(options: Any) -> Iterator[dict[str, Any]]:

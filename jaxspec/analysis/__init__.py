@@ -1,6 +1,6 @@
 """Which method is the fastest: the cost model of a step, timing of its programs, replay without decoding, plots."""
 
-from jaxspec.analysis import cost, plots, replay, specbench, timing, whatif
+from jaxspec.analysis import cost, crossing, plots, replay, specbench, timing, whatif
 from jaxspec.analysis._grid import Grid
 from jaxspec.analysis._probe import ExitProbe, ExitProposal, probe, proposals
 from jaxspec.analysis._reading import step_ends
@@ -13,6 +13,7 @@ __all__ = [
     "Prediction",
     "Tuned",
     "cost",
+    "crossing",
     "plots",
     "probe",
     "proposals",

@@ -1,7 +1,7 @@
 """The settings that ``tune`` compares."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxspec.methods import candidates
 from jaxspec.methods.checks import MANY_BRANCHES
@@ -43,6 +43,12 @@ class Grid:
         if tracks is not None:
             quarters &= set(tracks.meetings(count))
         return tuple(sorted(set(self.exit_layers or quarters | {own})))
+
+    def limited(self, most: int | None) -> "Grid":
+        """Return the grid for a draft of ``most`` heads: longer windows become ``most``; None: no limit."""
+        return (
+            self if most is None else replace(self, windows=tuple(sorted({min(each, most) for each in self.windows})))
+        )
 
     def specs(self, layers: Sequence[int]) -> list[DecodeSpec]:
         """Return all settings, plain decoding first."""

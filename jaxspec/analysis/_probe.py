@@ -12,7 +12,7 @@ import numpy as np
 from jaxspec.analysis._reading import check_layers, draft_pass, map_exits, step_ends
 from jaxspec.analysis.cost import ProgramTimes, step_time
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.models.vocabulary import fitted
+from jaxspec.models.vocabulary import check_language_model, fitted
 from jaxspec.text.prompts import filled
 from jaxspec.training import hidden_states
 from jaxspec.verify.exits import LogitLens
@@ -82,7 +82,7 @@ def probe(
         exit: exit head; default ``LogitLens()``.
 
     Raises:
-        ValueError: no text after the prompts, a layer or a number out of range, or a draft of another tokenizer.
+        ValueError: no text after the prompts, a layer or a number out of range, another tokenizer or kind of draft.
     """
     count, vocabulary = target.network.config.num_layers, target.network.config.vocab_size
     layers = check_layers(range(1, count + 1) if layers is None else layers, count)
@@ -91,6 +91,8 @@ def probe(
             f"expected window >= 1 and num_candidates from 1 to {vocabulary} (the vocabulary), got {window} and "
             f"{tuple(num_candidates)}"
         )
+    if draft is not None:
+        check_language_model(draft, "to probe with")
     if tokens.shape[1] - prompt_length <= window:
         raise ValueError(f"expected more than {window} tokens after the prompts, got {tokens.shape[1] - prompt_length}")
     kappas, head = tuple(num_candidates), LogitLens() if exit is None else exit

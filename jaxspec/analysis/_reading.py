@@ -43,14 +43,15 @@ def step_ends(agrees: Iterable[np.ndarray], window: int) -> list[tuple[int, int,
     """Return (sequence, position of the token that ends it, A) of every step of greedy speculative decoding.
 
     Args:
-        agrees: for each sequence, whether the draft's most likely token equals the token of the text: [T].
-        window: γ.
+        agrees: for each sequence, whether the draft's most likely token equals the token of the text: [T], or [T, K] by
+            depth, for a draft whose tokens depend on the place where a window begins.
+        window: γ, at most K.
     """
     ends = []
     for row, line in enumerate(agrees):
         start = 0
         while start + window < len(line):
-            wrong = np.flatnonzero(~line[start : start + window])
+            wrong = np.flatnonzero(~(line[start : start + window] if line.ndim == 1 else line[start, :window]))
             accepted = int(wrong[0]) if len(wrong) else window
             ends.append((row, start + accepted, accepted))
             start += accepted + 1

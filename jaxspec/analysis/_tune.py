@@ -14,18 +14,19 @@ from tqdm import tqdm
 
 from jaxspec.analysis._grid import PLAIN, Grid
 from jaxspec.analysis.cost import check_local, step_time
-from jaxspec.analysis.replay import Recording, hits, record, steps
+from jaxspec.analysis.replay import Recording, hits, ready_length, record, steps
 from jaxspec.analysis.timing import Primitives, TimedPair, measure
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, default_placement, put_model, replicated_sharding
-from jaxspec.drafts.streams import check_model, check_no_streams
+from jaxspec.drafts import Draft, FeatureDrafter
+from jaxspec.drafts.plain import Plain
+from jaxspec.drafts.streams import check_no_streams
 from jaxspec.generation import generate
 from jaxspec.generation.requests import Prompt, encoded, request_of
 from jaxspec.methods.checks import check_exit, check_pair
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.methods.spec import DecodeSpec
 from jaxspec.models.base import Model
-from jaxspec.models.vocabulary import fitted
 from jaxspec.verify.exits import LogitLens
 
 
@@ -114,15 +115,29 @@ def ranked(
         length = by_window[spec.window].accepted_length if spec.window else 0.0
         rate = 1.0 if spec.window else 0.0
         if spec.policy is not None and (spec.policy.ahead or spec.policy.exit):
-            hit = hits(recording, by_window[spec.window], spec.policy, spec.num_candidates, spec.exit_layer)
-            rate = 1.0 - float(hit.mean())
+            found = by_window[spec.window]
+            rate = 1.0 - float(hits(recording, found, spec.policy, spec.num_candidates, spec.exit_layer).mean())
+            if not starts_from_truth(recording.early, spec):
+                length = rate * length + (1 - rate) * ready_length(recording, found)
         rows.append(predict(primitives, spec, length, rate))
     return sorted(rows, key=lambda row: -row.tokens_per_second)
 
 
+def starts_from_truth(early: Sequence[int] | None, spec: DecodeSpec) -> bool:
+    """Return whether the branches of a policy start from the target's hidden states, if the draft reads any.
+
+    Args:
+        early: exits at which all that it reads is known; None: it reads nothing.
+        spec: settings of Mirror-SD.
+    """
+    policy = spec.policy
+    assert policy is not None
+    return early is None or (policy.ahead is None and (policy.exit is None or spec.exit_layer in early))
+
+
 def tune(
     target: Model,
-    draft: Model,
+    draft: Model | Draft,
     prompts: Sequence[Prompt],
     *,
     grid: Grid = Grid(),
@@ -137,7 +152,9 @@ def tune(
 
     Args:
         target: network and parameters whose text is generated.
-        draft: a language model with the target's tokenizer (``vocabulary.fitted``).
+        draft: a model with the target's tokenizer (``vocabulary.fitted``), or a draft that reads hidden states. One
+            with heads is tried with as many tokens as it has heads, and with branches where these start from the
+            target's own hidden states.
         prompts: texts, conversations or token ids, similar to later ones.
         grid: values to try.
         exit_layer: ℓₑ of the exit head, timed as one program; default N/2.
@@ -148,45 +165,71 @@ def tune(
         progress: show bars.
 
     Raises:
-        ValueError: arguments that ``jaxspec.mirror`` refuses, or too few new tokens for a window.
+        ValueError: arguments that ``jaxspec.mirror`` refuses, too few new tokens for a window, or a kind of draft that
+            cannot be replayed.
     """
+    made = _replayable(target, draft)
+    grid = grid.limited(None if isinstance(made, Model) else made.drafter.max_window)
     where, head = placement or default_placement(), LogitLens() if exit is None else exit
     own = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
     layers, kappa = grid.layers(own, target.network.config), max(grid.num_candidates)
-    _check(target, draft, where, head, {own, *layers}, grid, new_tokens)
-    draft, head = fitted(target, draft), send(head, replicated_sharding(where.target))
-    on_target, on_draft = _on(target, where.target), _on(draft, where.draft)
+    _check(target, where, head, {own, *layers}, grid, new_tokens)
+    head, on_target = send(head, replicated_sharding(where.target)), _on(target, where.target)
 
     def build(spec: DecodeSpec) -> DecodingMethod:
-        return spec.build(target, draft, head, where)
+        return spec.build(target, made, head, where)
 
     ids = encoded(prompts, target.text)
     new = generate(build(PLAIN), [row.tolist() for row in ids], new_tokens, stop=[], progress=progress).tokens
     texts = [[*prompt.tolist(), *more] for prompt, more in zip(ids, new, strict=True)]
-    recording = record(on_target, on_draft, texts, [len(row) for row in ids], layers, kappa, head)
-    specs = grid.specs(layers)
+    reader = _on(made, where.draft) if isinstance(made, Model) else _beside(made, where)
+    depths = 2 * max(grid.windows) + 1
+    recording = record(on_target, reader, texts, [len(row) for row in ids], layers, kappa, head, depths)
+    specs = [spec for spec in grid.specs(layers) if _is_tried(recording.early, made, spec)]
     widest = build(max(specs, key=lambda spec: (spec.window, spec.policy is not None)))
     rows = [ids[number % len(ids)] for number in range(batch)]
     request, capacity = request_of(rows, widest, new_tokens)
-    pair = TimedPair(on_target, draft, where, head, own, kappa, request, capacity)
+    pair = TimedPair(on_target, made, where, head, own, kappa, request, capacity)
     primitives = measure(pair, grid.windows, grid.branches, progress=progress)
     return Tuned(ranked(primitives, recording, specs, progress), primitives, build)
 
 
-def _check(
-    target: Model, draft: Model, where: Placement, head: Any, layers: set[int], grid: Grid, new_tokens: int
-) -> None:
+def _replayable(target: Model, draft: Model | Draft) -> Model | Draft:
+    """Return a language model over the target's vocabulary, or a draft that reads hidden states, made for it."""
+    if isinstance(draft, Model):
+        check_no_streams(draft, " to tune with")
+    made, _ = check_pair(target, draft, 1)
+    if type(made.drafter) is Plain:
+        return Model(made.drafter.network, made.params, made.text)
+    if isinstance(made.drafter, FeatureDrafter):
+        return made
+    raise ValueError(
+        f"expected a language model, or a draft of a DraftNetwork that reads hidden states, got "
+        f"{type(made.drafter).__name__}, whose windows cannot be replayed; decode with it and compare Stats"
+    )
+
+
+def _is_tried(early: Sequence[int] | None, made: Model | Draft, spec: DecodeSpec) -> bool:
+    """Return whether a setting may pay: heads draft nothing of use from older hidden states."""
+    has_heads = not isinstance(made, Model) and made.drafter.max_window is not None
+    return not has_heads or spec.policy is None or starts_from_truth(early, spec)
+
+
+def _check(target: Model, where: Placement, head: Any, layers: set[int], grid: Grid, new_tokens: int) -> None:
     check_local(where)
-    check_model(draft, "to tune with")
-    check_no_streams(draft, " to tune with")
     for layer in layers:
         check_exit(target, layer, max(grid.num_candidates), head)
     if new_tokens <= max(grid.windows):
         raise ValueError(f"expected new_tokens > {max(grid.windows)}, the largest window, got {new_tokens}")
-    check_pair(target, draft, min(grid.windows))
 
 
 def _on(model: Model, mesh: Any) -> Model:
     """Put a model's parameters on a mesh."""
     network, params, _, _ = put_model(model, mesh)
     return model._replace(network=network, params=params)
+
+
+def _beside(draft: Draft, where: Placement) -> Draft:
+    """Put a draft next to the target, whose hidden states it reads."""
+    drafter, params = draft.drafter.put_on_mesh(draft.params, where.target)
+    return draft._replace(drafter=drafter, params=params)

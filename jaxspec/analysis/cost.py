@@ -115,14 +115,14 @@ class SerialWatch:
 
 
 def rendezvous(placement: Placement, count: int = 64, repeats: int = 50) -> float:
-    """Return the seconds to send ``count`` numbers from one mesh to the other: half of a round trip, median.
+    """Return the seconds to send ``count`` 32-bit numbers from one mesh to the other: half of a round trip, median.
 
     If the meshes belong to two processes, both must call it.
     """
     check_processes(*placement)
     channel = channel_between(*placement)
     rows = math.lcm(*(axis_size(mesh, DATA_AXIS) for mesh in placement))
-    message = put(np.zeros((rows, count), np.int32), batch_sharding(placement.target), placement.target)
+    message = put(np.zeros((rows, -(-count // rows)), np.int32), batch_sharding(placement.target), placement.target)
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -175,7 +175,12 @@ def check_local(placement: Placement) -> None:
 
 
 def measure(
-    method: DecodingMethod, placement: Placement, prompts: Sequence[Prompt], new_tokens: int = 64, repeats: int = 3
+    method: DecodingMethod,
+    placement: Placement,
+    prompts: Sequence[Prompt],
+    new_tokens: int = 64,
+    repeats: int = 3,
+    numbers: int = 64,
 ) -> StepTiming:
     """Decode with one program at a time and normally, in turns, and return medians.
 
@@ -185,6 +190,7 @@ def measure(
         prompts: one batch.
         new_tokens: per run.
         repeats: of both, after one run that compiles.
+        numbers: of 32 bits in the largest message between the meshes (``crossing.step_bytes``).
 
     Raises:
         ValueError: a mesh belongs to another process, no prompts, or fewer than one repeat.
@@ -203,7 +209,7 @@ def measure(
             seconds[name] += times[1:] if name in ("prefix", "whole") else times
         stats = generate(method, prompts, new_tokens).stats
         steps.append(stats.decode_seconds / max(stats.steps / len(prompts), 1))
-    return StepTiming(_medians(seconds, rendezvous(placement)), float(np.median(steps)), stats, len(prompts))
+    return StepTiming(_medians(seconds, rendezvous(placement, numbers)), float(np.median(steps)), stats, len(prompts))
 
 
 def _medians(seconds: dict[str, list[float]], message: float) -> ProgramTimes:

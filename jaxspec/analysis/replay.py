@@ -6,6 +6,10 @@ of the other steps, for any window, κ, R and ℓₑ.
 
 Accepted lengths and the positions up to the outcome are those of a real run. Positions after the outcome are not: a run
 has the rejected tokens there, the replay has the text. This matters only where positions compete for a budget.
+
+What a draft that reads hidden states predicts depends on the place where its window begins: it is read from every
+place, K tokens deep, and each place has K positions. At the first token of a text it has nothing to read; there all it
+drafts counts as wrong or right by chance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.analysis._reading import check_layers, draft_pass, map_exits, step_ends
+from jaxspec.drafts import Draft, DraftNetwork
 from jaxspec.generation.requests import bucket
 from jaxspec.methods.candidates import Policy
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.training import hidden_states
+from jaxspec.training import drafted_logits, hidden_states
 from jaxspec.verify import Message, join, likely
 from jaxspec.verify.exits import LogitLens
+from jaxspec.verify.sampling import guess
 
 
 class SideMessages(NamedTuple):
@@ -33,40 +39,47 @@ class SideMessages(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """All positions of all texts, concatenated to M, on the host.
+    """All positions of all texts, concatenated to M, on the host; with K positions of each place, to M·K.
 
     Attributes:
-        agrees: whether the draft's most likely token equals the token of the text, one row [T] per text.
+        agrees: whether the draft's most likely token equals the token of the text, one row per text: [T], or [T, K].
         text: the tokens: [M].
         draft: the draft's candidates.
         exits: candidates of the exit after so many layers.
+        depths: K; 1 for a language model.
+        early: exits at which all that the draft reads is known; None for a language model.
     """
 
     agrees: list[np.ndarray]
     text: np.ndarray
     draft: SideMessages
     exits: Mapping[int, SideMessages]
+    depths: int = 1
+    early: tuple[int, ...] | None = None
 
 
 def record(
     target: Model,
-    draft: Model,
+    draft: Model | Draft,
     texts: Sequence[Sequence[int]],
     prompt_lengths: Sequence[int],
     layers: Sequence[int],
     num_candidates: int = 8,
     exit: Any = None,
+    depths: int = 16,
 ) -> Recording:
     """Read texts once with each model, on the devices of its parameters.
 
     Args:
         target: whose exits are read.
-        draft: a model over the same vocabulary.
+        draft: a model over the same vocabulary, or a draft that reads hidden states, on the target's devices.
         texts: prompts with the target's greedy continuations, of any lengths; −1 after the end of a text.
         prompt_lengths: of the prompts in ``texts``.
         layers: ℓₑ of every exit, ascending.
         num_candidates: the largest κ that will be replayed.
         exit: exit head; default ``LogitLens()``.
+        depths: K of a draft that reads hidden states: one more than the largest window that will be replayed, and for
+            ``ready_length`` twice the window and one.
 
     Raises:
         ValueError: no text after a prompt, or layers that do not ascend from 1 to N.
@@ -76,25 +89,65 @@ def record(
     empty = [number for number, text in enumerate(texts) if len(text) <= prompt_lengths[number]]
     if empty or not len(texts):
         raise ValueError(f"expected text after every prompt, got none after {empty or 'none'}; continue them first")
-    head, rows = LogitLens() if exit is None else exit, []
+    head, rows, depths = LogitLens() if exit is None else exit, [], 1 if isinstance(draft, Model) else depths
     size = bucket(max(map(len, texts)))
     for text, length in zip(texts, prompt_lengths, strict=True):
         tokens = np.pad(np.asarray(text, np.int32), (0, size - len(text)))[None]
-        drafted, own = _read_draft(draft.network, num_candidates, draft.params, tokens)
+        drafted, own = _read(target, draft, tokens, depths, num_candidates)
         drafted = np.asarray(drafted)
         exits = _read_exits(target.network, layers, num_candidates, target.params, head, tokens, drafted)
         continuation = slice(length - 1, len(text) - 1)
-        messages = jax.tree.map(lambda leaf, at=continuation: np.asarray(leaf)[0, at], (own, *exits))
+        messages = jax.tree.map(lambda leaf, at=continuation: _flat(np.asarray(leaf)[0, at]), (own, *exits))
         rows.append((drafted[0, continuation], np.asarray(text[length:]), *messages))
-    agrees = [drafted == text for drafted, text, *_ in rows]
+    agrees = [drafted == _following(text, depths) for drafted, text, *_ in rows]
+    agrees = [line[:, 0] for line in agrees] if isinstance(draft, Model) else agrees
     _, text, own, *exits = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
-    return Recording(agrees, text, own, dict(zip(layers, exits, strict=True)))
+    return Recording(agrees, text, own, dict(zip(layers, exits, strict=True)), depths, _early(draft, layers))
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Return values [T, K, …] as [T·K, …]."""
+    return values.reshape(-1, *values.shape[2:])
+
+
+def _following(text: np.ndarray, depths: int) -> np.ndarray:
+    """Return each token and those behind it: [T, K]; −1 behind the end."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(text, (0, depths - 1), constant_values=-1), depths)
+
+
+def _early(draft: Model | Draft, layers: Sequence[int]) -> tuple[int, ...] | None:
+    if isinstance(draft, Model):
+        return None
+    reads = draft.drafter.reads
+    return tuple(layer for layer in layers if not reads.final and max(reads.taps, default=0) <= layer)
+
+
+def _read(target: Model, draft: Model | Draft, tokens: Any, depths: int, kappa: int) -> tuple[Any, SideMessages]:
+    """Return the draft's tokens [1, T, K] and candidates [1, T, K, κ] along a text."""
+    if isinstance(draft, Model):
+        return _read_draft(draft.network, kappa, draft.params, tokens)
+    network = draft.drafter.network  # type: ignore[attr-defined]
+    return _read_chains(network, target.network, depths, kappa, draft.params, target.params, tokens)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _read_draft(network: Network, kappa: int, params: Params, tokens: Array) -> tuple[Array, SideMessages]:
     logits, drafted = draft_pass(network, params, tokens)
-    return drafted, _messages(logits, drafted, kappa)
+    return jax.tree.map(lambda leaf: leaf[:, :, None], (drafted, _messages(logits, drafted, kappa)))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _read_chains(
+    network: DraftNetwork, of: Network, depths: int, kappa: int, params: Params, of_params: Params, tokens: Array
+) -> tuple[Array, SideMessages]:
+    found = []
+    for logits in drafted_logits(network, params, Model(of, of_params), tokens, min(depths, network.depth or depths)):
+        # Row t has the token at t + 1 as the root of its window.
+        logits = jnp.pad(logits[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
+        drafted = guess(logits)
+        found.append((drafted, _messages(logits, drafted, kappa)))
+    found += found[-1:] * (depths - len(found))  # behind the last head; no window reaches them
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *found)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -102,7 +155,13 @@ def _read_exits(
     network: Network, layers: tuple[int, ...], kappa: int, params: Params, head: Any, tokens: Array, drafted: Array
 ) -> list[SideMessages]:
     states = hidden_states(network, params, tokens, layers)[:-1]
-    stacked = map_exits(network, params, head, states, lambda logits: _messages(logits, drafted, kappa))
+
+    def summary(logits: Array) -> SideMessages:
+        places = [jnp.pad(logits[:, :, depth:], ((0, 0), (0, 0), (0, depth))) for depth in range(drafted.shape[2])]
+        every = [_messages(place, drafted[:, :, depth], kappa) for depth, place in enumerate(places)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *every)
+
+    stacked = map_exits(network, params, head, states, summary)
     return [jax.tree.map(lambda leaf, number=number: leaf[number], stacked) for number in range(len(layers))]
 
 
@@ -118,7 +177,7 @@ class RecordedSteps(NamedTuple):
     Attributes:
         accepted: A: [n].
         next_token: correction or bonus: [n].
-        positions: the γ+1 positions of each step, as indices into M: [n, γ+1].
+        positions: the γ+1 positions of each step, as indices into M·K: [n, γ+1].
     """
 
     accepted: np.ndarray
@@ -141,16 +200,34 @@ def steps(recording: Recording, window: int) -> RecordedSteps:
     """Return the steps for windows of γ tokens.
 
     Raises:
-        ValueError: no text is longer than a window.
+        ValueError: no text is longer than a window, or a window is not read that deep.
     """
+    if recording.depths > 1 and window >= recording.depths:
+        raise ValueError(f"expected a window below {recording.depths}, the depths of the recording, got {window}")
     ends = step_ends(recording.agrees, window)
     if not ends:
         longest = max(map(len, recording.agrees))
         raise ValueError(f"expected more than {window} tokens after a prompt, got {longest}; continue them further")
     row, end, accepted = np.asarray(ends).T
     offsets = np.cumsum([0, *map(len, recording.agrees)])[row]
-    positions = (offsets + end - accepted)[:, None] + np.arange(window + 1)
+    positions = (offsets + end - accepted)[:, None] * recording.depths + np.arange(window + 1)
     return RecordedSteps(accepted, recording.text[offsets + end], positions)
+
+
+def ready_length(recording: Recording, steps: RecordedSteps) -> float:
+    """Return E[A] of windows that are drafted before the verdict by a draft which reads hidden states above the exit.
+
+    They go on from the draft's own features along the window under verification.
+
+    Raises:
+        ValueError: a recording that is not deep enough.
+    """
+    lines, window = np.concatenate(recording.agrees), steps.positions.shape[1] - 1
+    if recording.depths < 2 * window + 1:
+        raise ValueError(f"expected a recording {2 * window + 1} tokens deep, got {recording.depths}; pass depths=")
+    columns = steps.accepted[:, None] + 1 + np.arange(window)
+    right = lines[steps.positions[:, :1] // recording.depths, columns]
+    return float(np.mean(np.sum(np.cumprod(right, axis=1), axis=1)))
 
 
 def hits(

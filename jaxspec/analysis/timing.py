@@ -4,7 +4,8 @@
     T_draft(γ, R) = T_enqueue + γ·T_pass(R)
 
 c₁ and c₂ are the time of a layer before and after the one exit that is timed. Programs are compiled for each window on
-the target's side and for a few R on the draft's, not for every setting. Inputs are zeros: values do not affect times.
+the target's side and for a few R on the draft's, not for every setting. Inputs are zeros, as are hidden states
+that a draft reads: values do not affect times.
 """
 
 import time
@@ -15,19 +16,20 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from jaxspec.analysis.cost import ProgramTimes, rendezvous
+from jaxspec.analysis.crossing import Crossing, step_arrays
 from jaxspec.devices.channel import pack, send
 from jaxspec.devices.sharding import Placement, batch_sharding, put_model
-from jaxspec.drafts import Window, draft_for
+from jaxspec.drafts import Draft, draft_for
 from jaxspec.methods import autoregressive
 from jaxspec.methods.candidates import Likeliest, Policy
-from jaxspec.methods.draft_side import DraftSide, Standing, count_roots, draft_rollout, draft_select
+from jaxspec.methods.draft_side import DraftSide, count_roots, draft_begin, draft_rollout, draft_select
 from jaxspec.methods.fallbacks import Full
 from jaxspec.models.base import Model
-from jaxspec.verify import message_like
 from jaxspec.verify.acceptance import match
 from jaxspec.verify.programs import target_prefix, target_suffix, target_whole
 from jaxspec.verify.target import Request, Target, prefill
@@ -138,7 +140,7 @@ class TimedPair(NamedTuple):
 
     Attributes:
         target: network and parameters.
-        draft: network and parameters.
+        draft: a model, or a draft of another kind.
         placement: their meshes.
         exit: exit head.
         exit_layer: ℓₑ.
@@ -148,7 +150,7 @@ class TimedPair(NamedTuple):
     """
 
     target: Model
-    draft: Model
+    draft: Model | Draft
     placement: Placement
     exit: Any
     exit_layer: int
@@ -194,19 +196,19 @@ def measure(
         most: seconds after which no further lap begins, but at least three are run.
         progress: show a bar.
     """
-    longest = max(*windows, 2)
-    verifier = _Verifier(pair, windows)
+    verifier, longest = _Verifier(pair, windows), max(*windows, 2)
+    longest = min(longest, verifier.made.drafter.max_window or longest)
     on_draft, on_target = (
         [_Roller(pair, side, 1, 1), *(_Roller(pair, side, count, longest) for count in counts)]
         for side, counts in (("draft", branches), ("target", (1,)))
     )
     selecting, middle = (on_draft[1], on_draft[-1]), on_draft[len(on_draft) // 2]
 
-    def both() -> Any:
-        return verifier.whole(max(windows)), middle.rollout()
+    def both(state: Any) -> Any:
+        return verifier.whole(max(windows)), middle.rollout(state)
 
     programs = [_Plain(pair).lap, verifier.lap, *(roller.lap for roller in (*on_draft, *on_target))]
-    programs.append(lambda clock: clock(("both",), both))
+    programs.append(lambda clock: clock(("both",), both, middle.copied()))
     clock, start = Laps(), 0.0
     with tqdm(total=(1 + laps) * len(programs), desc="time", unit="program", disable=not progress) as bar:
         for lap in range(1 + laps):
@@ -228,7 +230,7 @@ def measure(
             selects={one.name[1]: clock.median("select", *one.name) for one in selecting}
         ),
         _drafting(clock, on_target),
-        rendezvous(pair.placement),
+        rendezvous(pair.placement, on_draft[-1].crosses.bytes.largest // 4),
         _overlap(clock, middle, max(windows)),
         len(pair.request.lengths),
     )
@@ -247,30 +249,36 @@ class _Plain:
 
 
 class _Verifier:
-    """The target's programs."""
+    """The target's programs; with them it fuses what the draft reads."""
 
     def __init__(self, pair: TimedPair, windows: Sequence[int]):
         network, self.params, home, shared = put_model(pair.target, pair.placement.target)
-        self.target = Target(network)
-        self.layer, self.kappa, self.head = pair.exit_layer, pair.num_candidates, send(pair.exit, shared)
-        request = send(pair.request, home)
-        (self.cache, self.progress), _ = prefill(network, self.params, request, pair.capacity, self.target.reader)
+        self.made = draft_for(pair.target, pair.draft)
+        self.target = Target(network, reader=self.made.drafter.reader())
+        parts = pair.exit, self.made.drafter.fusion(self.made.params)
+        (self.head, self.fusion), self.layer, self.kappa = send(parts, shared), pair.exit_layer, pair.num_candidates
+        self.cache, self.progress = self._started(send(pair.request, home), pair.capacity)
         batch = len(pair.request.lengths)
         self.windows = {size: send(np.zeros((batch, size), np.int32), home) for size in windows}
 
+    def _started(self, request: Request, capacity: int) -> Any:
+        return prefill(self.target.network, self.params, request, capacity, self.target.reader, self.fusion)[0]
+
     def whole(self, size: int) -> Any:
         """Run a pass as one program and return the cache."""
-        window = self.windows[size]
-        self.cache, *_ = target_whole(self.target, self.params, (), self.cache, self.progress, window, None)
+        rest = self.cache, self.progress, self.windows[size], None
+        self.cache, *_ = target_whole(self.target, self.params, self.fusion, *rest)
         return self.cache
 
     def prefix(self, stop: int, cache: Any, window: Any) -> Any:
         """Run the layers before an exit, and its message."""
-        return target_prefix(self.target, stop, self.kappa, self.params, self.head, (), cache, self.progress, window)
+        rest = self.params, self.head, self.fusion, cache, self.progress, window
+        return target_prefix(self.target, stop, self.kappa, *rest)
 
     def suffix(self, cache: Any, half: Any, window: Any) -> Any:
         """Run the layers after the exit."""
-        return target_suffix(self.target, self.layer, self.params, (), cache, self.progress, half, window, None)
+        rest = self.params, self.fusion, cache, self.progress, half, window, None
+        return target_suffix(self.target, self.layer, *rest)
 
     def lap(self, clock: Laps) -> None:
         """Time every window: whole, exit without layers, prefix, suffix."""
@@ -283,44 +291,54 @@ class _Verifier:
 
 
 class _Roller:
-    """The draft's programs on one side's mesh, for a number of branches of a window."""
+    """The draft's programs on one side's mesh, for a number of branches of a window.
+
+    Every lap begins at the same state, of which it gets a copy: programs take the memory of what they are passed.
+    """
 
     def __init__(self, pair: TimedPair, side: str, branches: int, window: int):
         mesh, draft = getattr(pair.placement, side), draft_for(pair.target, pair.draft)
-        (drafter, self.params), self.home = draft.drafter.put_on_mesh(draft.params, mesh), batch_sharding(mesh)
-        self.name = side, branches, window
-        request, batch = send(pair.request, self.home), len(pair.request.lengths)
-        kappa = -(-branches // (window + 1))
-        begin = jax.jit(drafter.begin, static_argnums=(3, 4))
-        self.state = begin(self.params, request, None, pair.capacity, branches * window)
+        drafter, self.params = draft.drafter.put_on_mesh(draft.params, mesh)
+        self.name, kappa, home = (side, branches, window), -(-branches // (window + 1)), batch_sharding(mesh)
         self.side = DraftSide(drafter, match(), Policy(exit=Likeliest(branches)), kappa, Full())
-        tokens = send(np.zeros((batch, window), np.int32), self.home)
-        self.standing = Standing(Window(tokens, None), None, request.lengths - 1)
-        zeros = [
-            np.zeros((batch, int(np.prod(leaf.shape[1:]))), np.int32) for leaf in message_like(batch, window, kappa)
-        ]
-        self.sent = send(np.concatenate(zeros, axis=1), self.home)
+        target = Target(pair.target.network, reader=draft.drafter.reader())
+        models = pair.target.params, self.params
+        shapes = step_arrays(target, self.side, models, pair.request, window, pair.exit_layer)
+        self.crosses: Crossing = send(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), home)
+        request = send(pair.request, home)
+        self.state, self.standing = draft_begin(
+            self.side, window, pair.capacity, self.params, request, self.crosses.prompts
+        )
+        if self.crosses.late is not None:  # after a step it holds more than after the prompts
+            (self.state, self.standing), _ = self.select(*self.rolled())
 
-    def rollout(self) -> Any:
+    def copied(self) -> Any:
+        """Return a copy of the state, made when this returns."""
+        return jax.block_until_ready(jax.tree.map(jnp.copy, self.state))
+
+    def rollout(self, state: Any) -> Any:
         """Roll out after a message."""
-        rolled, self.state = draft_rollout(self.side, self.params, self.state, self.standing, None, self.sent, None)
-        return rolled
+        arrived = self.crosses.message, self.crosses.early
+        return draft_rollout(self.side, self.params, state, self.standing, None, *arrived)
 
-    def select(self, rolled: Any, verdict: Any) -> Any:
+    def rolled(self) -> tuple[Any, Any, Any]:
+        """Return a rollout, the state after it, and a packed verdict that selects its first branch."""
+        rolled, state = self.rollout(self.copied())
+        accepted, token = rolled.roots.accepted[:, 0], rolled.roots.tokens[:, 0]
+        return rolled, state, pack(Verdict(accepted, token, self.standing.position + accepted + 1))
+
+    def select(self, rolled: Any, state: Any, verdict: Any) -> Any:
         """Select after a verdict."""
-        (self.state, _), reused = draft_select(self.side, self.params, self.state, self.standing, rolled, verdict)
-        return reused, self.state
+        features = self.crosses.early, self.crosses.late
+        return draft_select(self.side, self.params, state, self.standing, rolled, verdict, features)
 
     def lap(self, clock: Laps) -> None:
         """Time a rollout."""
-        clock(("rollout", *self.name), self.rollout)
+        clock(("rollout", *self.name), self.rollout, self.copied())
 
     def lap_select(self, clock: Laps) -> None:
         """Time a selection of the first branch."""
-        rolled = self.rollout()
-        first = Verdict(rolled.roots.accepted[:, 0], rolled.roots.tokens[:, 0], self.standing.position)
-        sent = jax.block_until_ready(pack(first))
-        clock(("select", *self.name), self.select, rolled, sent)
+        clock(("select", *self.name), self.select, *jax.block_until_ready(self.rolled()))
 
 
 def _drafting(clock: Laps, rollers: Sequence[_Roller]) -> DraftTimes:
@@ -328,7 +346,7 @@ def _drafting(clock: Laps, rollers: Sequence[_Roller]) -> DraftTimes:
     short, one, *_ = rollers
     seconds = {roller.name[1]: clock.median("rollout", *roller.name) for roller in rollers[1:]}
     once, window = clock.median("rollout", *short.name), one.name[2]
-    enqueue = min(max((window * once - seconds[1]) / (window - 1), 0.0), once)
+    enqueue = min(max((window * once - seconds[1]) / max(window - 1, 1), 0.0), once)
     return DraftTimes(enqueue, {count: max(whole - enqueue, 0.0) / window for count, whole in seconds.items()})
 
 

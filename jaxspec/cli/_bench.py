@@ -37,19 +37,19 @@ def bench(
     Args:
         questions: Spec-Bench's question.jsonl.
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
-        draft: a smaller model with the same vocabulary; an embedded pair has its own.
+        draft: as for generate; an embedded pair has its own.
         methods: compared with plain decoding.
         per_task: most questions of each task.
         max_new_tokens: of every answer.
         runs: measured in turns; the result is the median.
         dtype: of the parameters.
-        drafting: window, policy, exit.
+        drafting: window, tree of speculative, policy, exit.
         json: one JSON object per row, one on each line.
     """
     from jaxspec.analysis.specbench import fastest, read_questions, run
 
     at_least(1, per_task=per_task, max_new_tokens=max_new_tokens, runs=runs)
-    drafting.check()
+    drafting.check(*methods)
     check_readable(questions)
     chosen = read_questions(questions, per_task)
     two_devices()

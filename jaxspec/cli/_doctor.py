@@ -21,24 +21,31 @@ def doctor(
 ) -> None:
     """Time every program of a Mirror-SD step alone and then a step in normal operation: do the two meshes overlap?
 
+    It also counts the bytes that cross between the meshes in a step: the exit's candidates, the hidden states that a
+    draft reads (early: with the candidates, late: with the verdict), the verdict and the next window.
+
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
-        draft: a smaller model with the same vocabulary; an embedded pair has its own.
+        draft: as for generate; an embedded pair has its own.
         prompt: text to continue.
         max_new_tokens: tokens decoded for every measurement.
         drafting: window, policy, exit.
         json: end with one JSON object on one line.
     """
-    from jaxspec.analysis import cost
+    from jaxspec.analysis import cost, crossing
     from jaxspec.devices.sharding import default_placement
 
-    drafting.check()
+    drafting.check("mirror")
     at_least(1, max_new_tokens=max_new_tokens)
     two_devices()
-    method = method_of(load(target, draft, drafting_for="jaxspec doctor"), "mirror", drafting)
-    timing = cost.measure(method, default_placement(), [prompt], max_new_tokens)
+    models = load(target, draft, drafting_for="jaxspec doctor")
+    method, own = method_of(models, "mirror", drafting), models.drafting(drafting.streams)
+    assert own is not None
+    crosses = crossing.step_bytes(models.target, own, drafting.spec("mirror", models))
+    timing = cost.measure(method, default_placement(), [prompt], max_new_tokens, numbers=max(64, crosses.largest // 4))
     summary = {
         **{f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in vars(timing.times).items()},
+        **{f"{name}_bytes": count for name, count in crosses._asdict().items()},
         "step_ms": round(1e3 * timing.step, 3),
         "predicted_ms": round(1e3 * timing.predicted, 3),
         "overlap": None if timing.overlap is None else round(timing.overlap, 3),

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import tyro
 
 from jaxspec import federated
-from jaxspec.cli._methods import load
+from jaxspec.cli._methods import load_language_models
 from jaxspec.cli.checks import at_least, check_readable, check_writable
 from jaxspec.cli.shared import Flag, report, with_tokenizer
+from jaxspec.models.base import Model
 from jaxspec.zoo import PAIRS
 from jaxspec.zoo.recipe import held_out_roles
 
@@ -47,9 +48,9 @@ def federate(
     by_client = federated.read_texts(texts) if texts else {role.user: role.text for role in held_out_roles()}
     names = list(by_client)[:clients]
     federated.check_federation(method, settings, len(names))
-    models = load(target, draft, drafting_for="jaxspec federate")
+    models = load_language_models(target, draft, "jaxspec federate")
     initial = models.drafting(streams)
-    assert initial is not None
+    assert isinstance(initial, Model)  # checked by load_language_models
     result = federated.federate(
         models.target,
         initial,

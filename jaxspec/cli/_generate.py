@@ -22,7 +22,8 @@ class ModelOptions:
 
     Attributes:
         target: name of an embedded pair, or path: written by train or convert, published checkpoint, or llama2.c file.
-        draft: a smaller model with the same vocabulary, in one of these formats. An embedded pair has its own.
+        draft: a smaller model with the same vocabulary, in one of these formats; a published EAGLE, Medusa or Hydra
+            folder, or OUT/draft of train draft; or the name of a draft of the pair. An embedded pair has its own.
         dtype: of the parameters: float32, bfloat16 or float16. Default: float32 on CPU, else the checkpoint's dtype.
         int8: store the target's matrices as 8-bit integers.
     """
@@ -63,7 +64,8 @@ def generate(
     Args:
         prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
         models: target and draft.
-        method: decoding method. Default: mirror for a pair, speculative with a draft, else autoregressive.
+        method: decoding method. Default: speculative with --tree, mirror for a pair, speculative with a draft, else
+            autoregressive.
         max_new_tokens: maximum number of new tokens.
         chat: apply the model's chat template to the prompt.
         stop: texts that end the sequence, in addition to the model's stop tokens.
@@ -71,13 +73,13 @@ def generate(
         sampler: sampling parameters.
         json: print one JSON object as the last line.
     """
-    drafting.check()
+    drafting.check(method)
     checked("max_new_tokens", max_new_tokens)
     sampling = Sampling(**vars(sampler))
     if "" in stop:
         raise ValueError(f"expected stop strings that are not empty, got {stop}")
     two_devices()
-    needs = f"--method {method}" if method in ("speculative", "mirror") else None
+    needs = f"--method {method}" if method in ("speculative", "mirror") else "--tree" if drafting.tree else None
     chosen = method_of(load(**vars(models), drafting_for=needs), method, drafting)
     prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
     ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]

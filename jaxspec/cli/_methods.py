@@ -9,7 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxspec.cli.checks import at_least, check_models, is_pair
+from jaxspec.cli.checks import at_least, check_models, draft_path, is_pair
+from jaxspec.drafts import Draft, trees
+from jaxspec.drafts.trees import TreePolicy
+from jaxspec.loading import is_draft, load_draft
 from jaxspec.methods import DecodeSpec, candidates
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.protocol import DecodingMethod
@@ -17,6 +20,8 @@ from jaxspec.models.base import Model
 from jaxspec.verify import acceptance
 
 Method = Literal["autoregressive", "speculative", "mirror"]
+#: γ by default.
+WINDOW = 7
 
 #: From a budget R to a policy, by name.
 POLICIES: dict[str, Callable[[int], Policy]] = {
@@ -27,6 +32,25 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
     "mirror": candidates.mirror,
     "hybrid": lambda budget: candidates.hybrid(budget, budget),
 }
+
+
+def tree_named(text: str) -> TreePolicy:
+    """Return a tree: "4,2,1", children at each depth, or "dynamic:10,6,60", top_k, depth and nodes, or "dynamic".
+
+    Raises:
+        ValueError: another form, or numbers that make no tree.
+    """
+    kind, colon, numbers = text.rpartition(":") if text != "dynamic" else ("dynamic", "", "")
+    parts = [part.strip() for part in numbers.split(",")] if numbers else []
+    if kind not in ("", "dynamic") or not all(part.isdecimal() for part in parts) or (colon and not parts):
+        raise ValueError(
+            f"expected a tree such as 4,2,1 (children at each depth) or dynamic:10,6,60 (top_k, depth, nodes), got "
+            f"{text!r}"
+        )
+    counts = tuple(map(int, parts))
+    if kind == "dynamic" and len(counts) not in (0, 3):
+        raise ValueError(f"expected dynamic:TOP_K,DEPTH,NODES or dynamic, got {text!r}")
+    return trees.dynamic(*counts) if kind else trees.static(counts)
 
 
 def policy_named(name: str, budget: int) -> Policy:
@@ -45,7 +69,9 @@ class Drafting:
     """How windows are drafted and verified.
 
     Attributes:
-        window: tokens drafted per step (γ).
+        window: tokens drafted per step (γ). Default: 7, or as many as the draft has heads.
+        tree: draft a tree of tokens instead of a window, for speculative: 4,2,1 are the children of every node at each
+            depth; dynamic:10,6,60 keeps the best (top_k, depth, nodes).
         num_candidates: tokens that the exit sends for each position (κ), for mirror.
         policy: what the draft rolls out ahead, for mirror.
         budget: branches that it rolls out (R); with hybrid, as many for each side.
@@ -54,7 +80,8 @@ class Drafting:
         acceptance: match gives the tokens of plain decoding with the same seed, ratio their distribution.
     """
 
-    window: int = 7
+    window: int | None = None
+    tree: str | None = None
     num_candidates: int = 4
     policy: Literal["none", "pearl", "saguaro", "ahead", "mirror", "hybrid"] = "mirror"
     budget: int = 4
@@ -62,26 +89,42 @@ class Drafting:
     streams: int | None = None
     acceptance: Literal["match", "ratio"] = "match"
 
-    def check(self) -> None:
-        """Check the numbers before models are loaded.
+    def check(self, *methods: Method | None) -> None:
+        """Check the settings before models are loaded.
+
+        Args:
+            *methods: that they are for.
 
         Raises:
-            ValueError: a number below its minimum.
+            ValueError: a number below its minimum, or a tree that none of the methods or not the acceptance can use.
         """
         at_least(1, window=self.window, num_candidates=self.num_candidates, budget=self.budget)
         at_least(1, exit_layer=self.exit_layer)
         at_least(0, streams=self.streams)
+        if self.tree is None:
+            return
+        tree_named(self.tree)
+        if not {None, "speculative"} & set(methods):
+            raise ValueError(
+                f"expected the method speculative with --tree, got {', '.join(map(str, methods))}; leave --tree out"
+            )
+        if self.acceptance != "match":
+            raise ValueError(
+                f"expected --acceptance match with --tree, got {self.acceptance}, which verifies windows alone"
+            )
 
-    def spec(self, method: Method, exit_layer: int | None) -> DecodeSpec:
-        """Return the settings of a method, for a pair with an exit of its own or without."""
+    def spec(self, method: Method, models: "Loaded") -> DecodeSpec:
+        """Return the settings of a method for these models; a tree is for speculative decoding alone."""
         if method == "autoregressive":
             return DecodeSpec()
+        mirrors, most = method == "mirror", models.max_window
         return DecodeSpec(
-            self.window,
-            policy_named(self.policy, self.budget) if method == "mirror" else None,
+            min(WINDOW, most or WINDOW) if self.window is None else self.window,
+            policy_named(self.policy, self.budget) if mirrors else None,
             self.num_candidates,
-            self.exit_layer or exit_layer,
+            self.exit_layer or models.exit_layer,
             acceptance.match() if self.acceptance == "match" else acceptance.ratio(),
+            tree=None if mirrors or self.tree is None else tree_named(self.tree),
         )
 
 
@@ -123,31 +166,42 @@ class Loaded(NamedTuple):
     """Models by their names: target, draft if there is one, the exit of an embedded pair, and its streaming draft."""
 
     target: Model
-    draft: Model | None
+    draft: Model | Draft | None
     exit: Any = None
     exit_layer: int | None = None
     streaming: Model | None = None
 
-    def drafting(self, streams: int | None) -> Model | None:
+    @property
+    def max_window(self) -> int | None:
+        """Most tokens of a window, for a draft that has a head for each."""
+        return self.draft.drafter.max_window if isinstance(self.draft, Draft) else None
+
+    @property
+    def language_model(self) -> Model | None:
+        """The draft, where it was loaded as a language model."""
+        assert not isinstance(self.draft, Draft)
+        return self.draft
+
+    def drafting(self, streams: int | None) -> Model | Draft | None:
         """Return the draft with a number of streams.
 
         Raises:
-            ValueError: it has fewer.
+            ValueError: it has fewer, or is no language model.
         """
         from jaxspec.drafts.streams import limited
 
         chosen = self.streaming if streams and self.streaming else self.draft
-        return chosen if streams is None or chosen is None else limited(chosen, streams)
+        return chosen if streams is None or chosen is None else limited(chosen, streams)  # type: ignore[arg-type]
 
 
 def load(
     target: str, draft: Path | None, dtype: str | None = None, int8: bool = False, *, drafting_for: str | None = None
 ) -> Loaded:
-    """Load an embedded or trained pair, or models from files.
+    """Load an embedded or trained pair, or models from files; the draft may be one that reads hidden states.
 
     Args:
         target: name or path.
-        draft: path; None: the pair's own, or none.
+        draft: path, or name of one of the pair's drafts; None: the pair's own language model, or none.
         dtype: of the parameters of both.
         int8: keep the target's matrices in eight bits.
         drafting_for: option or command that needs a draft; a missing draft is refused before models are loaded.
@@ -159,22 +213,51 @@ def load(
     from jaxspec.loading.store import changed, open_model
 
     check_models(target, draft, dtype, drafting_for)
-    own = None if draft is None else open_model(draft, dtype=dtype)
+    path = draft_path(target, draft)
+    reads = path is not None and is_draft(path)
+    own: Any = None if path is None or reads else open_model(path, dtype=dtype)
     if not is_pair(target):
-        return Loaded(open_model(target, dtype=dtype, int8=int8), own)
+        model = open_model(target, dtype=dtype, int8=int8)
+        return Loaded(model, load_draft(path, model, dtype=dtype) if reads and path else own)
     pair = zoo.load(target)
-    streaming = None if own or pair.streaming is None else changed(pair.streaming, dtype)
-    small = own or changed(pair.draft, dtype)
-    return Loaded(changed(pair.target, dtype, int8), small, pair.exit, pair.exit_layer, streaming)
+    model, streaming = changed(pair.target, dtype), None
+    if path is None:
+        own, streaming = changed(pair.draft, dtype), pair.streaming and changed(pair.streaming, dtype)
+    small = load_draft(path, model, dtype=dtype) if reads and path else own
+    return Loaded(changed(model, None, int8), small, pair.exit, pair.exit_layer, streaming)
+
+
+def load_language_models(target: str, draft: Path | None, use: str, needed: bool = True) -> Loaded:
+    """Load what ``load`` does, for a command whose draft must be a language model.
+
+    Args:
+        target: name or path.
+        draft: path.
+        use: option or command that the draft is for.
+        needed: whether a missing draft is refused.
+
+    Raises:
+        ValueError: a draft of another kind, before models are loaded, or what ``load`` refuses.
+    """
+    check_models(target, draft)
+    if (path := draft_path(target, draft)) is not None and is_draft(path):
+        raise ValueError(
+            f"{path}: expected a language model as --draft for {use}, got a draft that reads hidden states; "
+            "pass a smaller model with the same tokenizer"
+        )
+    return load(target, draft, drafting_for=use if needed else None)
 
 
 def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingMethod:
-    """Build a method on the first two devices; default: mirror for a pair, speculative with a draft, else plain.
+    """Build a method on the first two devices.
+
+    Default: speculative for a tree, mirror for a pair, speculative with a draft, else plain.
 
     Raises:
         ValueError: no draft for a method that needs one.
     """
     draft = models.drafting(how.streams)
     if method is None:
-        method = "autoregressive" if draft is None else "speculative" if models.exit_layer is None else "mirror"
-    return how.spec(method, models.exit_layer).build(models.target, draft, models.exit)
+        mirrors = models.exit_layer is not None and how.tree is None
+        method = "mirror" if mirrors else "autoregressive" if draft is None else "speculative"
+    return how.spec(method, models).build(models.target, draft, models.exit)

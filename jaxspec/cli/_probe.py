@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxspec.cli._methods import Continuations, Loaded, load, two_devices
+from jaxspec.cli._methods import Continuations, Loaded, load_language_models, two_devices
 from jaxspec.cli.checks import at_least, check_picture, check_readable
 from jaxspec.cli.shared import PROMPT, Flag, prompts_of, report, with_tokenizer
 from jaxspec.text import tokens_of
@@ -47,7 +47,7 @@ def probe(
     check_readable(continuations.texts)
     check_picture(plot)
     two_devices()
-    models = load(target, draft, drafting_for="--propose" if propose else None)
+    models = load_language_models(target, draft, "--propose" if propose else "jaxspec probe", propose)
     text = _text(models, continuations, not json)
     corpus = _corpus(models, continuations.texts) if fit_lens else None
     probes = _probes(models, text, window, num_candidates, corpus, not json)
@@ -92,11 +92,11 @@ def _probes(
 
     options: dict[str, Any] = {"window": window, "num_candidates": kappas}
     if corpus is None:
-        return probe_exits(models.target, models.draft, text, PROMPT, exit=models.exit, **options)
+        return probe_exits(models.target, models.language_model, text, PROMPT, exit=models.exit, **options)
     probes: list[Any] = []
     for layer in range(1, models.target.network.config.num_layers):
         lens = fit_lens(models.target, layer, corpus, progress=progress)
-        probes += probe_exits(models.target, models.draft, text, PROMPT, layers=[layer], exit=lens, **options)
+        probes += probe_exits(models.target, models.language_model, text, PROMPT, layers=[layer], exit=lens, **options)
     return probes
 
 
@@ -109,7 +109,7 @@ def _times(models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...
     times, prompt = {}, text[0, :PROMPT].tolist()
     for kappa in kappas:
         spec = DecodeSpec(window, candidates.mirror(), kappa, models.exit_layer)
-        method = spec.build(models.target, models.draft, models.exit)
+        method = spec.build(models.target, models.language_model, models.exit)
         times[kappa] = cost.measure(method, default_placement(), [prompt], text.shape[1] - PROMPT).times
     return times
 

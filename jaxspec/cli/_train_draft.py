@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxspec.cli._methods import Loaded, load
+from jaxspec.cli._methods import Loaded, load_language_models
 from jaxspec.cli.checks import at_least, check_readable, check_writable
 from jaxspec.cli.shared import PROMPT, with_tokenizer
 from jaxspec.models.base import Model
@@ -37,8 +37,6 @@ class DraftTraining:
         heads: of medusa and hydra.
         prompts: how many the target continues.
         new_tokens: length of each continuation.
-        hidden_gib: most GiB of the target's hidden states to keep in OUT/hidden, where kinds that read them find them
-            at every step; where it would take more, they are computed again.
         schedule: optimiser steps; its sequence_length is not used.
     """
 
@@ -51,7 +49,6 @@ class DraftTraining:
     heads: int = 4
     prompts: int = 512
     new_tokens: int = 96
-    hidden_gib: float = 16.0
     schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3))
 
     def check(self) -> None:
@@ -89,8 +86,8 @@ def train_draft(settings: DraftTraining, out: Path) -> dict[str, Any]:
     settings.check()
     check_writable(out)
     needs_draft = settings.kind in ("plain", "streams")
-    drafting_for = f"jaxspec train draft --kind {settings.kind}" if needs_draft else None
-    models = load(settings.target, settings.draft if needs_draft else None, drafting_for=drafting_for)
+    use, initial = f"jaxspec train draft --kind {settings.kind}", settings.draft if needs_draft else None
+    models = load_language_models(settings.target, initial, use, needs_draft)
     make = _MAKERS.get(settings.kind, _reading)
     prompts = _prompts(with_tokenizer(models.target.text), settings)
     tokens = saved_continuations(models.target, prompts, settings.new_tokens, out, progress=True)
@@ -115,15 +112,13 @@ def _prompts(text: Text, settings: DraftTraining) -> np.ndarray:
 def _reading(settings: DraftTraining, task: _Task) -> dict[str, Any]:
     from jaxspec.drafts import frequent_tokens, init_draft
     from jaxspec.loading import save_draft
-    from jaxspec.training import accepted_tokens, fit_draft, hidden_bytes
+    from jaxspec.training import accepted_tokens, fit_draft
 
     target, count = task.models.target, settings.vocabulary
     ids = None if count is None else frequent_tokens(task.tokens, count, target.network.config.vocab_size)
     kind: Any = settings.kind
     draft = init_draft(kind, target, taps=settings.taps, vocabulary=ids, heads=settings.heads)
     options: dict[str, Any] = {"prompt_length": PROMPT, "schedule": settings.schedule, "directory": task.out}
-    if hidden_bytes(target, draft.drafter.reads.taps, task.tokens) <= settings.hidden_gib * 2**30:
-        options["hidden"] = task.out / "hidden"
     draft = fit_draft(draft, target, task.tokens, held_out=task.held_out, **options)
     save_draft(draft, task.out / "draft")
     accepted = accepted_tokens(draft, target, task.held_out, prompt_length=PROMPT, window=WINDOW)
@@ -156,8 +151,8 @@ def _streams(settings: DraftTraining, task: _Task) -> dict[str, Any]:
 
 
 def _initial(task: _Task) -> Model:
-    assert task.models.draft is not None  # checked by load
-    return task.models.draft
+    assert task.models.language_model is not None  # checked by load_language_models
+    return task.models.language_model
 
 
 def _written(draft: Model, task: _Task) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def tune(
 
     Args:
         pair: name of an embedded pair, a folder that train wrote, or a target as for generate, with --draft.
-        draft: a smaller model with the same vocabulary; an embedded pair has its own.
+        draft: as for generate; an embedded pair has its own. Of one with heads, windows beyond them are left out.
         windows: tokens drafted per step (γ).
         num_candidates: tokens that an exit sends for each position (κ).
         budgets: branches rolled out (R); all candidates are tried as well.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxfed import checkpoint
 from jaxspec.loading.parameters import DTYPES
-from jaxspec.zoo import PAIRS
+from jaxspec.zoo import PAIRS, draft_folders
 
 
 def at_least(low: float, **numbers: float | Iterable[float] | None) -> None:
@@ -30,12 +30,18 @@ def is_pair(target: str) -> bool:
     return target in PAIRS or (Path(target) / "pair.json").is_file()
 
 
+def draft_path(target: str, draft: Path | None) -> Path | None:
+    """Return the folder of a draft that is named as one of the pair's, or the path as it is."""
+    own = draft_folders(target) if is_pair(target) else {}
+    return draft if draft is None else own.get(str(draft), draft)
+
+
 def check_models(target: str, draft: Path | None, dtype: str | None = None, drafting_for: str | None = None) -> None:
     """Check that target and draft exist in a known format, and that there is a draft if one is needed.
 
     Args:
         target: name or path.
-        draft: path.
+        draft: path, or name of one of the pair's drafts.
         dtype: of the parameters.
         drafting_for: option or command that needs a draft, for the error message; None if nothing does.
 
@@ -44,7 +50,8 @@ def check_models(target: str, draft: Path | None, dtype: str | None = None, draf
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"expected dtype {', '.join(DTYPES)}, got {dtype!r}")
-    for path in ([] if is_pair(target) else [Path(target)]) + ([] if draft is None else [draft]):
+    paths = [None if is_pair(target) else Path(target), draft_path(target, draft)]
+    for path in filter(None, paths):
         if not _holds_model(path):
             raise ValueError(
                 f"{path}: expected a folder with config.json, a checkpoint folder written by jaxspec convert, or a "

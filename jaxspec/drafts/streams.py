@@ -21,13 +21,12 @@ from jaxspec.drafts.plain import Plain
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Pending
 from jaxspec.models.base import Cache, Model, Network, Params
-from jaxspec.models.vocabulary import unfitted
+from jaxspec.models.vocabulary import check_language_model, unfitted
 
 __all__ = [
     "Streams",
     "StreamingNetwork",
     "causal_streams",
-    "check_model",
     "check_no_streams",
     "describe",
     "forward",
@@ -72,9 +71,10 @@ def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: i
         seed: of the new parameters.
 
     Raises:
-        ValueError: no language model, a draft that has streams already, a count or rank below 1, a start outside it.
+        ValueError: a draft of another kind or one that has streams already, a count or rank below 1, a start outside
+            the draft.
     """
-    check_model(draft, "to give streams")
+    check_language_model(draft, "to give streams")
     draft = unfitted(draft)
     config = draft.network.config
     check_no_streams(draft, "", "the draft that it was made from")
@@ -95,16 +95,6 @@ def streaming(draft: Model, count: int = 2, *, start: int | None = None, rank: i
 def num_streams(network: Network) -> int:
     """Return the number of lookahead streams of a network; 0 for a plain one."""
     return network.count if isinstance(network, StreamingNetwork) else 0
-
-
-def check_model(draft: Any, use: str) -> None:
-    """Raise ValueError for a draft that is no language model; ``use`` says what for."""
-    if not isinstance(draft, Model):
-        kind = type(getattr(draft, "drafter", draft)).__name__
-        raise ValueError(
-            f"expected a language model as a draft {use}, got {kind}; pass a Model, as jaxspec.load_huggingface and "
-            "jaxspec.decoder return"
-        )
 
 
 def check_no_streams(model: Model, use: str, instead: str = "jaxspec.drafts.limited(model, 0)") -> None:
@@ -132,9 +122,9 @@ def limited(draft: Model, count: int) -> Model:
     """Return a streaming draft with no more than its first ``count`` streams; 0: the plain draft.
 
     Raises:
-        ValueError: no language model, or more streams than it has.
+        ValueError: more streams than it has, or a draft of another kind.
     """
-    check_model(draft, "to limit its streams")
+    check_language_model(draft, "to limit its streams")
     network, most = draft.network, num_streams(draft.network)
     if not 0 <= count <= most:
         raise ValueError(

@@ -2,13 +2,14 @@
 
 from jaxspec.loading._draft_saving import save_draft
 from jaxspec.loading._saving import save_huggingface
-from jaxspec.loading.drafts import load_draft
+from jaxspec.loading.drafts import is_draft, load_draft
 from jaxspec.loading.huggingface import load_huggingface
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.store import convert, load_model, open_model, save_model
 
 __all__ = [
     "convert",
+    "is_draft",
     "load_draft",
     "load_huggingface",
     "load_llama2c",

@@ -13,7 +13,7 @@ from jaxspec.core.files import reading
 from jaxspec.drafts import Draft
 from jaxspec.drafts.feature_drafter import FeatureDrafter
 from jaxspec.drafts.modules import ModuleNetwork
-from jaxspec.loading._draft_files import DraftFiles, some
+from jaxspec.loading._draft_files import CONFIG, DraftFiles, some
 from jaxspec.loading._draft_rules import INDEX, index_of, leaves_of, name_of, rule_for
 from jaxspec.loading._eagles import AFTER, BEFORE, TapOptions, is_eagle, is_eagle3, read_eagle, read_eagle3
 from jaxspec.loading._heads import is_hydra, is_medusa, read_hydra, read_medusa
@@ -101,10 +101,26 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def is_draft(path: str | Path) -> bool:
+    """Return whether a folder holds a draft that ``load_draft`` reads, by the names of its arrays; no array is read.
+
+    Raises:
+        ValueError: a folder with config.json but without weights, a damaged file, pickles without torch.
+    """
+    folder = Path(path)
+    if not (folder / CONFIG).is_file():
+        return False
+    with reading(folder, "a model or a draft"):
+        return _matching(DraftFiles(folder)) is not None
+
+
+def _matching(files: DraftFiles) -> Format | None:
+    return next((format for format in FORMATS if format.matches(files)), None)
+
+
 def _format_of(files: DraftFiles) -> Format:
-    for format in FORMATS:
-        if format.matches(files):
-            return format
+    if (format := _matching(files)) is not None:
+        return format
     raise ValueError(
         f"expected arrays of one of {', '.join(format.name for format in FORMATS)}, got {some(sorted(files.names))}; "
         "a language model as a draft is read by load_huggingface"

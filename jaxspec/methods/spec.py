@@ -29,6 +29,9 @@ class DecodeSpec:
         fallback: what Mirror-SD drafts where no branch matches the verdict.
         tree: shape that speculative decoding drafts; its depth replaces ``window``.
         label: name in tables; default: the method's. Not part of the comparison.
+
+    Raises:
+        ValueError: a tree with a policy, or one that is none of ``drafts.trees``.
     """
 
     window: int = 0
@@ -39,6 +42,12 @@ class DecodeSpec:
     fallback: Fallback = Full()
     tree: TreePolicy | None = None
     label: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.tree is not None and not hasattr(self.tree, "grow"):
+            raise ValueError(f"expected a tree, such as jaxspec.drafts.trees.static((4, 2, 1)), got {self.tree!r}")
+        if self.policy is not None and self.tree is not None:
+            raise ValueError("expected a tree or a policy, got both; a tree is for speculative decoding: policy=None")
 
     @property
     def method(self) -> str:
@@ -54,13 +63,13 @@ class DecodeSpec:
 
         Args:
             target: network and parameters whose text is generated.
-            draft: a model with the target's tokenizer; not used by plain decoding.
+            draft: a model with the target's tokenizer, or a draft of another kind; not used by plain decoding.
             exit: exit head, for Mirror-SD; default ``LogitLens()``.
             placement: target and draft mesh; plain and speculative decoding use the target's only. Default: the first
                 device, or the first two for Mirror-SD.
 
         Raises:
-            ValueError: a window or tree without a draft, a tree with a policy, or what the method refuses.
+            ValueError: a window or tree without a draft, or what the method refuses.
         """
         mesh = None if placement is None else placement.target
         if self.method == "autoregressive":
@@ -69,8 +78,6 @@ class DecodeSpec:
             raise ValueError(
                 f"expected a draft for {self.method} decoding, got none; pass a smaller model with the same tokenizer"
             )
-        if self.policy is not None and self.tree is not None:
-            raise ValueError("expected a tree or a policy, got both; a tree is for speculative decoding: policy=None")
         if self.policy is None:
             return speculative(target, draft, self.window, mesh, acceptance=self.acceptance, tree=self.tree)
         return mirror(

@@ -87,6 +87,20 @@ def check_tokenizers(target: Text, draft: Text, sizes: tuple[int, int]) -> None:
             )
 
 
+def check_language_model(draft: Any, use: str) -> None:
+    """Check that a draft is a language model; ``use`` says what for.
+
+    Raises:
+        ValueError: a draft of another kind.
+    """
+    if not isinstance(draft, Model):
+        kind = getattr(draft, "drafter", draft)
+        raise ValueError(
+            f"expected a language model as a draft {use}, got a draft of another kind ({type(kind).__name__}); pass a "
+            "smaller model with the target's tokenizer"
+        )
+
+
 def fitted(target: Model, draft: Model) -> Model:
     """Resize the draft to the target's vocabulary size, if both have the same tokenizer.
 
@@ -110,8 +124,9 @@ def check_trainable(target: Model, draft: Model) -> None:
     """Check that a draft that is trained on the target has an embedding row for each of its tokens.
 
     Raises:
-        ValueError: different tokenizers, or embeddings of different sizes.
+        ValueError: different tokenizers, embeddings of different sizes, or a draft of another kind.
     """
+    check_language_model(draft, "to train")
     sizes = target.network.config.vocab_size, unfitted(draft).network.config.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(

@@ -2,8 +2,8 @@
 
 from jaxspec.training._fit import Schedule, fit
 from jaxspec.training._held_out import accepted_tokens
-from jaxspec.training._hidden import hidden_bytes
 from jaxspec.training._trained import trained_part
+from jaxspec.training._unroll import drafted_logits
 from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
 from jaxspec.training.imputation import fit_imputation
@@ -29,6 +29,7 @@ __all__ = [
     "bits_per_character",
     "distillation_loss",
     "draft_loss",
+    "drafted_logits",
     "eagle3_loss",
     "eagle_loss",
     "fit",
@@ -36,7 +37,6 @@ __all__ = [
     "fit_imputation",
     "fit_lens",
     "fit_streams",
-    "hidden_bytes",
     "hidden_states",
     "hydra_loss",
     "language_model_loss",

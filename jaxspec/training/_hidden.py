@@ -41,7 +41,7 @@ def stored_hidden(
 
 
 def hidden_bytes(target: Model, taps: tuple[int, ...], tokens: np.ndarray) -> int:
-    """Return how many bytes ``fit_draft(hidden=...)`` writes for a draft with these taps and this text."""
+    """Return the size of the file of ``stored_hidden``."""
     x = jax.eval_shape(partial(_streams, target.network, taps), target.params, tokens[:1])
     return len(tokens) * x.size * x.dtype.itemsize
 

@@ -70,7 +70,25 @@ def shifted(values: Array, by: int) -> Array:
 
 def fused(network: DraftNetwork, params: Params, taught: Lesson) -> Array:
     """Return what the rows come with at step 0: [D', B, T]."""
-    return jnp.moveaxis(network.fuse(params.get("fusion", {}), taught.features), -1, 0)
+    return jnp.moveaxis(network.fuse(network.fusion_of(params), taught.features), -1, 0)
+
+
+def drafted_logits(network: DraftNetwork, params: Params, target: Model, tokens: Array, depths: int) -> list[Array]:
+    """Return what a draft that reads hidden states predicts along texts, from every place: logits [V, B, T] by depth.
+
+    Row t at depth s is the draft's for the token at t + 2 + s, where the target has run the tokens up to t, and the
+    draft those behind: as if all it drafted before had been the text's.
+
+    Args:
+        network: of the draft.
+        params: of the draft.
+        target: whose hidden states it reads.
+        tokens: [B, T].
+        depths: tokens behind t + 1, at most as many as the network has heads.
+    """
+    taught = lesson(target, network.reads, {"tokens": tokens})
+    states = unroll(network, params, fused(network, params, taught), taught, depths)
+    return [network.logits(params, x, depth) for depth, x in enumerate(states)]
 
 
 def unroll(network: DraftNetwork, params: Params, inputs: Any, taught: Lesson, steps: int) -> list[Array]:

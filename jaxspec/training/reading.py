@@ -17,7 +17,7 @@ from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Model, Params
 from jaxspec.training._fit import Schedule, fit
 from jaxspec.training._held_out import Best, accepted_tokens
-from jaxspec.training._hidden import stored_hidden
+from jaxspec.training._hidden import hidden_bytes, stored_hidden
 from jaxspec.training._trained import as_float32, network_of, trained_part
 from jaxspec.training.eagle3 import Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
@@ -25,6 +25,8 @@ from jaxspec.training.losses import LossFn
 
 #: Epochs without a better acceptance on held-out text, after which a fit ends.
 PATIENCE = 3
+#: Bytes of hidden states that are kept on disk.
+MOST_HIDDEN = 16 << 30
 #: The loss of each kind of network.
 LOSSES: dict[type, Callable[[Draft, Model], LossFn]] = {Eagle: eagle_loss, Medusa: medusa_loss, Hydra: hydra_loss}
 
@@ -40,7 +42,6 @@ def fit_draft(
     schedule: Schedule = Schedule(learning_rate=1e-3),  # noqa: B008  a frozen default
     seed: int = 0,
     directory: str | Path | None = None,
-    hidden: str | Path | None = None,
     progress: bool = True,
 ) -> Draft:
     """Train a draft that reads hidden states of a target; it computes in float32 and keeps its own types.
@@ -55,9 +56,8 @@ def fit_draft(
         recipe: of EAGLE-3.
         schedule: optimiser steps; ``sequence_length`` is not used, rows are taken whole.
         seed: of the batches.
-        directory: where to save, and to resume from.
-        hidden: folder for the target's hidden states along ``tokens`` (n·T·(taps + 1)·D numbers), which are then
-            computed once, not at every step; drafts that read the same share the file.
+        directory: where to save, and to resume from. The target's hidden states along ``tokens`` are kept there too, so
+            that they are computed once and not at every step, unless they take more than ``MOST_HIDDEN`` bytes.
         progress: show a bar.
 
     Raises:
@@ -76,7 +76,8 @@ def fit_draft(
         best = Best(measure, fresh, epoch, PATIENCE, folder and folder / "best")
     options: dict[str, Any] = {"seed": seed, "label": "draft", "progress": progress, "until": best}
     taps = draft.drafter.reads.taps
-    streams = None if hidden is None else stored_hidden(target, taps, tokens, Path(hidden), progress)
+    keeps = folder is not None and hidden_bytes(target, taps, tokens) <= MOST_HIDDEN
+    streams = stored_hidden(target, taps, tokens, folder / "hidden", progress) if folder and keeps else None
     batch_fn = partial(_batch, tokens, streams, prompt_length, schedule.batch_size, seed)
     params = fit(loss, fresh, batch_fn, schedule, directory=folder and folder / "steps", **options)
     params = params if best is None else best.of_all(params)

@@ -75,8 +75,7 @@ def run(recipe: HeadsRecipe, pair: Pair, out: Path) -> dict[str, Any]:
     drafts, figures = fresh(recipe, pair), {}
     for name, draft in drafts.items():
         options: dict[str, Any] = {"prompt_length": recipe.prompt_length, "held_out": held_out}
-        options |= {"schedule": recipe.schedule, "seed": recipe.seed}
-        options |= {"directory": out / DRAFTS / name, "hidden": out / "hidden"}
+        options |= {"schedule": recipe.schedule, "seed": recipe.seed, "directory": out / DRAFTS / name}
         drafts[name] = fit_draft(draft, pair.target, train, **options)
         accepted = accepted_tokens(drafts[name], pair.target, held_out, prompt_length=recipe.prompt_length)
         figures[name] = {"parameters": own_size(drafts[name], pair), "accepted": round(accepted, 3)}

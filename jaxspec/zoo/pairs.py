@@ -56,27 +56,26 @@ class Pair(NamedTuple):
 
 
 class StoredDrafts(Mapping[str, Draft]):
-    """Drafts in the subfolders of a folder, each loaded when it is first asked for."""
+    """Drafts in folders, by name, each loaded when it is first asked for."""
 
-    def __init__(self, folder: Path, target: Model):
-        self._folder, self._target, self._loaded = folder, target, dict[str, Draft]()
-        self._names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    def __init__(self, folders: Mapping[str, Path], target: Model):
+        self._folders, self._target, self._loaded = folders, target, dict[str, Draft]()
 
     def __getitem__(self, name: str) -> Draft:
         """Return one draft, in the target's dtype."""
-        if name not in self._names:
-            raise KeyError(f"expected one of {', '.join(self._names) or 'no drafts'}, got {name!r}")
+        if name not in self._folders:
+            raise KeyError(f"expected one of {', '.join(self._folders) or 'no drafts'}, got {name!r}")
         if name not in self._loaded:
-            self._loaded[name] = load_draft(self._folder / name, self._target, report=lambda line: None)
+            self._loaded[name] = load_draft(self._folders[name], self._target, report=lambda line: None)
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
-        return iter(self._names)
+        return iter(self._folders)
 
     def __len__(self) -> int:
         """Return the number of drafts."""
-        return len(self._names)
+        return len(self._folders)
 
 
 def load(name_or_path: str | Path = "shakespeare") -> Pair:
@@ -85,11 +84,25 @@ def load(name_or_path: str | Path = "shakespeare") -> Pair:
     Raises:
         ValueError: an unknown name, a damaged file, or weights that do not match the configuration (named).
     """
-    folder = resources.files("jaxspec.zoo") / str(name_or_path) if name_or_path in PAIRS else Path(name_or_path)
+    folder = _folder(name_or_path)
     if not (folder / "pair.json").is_file():
         raise ValueError(f"expected one of {PAIRS} or a folder written by save, got {str(name_or_path)!r}")
     with reading(str(folder), "a pair written by save"):
         return _load(folder)
+
+
+def _folder(name_or_path: str | Path) -> Any:
+    return resources.files("jaxspec.zoo") / str(name_or_path) if name_or_path in PAIRS else Path(name_or_path)
+
+
+def draft_folders(name_or_path: str | Path) -> dict[str, Path]:
+    """Return the folders of a pair's drafts that read hidden states, by name; nothing is loaded."""
+    return _subfolders(_folder(name_or_path) / DRAFTS)
+
+
+def _subfolders(folder: Any) -> dict[str, Path]:
+    own = Path(str(folder))
+    return {path.name: path for path in sorted(own.iterdir()) if path.is_dir()} if own.is_dir() else {}
 
 
 def _load(folder: Any) -> Pair:
@@ -109,7 +122,7 @@ def _load(folder: Any) -> Pair:
         tokenizer=tokenizer,
         figures=about["figures"],
         streaming=_streaming(models["draft"], folder / STREAMS),
-        drafts=StoredDrafts(Path(str(folder)) / DRAFTS, models["target"]),
+        drafts=StoredDrafts(_subfolders(folder / DRAFTS), models["target"]),
     )
 
 

@@ -8,10 +8,11 @@ import pytest
 import jaxspec
 from jaxspec import zoo
 from jaxspec.analysis import step_ends
-from jaxspec.analysis.replay import hits, record, steps
+from jaxspec.analysis.replay import Recording, SideMessages, hits, ready_length, record, steps
 from jaxspec.cli.shared import prompts_of
 from jaxspec.methods import candidates
-from tests.support.jaxspec import models, pairs
+from jaxspec.verify import Message
+from tests.support.jaxspec import models, pairs, reading_rows
 
 NEW, LONG, WINDOW, LAYER = 48, 96, 3, 2
 PROMPTS = [prompt[:3] for prompt in pairs.PROMPTS]
@@ -44,11 +45,11 @@ def recording():
     return of_the_tiny_pair()
 
 
-def decoded(policy, kappa):
+def decoded(policy, kappa, prompts=PROMPTS, **options):
     """Return (A, reused) of every step of a real run, one list per sequence."""
-    method = models.mirror(WINDOW, kappa, LAYER, policy=policy)
-    state = method.init(models.request(PROMPTS, NEW), 32 + NEW + 2 * (WINDOW + 1))
-    runs = [[] for _ in PROMPTS]
+    method = models.mirror(WINDOW, kappa, LAYER, policy=policy, **options)
+    state = method.init(models.request(prompts, NEW), 32 + NEW + 2 * (WINDOW + 1))
+    runs = [[] for _ in prompts]
     while True:
         state, info = method.step(state)
         info = info.read()
@@ -62,8 +63,38 @@ def decoded(policy, kappa):
 @pytest.mark.parametrize("name", EXACT)
 def test_every_step_is_predicted(recording, name):
     """If positions do not compete for a budget, the replay predicts the reuse in every step of a real run."""
-    replayed, real = steps(recording, WINDOW), decoded(EXACT[name], 2)
-    hit = hits(recording, replayed, EXACT[name], 2, LAYER)
+    check_every_step(recording, EXACT[name])
+
+
+def test_every_step_of_a_draft_that_reads_hidden_states_is_predicted():
+    """Where all that it reads is known at the exit, and a prompt has a token before its last."""
+    draft, prompts = reading_rows.draft("eagle3 early"), [prompt for prompt in PROMPTS if len(prompt) > 1]
+    recording = recorded(models.target(), draft, prompts, NEW, (1, LAYER), depths=2 * WINDOW + 1)
+    assert recording.early == (LAYER,)
+    assert sum(step.sum() for step in recording.agrees) > 0
+    check_every_step(recording, EXACT["mirror"], prompts=prompts, draft=draft)
+    with pytest.raises(ValueError, match="expected a window below 7, the depths of the recording, got 7"):
+        steps(recording, 7)
+    with pytest.raises(ValueError, match=r"expected a recording 9 tokens deep, got 7; pass depths="):
+        ready_length(recording, steps(recording, 4))
+
+
+def test_windows_from_the_draft_s_own_features():
+    """By hand: behind a step's outcome, a window goes on along the row of the step's root."""
+    agrees = np.zeros((6, 5), bool)
+    agrees[0] = [True, False, True, True, False]  # A = 1; from column 2 on both are right
+    agrees[2] = [False, True, False, False, False]  # A = 0; from column 1 on the first is right
+    empty = SideMessages(Message(np.zeros((30, 1), np.int32), None, None), None)
+    recording = Recording([agrees], np.arange(6), empty, {}, 5, ())
+    found = steps(recording, 2)
+    assert found.accepted.tolist() == [1, 0, 0]
+    assert found.positions[:2].tolist() == [[0, 1, 2], [10, 11, 12]]
+    assert ready_length(recording, found) == pytest.approx((2 + 1 + 0) / 3)
+
+
+def check_every_step(recording, policy, **options):
+    replayed, real = steps(recording, WINDOW), decoded(policy, 2, **options)
+    hit = hits(recording, replayed, policy, 2, LAYER)
     rows = np.asarray([row for row, _, _ in step_ends(recording.agrees, WINDOW)])
     for row, run in enumerate(real):
         own = rows == row

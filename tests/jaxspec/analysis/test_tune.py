@@ -4,10 +4,12 @@ import json
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 
 import jaxspec
 from jaxspec import __main__ as command_line
+from jaxspec.analysis import probe
 from jaxspec.analysis._grid import PLAIN, Grid
 from jaxspec.analysis._tune import Tuned, predict, ranked, tune
 from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
@@ -15,6 +17,7 @@ from jaxspec.methods import DecodeSpec, candidates
 from jaxspec.models.config import Tracks
 from tests.jaxspec.analysis.test_replay import recorded
 from tests.support.jaxspec import models, pairs
+from tests.support.jaxspec import reading_rows as reading
 
 #: Seconds: a pass over a window is a little longer than one over a token; exit and message take a tenth of a layer.
 MEASURED = Primitives(
@@ -129,6 +132,27 @@ def test_tune_measures_once():
     assert set(measured.drafting.passes) == {1, 4, 8}
     assert measured.plain > 0 < measured.rendezvous
     assert 0 <= measured.overlap <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["eagle3 early", "eagle", "medusa"])
+def test_a_draft_that_reads_hidden_states(kind):
+    """Windows end at the last head; heads have branches only where these start from the target's hidden states."""
+    target, draft, grid = models.target(), reading.draft(kind), Grid((2, 9), (2,), (2,), (2,))
+    grid = grid if kind == "medusa" else replace(grid, windows=(2,))
+    tuned = tune(target, draft, models.PROMPTS, grid=grid, placement=models.meshes(), new_tokens=14)
+    assert jaxspec.generate(tuned.method, models.PROMPTS, models.NEW_TOKENS).tokens == models.expected()
+    labels = {row.spec.label for row in tuned.rows}
+    assert ("pearl" in labels) == ("mirror(2)" in labels) == (kind != "medusa")
+    assert set(tuned.primitives.passes) == ({2, 4} if kind == "medusa" else {2})
+    assert all(row.step > 0 for row in tuned.rows)
+
+
+def test_a_draft_that_cannot_be_replayed_is_refused():
+    with pytest.raises(ValueError, match=r"expected a language model, or a draft of a DraftNetwork.*got NGramDrafter"):
+        tune(models.target(), jaxspec.drafts.prompt_lookup(2), models.PROMPTS)
+    with pytest.raises(ValueError, match=r"expected a language model as a draft to probe with, got .*FeatureDrafter"):
+        probe(models.target(), reading.draft("eagle"), np.zeros((1, 20), np.int32), 4)
 
 
 def test_bad_input():

@@ -11,6 +11,8 @@ import jaxspec
 from jaxspec import zoo
 from jaxspec.__main__ import main
 from jaxspec.cli import _methods as methods
+from jaxspec.drafts import init_draft, trees
+from jaxspec.loading import save_draft
 from tests.support.jaxspec import small
 
 PROMPT = "My lord, "
@@ -54,6 +56,75 @@ def test_a_pair_needs_no_draft(capsys):
     result = run(capsys, "generate", "--prompt", PROMPT, "--max-new-tokens", 12)
     assert result["tokens"] == expected.tokens[0]
     assert result["stats"]["accepted"] > 0
+
+
+@pytest.fixture(scope="module")
+def drafts(tmp_path_factory):
+    """A pair with drafts that read hidden states, one of them also in a folder of its own."""
+    folder, pair = tmp_path_factory.mktemp("drafts"), small.pair()
+    made = {
+        "early": init_draft("eagle3", pair.target, taps=(0, 1)),
+        "heads": init_draft("medusa", pair.target, heads=2),
+    }
+    zoo.save(pair._replace(drafts=made), folder / "pair")
+    save_draft(made["heads"], folder / "heads")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--target PAIR --draft early",
+        "--target PAIR --draft early --tree 3,2",
+        "--target TARGET --draft HEADS",
+        "--target TARGET --draft HEADS --tree dynamic:2,2,4 --dtype float32",
+    ],
+)
+def test_a_draft_that_reads_hidden_states(options, drafts, published, expected, capsys):
+    """By name of the pair's, or a folder; windows are as long as its heads allow."""
+    places = {"PAIR": drafts / "pair", "TARGET": published / "target", "HEADS": drafts / "heads"}
+    flags = [places.get(word, word) for word in options.split()]
+    result = run(capsys, "generate", *flags, "--prompt", PROMPT, "--max-new-tokens", 12)
+    assert result["tokens"] == expected.tokens[0]
+
+
+def test_doctor_counts_the_bytes_of_hidden_states(drafts, capsys):
+    """The exit's candidates, and a fused vector for each of γ+1 positions."""
+    options = "--window", 3, "--num-candidates", 2, "--max-new-tokens", 8
+    result = run(capsys, "doctor", "--target", drafts / "pair", "--draft", "early", *options)
+    width = small.pair().target.network.config.width
+    assert (result["candidates_bytes"], result["early_features_bytes"]) == (4 * 2 * 8 + 3 * 4, 4 * width * 4)
+    assert (result["verdict_bytes"], result["late_features_bytes"], result["window_bytes"]) == (12, 0, 12)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("federate", "expected a language model as --draft for jaxspec federate, got a draft that reads hidden states"),
+        ("probe", "expected a language model as --draft for jaxspec probe"),
+        ("train draft --kind streams", "expected a language model as --draft for jaxspec train draft --kind streams"),
+        ("generate --prompt x --streams 1", "expected a language model as a draft with streams, got .*FeatureDrafter"),
+        ("generate --prompt x --window 3", "expected a window or a tree of at most 2 levels, the draft has 2 heads"),
+        ("generate --prompt x --tree 1,1,1", "expected a window or a tree of at most 2 levels"),
+    ],
+)
+def test_what_such_a_draft_cannot_do(command, message, drafts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"jaxspec: .*{message}"):
+        main([*command.split(), "--target", str(drafts / "pair"), "--draft", "heads"])
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("4,2,1", trees.static((4, 2, 1))),
+        ("3", trees.static((3,))),
+        ("dynamic", trees.dynamic()),
+        ("dynamic:4,3,9", trees.dynamic(4, 3, 9)),
+    ],
+)
+def test_trees_by_name(text, tree):
+    assert methods.tree_named(text) == tree
 
 
 def test_a_target_with_nan_ends_the_command_after_the_text_so_far(tmp_path, capsys):
@@ -147,6 +218,14 @@ EARLY = {
     "temperature": ("generate --prompt x --temperature -1", "expected temperature >= 0"),
     "tokens": ("generate --prompt x --max-new-tokens 0", "expected max_new_tokens >= 1"),
     "window": ("generate --prompt x --window 0", "expected window >= 1, got 0"),
+    "tree": ("generate --prompt x --tree wide", "expected a tree such as 4,2,1 .*got 'wide'"),
+    "numbers of a tree": ("generate --prompt x --tree dynamic:4,3", "expected dynamic:TOP_K,DEPTH,NODES or dynamic"),
+    "children of a tree": ("generate --prompt x --tree 4,0", "expected 1 <= children of a node"),
+    "tree and mirror": ("generate --prompt x --method mirror --tree 2", "expected the method speculative with --tree"),
+    "tree of doctor": ("doctor --tree 2", "expected the method speculative with --tree, got mirror"),
+    "tree of bench": ("bench QUESTIONS --methods mirror --tree 2", "expected the method speculative with --tree"),
+    "tree and ratio": ("generate --prompt x --tree 2 --acceptance ratio", "expected --acceptance match with --tree"),
+    "tree without a draft": ("generate --prompt x --tree 2", NO_DRAFT.format("--tree")),
     "streams": ("generate --prompt x --streams -1", "expected streams >= 0, got -1"),
     "empty stop": ("generate --prompt x --stop", "expected stop strings that are not empty"),
     "dtype": ("generate --prompt x --dtype int4", "expected dtype float32, bfloat16, float16, got 'int4'"),

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxspec
 from jaxspec import DecoderConfig
 from jaxspec.devices.sharding import mesh_of, put_model
+from jaxspec.drafts import init_draft, trees
 from jaxspec.generation.requests import request_of
 from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import cached, init_cache
@@ -36,6 +37,7 @@ CONFIGS = {
 }  # fmt: skip
 MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (4, 4)]
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9], [2, 7, 1]]
+SAMPLING = jaxspec.Sampling(0.8, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=7)
 COLLECTIVE = re.compile(
     r"= (\(?[^=]*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|collective-broadcast)"
     r"(?:-start)?\("
@@ -117,8 +119,7 @@ def test_drafts_on_meshes(method, size, data):
     """Sampled, so that noise and filters are sharded too."""
     model = models.random_model(CONFIGS["untied"], 5)
     draft = models.random_model(DecoderConfig(VOCAB, 16, 1, 4, 2, 4, 32), 6)
-    sampling = jaxspec.Sampling(0.8, top_p=0.9, top_k=20, repetition_penalty=1.1, seed=7)
-    expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS, 10, sampling=sampling)
+    expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS, 10, sampling=SAMPLING)
     if method == "speculative":
         draft = models.random_model(DecoderConfig(VOCAB, 16, 1, 8, 4, 4, 32), 6)
         built = jaxspec.speculative(model, draft, 3, mesh(size, data))
@@ -126,7 +127,28 @@ def test_drafts_on_meshes(method, size, data):
         halves = jax.devices()[: size // 2], jax.devices()[size // 2 : size]
         where = jaxspec.Placement(*(mesh_of(half, data) for half in halves))
         built = jaxspec.mirror(model, draft, window=3, num_candidates=2, exit_layer=2, placement=where)
-    assert jaxspec.generate(built, PROMPTS, 10, sampling=sampling).tokens == expected.tokens
+    assert jaxspec.generate(built, PROMPTS, 10, sampling=SAMPLING).tokens == expected.tokens
+
+
+WAYS = {
+    "two meshes": lambda pair: jaxspec.mirror(
+        *pair,
+        window=3,
+        num_candidates=2,
+        exit_layer=2,
+        placement=jaxspec.Placement(mesh_of(jax.devices()[:4]), mesh_of(jax.devices()[4:8])),
+    ),
+    "a tree on one mesh": lambda pair: jaxspec.speculative(*pair, mesh=mesh(2), tree=trees.static((3, 2))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_draft_that_reads_hidden_states_on_meshes(way):
+    """Of a tensor-parallel target; all taps lie at or below the exit."""
+    model = models.random_model(CONFIGS["untied"], 5)
+    pair = model, init_draft("eagle3", model, taps=(0, 1, 2))
+    expected = jaxspec.generate(jaxspec.autoregressive(model), PROMPTS, 10, sampling=SAMPLING)
+    assert jaxspec.generate(WAYS[way](pair), PROMPTS, 10, sampling=SAMPLING).tokens == expected.tokens
 
 
 def test_a_batch_that_the_data_axis_does_not_divide():

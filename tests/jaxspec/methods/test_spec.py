@@ -50,4 +50,6 @@ def test_a_tree_is_speculative_decoding_whatever_the_window():
     assert [DecodeSpec(window, tree=shape).method for window in (0, 3)] == ["speculative"] * 2
     assert str(DecodeSpec(tree=shape)) == "speculative, tree of depth 2"
     with pytest.raises(ValueError, match="expected a tree or a policy, got both"):
-        DecodeSpec(3, candidates.mirror(), tree=shape).build(models.target(), models.draft())
+        DecodeSpec(3, candidates.mirror(), tree=shape)
+    with pytest.raises(ValueError, match=r"expected a tree, such as .*static\(\(4, 2, 1\)\), got \(2, 1\)"):
+        DecodeSpec(tree=(2, 1))

@@ -32,6 +32,13 @@ def reading():
     return Draft(Bigrams(Reads((2, 3))), (TABLE, TAP))
 
 
+def fused():
+    """A draft whose hidden states the target's process fuses, with its own part of the parameters."""
+    from tests.support.jaxspec import reading_rows
+
+    return reading_rows.draft("eagle3 early")
+
+
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=1.0, seed=3)
 #: Options of ``mirror``, and how tokens are drawn.
 SETTINGS = {
@@ -45,9 +52,10 @@ SETTINGS = {
     "look-up": ({"fallback": fallbacks.NGram(2), "policy": candidates.mirror(1)}, GREEDY),
     "ratio": ({"acceptance": acceptance.ratio(4)}, SAMPLED),
     "hidden states": ({"draft": reading, "policy": candidates.mirror(4)}, SAMPLED),
+    "fused hidden states": ({"draft": fused, "policy": candidates.mirror(4)}, SAMPLED),
 }
 #: Transfers before the first step: the first window; and of a draft that reads hidden states, those of the prompts.
-STARTS = dict.fromkeys(SETTINGS, 1) | {"hidden states": 2}
+STARTS = dict.fromkeys(SETTINGS, 1) | {"hidden states": 2, "fused hidden states": 2}
 #: What crosses in a step: window, message, verdict; a whole pass has no message.
 CROSSINGS = dict.fromkeys(SETTINGS, 3) | dict.fromkeys(("saguaro", "saguaro sampled", "pearl", "none"), 2)
 
