@@ -37,6 +37,14 @@ def stream(prompt, **options):
 
 #: What is done, and what the message must say.
 TABLE = {
+    "rows for the prompts alone": (
+        lambda: models.speculative(3).init(models.request(max_new_tokens=30), 34),
+        r"expected a capacity of at least \d+ rows .*got 34; take more",
+    ),
+    "rows below a padded prompt": (
+        lambda: jaxspec.autoregressive(models.target()).init(models.request(max_new_tokens=1), 16),
+        "expected a capacity of at least 33 rows",
+    ),
     "speculative window 0": (lambda: models.speculative(0), "expected 1 <= window.*got 0; for none"),
     "speculative window -2": (lambda: models.speculative(-2), "expected 1 <= window.*got -2"),
     "mirror window 0": (lambda: models.mirror(window=0), "expected 1 <= window.*got 0"),
