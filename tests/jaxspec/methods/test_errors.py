@@ -39,7 +39,7 @@ def stream(prompt, **options):
 TABLE = {
     "rows for the prompts alone": (
         lambda: models.speculative(3).init(models.request(max_new_tokens=30), 34),
-        r"expected a capacity of at least \d+ rows .*got 34; take more",
+        r"expected a capacity of at least \d+ rows .*got 34; take prompt",
     ),
     "rows below a padded prompt": (
         lambda: jaxspec.autoregressive(models.target()).init(models.request(max_new_tokens=1), 16),
