@@ -101,7 +101,7 @@ def step_bytes(target: Model, draft: Model | Draft, spec: DecodeSpec, batch: int
     """Return the bytes that cross between two meshes in a step; within a mesh nothing does.
 
     Decoding is greedy: tokens that are drawn under ``acceptance.ratio`` come with probabilities. Numbers have their own
-    types, as between the devices of one process; between two processes each takes four bytes.
+    types; between two processes those of eight bits take four bytes.
 
     Args:
         target: network and parameters, or their shapes.

@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxspec.core.arguments import whole
 from jaxspec.drafts.base import Draft
+from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.training._trained import as_float32, network_of
-from jaxspec.training._unroll import fused, lesson, shifted, unroll
+from jaxspec.training._trained import network_of
+from jaxspec.training._unroll import drafted_logits, shifted
 from jaxspec.training.losses import hidden_states
 
 
@@ -45,36 +46,17 @@ def rank_accuracy(
     whole("depth of a tree", depth, 1)
     if tokens.ndim != 2 or tokens.shape[1] < prompt_length + depth + 2:
         raise ValueError(f"expected texts [n, T] with T > prompt_length + depth + 1, got shape {tokens.shape}")
-    if isinstance(draft, Model):
-        count = partial(_of_language_model, draft.network, target.network, ranks, prompt_length)
-    else:
-        network = network_of(draft, target)
-        count = partial(
-            _of_feature_draft, network, target.network, min(depth, network.depth or depth), ranks, prompt_length
-        )
-    parts = [
-        count(draft.params, target.params, tokens[at : at + batch_size]) for at in range(0, len(tokens), batch_size)
-    ]
+    network: Any = draft.network if isinstance(draft, Model) else network_of(draft, target)
+    levels = 1 if isinstance(draft, Model) else min(depth, network.depth or depth)
+    count = partial(_counts, network, target.network, levels, ranks, prompt_length, draft.params, target.params)
+    parts = [count(tokens[at : at + batch_size]) for at in range(0, len(tokens), batch_size)]
     right, places = (np.sum(part, axis=0) for part in zip(*jax.device_get(parts), strict=True))
     table = right / np.maximum(places, 1)[:, None]
-    return np.broadcast_to(table, (depth, ranks)).copy() if isinstance(draft, Model) else table
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _of_language_model(
-    network: Network, of: Network, ranks: int, prompt_length: int, params: Params, of_params: Params, tokens: Array
-) -> tuple[Array, Array]:
-    text = jnp.where(tokens >= 0, tokens, 0)
-    logits, best = (
-        one.logits(own, hidden_states(one, own, text)[-1]) for one, own in ((network, params), (of, of_params))
-    )
-    counted = _counted(tokens, prompt_length, 1)
-    right = _hits(logits, jnp.argmax(best, axis=0), counted, ranks)
-    return right[None], jnp.sum(counted)[None]
+    return np.repeat(table, depth, axis=0) if isinstance(draft, Model) else table
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _of_feature_draft(
+def _counts(
     network: Any,
     of: Network,
     depth: int,
@@ -84,21 +66,23 @@ def _of_feature_draft(
     of_params: Params,
     tokens: Array,
 ) -> tuple[Array, Array]:
-    taught = lesson(Model(of, of_params), network.reads, {"tokens": tokens})
-    taught, params = taught._replace(features=as_float32(taught.features)), as_float32(params)
-    best, found = jnp.argmax(of.logits(of_params, taught.last), axis=0), []
-    for step, x in enumerate(unroll(network, params, fused(network, params, taught), taught, depth)):
-        counted = _counted(tokens, prompt_length, step + 2)
-        hits = _hits(network.logits(params, x, step), shifted(best, step + 1), counted, ranks)
-        found.append((hits, jnp.sum(counted)))
+    """Return how often each of the first ranks is right, [D, K], and at how many places: [D]."""
+    text, target, found = jnp.where(tokens >= 0, tokens, 0), Model(of, of_params), []
+    best = jnp.argmax(_logits(of, of_params, text), axis=0)
+    if reads := isinstance(network, DraftNetwork):
+        levels = drafted_logits(network, params, target, text, depth)
+    else:
+        levels = [_logits(network, params, text)]
+    for behind, logits in enumerate(levels, start=int(reads)):
+        here = jnp.arange(tokens.shape[1])[None] + behind + 1 >= prompt_length
+        counted = here & (shifted(tokens + 1, behind + 1) > 0)
+        found.append((_hits(logits, shifted(best, behind), counted, ranks), jnp.sum(counted)))
     right, places = zip(*found, strict=True)
     return jnp.stack(right), jnp.stack(places)
 
 
-def _counted(tokens: Array, prompt_length: int, ahead: int) -> Array:
-    """Return the rows whose prediction, ``ahead`` places on, is of a token behind the prompt: [B, T]."""
-    behind = jnp.arange(tokens.shape[1])[None] + ahead >= prompt_length
-    return behind & (shifted(tokens + 1, ahead) > 0)
+def _logits(network: Network, params: Params, tokens: Array) -> Array:
+    return network.logits(params, hidden_states(network, params, tokens)[-1])
 
 
 def _hits(logits: Array, best: Array, counted: Array, ranks: int) -> Array:
