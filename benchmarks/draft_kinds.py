@@ -2,7 +2,7 @@
 
 All drafts that read hidden states were trained on the same continuations for as many steps (``python -m jaxspec train
 drafts``); ``plain`` is the pair's own small language model. ``nodes`` are the tokens that the target verifies a step,
-the root included. Trees: ``fitted`` to the ranks' accuracy on text of training roles; ``dynamic`` are EAGLE-2's.
+the root included. Trees: ``fitted`` to the ranks' accuracy on text of training roles; ``dynamic``, with sharpness 5; ``EAGLE-2``, with 1.
 Prompts are held-out roles; decoding is greedy, batch 1, with Eigen threads; all methods run in turns, medians.
 
 ``accepted_length``: drafted tokens accepted a step; ``tau`` = that + 1, tokens a step. ``draft_ms``: the draft's
@@ -40,6 +40,8 @@ from jaxspec.zoo.recipe import PairRecipe, corpus
 
 KINDS = ("plain", "eagle3", "eagle", "hydra", "medusa")
 WINDOWS, NODES, BUDGETS = (3, 7, 15), (8, 16, 32), (4, 8)
+#: Shapes whose drafting is timed alone.
+TIMED = ("chain 2", "chain 3", "chain 7", "chain 7 as a tree", "fitted 16", "dynamic 16")
 COLOURS = {"plain": "#000000", "eagle3": "#e69f00", "eagle": "#0072b2", "hydra": "#009e73", "medusa": "#cc79a7"}
 
 
@@ -62,7 +64,10 @@ def rows_of(pair: zoo.Pair, kind: str, table: np.ndarray) -> Iterator[Row]:
             specs = [DecodeSpec(window, policy_named("mirror", budget), 4) for budget in BUDGETS]
             yield from (Row(kind, f"chain {window}", window + 1, replace(named, spec=spec)) for spec in specs)
     for nodes in NODES:
-        growing = {"fitted": trees.fitted(table, nodes), "dynamic": trees.dynamic(8, min(depth, 7), nodes)}
+        deep = min(depth, 7 if nodes == 8 else 12)
+        growing = {"fitted": trees.fitted(table, nodes), "dynamic": trees.dynamic(8 - 4 * (deep > 2), deep, nodes, 5.0)}
+        if nodes == 16:
+            growing["EAGLE-2"] = replace(growing["dynamic"], sharpness=1.0)
         for name, tree in growing.items():
             yield Row(kind, f"{name} {nodes}", nodes, replace(named, spec=DecodeSpec(tree=tree)))
     if kind in KINDS[:2]:

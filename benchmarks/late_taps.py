@@ -49,7 +49,9 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
             chain = jaxspec.generate(jaxspec.speculative(pair.target, made, window), prompts, new)
             for budget in BUDGETS:
                 shared: dict[str, Any] = {"exit_layer": pair.exit_layer, "exit": pair.exit}
-                method = jaxspec.mirror(pair.target, made, window, 4, policy=mirror(budget), **shared)
+                method = jaxspec.mirror(
+                    pair.target, made, window=window, num_candidates=4, policy=mirror(budget), **shared
+                )
                 found = jaxspec.generate(method, prompts, new)
                 yield {
                     "late": way,

@@ -264,7 +264,8 @@ def draft_kinds(lines: list[Line]) -> Iterator[Table]:
         "Milliseconds of the draft in a step": "draft_ms",
         "Speculative decoding over plain decoding": "ratio_to_autoregressive",
     }.items():
-        yield pivot(named, "tree", "draft", lambda line, name=name: number(line[name]), title)
+        measured_there = [line for line in named if name in line]
+        yield pivot(measured_there, "tree", "draft", lambda line, name=name: number(line[name]), title)
     of_chain = {(line["draft"], line["tree"]): line for line in speculative}
     rows = [
         [line["draft"], line["tree"], str(line["branches"]), number(line["accepted_length"]),

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxspec.drafts._grow import GrowTask, RunOrder, run_level
 from jaxspec.drafts._tree_policy import Grown
-from jaxspec.models.base import Array, Cache
+from jaxspec.models.attention import TreeRows
+from jaxspec.models.base import Array
 from jaxspec.verify.tree import Tree, tree_of
 
 
@@ -45,6 +46,8 @@ class Dynamic:
 
     The ``top_k`` best candidates of each depth are run, and each gives ``top_k`` candidates of the next one. Children
     are ranked and valued by the rule's scores, with the target's noise in them under ``match``: any choice is lossless.
+    A candidate's probability is softmax(β·scores): a greedy target takes the likeliest token, and a draft's likeliest
+    token is that one more often than its probability says.
 
     Source: EAGLE-2 (arXiv 2406.16858), §4.
     """
@@ -52,6 +55,7 @@ class Dynamic:
     top_k: int
     depth: int
     nodes: int
+    sharpness: float = 1.0
 
     @property
     def size(self) -> int:
@@ -68,16 +72,11 @@ class Dynamic:
         """Candidates of a node."""
         return self.top_k
 
-    @property
-    def num_rows(self) -> int:
-        """A row for every candidate that is run."""
-        return 1 + (self.depth - 1) * self.top_k
-
     def tree(self, drawn: Drawn) -> Tree:
         """Return the tree with its ancestors and paths."""
         return tree_of(drawn.tokens, drawn.parents, self.depth)
 
-    def grow(self, task: GrowTask, cache: Cache) -> Grown:
+    def grow(self, task: GrowTask, cache: tuple[TreeRows, ...]) -> Grown:
         """Expand and rerank."""
         level, batch = task.level(), len(task.root.token)
         depth = np.concatenate([[0], np.repeat(np.arange(1, self.depth), self.top_k)]).astype(np.int32)
@@ -88,7 +87,7 @@ class Dynamic:
         for number in range(self.depth):
             logits, following, cache = run_level(task, cache, level, RunOrder(depth, ancestors), first)
             proposer, position = task.children_at(number, level.seen)
-            found, values = proposer.valued(logits, position, self.top_k)
+            found, values = proposer.valued(logits, position, self.top_k, self.sharpness)
             values, start = (value[..., None] + values).reshape(batch, -1), pool.tokens.shape[1]
             pool = pool.add(found.reshape(batch, -1), values, jnp.repeat(above, self.top_k, axis=1))
             if number + 1 == self.depth:
@@ -104,7 +103,7 @@ class Dynamic:
             node_rows = jnp.broadcast_to(jnp.arange(first, first + self.top_k)[None], best.shape)
         return self._reranked(task, pool, cache)
 
-    def _reranked(self, task: GrowTask, pool: _Pool, cache: Cache) -> Grown:
+    def _reranked(self, task: GrowTask, pool: _Pool, cache: tuple[TreeRows, ...]) -> Grown:
         """Keep the candidates of largest value, each with its ancestors, which are as large and come before it."""
         kept = jnp.sort(jax.lax.top_k(pool.values, self.nodes - 1)[1], axis=1)
         pick = lambda values: jnp.take_along_axis(values, kept, axis=1)  # noqa: E731

@@ -10,8 +10,8 @@ from jaxspec.drafts._roll import row_of
 from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Along, Pending
-from jaxspec.models.attention import in_tree
-from jaxspec.models.base import Array, Cache, Params
+from jaxspec.models.attention import TreeRows, in_tree
+from jaxspec.models.base import Array, Params
 from jaxspec.verify.seen import Seen
 
 
@@ -63,7 +63,7 @@ class Level(NamedTuple):
 
 
 class RunOrder(NamedTuple):
-    """The rows of nodes behind the root's, in the order in which they are run.
+    """Nodes in the order in which they are run.
 
     Attributes:
         depth: of each: [N].
@@ -74,20 +74,22 @@ class RunOrder(NamedTuple):
     ancestors: Any
 
 
-def run_level(task: GrowTask, cache: Cache, level: Level, rows: RunOrder, first: int) -> tuple[Array, Any, Cache]:
-    """Run the nodes of one level, in rows ``first`` and behind.
+def run_level(
+    task: GrowTask, cache: tuple[TreeRows, ...], level: Level, order: RunOrder, first: int
+) -> tuple[Array, Any, tuple[TreeRows, ...]]:
+    """Run the nodes of one level, ``first`` and behind in their order.
 
     Returns:
         Logits behind each, [V, B, n], what comes with their children, [D', B, n], and the cache.
     """
     network, count = task.network, level.tokens.shape[1]
-    nodes, depth = range(first, first + count), int(rows.depth[first])
+    nodes, depth = range(first, first + count), int(order.depth[first])
     start, tokens, inputs = row_of(network, task.root.position), level.tokens, level.inputs
-    positions = start[:, None] + jnp.asarray(rows.depth[None, first : first + count])
+    positions = start[:, None] + jnp.asarray(order.depth[None, first : first + count])
     along = task.along if first == 0 else None
     if along is not None:
         tokens, positions, inputs = along.before(tokens, positions, inputs)
-    attend = in_tree(start, rows.depth[None], rows.ancestors, nodes, None if along is None else along.rows)
-    x, cache = network.run(task.params, inputs, tokens, positions, cache, attend, depth)
-    x = x[:, :, -count:]
+    attend = in_tree(start, order.depth[None], order.ancestors, nodes, None if along is None else along.rows)
+    ran: Any = network.run(task.params, inputs, tokens, positions, cache, attend, depth)  # type: ignore[arg-type]
+    x, cache = ran[0][:, :, -count:], ran[1]
     return network.logits(task.params, x, depth), network.following(task.params, x), cache

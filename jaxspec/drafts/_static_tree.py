@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxspec.drafts._grow import GrowTask, RunOrder, run_level
 from jaxspec.drafts._tree_policy import Grown
-from jaxspec.models.base import Cache
+from jaxspec.models.attention import TreeRows
 from jaxspec.verify.tree import TreeShape
 
 #: Most nodes of a tree.
@@ -23,12 +23,7 @@ class Static(TreeShape):
         """Ranks that are drafted."""
         return 1 + int(self.ranks.max())
 
-    @property
-    def num_rows(self) -> int:
-        """A row for every node."""
-        return self.size
-
-    def grow(self, task: GrowTask, cache: Cache) -> Grown:
+    def grow(self, task: GrowTask, cache: tuple[TreeRows, ...]) -> Grown:
         """Take the children by rank."""
         level, rows, tokens = task.level(), RunOrder(self.depth, self.ancestors[None]), task.root.token[:, None]
         for depth in range(self.max_depth):

@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple, Protocol
 
 from jaxspec.drafts._grow import GrowTask
-from jaxspec.models.base import Array, Cache
+from jaxspec.models.attention import TreeRows
+from jaxspec.models.base import Array
 from jaxspec.verify.tree import Tree
 
 
@@ -12,13 +13,13 @@ class Grown(NamedTuple):
 
     Attributes:
         drawn: what ``TreePolicy.tree`` makes the tree of.
-        rows: behind the root's, in which each node was run, 0 for one that was not: [B, N]; None: node n in row n.
+        rows: number of each node in the order in which they were run, 0 for one that was not: [B, N]; None: n.
         cache: of the draft.
     """
 
     drawn: Any
     rows: Array | None
-    cache: Cache
+    cache: tuple[TreeRows, ...]
 
 
 class TreePolicy(Protocol):
@@ -36,12 +37,8 @@ class TreePolicy(Protocol):
     def most_children(self) -> int:
         """Most children of a node."""
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of the draft's cache that growing takes."""
-
     def tree(self, drawn: Any) -> Tree:
         """Return the tree to verify."""
 
-    def grow(self, task: GrowTask, cache: Cache) -> Grown:
+    def grow(self, task: GrowTask, cache: tuple[TreeRows, ...]) -> Grown:
         """Grow a tree in D passes of the draft; the nodes of depth D are not run."""

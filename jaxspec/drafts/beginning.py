@@ -47,7 +47,7 @@ def first_tree(
     policy: TreePolicy,
 ) -> tuple[Window, None, Any]:
     """Run the prompts through the draft and draft the first tree; ``window`` is its depth."""
-    state = drafter.begin(params, request, features, capacity, policy.num_rows)
+    state = drafter.begin(params, request, features, capacity, 0)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
     proposer = Proposer(acceptance, request.sampling, request.seen)
     drawn, state = drafter.grow(params, state, Pending(last, request.lengths - 1), policy, proposer)

@@ -17,7 +17,7 @@ from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Along, Branches, BranchSlots, Drafted, Pending, Verification
 from jaxspec.drafts.trees import TreePolicy
-from jaxspec.models.attention import cached, in_chunks, init_cache
+from jaxspec.models.attention import cached, in_chunks, init_cache, with_tree
 from jaxspec.models.base import Array, Cache, Network, Params
 from jaxspec.verify.features import Reader, Reads
 from jaxspec.verify.message import Message, Roots
@@ -216,8 +216,8 @@ class FeatureDrafter(Drafter):
         """Grow a tree; its rows are not kept."""
         feature = state.recent.newest
         task = GrowTask(self.network, params, root, feature, proposer, state.recent.but_last())
-        grown = policy.grow(task, state.cache)
-        return grown.drawn, FeatureState(grown.cache, Recent.of(root, feature))
+        grown = policy.grow(task, with_tree(state.cache))
+        return grown.drawn, FeatureState(tuple(layer.committed for layer in grown.cache), Recent.of(root, feature))
 
     def _guessed(self, params: Params, state: FeatureState, verified: Verification) -> tuple[FeatureState, Array]:
         """Run the window's pairs with the draft's own features; also return logits [V, B, 1] behind the window."""

@@ -20,7 +20,7 @@ from jaxspec.drafts.networks import TokensOnly
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification
 from jaxspec.drafts.trees import TreePolicy
-from jaxspec.models.attention import cached, fill, keep_path, write
+from jaxspec.models.attention import cached, fill, keep_path, with_tree, write
 from jaxspec.models.base import Array, Cache, Model, Network, Params
 from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.target import Request
@@ -32,16 +32,17 @@ class PlainState:
     """The draft's key-value cache.
 
     Attributes:
-        cache: rows of all tokens before the last committed one, and of the window except for its last token.
+        cache: rows of all tokens before the last committed one, and of the window except for its last token; while a
+            tree is verified, ``TreeRows``.
         pending: a token that is run along with the next pass, so that the cache gets its row.
         lacks_last: whether the row of the window's last token is missing; static.
-        rows: of the nodes of a tree, behind the root's, where they are not those of its nodes: [B, N].
+        order: in which the nodes of a tree were run, where that is not theirs: [B, N].
     """
 
-    cache: Cache
+    cache: Any
     pending: Pending | None = None
     lacks_last: bool = field(default=False, metadata={"static": True})
-    rows: Array | None = None
+    order: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Plain(Drafter):
         """Note a token whose row may be missing: it is run along with the next window or tree."""
         if verified.path is None:
             return PlainState(state.cache, self._pending(state, verified))
-        rows = verified.path if state.rows is None else jnp.take_along_axis(state.rows, verified.path, axis=1)
-        return PlainState(keep_path(state.cache, verified.position, rows), verified.newest)
+        order = verified.path if state.order is None else jnp.take_along_axis(state.order, verified.path, axis=1)
+        return PlainState(keep_path(state.cache, verified.position, order), verified.newest)
 
     def propose(
         self, params: Params, state: PlainState, root: Pending, window: int, proposer: Proposer
@@ -111,8 +112,10 @@ class Plain(Drafter):
     ) -> tuple[Any, PlainState]:
         """Run one pass for each depth; nodes of the last one are not run."""
         along = None if state.pending is None else state.pending.alone()
-        grown = policy.grow(GrowTask(TokensOnly(self.network), params, root, (), proposer, along), state.cache)
-        return grown.drawn, PlainState(grown.cache, rows=grown.rows)
+        grown = policy.grow(
+            GrowTask(TokensOnly(self.network), params, root, (), proposer, along), with_tree(state.cache)
+        )
+        return grown.drawn, PlainState(grown.cache, order=grown.rows)
 
     def follow(
         self, params: Params, state: PlainState, root: Pending, tokens: Array, proposer: Proposer

@@ -63,11 +63,11 @@ class Proposer(NamedTuple):
         best = jax.lax.top_k(jnp.moveaxis(scores, 0, -1), count)[1].astype(jnp.int32)
         return jnp.where(are_numbers(scores)[..., None], best, INVALID)
 
-    def valued(self, logits: Array, position: Array, count: int) -> tuple[Array, Array]:
-        """Return what ``children`` does, and log softmax of the scores by which they are ranked: [B, R, count] each."""
+    def valued(self, logits: Array, position: Array, count: int, sharpness: float = 1.0) -> tuple[Array, Array]:
+        """Return what ``children`` does, and log softmax of β times the scores that rank them: [B, R, count] each."""
         scores = self._ranks(logits, position)
         valid = are_numbers(scores)[..., None]
-        values, best = jax.lax.top_k(jnp.moveaxis(jax.nn.log_softmax(scores, axis=0), 0, -1), count)
+        values, best = jax.lax.top_k(jnp.moveaxis(jax.nn.log_softmax(sharpness * scores, axis=0), 0, -1), count)
         return jnp.where(valid, best.astype(jnp.int32), INVALID), jnp.where(valid, values, -jnp.inf)
 
     def _ranks(self, logits: Array, position: Array) -> Array:

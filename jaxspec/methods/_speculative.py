@@ -78,8 +78,8 @@ def speculative(
     fusion = drafter.fusion(draft_params)
 
     def init(request: Request, capacity: int) -> SpeculativeState:
-        request, nodes = send(request, home), 0 if tree is None else tree.size
-        state, features = prefill(network, target_params, request, capacity + nodes, fixed.target.reader, fusion)
+        request = send(request, home)
+        state, features = prefill(network, target_params, request, capacity, fixed.target.reader, fusion)
         begin = first_window if tree is None else partial(first_tree, policy=tree)
         first, _, own = begin(drafter, rule, draft_params, request, features, window, capacity)
         return SpeculativeState(state, own, first)

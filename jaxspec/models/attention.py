@@ -4,11 +4,12 @@ The cache has a fixed capacity S, the last row of which stays free; what is visi
 rolling back after a rejected window is arithmetic on lengths and copies nothing.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows
 from jaxspec.models.config import DecoderConfig, Scores
@@ -105,54 +106,82 @@ def cached(positions: Array, start: Array | None = None) -> Attend:
     return attend
 
 
+class TreeRows(NamedTuple):
+    """Rows of one layer while a tree is run: those of the cache, which it only reads, and those of its nodes.
+
+    Attributes:
+        committed: keys and values of the cache, [B, G, S, head_size] each.
+        nodes: of the nodes that have been run, [B, G, n, head_size] each.
+    """
+
+    committed: Rows
+    nodes: Rows
+
+
+def with_tree(cache: Cache) -> tuple[TreeRows, ...]:
+    """Return the rows of every layer, beside which those of a tree find room."""
+    return tuple(TreeRows((keys, values), (keys[:, :, :0], values[:, :, :0])) for keys, values in cache)
+
+
 def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, along: Array | None = None) -> Attend:
     """Return attention of a tree's ``nodes`` to the cache below ``position`` and to their ancestors in the tree.
 
-    The row of node n is ``position`` + n until ``keep_path`` moves it. Its position in the sequence, by which sliding
-    windows count, is ``position`` + depth.
+    The cache has ``TreeRows``; ``keep_path`` moves those of an accepted path into it. The position of a node in the
+    sequence, by which sliding windows count, is ``position`` + depth.
 
     Args:
         position: of the root: [B].
         depth: of all nodes: [b, N], b = B or 1.
         ancestors: which nodes each sees, itself included: [b, N, N].
         nodes: that are run; nodes before them have their rows.
-        along: consecutive positions [B, K] of tokens that are run before the nodes and leave their rows there.
+        along: consecutive positions [B, K] of tokens that are run before the nodes, with rows in the cache.
     """
+    steps = jnp.asarray(depth)[:, nodes.start : nodes.stop]
+    extra = 0 if along is None else along.shape[1]
 
-    def seen(capacity: int, reach: int | None) -> Array:
-        steps = jnp.asarray(depth)[:, nodes.start : nodes.stop]
-        own = jnp.asarray(ancestors)[:, nodes.start : nodes.stop]
-        before = jnp.arange(capacity)[None, None, :] < position[:, None, None]
+    def before(capacity: int, reach: int | None) -> Array:
+        rows = jnp.arange(capacity)[None, None, :]
+        mask = jnp.broadcast_to(rows < position[:, None, None], (len(position), len(nodes), capacity))
         if reach is not None:
-            before &= _within(jnp.arange(capacity)[None, None, :], position[:, None, None] + steps[..., None], reach)
-            own &= steps[..., None] - jnp.asarray(depth)[:, None] < reach
-        before = jnp.broadcast_to(before, (len(position), len(nodes), capacity))
-        own = jnp.broadcast_to(own, (len(position), *own.shape[1:]))
-        mask = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (0, start)))(
-            before, own, position
-        )
+            mask &= _within(rows, position[:, None, None] + steps[..., None], reach)
         return mask if along is None else jnp.concatenate([visible(capacity, along, reach), mask], axis=1)
 
-    def extended(rows: Array, new: Array) -> Array:
-        if along is not None:
-            rows, new = write(rows, new[:, :, : along.shape[1]], along[:, 0]), new[:, :, along.shape[1] :]
-        return write(rows, new, position + nodes.start)
+    def own(reach: int | None) -> Array:
+        mask = jnp.asarray(ancestors)[:, nodes.start : nodes.stop, : nodes.stop]
+        if reach is not None:
+            mask &= steps[..., None] - jnp.asarray(depth)[:, None, : nodes.stop] < reach
+        return jnp.pad(mask, ((0, 0), (extra, 0), (0, 0)))
 
-    def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
-        rows = extended(rows[0], keys), extended(rows[1], values)
-        return attend_cache(queries, rows, seen(rows[0].shape[2], scores.window), scores), rows
+    def attend(
+        queries: Array, keys: Array, values: Array, rows: TreeRows, scores: Scores = Scores()
+    ) -> tuple[Array, TreeRows]:
+        committed = rows.committed
+        if along is not None:
+            first = keys[:, :, :extra], values[:, :, :extra]
+            committed = write(committed[0], first[0], along[:, 0]), write(committed[1], first[1], along[:, 0])
+        join = lambda old, new: jnp.concatenate([old, new[:, :, extra:]], axis=2)  # noqa: E731
+        fresh = join(rows.nodes[0], keys), join(rows.nodes[1], values)
+        parts = [(*committed, before(committed[0].shape[2], scores.window)), (*fresh, own(scores.window))]
+        return attend_parts(queries, parts, scores), TreeRows(committed, fresh)
 
     return attend
 
 
-def keep_path(cache: Cache, position: Array, path: Array) -> Cache:
-    """Move the rows of a tree's nodes ``path`` [B, D+1] to ``position`` [B] and behind; keys keep their rotation."""
-    index = (position[:, None] + path)[:, None, :, None]
+def keep_path(rows: Sequence[TreeRows], position: Array, path: Array) -> Cache:
+    """Return the cache with the rows of a tree's nodes ``path`` [B, D+1] from ``position`` [B] on.
 
-    def moved(rows: Array) -> Array:
-        return write(rows, jnp.take_along_axis(rows, index, axis=2), position)
+    Args:
+        rows: of every layer; keys keep their rotation.
+        position: of the root.
+        path: numbers of nodes in the order in which they were run; one that was not run gives an arbitrary row.
+    """
 
-    return jax.tree.map(moved, cache)
+    def kept(layer: TreeRows) -> Rows:
+        pick = lambda new: jnp.take_along_axis(new, path[:, None, :, None], axis=2, mode="clip")  # noqa: E731
+        keys, values = (write(old, pick(new), position) for old, new in zip(*layer, strict=True))
+        return keys, values
+
+    return tuple(kept(layer) for layer in rows)
 
 
 def visible(capacity: int, positions: Array, window: int | None = None) -> Array:
@@ -184,12 +213,26 @@ def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, s
         seen: which rows a query sees: [B or 1, T, S].
         scores: scale (default 1/√head_size) and cap (default none).
     """
+    return attend_parts(queries, [(keys, values, seen)], scores)
+
+
+def attend_parts(queries: Array, parts: Sequence[tuple[Array, Array, Array]], scores: Scores = Scores()) -> Array:
+    """Attend to rows in several arrays as if these were one: keys, values and the rows that are seen, of each."""
     batch, groups, shared, length, size = queries.shape
     scale = size**-0.5 if scores.scale is None else scores.scale
     queries = queries.reshape(batch, groups, shared * length, size) * jnp.asarray(scale, queries.dtype)
-    weights = jnp.einsum("bgxh,bgsh->bgxs", queries, keys, preferred_element_type=jnp.float32)
-    if scores.softcap is not None:
-        weights = scores.softcap * jnp.tanh(weights / scores.softcap)
-    weights = jnp.where(jnp.tile(seen, (1, shared, 1))[:, None], weights, -jnp.inf)
-    context = jnp.einsum("bgxs,bgsh->bgxh", jax.nn.softmax(weights, axis=-1).astype(values.dtype), values)
-    return context.reshape(batch, groups, shared, length, size)
+
+    def weighed(keys: Array, seen: Array) -> Array:
+        weights = jnp.einsum("bgxh,bgsh->bgxs", queries, keys, preferred_element_type=jnp.float32)
+        if scores.softcap is not None:
+            weights = scores.softcap * jnp.tanh(weights / scores.softcap)
+        return jnp.where(jnp.tile(seen, (1, shared, 1))[:, None], weights, -jnp.inf)
+
+    weights = jnp.concatenate([weighed(keys, seen) for keys, _, seen in parts], axis=-1)
+    weights = jax.nn.softmax(weights, axis=-1).astype(parts[0][1].dtype)
+    cuts = np.cumsum([keys.shape[2] for keys, _, _ in parts])[:-1].tolist()
+    contexts = [
+        jnp.einsum("bgxs,bgsh->bgxh", part, values)
+        for part, (_, values, _) in zip(jnp.split(weights, cuts, axis=-1), parts, strict=True)
+    ]
+    return sum(contexts[1:], contexts[0]).reshape(batch, groups, shared, length, size)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec.models.attention import cached, fill, in_tree, keep_path
+from jaxspec.models.attention import cached, fill, in_tree, keep_path, with_tree
 from jaxspec.models.base import Array, Cache, Network, Params
 from jaxspec.models.taps import run_layers
 from jaxspec.verify.acceptance import Acceptance, match
@@ -146,7 +146,7 @@ def tree_pass(
     attend = in_tree(at, tree.depth, tree.ancestors, range(tree.tokens.shape[1]))
     x, positions = network.embed(params, jnp.maximum(tree.tokens, 0)), at[:, None] + depth
     layers = range(target.num_layers)
-    x, cache, streams = run_layers(network, params, x, positions, cache, attend, layers, target.reads.taps)
+    x, rows, streams = run_layers(network, params, x, positions, with_tree(cache), attend, layers, target.reads.taps)
     logits = network.logits(params, x)
     levels = at[:, None] + 1 + jnp.arange(tree.paths.shape[2])[None]
     seen = seen_along_paths(progress.seen, tree)
@@ -155,7 +155,7 @@ def tree_pass(
     along = lambda values: jnp.take_along_axis(values, path, axis=1)  # noqa: E731
     choices = Choices(along(tokens), along(log_probability(logits, tokens)))
     features = gathered(network, params, target.reads, streams, x)
-    return choices, verdict, path, keep_path(cache, at, path), None if features is None else features.at(path)
+    return choices, verdict, path, keep_path(rows, at, path), None if features is None else features.at(path)
 
 
 def choose(
