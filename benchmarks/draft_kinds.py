@@ -2,8 +2,9 @@
 
 All drafts that read hidden states were trained on the same continuations for as many steps (``python -m jaxspec train
 drafts``); ``plain`` is the pair's own small language model. ``nodes`` are the tokens that the target verifies a step,
-the root included. Trees: ``fitted`` to the ranks' accuracy on text of training roles; ``dynamic``, with sharpness 5; ``EAGLE-2``, with 1.
-Prompts are held-out roles; decoding is greedy, batch 1, with Eigen threads; all methods run in turns, medians.
+the root included. Trees: ``fitted`` to the ranks' accuracy on text of training roles; ``dynamic``, with sharpness 5;
+``EAGLE-2``, the same with 1. Prompts are held-out roles; decoding is greedy, batch 1, with Eigen threads; all methods
+run in turns, medians.
 
 ``accepted_length``: drafted tokens accepted a step; ``tau`` = that + 1, tokens a step. ``draft_ms``: the draft's
 program of a step, alone. ``overhead`` lines: a step that verifies a chain as a tree over one that verifies a window.

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxspec.drafts._branches import scratch_of
 from jaxspec.drafts._grow import GrowTask
-from jaxspec.drafts._roll import RollTask, roll
+from jaxspec.drafts._roll import RollTask, roll, row_of
 from jaxspec.drafts.base import Drafter
 from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Along, Branches, BranchSlots, Drafted, Pending, Verification
 from jaxspec.drafts.trees import TreePolicy
-from jaxspec.models.attention import cached, in_chunks, init_cache, with_tree
+from jaxspec.models.attention import cached, in_chunks, init_cache, keep_path, with_tree, write
 from jaxspec.models.base import Array, Cache, Network, Params
 from jaxspec.verify.features import Reader, Reads
 from jaxspec.verify.message import Message, Roots
@@ -161,11 +162,15 @@ class FeatureDrafter(Drafter):
     def propose(
         self, params: Params, state: FeatureState, root: Pending, window: int, proposer: Proposer
     ) -> tuple[Drafted, FeatureState]:
-        """Draft one branch; its rows are in the scratch only."""
+        """Draft one branch; of its rows only that of the root, whose pair is committed, is kept."""
         at = Pending(root.token[:, None], root.position[:, None])
         feature = state.recent.newest
         task = RollTask(self.network, params, at, feature, window, proposer)
         branches, cache = roll(task, state.cache, state.recent.but_last())
+        if cache:
+            first = scratch_of(cache, 1, window, None).start
+            own = row_of(self.network, root.position)
+            cache = jax.tree.map(lambda rows: write(rows, rows[:, :, first : first + 1], own), cache)
         return self.take(state, branches, jnp.zeros_like(root.token)), FeatureState(cache, Recent.of(root, feature))
 
     def commit(self, state: FeatureState, drafted: Drafted, position: Array) -> FeatureState:
@@ -213,11 +218,13 @@ class FeatureDrafter(Drafter):
     def grow(
         self, params: Params, state: FeatureState, root: Pending, policy: TreePolicy, proposer: Proposer
     ) -> tuple[Any, FeatureState]:
-        """Grow a tree; its rows are not kept."""
+        """Grow a tree; of its rows only that of the root, whose pair is committed, is kept."""
         feature = state.recent.newest
         task = GrowTask(self.network, params, root, feature, proposer, state.recent.but_last())
         grown = policy.grow(task, with_tree(state.cache))
-        return grown.drawn, FeatureState(tuple(layer.committed for layer in grown.cache), Recent.of(root, feature))
+        only_root = jnp.zeros((len(root.token), 1), jnp.int32)
+        cache = keep_path(grown.cache, row_of(self.network, root.position), only_root)
+        return grown.drawn, FeatureState(cache, Recent.of(root, feature))
 
     def _guessed(self, params: Params, state: FeatureState, verified: Verification) -> tuple[FeatureState, Array]:
         """Run the window's pairs with the draft's own features; also return logits [V, B, 1] behind the window."""
