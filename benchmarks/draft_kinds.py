@@ -203,8 +203,9 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     kinds = [kind for kind in COLOURS if any(line["draft"] == kind for line in lines)]
     for place, kind in enumerate(kinds):
         own = [line for line in lines if line["draft"] == kind]
+        plain = [line for line in own if line["method"] == "speculative"]
         for name, style in (("chain", ":"), ("fitted", "-"), ("dynamic", "--")):
-            points = sorted({(line["nodes"], line["tau"]) for line in own if line["tree"].split()[0] == name})
+            points = sorted({(line["nodes"], line["tau"]) for line in plain if line["tree"].split()[0] == name})
             label = {"label": kind} if name == "fitted" else {}
             left.plot(*zip(*points, strict=True), style, marker="o", ms=3, color=COLOURS[kind], **label)
         for method, shift, alpha in (("speculative", -0.2, 1.0), ("mirror", 0.2, 0.45)):

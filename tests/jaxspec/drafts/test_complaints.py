@@ -220,7 +220,8 @@ def test_rows_do_not_depend_on_chunks():
     assert request.tokens.shape[1] == 768  # three chunks
     cache = method.init(request, capacity).draft.cache
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(cache))
-    whole = true_rows(rows.draft("eagle3 early"), rows.target("grouped"), prompts[-1])  # one pass; the prompts are beginnings of the last one
+    # One pass; the prompts are beginnings of the last one.
+    whole = true_rows(rows.draft("eagle3 early"), rows.target("grouped"), prompts[-1])
     for sequence, size in enumerate(SIZES):
         for found, expected in zip(jax.tree.leaves(cache), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(found[sequence, :, : size - 1], expected[0, :, : size - 1], atol=5e-3)
