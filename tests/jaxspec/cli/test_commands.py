@@ -103,8 +103,11 @@ def test_doctor_counts_the_bytes_of_hidden_states(drafts, capsys):
         ("federate", "expected a language model as --draft for jaxspec federate, got a draft that reads hidden states"),
         ("probe", "expected a language model as --draft for jaxspec probe"),
         ("train draft --kind streams", "expected a language model as --draft for jaxspec train draft --kind streams"),
-        ("generate --prompt x --streams 1", "expected a language model as a draft with streams, got .*FeatureDrafter"),
-        ("generate --prompt x --window 3", "expected a window or a tree of at most 2 levels, the draft has 2 heads"),
+        (
+            "generate --prompt x --streams 1",
+            "expected a language model as a draft to limit its streams, got .*FeatureDrafter",
+        ),
+        ("generate --prompt x --window 3", "at most 2 levels, since the draft has 2 heads"),
         ("generate --prompt x --tree 1,1,1", "expected a window or a tree of at most 2 levels"),
     ],
 )
