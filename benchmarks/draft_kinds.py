@@ -37,6 +37,7 @@ from jaxspec.methods import DecodeSpec, autoregressive
 from jaxspec.training import rank_accuracy
 from jaxspec.verify.acceptance import match
 from jaxspec.verify.target import prefill
+from jaxspec.zoo.heads import own_size
 from jaxspec.zoo.recipe import PairRecipe, corpus
 
 KINDS = ("plain", "eagle3", "eagle", "hydra", "medusa")
@@ -90,13 +91,6 @@ def accuracies(pair: zoo.Pair, kinds: tuple[str, ...], count: int = 96, length: 
         kind: rank_accuracy(draft, pair.target, texts, prompt_length=32, depth=min(12, most_tokens(pair, kind)))
         for kind, draft in drafts.items()
     }
-
-
-def parameters_of(pair: zoo.Pair, kind: str) -> int:
-    """Return how many parameters a draft has, those that are the target's aside."""
-    shared = {id(leaf) for leaf in jax.tree.leaves(pair.target.params)}
-    params = pair.draft.params if kind == "plain" else pair.drafts[kind].params
-    return sum(leaf.size for leaf in jax.tree.leaves(params) if id(leaf) not in shared)
 
 
 def draft_ms(pair: zoo.Pair, row: Row, prompt: list[int], repeats: int = 30) -> float:
@@ -177,7 +171,7 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
     prompts = prompts_of(pair, options.prompts + 1)
     with tqdm(desc="drafts", disable=options.json or not sys.stderr.isatty()) as bar:
         plain, runs = measured(folder, rows, prompts, options.new_tokens, options.rounds, bar.set_postfix_str)
-    sizes = {kind: parameters_of(pair, kind) for kind in kinds}
+    sizes = {kind: own_size(pair.draft if kind == "plain" else pair.drafts[kind], pair) for kind in kinds}
     lines = []
     for row in rows:
         line = line_of(row, runs[row.setting], plain) | {"parameters": sizes[row.draft]}
@@ -203,9 +197,9 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     kinds = [kind for kind in COLOURS if any(line["draft"] == kind for line in lines)]
     for place, kind in enumerate(kinds):
         own = [line for line in lines if line["draft"] == kind]
-        plain = [line for line in own if line["method"] == "speculative"]
+        speculative = [line for line in own if line["method"] == "speculative"]
         for name, style in (("chain", ":"), ("fitted", "-"), ("dynamic", "--")):
-            points = sorted({(line["nodes"], line["tau"]) for line in plain if line["tree"].split()[0] == name})
+            points = sorted({(line["nodes"], line["tau"]) for line in speculative if line["tree"].split()[0] == name})
             label = {"label": kind} if name == "fitted" else {}
             left.plot(*zip(*points, strict=True), style, marker="o", ms=3, color=COLOURS[kind], **label)
         for method, shift, alpha in (("speculative", -0.2, 1.0), ("mirror", 0.2, 0.45)):

@@ -22,12 +22,12 @@ class Drawn(NamedTuple):
 
 
 class _Pool(NamedTuple):
-    """Candidates in the order in which they were found, [B, P]: token, value, parent among them (−1: the root), row."""
+    """Candidates as they were found, [B, P]: token, value, parent among them (−1: the root), number in the run order."""
 
     tokens: Array
     values: Array
     parents: Array
-    rows: Array
+    order: Array
 
     def add(self, tokens: Array, values: Array, parents: Array) -> "_Pool":
         """Add candidates [B, m] that have not been run."""
@@ -35,9 +35,9 @@ class _Pool(NamedTuple):
         return _Pool(*(jnp.concatenate(both, axis=1) for both in zip(self, new, strict=True)))
 
     def ran(self, index: Array, first: int) -> "_Pool":
-        """Note that candidates ``index`` [B, k] have rows ``first`` and behind."""
-        rows = jnp.arange(first, first + index.shape[1], dtype=jnp.int32)
-        return self._replace(rows=jax.vmap(lambda old, at: old.at[at].set(rows))(self.rows, index))
+        """Note that candidates ``index`` [B, k] were run as number ``first`` and behind."""
+        numbers = jnp.arange(first, first + index.shape[1], dtype=jnp.int32)
+        return self._replace(order=jax.vmap(lambda old, at: old.at[at].set(numbers))(self.order, index))
 
 
 @dataclass(frozen=True)
@@ -111,4 +111,4 @@ class Dynamic:
         parents = jnp.where(pick(pool.parents) < 0, 0, parents)
         tokens = jnp.concatenate([task.root.token[:, None], pick(pool.tokens)], axis=1)
         parents = jnp.pad(parents, ((0, 0), (1, 0)), constant_values=-1)
-        return Grown(Drawn(tokens, parents), jnp.pad(pick(pool.rows), ((0, 0), (1, 0))), cache)
+        return Grown(Drawn(tokens, parents), jnp.pad(pick(pool.order), ((0, 0), (1, 0))), cache)

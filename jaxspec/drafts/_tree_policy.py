@@ -13,12 +13,12 @@ class Grown(NamedTuple):
 
     Attributes:
         drawn: what ``TreePolicy.tree`` makes the tree of.
-        rows: number of each node in the order in which they were run, 0 for one that was not: [B, N]; None: n.
+        order: number of each node in the order in which they were run, 0 for one that was not: [B, N]; None: n.
         cache: of the draft.
     """
 
     drawn: Any
-    rows: Array | None
+    order: Array | None
     cache: tuple[TreeRows, ...]
 
 

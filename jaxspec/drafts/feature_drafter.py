@@ -167,10 +167,8 @@ class FeatureDrafter(Drafter):
         feature = state.recent.newest
         task = RollTask(self.network, params, at, feature, window, proposer)
         branches, cache = roll(task, state.cache, state.recent.but_last())
-        if cache:
-            first = scratch_of(cache, 1, window, None).start
-            own = row_of(self.network, root.position)
-            cache = jax.tree.map(lambda rows: write(rows, rows[:, :, first : first + 1], own), cache)
+        first, row = scratch_of(cache, 1, window, None).start, row_of(self.network, root.position)
+        cache = jax.tree.map(lambda rows: write(rows, rows[:, :, first : first + 1], row), cache)
         return self.take(state, branches, jnp.zeros_like(root.token)), FeatureState(cache, Recent.of(root, feature))
 
     def commit(self, state: FeatureState, drafted: Drafted, position: Array) -> FeatureState:

@@ -115,7 +115,7 @@ class Plain(Drafter):
         grown = policy.grow(
             GrowTask(TokensOnly(self.network), params, root, (), proposer, along), with_tree(state.cache)
         )
-        return grown.drawn, PlainState(grown.cache, order=grown.rows)
+        return grown.drawn, PlainState(grown.cache, order=grown.order)
 
     def follow(
         self, params: Params, state: PlainState, root: Pending, tokens: Array, proposer: Proposer

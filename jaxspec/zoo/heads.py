@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxspec import federated
 from jaxspec.drafts import Draft, init_draft
+from jaxspec.models.base import Model
 from jaxspec.training import Schedule, accepted_tokens, fit_draft
 from jaxspec.zoo.pairs import DRAFTS, Pair, save
 from jaxspec.zoo.recipe import Corpus, PairRecipe, corpus
@@ -83,7 +84,7 @@ def run(recipe: HeadsRecipe, pair: Pair, out: Path) -> dict[str, Any]:
     return figures
 
 
-def own_size(draft: Draft, pair: Pair) -> int:
+def own_size(draft: Model | Draft, pair: Pair) -> int:
     """Return the number of a draft's parameters, those that are the target's own aside."""
     shared = {id(leaf) for leaf in jax.tree.leaves(pair.target.params)}
     return sum(leaf.size for leaf in jax.tree.leaves(draft.params) if id(leaf) not in shared)
