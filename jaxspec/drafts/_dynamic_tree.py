@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
 
 
 class _Pool(NamedTuple):
-    """Candidates as they were found, [B, P]: token, value, parent among them (−1: the root), number in the run order."""
+    """Candidates as they were found, [B, P]: token, value, parent among them (−1: the root), number in run order."""
 
     tokens: Array
     values: Array
