@@ -4,10 +4,10 @@ All drafts that read hidden states were trained on the same continuations for as
 drafts``); ``plain`` is the pair's own small language model. ``nodes`` are the tokens that the target verifies a step,
 the root included. Trees: ``fitted`` to the ranks' accuracy on text of training roles; ``dynamic``, with sharpness 5;
 ``EAGLE-2``, the same with 1. Prompts are held-out roles; decoding is greedy, batch 1, with Eigen threads; all methods
-run in turns, medians.
+of a draft run in turns, and a ratio is the median of the turns' ratios.
 
 ``accepted_length``: drafted tokens accepted a step; ``tau`` = that + 1, tokens a step. ``draft_ms``: the draft's
-program of a step, alone. ``overhead`` lines: a step that verifies a chain as a tree over one that verifies a window.
+program of a step, alone. ``overhead``: a step that verifies a chain as a tree over one that verifies a window.
 """
 
 import sys
@@ -42,8 +42,7 @@ from jaxspec.zoo.recipe import PairRecipe, corpus
 
 KINDS = ("plain", "eagle3", "eagle", "hydra", "medusa")
 WINDOWS, NODES, BUDGETS = (3, 7, 15), (8, 16, 32), (4, 8)
-#: Shapes whose drafting is timed alone.
-TIMED = ("chain 2", "chain 3", "chain 7", "chain 7 as a tree", "fitted 16", "dynamic 16")
+AS_A_TREE = "chain 7 as a tree"
 COLOURS = {"plain": "#000000", "eagle3": "#e69f00", "eagle": "#0072b2", "hydra": "#009e73", "medusa": "#cc79a7"}
 
 
@@ -62,6 +61,8 @@ def rows_of(pair: zoo.Pair, kind: str, table: np.ndarray) -> Iterator[Row]:
     depth = most_tokens(pair, kind)
     for window in sorted({min(window, depth) for window in WINDOWS}):
         yield Row(kind, f"chain {window}", window + 1, replace(named, spec=DecodeSpec(window)))
+        if window == 7:
+            yield Row(kind, AS_A_TREE, 8, replace(named, spec=DecodeSpec(tree=trees.chain(7))))
         if window <= 7:
             specs = [DecodeSpec(window, policy_named("mirror", budget), 4) for budget in BUDGETS]
             yield from (Row(kind, f"chain {window}", window + 1, replace(named, spec=spec)) for spec in specs)
@@ -72,8 +73,6 @@ def rows_of(pair: zoo.Pair, kind: str, table: np.ndarray) -> Iterator[Row]:
             growing["EAGLE-2"] = replace(growing["dynamic"], sharpness=1.0)
         for name, tree in growing.items():
             yield Row(kind, f"{name} {nodes}", nodes, replace(named, spec=DecodeSpec(tree=tree)))
-    if kind in KINDS[:2]:
-        yield Row(kind, "chain 7 as a tree", 8, replace(named, spec=DecodeSpec(tree=trees.chain(7))))
 
 
 def most_tokens(pair: zoo.Pair, kind: str) -> int:
@@ -126,24 +125,28 @@ def draft_ms(pair: zoo.Pair, row: Row, prompt: list[int], repeats: int = 30) -> 
 
 
 def measured(pair_folder: str, rows: list[Row], prompts: Prompts, new: int, rounds: int, show: Any) -> Any:
-    """Return plain decoding's runs and those of all rows, in turns."""
-    plain, settings = BenchSetting(), [row.setting for row in rows]
+    """Return the runs of plain decoding and of all rows, in turns: by setting."""
+    settings = [BenchSetting(), *(row.setting for row in rows)]
+    runs: dict[BenchSetting, list[Measurement]] = {setting: [] for setting in settings}
     with Worker(pair_folder, True) as worker:
-        for setting in (plain, *settings):
-            show("compiling")
+        for setting in settings:
+            show(f"{rows[0].draft}: compiling")
             worker.run(warm, setting, prompts, new)
-        runs: dict[BenchSetting, list[Measurement]] = {setting: [] for setting in (plain, *settings)}
         for turn in range(rounds):
-            show(f"round {turn + 1} of {rounds}")
-            for setting in runs:
+            show(f"{rows[0].draft}: round {turn + 1} of {rounds}")
+            for setting in settings:
                 runs[setting].append(worker.run(measure, setting, prompts[1:], new))
-        return runs.pop(plain), runs
+    return runs
+
+
+def ratio(runs: list[Measurement], others: list[Measurement]) -> float:
+    """Return the median over turns of the seconds of ``runs`` over those of ``others``."""
+    return float(np.median([run.seconds / other.seconds for run, other in zip(runs, others, strict=True)]))
 
 
 def line_of(row: Row, many: list[Measurement], plain: list[Measurement]) -> dict[str, Any]:
     """Return the figures of a row."""
     spec = row.setting.spec
-    seconds, plain_seconds = (float(np.median([run.seconds for run in runs])) for runs in (many, plain))
     budget = {} if spec.policy is None else {"branches": spec.policy.exit.budget, "reuse_rate": many[0].reuse_rate}
     return {
         "draft": row.draft,
@@ -152,7 +155,7 @@ def line_of(row: Row, many: list[Measurement], plain: list[Measurement]) -> dict
         "nodes": row.nodes,
         "accepted_length": round(many[0].accepted_length, 3),
         "tau": round(many[0].accepted_length + 1, 3),
-        "ratio_to_autoregressive": round(plain_seconds / seconds, 3),
+        "ratio_to_autoregressive": round(ratio(plain, many), 3),
         "step_ms": round(1e3 * float(np.median([run.step_seconds for run in many])), 3),
         "identical": all(run.tokens == plain[0].tokens for run in many),
         "tokens_compared": sum(len(tokens) for run in many for tokens in run.tokens),
@@ -160,34 +163,35 @@ def line_of(row: Row, many: list[Measurement], plain: list[Measurement]) -> dict
     }
 
 
+def lines_of(pair: zoo.Pair, rows: list[Row], runs: Any, prompt: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of all rows of a draft."""
+    kind, plain = rows[0].draft, runs[BenchSetting()]
+    size = own_size(pair.draft if kind == "plain" else pair.drafts[kind], pair)
+    for row in rows:
+        line = line_of(row, runs[row.setting], plain) | {"parameters": size}
+        alone = {} if row.setting.spec.policy else {"draft_ms": round(draft_ms(pair, row, prompt), 3)}
+        yield line | alone
+    if of_tree := [row for row in rows if row.tree == AS_A_TREE]:
+        chain = next(row for row in rows if row.tree == "chain 7")
+        more = ratio(runs[of_tree[0].setting], runs[chain.setting]) - 1  # as many steps
+        yield {"draft": kind, "overhead": round(more, 3)}
+
+
 def suite(options: Any) -> Iterator[dict[str, Any]]:
     """Yield all lines, then draw the picture."""
     folder = options.pair or "shakespeare"
-    pair, kinds = zoo.load(folder), options.drafts or KINDS
-    tables = accuracies(pair, kinds)
-    for kind, table in tables.items():
-        yield {"draft": kind, "rank_accuracy": np.round(table[:4, :4], 3).tolist()}
-    rows = [row for kind in kinds for row in rows_of(pair, kind, tables[kind])]
-    prompts = prompts_of(pair, options.prompts + 1)
+    pair = zoo.load(folder)
+    tables = accuracies(pair, options.drafts or KINDS)
+    prompts, lines = prompts_of(pair, options.prompts + 1), []
     with tqdm(desc="drafts", disable=options.json or not sys.stderr.isatty()) as bar:
-        plain, runs = measured(folder, rows, prompts, options.new_tokens, options.rounds, bar.set_postfix_str)
-    sizes = {kind: own_size(pair.draft if kind == "plain" else pair.drafts[kind], pair) for kind in kinds}
-    lines = []
-    for row in rows:
-        line = line_of(row, runs[row.setting], plain) | {"parameters": sizes[row.draft]}
-        lines.append(
-            line if row.setting.spec.policy else line | {"draft_ms": round(draft_ms(pair, row, prompts[0]), 3)}
-        )
-        yield lines[-1]
-    yield from overheads(lines)
-    draw(lines, options.picture)
-
-
-def overheads(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Compare chains as trees with chains."""
-    step = {(line["draft"], line["tree"]): line["step_ms"] for line in lines if line["method"] == "speculative"}
-    for kind in {draft for draft, tree in step if tree == "chain 7 as a tree"}:
-        yield {"draft": kind, "overhead": round(step[kind, "chain 7 as a tree"] / step[kind, "chain 7"] - 1, 3)}
+        for kind, table in tables.items():
+            yield {"draft": kind, "rank_accuracy": np.round(table[:4, :4], 3).tolist()}
+            rows = list(rows_of(pair, kind, table))
+            runs = measured(folder, rows, prompts, options.new_tokens, options.rounds, bar.set_postfix_str)
+            for line in lines_of(pair, rows, runs, prompts[0]):
+                lines.append(line)
+                yield line
+    draw([line for line in lines if "tau" in line], options.picture)
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:

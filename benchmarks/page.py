@@ -99,7 +99,7 @@ SECTIONS: dict[str, Section] = {
         "Kinds of drafts",
         "EAGLE-3, EAGLE, Hydra, Medusa and a small language model for the embedded target, by chains and trees, and "
         "under Mirror-SD.",
-        "python benchmarks/decode.py --suite drafts --json --prompts 5 --new-tokens 96"
+        "python benchmarks/decode.py --suite drafts --json --prompts 5 --new-tokens 96 --rounds 7"
         " --picture docs/images/draft_kinds.png",
         tables.draft_kinds,
         "draft_kinds.png",

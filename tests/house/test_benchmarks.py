@@ -175,15 +175,17 @@ def test_the_suite_of_drafts_covers_chains_trees_and_mirror(monkeypatch, tmp_pat
         assert {row.nodes for row in own if "chain" not in row.tree} == set(draft_kinds.NODES)
         depths = [row.setting.spec.window or row.setting.spec.tree.max_depth for row in own]
         assert max(depths) <= most[kind]
-    run = Measurement([[1, 2]], 0.5, 1.5, 0.25, 0.01)
-    lines = [draft_kinds.line_of(row, [run], [run]) for own in rows.values() for row in own]
-    lines = [line | {"parameters": 10, "draft_ms": 0.5} for line in lines]
-    lines += draft_kinds.overheads(lines)
-    assert [line["overhead"] for line in lines if "overhead" in line] == [0.0, 0.0]
+    turns = [Measurement([[1, 2]], 0.5 * slow, 1.5, 0.25, 0.01) for slow in (1, 2, 4)]
+    monkeypatch.setattr(draft_kinds, "draft_ms", lambda *_: 0.5)
+    runs = dict.fromkeys((row.setting for own in rows.values() for row in own), turns)
+    runs[draft_kinds.BenchSetting()] = [run._replace(seconds=2 * run.seconds) for run in turns]
+    lines = [line for own in rows.values() for line in draft_kinds.lines_of(pair, own, runs, [1])]
+    assert {line["ratio_to_autoregressive"] for line in lines if "tau" in line} == {2.0}
+    assert [line["overhead"] for line in lines if "overhead" in line] == [0.0, 0.0, 0.0]
     draft_kinds.draw([line for line in lines if "tau" in line], tmp_path / "drafts.png")
     assert (tmp_path / "drafts.png").stat().st_size > 0
     tokens, *_, last = tables.draft_kinds(lines)
-    assert tokens.head == ["tree", *(f"{kind}, 0.0 M" for kind in draft_kinds.KINDS)]
+    assert [name.split(",")[0] for name in tokens.head] == ["tree", *draft_kinds.KINDS]
     assert last.rows[0][1] == "True"
 
 
