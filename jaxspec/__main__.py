@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from jaxfed.checkpoint import CheckpointError
-from jaxspec.cli import bench, convert, doctor, federate, generate, probe, train, tune, whatif
+from jaxspec.cli import bench, convert, doctor, federate, fetch, generate, probe, train, tune, whatif
 from jaxspec.cli.checks import check_writable
 from jaxspec.cli.shared import Flag
 
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "whatif": whatif,
     "bench": bench,
     "convert": convert,
+    "fetch": fetch,
     "train": train,
     "federate": federate,
 }

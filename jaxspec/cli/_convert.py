@@ -1,4 +1,4 @@
-"""``jaxspec convert``: published checkpoints into the checkpoint layer's format, and back."""
+"""``jaxspec convert``: published checkpoints into the checkpoint layer's format, and back; GGUF to published ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +14,11 @@ def convert(
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Convert a published checkpoint or llama2.c file to a checkpoint with digests, or such a checkpoint back.
+    """Convert a published checkpoint or llama2.c file to a checkpoint with digests; that or GGUF to a published one.
 
     Args:
-        source: folder with config.json and safetensors, .bin file of llama2.c, or folder written by this command.
+        source: folder with config.json and safetensors, .gguf file, .bin file of llama2.c, or folder that this command
+            wrote.
         out: new folder.
         json: print one JSON object as the last line.
     """

@@ -54,9 +54,9 @@ def check_models(target: str, draft: Path | None, dtype: str | None = None, draf
     for path in filter(None, paths):
         if not _holds_model(path):
             raise ValueError(
-                f"{path}: expected a folder with config.json, a checkpoint folder written by jaxspec convert, or a "
-                f"llama2.c .bin file, got {'none of these' if path.exists() else 'no such path'}; pass such a path, or "
-                f"--target {PAIRS[0]} for the embedded pair"
+                f"{path}: expected a folder with config.json, a checkpoint folder written by jaxspec convert, a .gguf "
+                f"file, or a llama2.c .bin file, got {'none of these' if path.exists() else 'no such path'}; pass such "
+                f"a path, or --target {PAIRS[0]} for the embedded pair"
             )
     if drafting_for is not None and draft is None and not is_pair(target):
         raise ValueError(
@@ -69,7 +69,7 @@ def check_models(target: str, draft: Path | None, dtype: str | None = None, draf
 def _holds_model(path: Path) -> bool:
     if path.is_dir():
         return (path / "config.json").is_file() or checkpoint.latest(path) is not None
-    return path.is_file() and path.suffix == ".bin"
+    return path.is_file() and path.suffix in (".bin", ".gguf")
 
 
 def check_readable(path: Path | None) -> None:

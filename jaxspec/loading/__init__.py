@@ -3,14 +3,17 @@
 from jaxspec.loading._draft_saving import save_draft
 from jaxspec.loading._saving import save_huggingface
 from jaxspec.loading.drafts import is_draft, load_draft
+from jaxspec.loading.gguf import convert_gguf, load_gguf
 from jaxspec.loading.huggingface import load_huggingface
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.store import convert, load_model, open_model, save_model
 
 __all__ = [
     "convert",
+    "convert_gguf",
     "is_draft",
     "load_draft",
+    "load_gguf",
     "load_huggingface",
     "load_llama2c",
     "load_model",

@@ -55,17 +55,49 @@ def load_huggingface(
     folder = Path(path)
     published = _config(folder)
     with reading(folder / CONFIG, "the configuration of a supported family"):
-        family = family_of(published)
+        family_of(published)
         check_plain(folder, published)
-    own_dtype, weights = _dtype(published, dtype, mesh), Weights(folder)
-    with reading(folder / CONFIG, "the configuration of a supported family"):
+    weights, text = Weights(folder), Text.read(folder)
+    return read_published(folder / CONFIG, published, weights, text, mesh, dtype, int8=int8, progress=progress)
+
+
+def read_published(
+    path: Path,
+    published: dict[str, Any],
+    weights: Weights,
+    text: Text | None,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    *,
+    int8: bool = False,
+    progress: bool = False,
+) -> Model:
+    """Read the arrays that a ``config.json`` describes, each straight to its devices.
+
+    Args:
+        path: of the configuration, for messages.
+        published: contents of the ``config.json``.
+        weights: arrays by published name.
+        text: of the model.
+        mesh: as ``load_huggingface``, and so on.
+        dtype: likewise.
+        int8: likewise.
+        progress: likewise.
+
+    Raises:
+        ValueError: as ``load_huggingface``.
+        MemoryError: the parameters do not fit.
+    """
+    own_dtype = _dtype(published, dtype, mesh)
+    with reading(path, "the configuration of a supported family"):
+        family = family_of(published)
         _check_layers(published, weights)
         config = _tied(family, family.config_of(published), weights)
         sources = _sources(family, config, weights)
     check_shardable(config, mesh)
     check_memory(config, own_dtype, mesh, int8)
     params = _read(config, sources, weights, mesh, own_dtype, int8, progress)
-    return Model(network(with_repeated_heads(config, mesh)), params, Text.read(folder))
+    return Model(network(with_repeated_heads(config, mesh)), params, text)
 
 
 def published_dtype(folder: Path) -> str:

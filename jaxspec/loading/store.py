@@ -14,6 +14,7 @@ from jaxspec.core.files import reading
 from jaxspec.devices.sharding import DeviceOrSharding, check_shardable, leaf_shardings
 from jaxspec.drafts import streams
 from jaxspec.loading._saving import original_files, save_huggingface
+from jaxspec.loading.gguf import SUFFIX, convert_gguf, load_gguf
 from jaxspec.loading.huggingface import load_huggingface, published_dtype
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.parameters import check_memory, float_dtype, leaf_dtype, like_params
@@ -94,10 +95,11 @@ def _sharding(where: DeviceOrSharding) -> Sharding:
 
 
 def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False) -> Model:
-    """Open a published checkpoint, a directory of ``save_model``, or a llama2.c file with its tokenizer next to it.
+    """Open a published checkpoint, a directory of ``save_model``, a GGUF file, or a llama2.c file beside its tokenizer.
 
     Args:
-        path: folder with ``config.json``; checkpoint directory; or ``.bin`` file (tokenizer: the one ``.model`` there).
+        path: folder with ``config.json``; checkpoint directory; ``.gguf`` file; or ``.bin`` file (tokenizer: the one
+            ``.model`` there).
         mesh: of the parameters.
         dtype: of the matrices; default: see ``load_huggingface``, and the stored one in the other formats.
         int8: keep the layers' matrices in eight bits.
@@ -110,12 +112,14 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
         return load_huggingface(path, mesh, dtype, int8=int8)
     if path.is_dir() and checkpoint.latest(path) is not None:
         return changed(load_model(path, mesh), dtype, int8)
+    if path.is_file() and path.suffix == SUFFIX:
+        return load_gguf(path, mesh, dtype, int8=int8)
     if path.is_file() and path.suffix == ".bin":
         tokenizers = sorted(path.parent.glob("*.model"))
         return changed(load_llama2c(path, tokenizers[0] if len(tokenizers) == 1 else None), dtype, int8)
     raise ValueError(
-        f"{path}: expected a folder with config.json, a checkpoint directory that jaxspec convert wrote, or a llama2.c "
-        ".bin file, got none of them"
+        f"{path}: expected a folder with config.json, a checkpoint directory that jaxspec convert wrote, a .gguf "
+        "file, or a llama2.c .bin file, got none of them"
     )
 
 
@@ -132,7 +136,7 @@ def changed(model: Model, dtype: Any, int8: bool = False) -> Model:
 
 
 def convert(source: str | Path, out: str | Path) -> str:
-    """Convert a published checkpoint or llama2.c file to a checkpoint directory, or that to a published checkpoint.
+    """Convert a published checkpoint or llama2.c file to a checkpoint directory; that, or GGUF, to a published one.
 
     Returns:
         The format that was written: "checkpoint" or "huggingface".
@@ -143,6 +147,9 @@ def convert(source: str | Path, out: str | Path) -> str:
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: expected a new or empty folder to write to, got one that is not empty")
+    if source.is_file() and source.suffix == SUFFIX:
+        convert_gguf(source, out)
+        return "huggingface"
     published = (source / "config.json").is_file()
     ours = source.is_dir() and not published
     model = open_model(source, dtype=published_dtype(source) if published else None)

@@ -27,6 +27,9 @@ FILES = (
     "generation_config.json",
 )
 
+#: Name under which ``transformers`` reads ``tokenizer.json`` as it is.
+CLASS = "PreTrainedTokenizerFast"
+
 
 @dataclass(frozen=True)
 class Text:
@@ -141,7 +144,7 @@ class Text:
         return encode(render(self.template, messages, self.special))
 
     def write(self, folder: Path) -> None:
-        """Copy the files; without files, write the tokenizer and the chat template."""
+        """Copy the files; without files, write the tokenizer, its special tokens and the chat template."""
         for name, file in self.files.items():
             if name in FILES and file.resolve() != (folder / name).resolve():
                 shutil.copyfile(file, folder / name)
@@ -149,7 +152,9 @@ class Text:
             self.tokenizer.save(str(folder / "tokenizer.json"))
         if not self.files and self.template is not None:
             (folder / "chat_template.jinja").write_text(self.template, "utf-8")
-            (folder / "tokenizer_config.json").write_text(json.dumps(self.special), "utf-8")
+        if not self.files and (self.template is not None or self.special):
+            about = self.special if self.tokenizer is None else {"tokenizer_class": CLASS, **self.special}
+            (folder / "tokenizer_config.json").write_text(json.dumps(about), "utf-8")
 
 
 def unlimited(tokenizer: Tokenizer) -> Tokenizer:

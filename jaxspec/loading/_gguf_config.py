@@ -1,0 +1,219 @@
+"""The architectures of GGUF files that are read: their ``config.json``, and what llama.cpp's converter does to arrays.
+
+A row for each. Names of arrays come from the gguf library's own table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxspec.loading._gguf_file import GgufFile, Undo, library
+from jaxspec.loading._rope import Config, rotary_of
+from jaxspec.loading.families import Family, family_of
+
+#: The factors of rotary wavelengths that Llama 3.1 and later files carry as an array.
+ROPE_FACTORS = "rope_freqs.weight"
+#: Published settings that such factors can come from.
+LLAMA3 = tuple(
+    {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 8192} for factor in (8.0, 32.0)
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one architecture is converted.
+
+    Attributes:
+        published: class name in ``config.json``.
+        special: further keys of ``config.json``.
+        pairs: whether rows of queries and keys are in pairs instead of halves.
+        one_more: whether 1 was added to the scales of norms.
+    """
+
+    published: str
+    special: Callable[[GgufFile, Config], Config] = field(default=lambda file, config: {})
+    pairs: bool = False
+    one_more: bool = False
+
+
+def _window(file: GgufFile, config: Config) -> Config:
+    return {"sliding_window": window} if (window := file.get("attention.sliding_window")) else {}
+
+
+def _qwen(file: GgufFile, config: Config) -> Config:
+    return {"use_sliding_window": False}
+
+
+def _gemma(deepest: int) -> Callable[[GgufFile, Config], Config]:
+    """Return Gemma's keys; queries of its largest model, with so many layers, are scaled by width over heads."""
+
+    def special(file: GgufFile, config: Config) -> Config:
+        largest = config["num_hidden_layers"] == deepest
+        by_width = config["hidden_size"] // config["num_attention_heads"]
+        caps = {
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        }
+        return {
+            "query_pre_attn_scalar": by_width if largest else config["head_dim"],
+            "hidden_activation": "gelu_pytorch_tanh",
+            **{name: file.get(key) for name, key in caps.items()},
+            **_window(file, config),
+        }
+
+    return special
+
+
+def _gemma3(file: GgufFile, config: Config) -> Config:
+    scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
+    local = float(file.get("rope.freq_base_swa", 10_000.0))
+    return _gemma(62)(file, config) | {
+        "rope_parameters": {
+            "full_attention": {"rope_theta": float(file.get("rope.freq_base", 1e6)), **scaling},
+            "sliding_attention": {"rope_theta": local, "rope_type": "default"},
+        },
+        "sliding_window_pattern": 6,
+    }
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaForCausalLM", pairs=True),
+    "qwen2": Architecture("Qwen2ForCausalLM", _qwen),
+    "qwen3": Architecture("Qwen3ForCausalLM", _qwen),
+    "gemma2": Architecture("Gemma2ForCausalLM", _gemma(46), one_more=True),
+    "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, one_more=True),
+}
+
+
+def architecture_of(file: GgufFile) -> Architecture:
+    """Return the row of a file.
+
+    Raises:
+        ValueError: an architecture without one, or a mixture of experts.
+    """
+    name = file.architecture
+    if name not in ARCHITECTURES:
+        raise ValueError(f"{file.path}: expected one of the architectures {', '.join(ARCHITECTURES)}, got {name}")
+    if experts := file.get("expert_count", 0):
+        raise ValueError(f"{file.path}: expected a dense model, got one of {experts} experts")
+    return ARCHITECTURES[name]
+
+
+def config_of(file: GgufFile) -> Config:
+    """Return the ``config.json`` of a file.
+
+    Raises:
+        ValueError: an architecture, layers of different sizes, or rotary positions that are not read; a size that is
+            missing.
+    """
+    row, get = architecture_of(file), file.get
+    heads = _size(file, "attention.head_count")
+    width, head = _size(file, "embedding_length"), get("attention.key_length")
+    head = width // heads if head is None else int(head)
+    if (values := get("attention.value_length", head)) != head:
+        raise ValueError(f"{file.path}: expected keys and values of one size, got {head} and {values}")
+    config = {
+        "architectures": [row.published],
+        "model_type": _model_type(row),
+        "hidden_size": width,
+        "num_hidden_layers": _size(file, "block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": _size(file, "attention.head_count_kv", heads),
+        "head_dim": head,
+        "intermediate_size": _size(file, "feed_forward_length"),
+        "rms_norm_eps": _decimal(get("attention.layer_norm_rms_epsilon", 1e-6)),
+        "max_position_embeddings": _size(file, "context_length"),
+        "vocab_size": int(file.tensors["token_embd.weight"].shape[1]),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "rope_theta": _decimal(get("rope.freq_base", 10_000.0)),
+        "partial_rotary_factor": int(get("rope.dimension_count", head)) / head,
+        "dtype": "float32",
+        **_scaling(file, head),
+    }
+    biased = "blk.0.attn_q.bias" in file.tensors
+    return config | ({"attention_bias": True} if biased and row.pairs else {}) | row.special(file, config)
+
+
+def names_of(file: GgufFile, config: Config) -> dict[str, str]:
+    """Return name in the file → published name, of the arrays that the family reads."""
+    family, gguf = family_of(config), library()
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    table = gguf.get_tensor_name_map(kinds[file.architecture], config["num_hidden_layers"])
+    found = {}
+    for published in published_names(family, config["num_hidden_layers"]):
+        stem, _, kind = published.rpartition(".")
+        if (own := table.get_name(stem)) is not None:
+            found[f"{own}.{kind}"] = published
+    return found
+
+
+def published_names(family: Family, layers: int) -> list[str]:
+    """Return all names of arrays that a family may have."""
+    names = [name for rule in family.weights.values() for name in rule.names]
+    return list(dict.fromkeys(name.format(layer) for name in names for layer in range(layers)))
+
+
+def undo_of(row: Architecture, config: Config) -> Callable[[str], Undo]:
+    """Return published name → the step from the array in the file to the published one."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+
+    def undo(name: str) -> Undo:
+        letter = name.split(".")[-2] if "." in name else name
+        if row.pairs and letter in heads:
+            return lambda rows: _halves(rows, heads[letter])
+        if row.one_more and letter.endswith("norm"):
+            return lambda scale: scale - np.float32(1)
+        return lambda rows: rows
+
+    return undo
+
+
+def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Return rows of heads with the first of every pair before the second of every pair."""
+    parts = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return np.swapaxes(parts, 1, 2).reshape(rows.shape)
+
+
+def _model_type(row: Architecture) -> str:
+    return family_of({"architectures": [row.published]}).model_type
+
+
+def _size(file: GgufFile, name: str, default: Any = None) -> int:
+    value = file.get(name, default)
+    if isinstance(value, list) and len(set(value)) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{file.path}: expected {file.architecture}.{name} to be one whole number, got {value!r:.80}")
+    return value
+
+
+def _decimal(value: float) -> float:
+    """Return the shortest decimal of a number that the file keeps as float32."""
+    return float(str(np.float32(value)))
+
+
+def _scaling(file: GgufFile, head: int) -> Config:
+    """Return ``rope_scaling``."""
+    kind = file.get("rope.scaling.type", "none")
+    if ROPE_FACTORS in file.tensors:
+        return {"rope_scaling": _llama3(file, head)}
+    if kind == "none":
+        return {}
+    return {"rope_scaling": {"rope_type": kind, "factor": _decimal(file.get("rope.scaling.factor", 1.0))}}
+
+
+def _llama3(file: GgufFile, head: int) -> Config:
+    """Return the published settings whose factors are those of the file."""
+    theta, factors = float(file.get("rope.freq_base", 10_000.0)), np.asarray(file.tensors[ROPE_FACTORS].data)
+    for scaling in LLAMA3:
+        plain = rotary_of({"rope_theta": theta}).frequencies(head)
+        scaled = rotary_of({"rope_theta": theta, "rope_scaling": scaling}).frequencies(head)
+        if factors.shape == plain.shape and np.allclose(plain / scaled, factors, rtol=1e-4):
+            return scaling
+    raise ValueError(
+        f"{file.path}: expected {ROPE_FACTORS} of Llama 3.1 (8 times 8,192 positions) or 3.2 (32 times), got others; "
+        "take the checkpoint that the file was made from"
+    )
