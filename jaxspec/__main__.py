@@ -10,7 +10,7 @@ import tyro
 from jaxfed.checkpoint import CheckpointError
 from jaxspec.cli import bench, convert, doctor, federate, fetch, generate, probe, train, tune, whatif
 from jaxspec.cli.checks import check_writable
-from jaxspec.cli.shared import Flag
+from jaxspec.cli.shared import Flag, keep_programs
 
 
 def demo(out: Path = Path("out/demo"), json: Flag = False) -> None:  # noqa: A002  the flag is called --json
@@ -44,7 +44,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the installed command ``jaxspec``; exit with status 1 on bad input."""
+    """Run the installed command ``jaxspec``; exit with status 1 on bad input.
+
+    Args:
+        args: arguments; default: those of this process, which then keeps compiled programs for the next one.
+    """
+    if args is None:
+        keep_programs()
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxspec", args=args)
     except (ValueError, FloatingPointError, OSError, MemoryError, ModuleNotFoundError, CheckpointError) as error:

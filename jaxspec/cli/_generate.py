@@ -1,18 +1,22 @@
-"""``jaxspec generate``: continue a prompt with any model and method."""
+"""``jaxspec generate``: continue prompts, or talk, with any model and method."""
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 import jaxspec
 from jaxspec.cli._methods import Drafting, Method, load, method_of, two_devices
+from jaxspec.cli.checks import check_readable
 from jaxspec.cli.shared import Flag, report
+from jaxspec.generation import Generation
 from jaxspec.generation.sampling import Sampling, checked
 from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.text import asked, read_prompts
 from jaxspec.zoo import PAIRS
 
 
@@ -34,75 +38,182 @@ class ModelOptions:
     int8: Flag = False
 
 
+#: Settings of ``generation_config.json`` that are read.
+PUBLISHED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
 @dataclass(frozen=True)
 class SamplingFlags:
-    """How tokens are drawn; see ``jaxspec.Sampling``."""
+    """How tokens are drawn; see ``jaxspec.Sampling``. Default: as the model's generation_config.json, else greedily."""
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     seed: int = 0
+
+    def sampling(self, published: dict[str, Any] | None = None) -> Sampling:
+        """Return the settings that were given, and those of a ``generation_config.json`` where it samples.
+
+        Raises:
+            ValueError: a number outside its range.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not (published or {}).get("do_sample"):
+            return Sampling(**given)
+        stated = {name: published[name] for name in PUBLISHED if published and published.get(name) is not None}
+        return Sampling(**({"temperature": 1.0} | stated | given))
+
+
+class Writer(NamedTuple):
+    """What all prompts share.
+
+    Attributes:
+        method: the decoding method.
+        sampling: how tokens are drawn.
+        limits: most new tokens, and most tokens in all.
+        stop: what ends a sequence, beside the model's stop tokens.
+    """
+
+    method: DecodingMethod
+    sampling: Sampling
+    limits: dict[str, Any]
+    stop: tuple[str, ...]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``jaxspec.generate`` and ``jaxspec.stream``."""
+        own = self.method.text.stop if self.method.text else ()
+        return {"sampling": self.sampling, "stop": [*self.stop, *own], **self.limits}
+
+    def compile(self, prompt: Any) -> float:
+        """Return the seconds of a run that stops after one token: it compiles every program of the next run."""
+        start, every_token = time.perf_counter(), range(self.method.vocab_size)
+        jaxspec.generate(self.method, [prompt], sampling=self.sampling, stop=every_token, **self.limits)
+        return time.perf_counter() - start
+
+    def show(self, prompt: Any, before: str = "") -> Generation:
+        """Write the text to the terminal while it is decoded."""
+        print(before, end="", flush=True)
+        pieces = jaxspec.stream(self.method, prompt, **self.arguments())
+        while True:
+            try:
+                print(next(pieces), end="", flush=True)
+            except StopIteration as end:
+                print(flush=True)
+                return end.value
+
+    def decode(self, prompt: Any) -> Generation:
+        """Return the whole result."""
+        try:
+            return jaxspec.generate(self.method, [prompt], **self.arguments())
+        except jaxspec.NonFiniteLogits as error:
+            print((error.output.text or [""])[0], flush=True)
+            raise
 
 
 def generate(
-    prompt: str,
+    prompt: str | None = None,
+    prompts: Path | None = None,
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
     method: Method | None = None,
     max_new_tokens: int = 128,
+    max_length: int | None = None,
     chat: Flag = False,
     stop: tuple[str, ...] = (),
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
     sampler: Annotated[SamplingFlags, tyro.conf.arg(name="")] = SamplingFlags(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Continue a prompt; every method generates the target's text.
+    """Continue a prompt, shown as it is written; every method generates the target's text.
 
-    Seconds and tokens per second exclude compilation; compile_seconds is the time of a short first run.
+    Without --prompt and --prompts the prompt is read from standard input; with --chat on a terminal it is a
+    conversation. Seconds and tokens per second exclude compilation; compile_seconds is the time of a short first run.
+    Compiled programs are kept for the next call.
 
     Args:
         prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
+        prompts: file of prompts, one after the other: a text, or .jsonl with prompt, text, question, messages or turns.
         models: target and draft.
         method: decoding method. Default: speculative with --tree, mirror for a pair, speculative with a draft, else
             autoregressive.
         max_new_tokens: maximum number of new tokens.
+        max_length: most tokens of prompt and answer together. Default: what the target was made for.
         chat: apply the model's chat template to the prompt.
         stop: texts that end the sequence, in addition to the model's stop tokens.
         drafting: settings of speculative and mirror decoding.
         sampler: sampling parameters.
-        json: print one JSON object as the last line.
+        json: print one JSON object for each prompt, on a line of its own.
     """
     drafting.check(method)
     checked("max_new_tokens", max_new_tokens)
-    sampling = Sampling(**vars(sampler))
+    sampler.sampling()
     if "" in stop:
         raise ValueError(f"expected stop strings that are not empty, got {stop}")
+    talk = chat and prompt is None and prompts is None and not json and sys.stdin.isatty()
+    chosen = [] if talk else chosen_prompts(prompt, prompts, chat)
     two_devices()
     needs = f"--method {method}" if method in ("speculative", "mirror") else "--tree" if drafting.tree else None
-    chosen = method_of(load(**vars(models), drafting_for=needs), method, drafting)
-    prompts: list[Any] = [[{"role": "user", "content": prompt}] if chat else prompt]
-    ends: list[int | str] = [*stop, *(chosen.text.stop if chosen.text else ())]
-    try:
-        compiling = compile_seconds(chosen, prompts, max_new_tokens, sampling)
-        result = jaxspec.generate(
-            chosen, prompts, max_new_tokens, sampling=sampling, stop=ends, progress=not json and sys.stderr.isatty()
-        )
-    except jaxspec.NonFiniteLogits as error:
-        print((error.output.text or [""])[0], flush=True)
-        raise
-    text, stats = (result.text or [""])[0], result.stats
+    decoder = method_of(load(**vars(models), drafting_for=needs), method, drafting)
+    sampling = sampler.sampling(decoder.text.defaults if decoder.text else None)
+    writer = Writer(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)
+    if talk:
+        return converse(writer)
+    for each in chosen:
+        compiling = writer.compile(each)
+        result = writer.decode(each) if json else writer.show(each, each if isinstance(each, str) else "")
+        tell(result, compiling, json)
+
+
+def chosen_prompts(prompt: str | None, file: Path | None, chat: bool) -> list[Any]:
+    """Return the prompts, of the one source that was given.
+
+    Raises:
+        ValueError: two sources, or an empty one.
+    """
+    if prompt is not None and file is not None:
+        raise ValueError("expected --prompt or --prompts, got both; leave one out")
+    check_readable(file)
+    texts = [prompt if prompt is not None else sys.stdin.read()] if file is None else read_prompts(file)
+    if texts == [""]:
+        raise ValueError("expected a prompt, got an empty one; pass --prompt TEXT, --prompts FILE, or text on stdin")
+    return [asked(text) if chat else text for text in texts]
+
+
+def converse(writer: Writer) -> None:
+    """Read messages from the terminal and answer, until its end."""
+    messages: list[dict[str, Any]] = []
+    for line in lines():
+        messages.append({"role": "user", "content": line})
+        answer = writer.show(list(messages))
+        messages.append({"role": "assistant", "content": (answer.text or [""])[0]})
+
+
+def lines() -> Iterator[str]:
+    """Yield the lines that a person types, until Control-D or /exit."""
+    print("Ctrl-D or /exit ends the conversation.", file=sys.stderr)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return print()
+        if line == "/exit":
+            return None
+        if line:
+            yield line
+
+
+def tell(result: Generation, compiling: float, json: bool) -> None:
+    """Print statistics: in JSON with tokens and text, else on standard error, where they do not mix with the text."""
+    stats = result.stats
     times = {"seconds": stats.prefill_seconds + stats.decode_seconds, "compile_seconds": compiling}
     times["tokens_per_second"] = stats.tokens_per_second
     if json:
         about = {"finish_reason": result.finish_reason[0], **times, "stats": stats.to_dict()}
-        return report({"tokens": result.tokens[0], "text": text, **about}, True)
-    print(text if chat else prompt + text)
-    report({name: round(value, 3) for name, value in (times | stats.to_dict()).items()}, False)
-
-
-def compile_seconds(method: DecodingMethod, prompts: list[Any], max_new_tokens: int, sampling: Sampling) -> float:
-    """Return the seconds of a first run that stops after one token and compiles every program of the next run."""
-    start, every_token = time.perf_counter(), range(method.vocab_size)
-    jaxspec.generate(method, prompts, max_new_tokens, sampling=sampling, stop=every_token)
-    return time.perf_counter() - start
+        return report({"tokens": result.tokens[0], "text": (result.text or [""])[0], **about}, True)
+    accepted = f", {stats.accepted_length:.2f} drafted tokens accepted a step" if stats.accepted else ""
+    print(
+        f"{stats.new_tokens} tokens in {times['seconds']:.2f} s, {stats.tokens_per_second:.1f} a second{accepted}; "
+        f"compiled in {compiling:.1f} s; ended by {result.finish_reason[0]}",
+        file=sys.stderr,
+    )

@@ -1,9 +1,11 @@
 """Helpers that several commands share: flags, printing, prompts."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from jaxspec.text import Text, token_rows, tokens_of
@@ -14,6 +16,15 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 def report(results: dict[str, Any], as_json: bool) -> None:
     """Print one JSON object on one line, or one line per entry."""
     print(json.dumps(results) if as_json else "\n".join(f"{name}: {value}" for name, value in results.items()))
+
+
+def keep_programs() -> None:
+    """Keep compiled programs for later calls, in ``~/.cache/jaxspec`` unless jax has a folder already."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxspec" / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 #: Length in tokens of a prompt taken from a text.

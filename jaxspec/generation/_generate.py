@@ -1,6 +1,6 @@
 """``generate`` and ``stream``: from prompts to tokens, text and statistics, with any decoding method."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -12,6 +12,9 @@ from jaxspec.generation.sampling import Each, Sampling
 from jaxspec.methods.protocol import DecodingMethod, Watch, unwatched
 from jaxspec.text import Text
 
+#: Tokens of the longest text of a model that says nothing of it.
+LONGEST = 4096
+
 
 def generate(
     method: DecodingMethod,
@@ -22,7 +25,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: Stop | None = None,
     tokenizer: Tokenizer | Text | None = None,
-    max_length: int = 4096,
+    max_length: int | None = None,
     progress: bool = False,
     watch: Watch | None = None,
 ) -> Generation:
@@ -37,7 +40,8 @@ def generate(
         stop: token ids and texts, one or several, that end a sequence; default: the target's stop tokens; ``[]``: none.
         tokenizer: encodes text prompts and decodes the result; default: the target's. Stop tokens and chat template
             stay the target's, unless it is a ``Text`` with its own.
-        max_length: capacity of the cache in tokens, prompt and new tokens together.
+        max_length: most tokens of prompt and new tokens together; default: of the longest text that the target was
+            made for, 4,096 where that is unknown.
         progress: show a progress bar.
         watch: called with every program that a step enqueues (``jaxspec.generation.Timeline``).
 
@@ -50,7 +54,8 @@ def generate(
         NonFiniteLogits: the target's logits are NaN or infinite; names sequence and position; ``output`` is partial.
     """
     text = text_of(method, tokenizer)
-    run = DecodingRun(method, prompts, max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
+    sampling, max_length = _one_of(temperature, sampling), _most(method, max_length)
+    run = DecodingRun(method, prompts, max_new_tokens, sampling, stop, text, max_length)
     total = sum(row.limit for row in run.rows)
     with tqdm(total=total, desc="decode", unit="token", disable=not progress) as bar:
         for added in run.steps(watch or unwatched):
@@ -67,11 +72,11 @@ def stream(
     sampling: Sampling | None = None,
     stop: Stop | None = None,
     tokenizer: Tokenizer | Text | None = None,
-    max_length: int = 4096,
-) -> Iterator[str]:
+    max_length: int | None = None,
+) -> Generator[str, None, Generation]:
     """Yield the text of one sequence while it is decoded: whole characters, and no part of a stop string.
 
-    The arguments are those of ``generate``; the pieces joined are its text.
+    The arguments are those of ``generate``; the pieces joined are its text, and the generator returns its result.
 
     Raises:
         ValueError: as ``generate``.
@@ -80,13 +85,20 @@ def stream(
     text = text_of(method, tokenizer)
     if text is None or text.decode is None:
         raise ValueError("expected a tokenizer to write text with, got none; pass tokenizer=")
-    run = DecodingRun(method, [prompt], max_new_tokens, _one_of(temperature, sampling), stop, text, max_length)
+    sampling, max_length = _one_of(temperature, sampling), _most(method, max_length)
+    run = DecodingRun(method, [prompt], max_new_tokens, sampling, stop, text, max_length)
     length = 0
     for _ in run.steps():
         written = run.rows[0].show()
         if len(written) > length:
             yield written[length:]
             length = len(written)
+    return run.output()
+
+
+def _most(method: DecodingMethod, max_length: int | None) -> int:
+    longest = method.text.longest if method.text else None
+    return (longest or LONGEST) if max_length is None else max_length
 
 
 def _one_of(temperature: Each[float] | None, sampling: Sampling | None) -> Sampling:

@@ -15,11 +15,12 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = CONTRACTIONS + (
     r"|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-#: llama.cpp's names of the ways to split, by the way.
-GPT2 = ("gpt-2", "phi-2", "olmo", "jais", "mpt", "gigachat", "dbrx-gpt2")
+#: llama.cpp's names of the ways to split, by the way: as GPT-2, with every digit alone, as Qwen 2, as Llama 3.
+GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat")
 DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-QWEN = ("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez")
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "dbrx", "smollm3")
+QWEN = ("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan")
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+LIKE_LLAMA3 = (*LLAMA3, "dbrx", "smaug-bpe")
 
 
 def text_of(file: GgufFile) -> Text:
@@ -38,6 +39,7 @@ def text_of(file: GgufFile) -> Text:
         "stop": stop,
         "template": metadata.get("tokenizer.chat_template"),
         "defaults": {"eos_token_id": list(stop)} if stop else {},
+        "longest": file.get("context_length"),
     }
     if tokens is None:
         return Text(**rest)
@@ -56,7 +58,8 @@ def _tokenizer(file: GgufFile, tokens: list[str], special: dict[str, str]) -> To
     for token, number in zip(tokens, types, strict=False):
         if number in (CONTROL, USER_DEFINED) or (number == UNKNOWN and kind == "llama"):
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=number != USER_DEFINED)])
-    _add_ends(file, tokenizer, special, kind == "llama")
+    first = kind == "llama" or file.metadata.get("tokenizer.ggml.pre") in LLAMA3
+    _add_ends(file, tokenizer, special, first)
     return tokenizer
 
 
@@ -64,14 +67,15 @@ def _byte_level(file: GgufFile, vocabulary: dict[str, int], special: dict[str, s
     """Return byte-pair encoding of bytes, split into words as llama.cpp's name for it says."""
     merges = [tuple(pair.split(" ")) for pair in file.metadata["tokenizer.ggml.merges"]]
     way = file.metadata.get("tokenizer.ggml.pre", "default")
+    split: pre_tokenizers.PreTokenizer
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way in GPT2 + DIGITS)
     if way in DIGITS:
         split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
-    elif way in QWEN + LLAMA3:
-        words = WORDS.format(digits="" if way in QWEN else "{1,3}")
-        split = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(words), "isolated"), split])
+    elif way in QWEN + LIKE_LLAMA3:
+        words = Regex(WORDS.format(digits="" if way in QWEN else "{1,3}"))
+        split = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), split])
     elif way not in GPT2:
-        known = ", ".join(sorted(GPT2 + DIGITS + QWEN + LLAMA3))
+        known = ", ".join(sorted(GPT2 + DIGITS + QWEN + LIKE_LLAMA3))
         raise ValueError(f"{file.path}: expected words split in one of the ways {known}, got {way}")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=way in LLAMA3))
     tokenizer.normalizer = normalizers.NFC() if way in QWEN else None

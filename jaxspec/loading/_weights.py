@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import safe_open
@@ -31,6 +31,18 @@ class Entry(NamedTuple):
     file: Path
     shape: tuple[int, ...]
     num_bytes: int
+
+
+class Arrays(Protocol):
+    """Published arrays by name, wherever they are."""
+
+    entries: dict[str, Entry]
+
+    def equal(self, name: str, other: str) -> bool:
+        """Return whether two arrays are equal."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return the array of that name."""
 
 
 class Weights:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jaxspec.core.files import read_json, reading
 from jaxspec.devices.sharding import check_shardable, leaf_shardings, repeat_heads, with_repeated_heads
 from jaxspec.loading._unsupported import check_plain
-from jaxspec.loading._weights import Weights
+from jaxspec.loading._weights import Arrays, Weights
 from jaxspec.loading.families import Family, family_of
 from jaxspec.loading.parameters import check_memory, devices_of, float_dtype, leaf_dtype, like_params, named_leaves
 from jaxspec.loading.rules import Rule
@@ -64,7 +64,7 @@ def load_huggingface(
 def read_published(
     path: Path,
     published: dict[str, Any],
-    weights: Weights,
+    weights: Arrays,
     text: Text | None,
     mesh: Mesh | None = None,
     dtype: Any = None,
@@ -120,7 +120,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def _check_layers(published: dict[str, Any], weights: Weights) -> None:
+def _check_layers(published: dict[str, Any], weights: Arrays) -> None:
     """Check the number of layers before shapes of as many layers are made."""
     count, most = published.get("num_hidden_layers"), len(weights.entries)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= most:
@@ -145,12 +145,12 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _in_files(name: str, weights: Weights) -> str:
+def _in_files(name: str, weights: Arrays) -> str:
     """Return the name in the files of a published name; files of a bare decoder lack the prefix."""
     return name if name in weights.entries else name.removeprefix("model.")
 
 
-def _tied(family: Family, config: DecoderConfig, weights: Weights) -> DecoderConfig:
+def _tied(family: Family, config: DecoderConfig, weights: Arrays) -> DecoderConfig:
     """Return the configuration, untied if the files have a head that differs from the embedding, as in transformers."""
     (head,), (table,) = (family.weights[name].names for name in ("head", "embedding"))
     table = _in_files(table, weights)
@@ -159,7 +159,7 @@ def _tied(family: Family, config: DecoderConfig, weights: Weights) -> DecoderCon
     return config if weights.equal(head, table) else replace(config, ends=replace(config.ends, tied=False))
 
 
-def _sources(family: Family, config: DecoderConfig, weights: Weights) -> Sources:
+def _sources(family: Family, config: DecoderConfig, weights: Arrays) -> Sources:
     """Return the arrays of every leaf; check names and shapes before anything is read.
 
     Raises:
@@ -193,9 +193,7 @@ def _sources(family: Family, config: DecoderConfig, weights: Weights) -> Sources
     return sources
 
 
-def _check_shapes(
-    rule: Rule, names: list[str], shape: tuple[int, ...], config: DecoderConfig, weights: Weights
-) -> None:
+def _check_shapes(rule: Rule, names: list[str], shape: tuple[int, ...], config: DecoderConfig, weights: Arrays) -> None:
     zeros = np.broadcast_to(np.zeros((), np.float32), shape)
     for name, part in zip(names, rule.split(zeros, config), strict=True):
         if weights.entries[name].shape != part.shape:
@@ -210,7 +208,7 @@ def _some(names: list[str]) -> str:
 
 
 def _read(
-    config: DecoderConfig, sources: Sources, weights: Weights, mesh: Mesh | None, dtype: Any, int8: bool, progress: bool
+    config: DecoderConfig, sources: Sources, weights: Arrays, mesh: Mesh | None, dtype: Any, int8: bool, progress: bool
 ) -> Params:
     like = like_params(with_repeated_heads(config, mesh), dtype, int8)
     shardings = leaf_shardings(partition(like), like, mesh)

@@ -1,8 +1,19 @@
 """Text in and out: tokenizers, chat templates, stopping, and windows of text as prompts."""
 
 from jaxspec.text._text import Text, sentencepiece
+from jaxspec.text.prompt_files import asked, read_prompts
 from jaxspec.text.prompts import token_rows, tokens_of, windows
 from jaxspec.text.stopping import Finish
 from jaxspec.text.tokenizer import train_tokenizer
 
-__all__ = ["Finish", "Text", "sentencepiece", "token_rows", "tokens_of", "train_tokenizer", "windows"]
+__all__ = [
+    "Finish",
+    "Text",
+    "asked",
+    "read_prompts",
+    "sentencepiece",
+    "token_rows",
+    "tokens_of",
+    "train_tokenizer",
+    "windows",
+]

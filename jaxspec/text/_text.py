@@ -47,6 +47,7 @@ class Text:
         piece: id → the token as the vocabulary spells it, None beyond the vocabulary.
         encode_marked: text that already has its special tokens → ids; default: ``encode``.
         special_ids: text of a special token, which ``decode`` omits → its id.
+        longest: tokens of the longest text that the model was made for; None: unknown.
     """
 
     encode: Callable[[str], np.ndarray] | None = None
@@ -60,6 +61,7 @@ class Text:
     piece: Callable[[int], str | None] | None = None
     encode_marked: Callable[[str], np.ndarray] | None = None
     special_ids: dict[str, int] = field(default_factory=dict)
+    longest: int | None = None
 
     @staticmethod
     def of(tokenizer: Tokenizer, **rest: Any) -> "Text":
@@ -93,14 +95,15 @@ class Text:
     def _read(folder: Path) -> "Text | None":
         about = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
         defaults = _json(folder / "generation_config.json")
-        template = folder / "chat_template.jinja"
+        template, config = folder / "chat_template.jinja", _json(folder / "config.json")
         tokens = {name: value for name, value in about.items() if name[-6:] == "_token" and name[:4] != "add_"}
         rest: dict[str, Any] = {
-            "stop": _stops(defaults, _json(folder / "config.json")),
+            "stop": _stops(defaults, config),
             "template": template.read_text("utf-8") if template.is_file() else _template(about.get("chat_template")),
             "special": {name: content(value) for name, value in tokens.items() if value},
             "defaults": defaults,
             "files": {name: folder / name for name in (*FILES, "config.json") if (folder / name).is_file()},
+            "longest": _longest(config),
         }
         named = _named(about)
         added = _added(about, _json(folder / "added_tokens.json"), named)
@@ -242,6 +245,11 @@ def _stops(defaults: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
     if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31 for token in stops):
         raise ValueError(f"expected eos_token_id to be a token id or a list of them, got {ids!r:.80}")
     return stops
+
+
+def _longest(config: dict[str, Any]) -> int | None:
+    most = config.get("max_position_embeddings")
+    return most if isinstance(most, int) and not isinstance(most, bool) and 0 < most < 2**31 else None
 
 
 def _template(value: Any) -> str | None:

@@ -198,7 +198,7 @@ def test_int8_weights_are_saved_and_loaded(tmp_path):
     [
         (("generate", "--prompt", "x", "--target", "nowhere"), "nowhere: expected a folder with config.json"),
         (("generate", "--prompt", "x", "--temperature", "-1"), "expected temperature >= 0"),
-        (("generate", "--prompt", ""), "prompt 0: expected at least one token"),
+        (("generate", "--prompt", ""), "expected a prompt, got an empty one; pass --prompt TEXT, --prompts FILE, or"),
         (("generate", "--prompt", "x", "--window", "0"), "expected window >= 1"),
         (("generate", "--prompt", "x", "--chat"), "expected a model with a chat template"),
         (("convert", "nowhere", "out"), "nowhere: expected a folder with config.json"),

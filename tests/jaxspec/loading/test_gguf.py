@@ -1,5 +1,6 @@
 """GGUF files: the model that they were made from, as transformers reads them, converted, and refused by name."""
 
+import inspect
 import json
 import shutil
 import warnings
@@ -226,6 +227,18 @@ def test_byte_pairs_with_a_chat_template(way, folders, tmp_path):
         assert text.chat([{"role": "user", "content": "the king"}]).tolist() == [
             0, *tokenizer.encode("the king").ids, 1
         ]  # fmt: skip
+
+
+@pytest.mark.peers("transformers")
+def test_words_are_split_as_in_transformers():
+    """The expressions of Llama 3's and Qwen 2's tokenizers there."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    from jaxspec.loading._gguf_tokenizer import WORDS
+
+    assert WORDS.format(digits="") == PRETOKENIZE_REGEX
+    assert WORDS.format(digits="{1,3}") == inspect.signature(TikTokenConverter).parameters["pattern"].default
 
 
 def test_pieces_are_those_of_sentencepiece(folders, tmp_path):

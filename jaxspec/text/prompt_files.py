@@ -1,0 +1,54 @@
+"""Files of prompts: one text, or JSON lines of texts, conversations, or Spec-Bench's questions."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxspec.text._chat import Message
+
+#: Keys of a line that hold a prompt, first come first served: a text, or a list.
+KEYS = ("prompt", "text", "question", "messages", "turns")
+
+
+def read_prompts(path: str | Path) -> list[str | list[Message]]:
+    """Read prompts: the whole of a text file, or the lines of a ``.jsonl`` file.
+
+    A line is an object with ``prompt``, ``text`` or ``question`` (a text), ``messages`` (a conversation), or ``turns``
+    (Spec-Bench; the first is taken).
+
+    Raises:
+        ValueError: no prompt, or a line of another form; names the line.
+        OSError: no such file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got {error}") from error
+    if path.suffix != ".jsonl":
+        prompts: list[str | list[Message]] = [text] if text.strip() else []
+    else:
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        prompts = [_prompt(f"{path}, line {number}", line) for number, line in lines]
+    if not prompts:
+        raise ValueError(f"{path}: expected a prompt, got an empty file")
+    return prompts
+
+
+def asked(prompt: str | Sequence[Message]) -> list[Message]:
+    """Return the conversation that a prompt begins: a text is the message of a user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _prompt(where: str, line: str) -> str | list[Message]:
+    try:
+        about: Any = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected JSON, got {error}") from error
+    found = next((about[key] for key in KEYS if key in about), None) if isinstance(about, dict) else None
+    if isinstance(about, dict) and "turns" in about and isinstance(found, list) and found:
+        found = found[0]
+    if isinstance(found, str) and found or isinstance(found, list) and all(isinstance(each, dict) for each in found):
+        return found
+    raise ValueError(f"{where}: expected an object with {', '.join(KEYS)}, got {line:.80}")
