@@ -9,7 +9,7 @@ from jaxspec.devices import Placement, default_placement, mesh_of
 from jaxspec.drafts import streaming
 from jaxspec.generation import Generation, NonFiniteLogits, Sampling, Stats, generate, stream
 from jaxspec.loading import load_draft, load_gguf, load_huggingface, load_llama2c, save_draft, save_huggingface
-from jaxspec.methods import DecodingMethod, autoregressive, candidates, fallbacks, mirror, speculative
+from jaxspec.methods import DecodingMethod, autoregressive, candidates, fallbacks, lookup, mirror, speculative
 from jaxspec.models import DecoderConfig, Model, Network, Tracks, decoder, fit_vocabulary, quantized
 from jaxspec.text import Text
 from jaxspec.verify import AffineLens, LogitLens, StepInfo, acceptance
@@ -46,6 +46,7 @@ __all__ = [
     "load_huggingface",
     "load_llama2c",
     "loading",
+    "lookup",
     "mesh_of",
     "methods",
     "mirror",

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxspec.cli._methods import Drafting, Method, load, method_of, two_devices
+from jaxspec.cli._methods import WITH_DRAFT, Drafting, Method, load, method_of, two_devices
 from jaxspec.cli.checks import at_least, check_readable
 from jaxspec.cli.shared import Flag, report
 from jaxspec.devices.sharding import is_shardable
@@ -53,10 +53,10 @@ def bench(
     check_readable(questions)
     chosen = read_questions(questions, per_task)
     two_devices()
-    needs = [name for name in methods if name != "autoregressive"]
+    needs = [name for name in methods if name in WITH_DRAFT]
     models = load(target, draft, dtype, drafting_for=f"--methods {' '.join(needs)}" if needs else None)
     plain = baselines(models.target, 2 if "mirror" in methods else 1)
-    others = {name: method_of(models, name, drafting) for name in needs}
+    others = {name: method_of(models, name, drafting) for name in methods if name != "autoregressive"}
     count = fastest(plain, chosen[0], max_new_tokens, runs)
     rows = run({"autoregressive": plain[count]} | others, chosen, max_new_tokens, runs, progress=not json)
     if json:

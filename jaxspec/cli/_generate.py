@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 import jaxspec
-from jaxspec.cli._methods import Drafting, Method, load, method_of, two_devices
+from jaxspec.cli._methods import WITH_DRAFT, Drafting, Method, load, method_of, two_devices
 from jaxspec.cli.checks import check_readable
 from jaxspec.cli.shared import Flag, report
 from jaxspec.generation import Generation
@@ -135,8 +135,8 @@ def generate(
         prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
         prompts: file of prompts, one after the other: a text, or .jsonl with prompt, text, question, messages or turns.
         models: target and draft.
-        method: decoding method. Default: speculative with --tree, mirror for a pair, speculative with a draft, else
-            autoregressive.
+        method: decoding method; lookup needs no draft. Default: speculative with --tree, mirror for a pair, speculative
+            with a draft, else autoregressive.
         max_new_tokens: maximum number of new tokens.
         max_length: most tokens of prompt and answer together. Default: what the target was made for.
         chat: apply the model's chat template to the prompt.
@@ -153,7 +153,7 @@ def generate(
     talk = chat and prompt is None and prompts is None and not json and sys.stdin.isatty()
     chosen = [] if talk else chosen_prompts(prompt, prompts, chat)
     two_devices()
-    needs = f"--method {method}" if method in ("speculative", "mirror") else "--tree" if drafting.tree else None
+    needs = f"--method {method}" if method in WITH_DRAFT else "--tree" if drafting.tree else None
     decoder = method_of(load(**vars(models), drafting_for=needs), method, drafting)
     sampling = sampler.sampling(decoder.text.defaults if decoder.text else None)
     writer = Writer(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)

@@ -13,13 +13,15 @@ from jaxspec.cli.checks import at_least, check_models, draft_path, is_pair
 from jaxspec.drafts import Draft, trees
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.loading import is_draft, load_draft
-from jaxspec.methods import DecodeSpec, candidates
+from jaxspec.methods import DecodeSpec, candidates, lookup
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
 from jaxspec.verify import acceptance
 
-Method = Literal["autoregressive", "speculative", "mirror"]
+Method = Literal["autoregressive", "lookup", "speculative", "mirror"]
+#: Those that need a draft.
+WITH_DRAFT = ("speculative", "mirror")
 #: γ by default.
 WINDOW = 7
 
@@ -257,6 +259,8 @@ def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingM
         ValueError: no draft for a method that needs one.
     """
     draft = models.drafting(how.streams)
+    if method == "lookup":
+        return lookup(models.target, WINDOW if how.window is None else how.window)
     if method is None:
         mirrors = models.exit_layer is not None and how.tree is None
         method = "mirror" if mirrors else "autoregressive" if draft is None else "speculative"

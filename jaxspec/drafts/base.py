@@ -40,6 +40,8 @@ class Drafter:
     reads: Reads = Reads()
     #: Most tokens of a window, or levels of a tree; None: any number.
     max_window: int | None = None
+    #: Whether a window may have no token at all, so that a pass of the target over one token does.
+    may_be_empty: bool = False
 
     def for_target(self, target: Network) -> "Drafter":
         """Return this drafter for a target; raise ValueError if it does not fit it."""

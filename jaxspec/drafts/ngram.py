@@ -1,5 +1,6 @@
 """A draft without parameters: the tokens that followed when the last n-gram of the text occurred before."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -45,11 +46,30 @@ def committed(text: CommittedText, verified: Verification) -> CommittedText:
     return CommittedText(text.tokens, verified.position).with_tokens(tokens, accepted + 1)
 
 
-def continuation(text: CommittedText, size: int, count: int) -> Array:
-    """Return the tokens [B, ``count``] that followed the latest earlier occurrence of the text's last ``size`` tokens.
+def continuation(text: CommittedText, sizes: Sequence[int], count: int) -> Array:
+    """Return the tokens [B, ``count``] that followed the latest earlier occurrence of the text's last tokens.
 
-    −1 where there is none.
+    Those of the first of ``sizes`` that occurs are taken; −1 where none does, and behind the text's end.
     """
+    first, *rest = (_followers(text, size, count) for size in sizes)
+    for other in rest:
+        first = jnp.where(first[:, :1] >= 0, first, other)
+    return first
+
+
+def sizes_of(size: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of n-grams, in the order in which they are tried.
+
+    Raises:
+        ValueError: none, or one below 1.
+    """
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    if not sizes:
+        raise ValueError("expected a size of an n-gram, got none")
+    return tuple(whole("size of an n-gram", each, 1) for each in sizes)
+
+
+def _followers(text: CommittedText, size: int, count: int) -> Array:
     tokens, position = text
     ends, end = jnp.arange(tokens.shape[1])[None], position[:, None]
     same = (ends < end) & (ends >= size - 1)
@@ -67,12 +87,13 @@ class NGramDrafter(Drafter):
     """Prompt lookup; its state is the committed ``CommittedText``.
 
     Attributes:
-        size: n.
+        sizes: n, in the order in which they are tried.
         vocab_size: of the target.
     """
 
-    size: int
+    sizes: tuple[int, ...]
     vocab_size: int = 0
+    may_be_empty = True
 
     def for_target(self, target: Network) -> Drafter:
         """Take the target's vocabulary."""
@@ -90,7 +111,7 @@ class NGramDrafter(Drafter):
         self, params: Params, state: CommittedText, root: Pending, window: int, proposer: Proposer
     ) -> tuple[Drafted, CommittedText]:
         """Look up the window; it is empty where the n-gram is new."""
-        tokens = continuation(state, self.size, window)
+        tokens = continuation(state, self.sizes, window)
         positions = root.position[:, None] + 1 + jnp.arange(window)[None]
         return Drafted(tokens, proposer.certain(self._logits(tokens), tokens, positions)), state
 
@@ -100,7 +121,7 @@ class NGramDrafter(Drafter):
         """Look up what follows the whole window: its only likely token."""
         size = jnp.sum(verified.window >= 0, axis=1)
         after = state.with_tokens(jnp.maximum(verified.window, 0), size)
-        tokens = continuation(after, self.size, 1)
+        tokens = continuation(after, self.sizes, 1)
         return proposer.others(self._logits(tokens), after.position[:, None] + 1), state
 
     def rollout(
@@ -118,7 +139,7 @@ class NGramDrafter(Drafter):
 
         def branch(accepted: Array, token: Array) -> Array:
             text = committed(state, verified._replace(window=drafted, num_accepted=accepted, next_token=token))
-            return continuation(text, self.size, window)
+            return continuation(text, self.sizes, window)
 
         tokens = jax.vmap(branch, in_axes=1, out_axes=1)(roots.accepted, roots.tokens)
         start = verified.starts(roots).position + 1
@@ -131,12 +152,15 @@ class NGramDrafter(Drafter):
         return 30.0 * (jnp.arange(self.vocab_size)[:, None, None] == tokens[None]).astype(jnp.float32)
 
 
-def prompt_lookup(size: int = 3) -> Draft:
-    """Return a draft that looks up what followed the text's last ``size`` tokens: no parameters, no forward pass.
+def prompt_lookup(size: int | Sequence[int] = 3) -> Draft:
+    """Return a draft that looks up what followed the text's last tokens: no parameters, no forward pass.
+
+    Args:
+        size: how many last tokens must have occurred before; of several, the first that have are taken.
 
     Raises:
         ValueError: a size below 1.
 
     Source: prompt lookup decoding (Saxena, 2023).
     """
-    return Draft(NGramDrafter(whole("size of an n-gram", size, 1)))
+    return Draft(NGramDrafter(sizes_of(size)))

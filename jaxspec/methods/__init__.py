@@ -3,7 +3,7 @@
 from jaxspec.methods import candidates, fallbacks
 from jaxspec.methods._autoregressive import autoregressive
 from jaxspec.methods._mirror import mirror
-from jaxspec.methods._speculative import speculative
+from jaxspec.methods._speculative import lookup, speculative
 from jaxspec.methods.protocol import DecodingMethod, Watch
 from jaxspec.methods.spec import DecodeSpec
 
@@ -14,6 +14,7 @@ __all__ = [
     "autoregressive",
     "candidates",
     "fallbacks",
+    "lookup",
     "mirror",
     "speculative",
 ]

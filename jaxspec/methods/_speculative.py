@@ -1,16 +1,22 @@
-"""Speculative decoding: draft a window or a tree, verify it in one pass, draft the next one after the verdict."""
+"""Speculative decoding: draft a window or a tree, verify it in one pass, draft the next one after the verdict.
 
+``lookup`` is the same without a draft.
+"""
+
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import put_model
 from jaxspec.drafts.base import Draft, Drafter
 from jaxspec.drafts.beginning import first_tree, first_window, next_window
+from jaxspec.drafts.ngram import prompt_lookup
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Pending, Verification, Window
 from jaxspec.drafts.trees import TreePolicy
@@ -84,10 +90,15 @@ def speculative(
         first, _, own = begin(drafter, rule, draft_params, request, features, window, capacity)
         return SpeculativeState(state, own, first)
 
-    run = _step if tree is None else _tree_step
+    # Only the host can leave out the pass over a window: a branch in the program would copy the cache.
+    looks = tree is None and drafter.may_be_empty and rule == match()
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
-        state, info = run(fixed, params, state)
+        if tree is not None:
+            state, info = _tree_step(fixed, params, state)
+        else:
+            empty = looks and not (np.asarray(state.window.tokens) >= 0).any()
+            state, info = _step(fixed, params, state, empty)
         watch("target", "step", info)
         return state, info
 
@@ -102,9 +113,35 @@ class Fixed(NamedTuple):
     policy: TreePolicy | None
 
 
-@partial(jax.jit, static_argnames="fixed", donate_argnames="state")
-def _step(fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState) -> tuple[SpeculativeState, StepInfo]:
+def lookup(
+    target: Model, window: int = 7, sizes: int | Sequence[int] = (3, 2, 1), mesh: Mesh | None = None
+) -> DecodingMethod:
+    """Decode without a draft: what followed the text's last tokens when they occurred before is verified as a window.
+
+    A step that finds nothing is a step of plain decoding. The tokens are those of plain decoding with the same seed.
+
+    Args:
+        target: network and parameters.
+        window: γ, tokens verified a step.
+        sizes: how many last tokens must have occurred before; the first of several that have are taken.
+        mesh: where it runs. Default: the first device.
+
+    Raises:
+        ValueError: a size or window below 1; what ``speculative`` refuses.
+
+    Source: prompt lookup decoding (Saxena, 2023).
+    """
+    return speculative(target, prompt_lookup(sizes), window, mesh)
+
+
+@partial(jax.jit, static_argnames=("fixed", "empty"), donate_argnames="state")
+def _step(
+    fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState, empty: bool = False
+) -> tuple[SpeculativeState, StepInfo]:
+    """Verify a window, or of an ``empty`` one nothing, and draft the next."""
     (target, drafter, _), (tokens, probabilities), old = fixed, state.window, state.target.progress
+    window = tokens.shape[1]
+    tokens = tokens[:, : 0 if empty else window]
     x, cache, features = prefix_pass(target, params[0], state.target.cache, old, tokens, target.num_layers)
     choices = choose(target, params[0], old, x, tokens, probabilities)
     progress, verdict, emitted = advance(old, tokens, choices.tokens)
@@ -113,7 +150,7 @@ def _step(fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState) 
     draft = drafter.absorb(params[1], state.draft, verified)
     root = Pending(verdict.next_token, verdict.position)
     proposer = Proposer(target.acceptance, progress.sampling, progress.seen)
-    following, _, draft = next_window(drafter, params[1], draft, root, tokens.shape[1], proposer)
+    following, _, draft = next_window(drafter, params[1], draft, root, window, proposer)
     info = StepInfo(step_record(choices, tokens, verdict, emitted))
     return SpeculativeState(TargetState(cache, progress), draft, following), info
 

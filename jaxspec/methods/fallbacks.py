@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxspec.core.arguments import whole
 from jaxspec.drafts.base import Drafter
-from jaxspec.drafts.ngram import CommittedText, continuation
+from jaxspec.drafts.ngram import CommittedText, continuation, sizes_of
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Drafted, Pending, filled
 from jaxspec.models.base import Params
@@ -76,7 +76,7 @@ class Short:
 class NGram:
     """What followed the latest earlier occurrence of the last ``size`` tokens: one pass of the draft, whatever γ.
 
-    Where there is none, one token of the draft's own.
+    Of several sizes the first that occurs is taken. Where none does, one token of the draft's own.
 
     Raises:
         ValueError: a size below 1.
@@ -84,14 +84,14 @@ class NGram:
     Source: prompt lookup decoding (Saxena, 2023).
     """
 
-    size: int = 3
+    size: int | tuple[int, ...] = 3
     reads_text = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", whole("size of an n-gram", self.size, 1))
+        object.__setattr__(self, "size", sizes_of(self.size))
 
     def __call__(self, drafter: Drafter, params: Params, state: Any, window: int, need: Need) -> tuple[Drafted, Any]:
         """Look the window up and run the draft over it once, for its rows and for its first token."""
         assert need.text is not None
-        looked_up = continuation(need.text, self.size, window)
+        looked_up = continuation(need.text, sizes_of(self.size), window)
         return drafter.follow(params, state, need.root, looked_up, need.proposer)

@@ -16,6 +16,7 @@ from tests.support.jaxspec.fallback_rows import SAMPLED, sampled
 
 METHODS = {
     "speculative": lambda: models.speculative(4, draft=prompt_lookup(1)),
+    "lookup": lambda: jaxspec.lookup(models.target(), 4),
     "ratio": lambda: models.speculative(4, draft=prompt_lookup(1), acceptance=acceptance.ratio(4)),
     "mirror": lambda: models.mirror(4, 2, draft=prompt_lookup(1)),
     "hybrid": lambda: models.mirror(4, 4, draft=prompt_lookup(1), policy=candidates.hybrid(3, 3, num_candidates=4)),
@@ -39,11 +40,33 @@ def test_lookup_finds_what_followed(size):
     tokens = random.integers(0, 3, (64, 12))
     positions = random.integers(0, 12, 64)
     found = jax.jit(continuation, static_argnums=(1, 2))(
-        CommittedText(jnp.asarray(tokens), jnp.asarray(positions)), size, 4
+        CommittedText(jnp.asarray(tokens), jnp.asarray(positions)), (size,), 4
     )
     expected = [by_hand(row.tolist(), place, size, 4) for row, place in zip(tokens, positions, strict=True)]
     assert found.tolist() == expected
     assert any(NOTHING in row and row[0] != NOTHING for row in expected)
+
+
+def test_shorter_n_grams_are_tried_where_longer_ones_are_new():
+    random = np.random.default_rng(4)
+    tokens, positions = random.integers(0, 4, (64, 14)), random.integers(0, 14, 64)
+    found = continuation(CommittedText(jnp.asarray(tokens), jnp.asarray(positions)), (3, 2, 1), 4).tolist()
+    tried = [[by_hand(row.tolist(), at, n, 4) for n in (3, 2, 1)] for row, at in zip(tokens, positions, strict=True)]
+    expected = [next((each for each in three if each[0] != NOTHING), three[-1]) for three in tried]
+    assert found == expected
+    assert {next((n for n, each in enumerate(three) if each[0] != NOTHING), 3) for three in tried} == {0, 1, 2, 3}
+
+
+def test_a_step_that_finds_nothing_is_one_of_plain_decoding():
+    """The target runs one token; where something was found, the whole window."""
+    method = jaxspec.lookup(models.target(), 4)
+    request, capacity = models.request(models.PROMPTS[:1], 24), 64
+    state, widths = method.init(request, capacity), []
+    for _ in range(24):
+        found = bool((np.asarray(state.window.tokens) >= 0).any())
+        state, info = method.step(state)
+        widths.append((found, info.tokens.shape[1]))
+    assert set(widths) == {(False, 1), (True, 5)}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -53,7 +76,7 @@ def test_tokens_are_those_of_plain_decoding(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["speculative", "mirror", "hybrid"])
+@pytest.mark.parametrize("name", ["speculative", "lookup", "mirror", "hybrid"])
 def test_sampled_tokens_are_those_of_plain_decoding(name):
     found = jaxspec.generate(METHODS[name](), pairs.PROMPTS, models.NEW_TOKENS, sampling=SAMPLED)
     assert found.tokens == sampled()
@@ -75,3 +98,5 @@ def test_windows_are_the_same_with_branches():
 def test_a_size_below_one():
     with pytest.raises(ValueError, match="expected 1 <= .*, a whole number, got 0"):
         prompt_lookup(0)
+    with pytest.raises(ValueError, match="expected a size of an n-gram, got none"):
+        jaxspec.lookup(models.target(), sizes=())
