@@ -25,7 +25,8 @@ class ModelOptions:
     """Target, draft and their parameters.
 
     Attributes:
-        target: name of an embedded pair, or path: written by train or convert, published checkpoint, or llama2.c file.
+        target: name of an embedded pair, or path: written by train or convert, published checkpoint, GGUF or llama2.c
+            file.
         draft: a smaller model with the same vocabulary, in one of these formats; a published EAGLE, Medusa or Hydra
             folder, or OUT/draft of train draft; or the name of a draft of the pair. An embedded pair has its own.
         dtype: of the parameters: float32, bfloat16 or float16. Default: float32 on CPU, else the checkpoint's dtype.
@@ -40,6 +41,45 @@ class ModelOptions:
 
 #: Settings of ``generation_config.json`` that are read.
 PUBLISHED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where prompts come from.
+
+    Attributes:
+        prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
+        prompts: file of prompts, one after the other: a text, or .jsonl with prompt, text, question, messages or turns.
+        chat: apply the model's chat template to the prompt.
+    """
+
+    prompt: str | None = None
+    prompts: Path | None = None
+    chat: Flag = False
+
+    @property
+    def is_talk(self) -> bool:
+        """Whether a person types messages on a terminal."""
+        return self.chat and self.prompt is None and self.prompts is None and sys.stdin.isatty()
+
+    def read(self) -> list[Any]:
+        """Return the prompts, of the one source that was given.
+
+        Raises:
+            ValueError: two sources, or an empty one.
+        """
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("expected --prompt or --prompts, got both; leave one out")
+        check_readable(self.prompts)
+        if self.prompts is not None:
+            texts = read_prompts(self.prompts)
+        else:
+            texts = [sys.stdin.read() if self.prompt is None else self.prompt]
+        if texts == [""]:
+            raise ValueError(
+                "expected a prompt, got an empty one; pass --prompt TEXT, --prompts FILE, or text on stdin"
+            )
+        return [asked(text) if self.chat else text for text in texts]
 
 
 @dataclass(frozen=True)
@@ -66,7 +106,7 @@ class SamplingFlags:
         return Sampling(**({"temperature": 1.0} | stated | given))
 
 
-class Writer(NamedTuple):
+class Answering(NamedTuple):
     """What all prompts share.
 
     Attributes:
@@ -113,13 +153,11 @@ class Writer(NamedTuple):
 
 
 def generate(
-    prompt: str | None = None,
-    prompts: Path | None = None,
+    source: Annotated[Asked, tyro.conf.arg(name="")] = Asked(),
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
     method: Method | None = None,
     max_new_tokens: int = 128,
     max_length: int | None = None,
-    chat: Flag = False,
     stop: tuple[str, ...] = (),
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
     sampler: Annotated[SamplingFlags, tyro.conf.arg(name="")] = SamplingFlags(),
@@ -132,14 +170,12 @@ def generate(
     Compiled programs are kept for the next call.
 
     Args:
-        prompt: raw text to continue, encoded by the target's tokenizer; with --chat the message of a user.
-        prompts: file of prompts, one after the other: a text, or .jsonl with prompt, text, question, messages or turns.
+        source: of the prompts.
         models: target and draft.
         method: decoding method; lookup needs no draft. Default: speculative with --tree, mirror for a pair, speculative
             with a draft, else autoregressive.
         max_new_tokens: maximum number of new tokens.
         max_length: most tokens of prompt and answer together. Default: what the target was made for.
-        chat: apply the model's chat template to the prompt.
         stop: texts that end the sequence, in addition to the model's stop tokens.
         drafting: settings of speculative and mirror decoding.
         sampler: sampling parameters.
@@ -150,42 +186,27 @@ def generate(
     sampler.sampling()
     if "" in stop:
         raise ValueError(f"expected stop strings that are not empty, got {stop}")
-    talk = chat and prompt is None and prompts is None and not json and sys.stdin.isatty()
-    chosen = [] if talk else chosen_prompts(prompt, prompts, chat)
+    talk = source.is_talk and not json
+    prompts = [] if talk else source.read()
     two_devices()
     needs = f"--method {method}" if method in WITH_DRAFT else "--tree" if drafting.tree else None
     decoder = method_of(load(**vars(models), drafting_for=needs), method, drafting)
     sampling = sampler.sampling(decoder.text.defaults if decoder.text else None)
-    writer = Writer(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)
+    answering = Answering(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)
     if talk:
-        return converse(writer)
-    for each in chosen:
-        compiling = writer.compile(each)
-        result = writer.decode(each) if json else writer.show(each, each if isinstance(each, str) else "")
+        return converse(answering)
+    for each in prompts:
+        compiling = answering.compile(each)
+        result = answering.decode(each) if json else answering.show(each, each if isinstance(each, str) else "")
         tell(result, compiling, json)
 
 
-def chosen_prompts(prompt: str | None, file: Path | None, chat: bool) -> list[Any]:
-    """Return the prompts, of the one source that was given.
-
-    Raises:
-        ValueError: two sources, or an empty one.
-    """
-    if prompt is not None and file is not None:
-        raise ValueError("expected --prompt or --prompts, got both; leave one out")
-    check_readable(file)
-    texts = [prompt if prompt is not None else sys.stdin.read()] if file is None else read_prompts(file)
-    if texts == [""]:
-        raise ValueError("expected a prompt, got an empty one; pass --prompt TEXT, --prompts FILE, or text on stdin")
-    return [asked(text) if chat else text for text in texts]
-
-
-def converse(writer: Writer) -> None:
+def converse(answering: Answering) -> None:
     """Read messages from the terminal and answer, until its end."""
     messages: list[dict[str, Any]] = []
     for line in lines():
         messages.append({"role": "user", "content": line})
-        answer = writer.show(list(messages))
+        answer = answering.show(list(messages))
         messages.append({"role": "assistant", "content": (answer.text or [""])[0]})
 
 
