@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3 (text)."""
+"""Gemma 1, 2 and 3 (text)."""
 
 from typing import Any
 
@@ -17,6 +17,11 @@ GEMMA_WEIGHTS = LLAMA_WEIGHTS | {
     "attention.query_norm.scale": one_more(LAYER + "self_attn.q_norm.weight"),
     "attention.key_norm.scale": one_more(LAYER + "self_attn.k_norm.weight"),
 }
+GEMMA1_WEIGHTS = LLAMA_WEIGHTS | {
+    "final_norm.scale": one_more("model.norm.weight"),
+    "attention_norm.scale": one_more(LAYER + "input_layernorm.weight"),
+    "mlp_norm.scale": one_more(LAYER + "post_attention_layernorm.weight"),
+}
 #: Values of keys that Gemma's files may omit.
 DEFAULTS: Config = {
     "head_dim": 256,
@@ -25,6 +30,28 @@ DEFAULTS: Config = {
     "sliding_window": 4096,
 }
 GEMMA2_DEFAULTS = DEFAULTS | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+def read_gemma1(config: Config) -> DecoderConfig:
+    """Return Gemma 1's configuration: Llama's blocks, a scaled embedding, norms of 1 + scale.
+
+    Raises:
+        ValueError: an activation other than a GELU.
+    """
+    c = {"head_dim": 256} | config
+    biased = bool(c.get("attention_bias", False))
+    check_layer_types(c, window=None)
+    activation = c.get("hidden_activation") or c.get("hidden_act") or DEFAULTS["hidden_activation"]
+    if not activation.startswith("gelu"):
+        raise ValueError(f"expected a GELU in Gemma, got {activation}")
+    attention = Attention(rotary_of(c), qkv_bias=biased, out_bias=biased)
+    return read_sizes(c, attention, Block(activation=activation), Ends(tied=True))
+
+
+def write_gemma1(config: DecoderConfig) -> Config:
+    """Return Gemma 1's ``config.json``."""
+    own = {"hidden_activation": config.block.activation, "attention_bias": config.attention.qkv_bias}
+    return write_sizes(config) | own
 
 
 def read_gemma2(config: Config) -> DecoderConfig:

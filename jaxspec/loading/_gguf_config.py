@@ -202,7 +202,9 @@ def _scaling(file: GgufFile, head: int) -> Config:
         return {"rope_scaling": _llama3(file, head)}
     if kind == "none":
         return {}
-    return {"rope_scaling": {"rope_type": kind, "factor": _decimal(file.get("rope.scaling.factor", 1.0))}}
+    length = file.get("rope.scaling.original_context_length")
+    original = {} if length is None else {"original_max_position_embeddings": length}
+    return {"rope_scaling": {"rope_type": kind, "factor": _decimal(file.get("rope.scaling.factor", 1.0)), **original}}
 
 
 def _llama3(file: GgufFile, head: int) -> Config:

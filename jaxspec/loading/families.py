@@ -8,16 +8,32 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxspec.loading._gemma import GEMMA_WEIGHTS, read_gemma2, read_gemma3, write_gemma
+from jaxspec.loading._gemma import (
+    GEMMA1_WEIGHTS,
+    GEMMA_WEIGHTS,
+    read_gemma1,
+    read_gemma2,
+    read_gemma3,
+    write_gemma,
+    write_gemma1,
+)
+from jaxspec.loading._gpt2 import GPT2_WEIGHTS, read_gpt2, write_gpt2
 from jaxspec.loading._llama import (
     LLAMA_WEIGHTS,
+    PHI_WEIGHTS,
+    read_granite,
     read_llama,
     read_mistral,
+    read_phi3,
     read_qwen2,
     read_qwen3,
+    read_smollm3,
+    write_granite,
     write_llama,
     write_mistral,
+    write_phi3,
     write_qwen,
+    write_smollm3,
 )
 from jaxspec.loading._opt import OPT_WEIGHTS, read_opt, write_opt
 from jaxspec.loading._rope import Config
@@ -38,6 +54,7 @@ class Family:
         write: our configuration → the keys of ``config.json``, except names, vocabulary size and tying.
         weights: name of a leaf → how published arrays make it.
         reads: keys (``sliding_window`` or of ``_unsupported.NEUTRAL``) that the family reads; others reject them.
+        layers: key of the number of layers.
     """
 
     model_type: str
@@ -46,6 +63,7 @@ class Family:
     write: Callable[[DecoderConfig], Config]
     weights: dict[str, Rule]
     reads: frozenset[str] = frozenset()
+    layers: str = "num_hidden_layers"
 
     def config_of(self, config: Config) -> DecoderConfig:
         """Return our configuration of a ``config.json``.
@@ -70,13 +88,19 @@ class Family:
 
 
 WINDOW = frozenset({"sliding_window"})
+SCALED = frozenset({"attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"})
 CAPPED = WINDOW | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
 FAMILIES = (
     Family("llama", "LlamaForCausalLM", read_llama, write_llama, LLAMA_WEIGHTS),
     Family("mistral", "MistralForCausalLM", read_mistral, write_mistral, LLAMA_WEIGHTS, WINDOW),
     Family("qwen2", "Qwen2ForCausalLM", read_qwen2, write_qwen, LLAMA_WEIGHTS, WINDOW),
     Family("qwen3", "Qwen3ForCausalLM", read_qwen3, write_qwen, LLAMA_WEIGHTS, WINDOW),
+    Family("phi3", "Phi3ForCausalLM", read_phi3, write_phi3, PHI_WEIGHTS, WINDOW),
+    Family("smollm3", "SmolLM3ForCausalLM", read_smollm3, write_smollm3, LLAMA_WEIGHTS, WINDOW | {"no_rope_layers"}),
+    Family("granite", "GraniteForCausalLM", read_granite, write_granite, LLAMA_WEIGHTS, SCALED),
+    Family("gpt2", "GPT2LMHeadModel", read_gpt2, write_gpt2, GPT2_WEIGHTS, layers="n_layer"),
     Family("opt", "OPTForCausalLM", read_opt, write_opt, OPT_WEIGHTS),
+    Family("gemma", "GemmaForCausalLM", read_gemma1, write_gemma1, GEMMA1_WEIGHTS),
     Family("gemma2", "Gemma2ForCausalLM", read_gemma2, write_gemma, GEMMA_WEIGHTS, CAPPED),
     Family("gemma3_text", "Gemma3ForCausalLM", read_gemma3, write_gemma, GEMMA_WEIGHTS, CAPPED),
 )

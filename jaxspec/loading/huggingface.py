@@ -91,7 +91,7 @@ def read_published(
     own_dtype = _dtype(published, dtype, mesh)
     with reading(path, "the configuration of a supported family"):
         family = family_of(published)
-        _check_layers(published, weights)
+        _check_layers(published, family.layers, weights)
         config = _tied(family, family.config_of(published), weights)
         sources = _sources(family, config, weights)
     check_shardable(config, mesh)
@@ -120,12 +120,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def _check_layers(published: dict[str, Any], weights: Arrays) -> None:
+def _check_layers(published: dict[str, Any], key: str, weights: Arrays) -> None:
     """Check the number of layers before shapes of as many layers are made."""
-    count, most = published.get("num_hidden_layers"), len(weights.entries)
+    count, most = published.get(key), len(weights.entries)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= most:
         raise ValueError(
-            f"expected num_hidden_layers from 1 to the {most} arrays there are, got {count!r:.80}; config.json belongs "
+            f"expected {key} from 1 to the {most} arrays there are, got {count!r:.80}; config.json belongs "
             "to another model"
         )
 
@@ -146,8 +146,8 @@ def _name(path: tuple) -> str:
 
 
 def _in_files(name: str, weights: Arrays) -> str:
-    """Return the name in the files of a published name; files of a bare decoder lack the prefix."""
-    return name if name in weights.entries else name.removeprefix("model.")
+    """Return the name in the files of a published name; files of a bare decoder lack the first part."""
+    return name if name in weights.entries else name.partition(".")[2] if name.count(".") > 1 else name
 
 
 def _tied(family: Family, config: DecoderConfig, weights: Arrays) -> DecoderConfig:

@@ -52,6 +52,35 @@ def heads(pattern: str) -> Rule:
     return Rule(tuple(pattern.format("{}", letter) for letter in "qkv"), join, split)
 
 
+def transposed(rule: Rule) -> Rule:
+    """Transpose the published matrices: GPT-2 stores them as [inputs, outputs]."""
+    turn = lambda parts: [part.T for part in parts]  # noqa: E731
+    return Rule(
+        rule.names,
+        lambda parts, config: rule.join(turn(parts), config),
+        lambda leaf, config: turn(rule.split(leaf, config)),
+    )
+
+
+def in_one(name: str, rule: Rule) -> Rule:
+    """Cut one published array into the arrays of a rule, which lie behind each other: of queries, keys and values."""
+
+    def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
+        rows = np.cumsum([config.num_heads, config.num_kv_heads]) * config.head_size
+        return rule.join(np.split(parts[0], rows), config)
+
+    return Rule((name,), join, lambda leaf, config: [np.concatenate(rule.split(leaf, config))])
+
+
+def gate_then_up(name: str) -> Rule:
+    """Cut one published array into halves: the gate's rows, then those that it multiplies."""
+    return Rule(
+        (name,),
+        lambda parts, _: parts[0].reshape(2, -1, *parts[0].shape[1:]),
+        lambda leaf, _: [leaf.reshape(-1, *leaf.shape[2:])],
+    )
+
+
 def table_from_two(name: str) -> Rule:
     """Drop the first two rows, which belong to padding in OPT's table of positions."""
     return Rule((name,), lambda parts, _: parts[0][2:], lambda leaf, _: [np.pad(leaf, ((2, 0), (0, 0)))])

@@ -36,7 +36,8 @@ class DecodingMethod(NamedTuple):
         vocab_size: token ids lie below it.
         text: how the target reads and writes, if it came with a tokenizer.
         groups: sequences of a batch must divide by it (the ``data`` axis of the meshes).
-        max_length: most tokens of a sequence that the target can tell apart (learned positions), if limited.
+        max_length: most tokens of a sequence that the target can tell apart, if limited: it has learned positions, or
+            rotary ones that would change for longer texts.
         not_numbers: names the arrays of the target's parameters that hold NaN or infinity; reads all of them.
         check_peers: called once before decoding, with all arguments that decoding depends on; raises ValueError if the
             other process was given different ones.
@@ -63,5 +64,5 @@ def method_of(
         check_capacity(request, capacity, window)
         return init(request, capacity)
 
-    method = DecodingMethod(checked, step, window, config.vocab_size, target.text, groups, config.ends.positions)
+    method = DecodingMethod(checked, step, window, config.vocab_size, target.text, groups, config.max_length)
     return method._replace(not_numbers=partial(not_numbers, target.params))

@@ -76,8 +76,10 @@ class Decoder(nnx.Module):
     def logits(self, x: Array) -> Array:
         """Apply the final norm and the head to x [D, B, T]: [V, B, T] float32."""
         x = self.final(x)
-        head, cap = self.embedding if self.head is None else self.head, self.config.ends.softcap
+        head, ends = self.embedding if self.head is None else self.head, self.config.ends
+        cap, scale = ends.softcap, ends.logit_scale
         logits = jnp.einsum("vd,dbt->vbt", head[...], x, preferred_element_type=jnp.float32)
+        logits = logits if scale is None else scale * logits
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 

@@ -1,57 +1,13 @@
 """Static configuration of a decoder: frozen, hashable, never traced."""
 
-import math
 from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import numpy as np
+from jaxspec.models.rotary import Rotary
 
 Built = TypeVar("Built")
-
-
-@dataclass(frozen=True)
-class LinearScaling:
-    """Position interpolation: every rotary frequency is divided by ``factor``."""
-
-    factor: float
-
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scale frequencies [head_size / 2]."""
-        return frequencies / self.factor
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1: wavelengths above original_length / low are scaled, those below original_length / high are kept.
-
-    Between them the two are blended by b = (original_length / wavelength − low) / (high − low).
-    """
-
-    factor: float
-    low: float
-    high: float
-    original_length: int
-
-    def __call__(self, frequencies: np.ndarray) -> np.ndarray:
-        """Scale frequencies [head_size / 2]."""
-        turns = self.original_length * frequencies / (2 * math.pi)
-        blend = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
-        return (1 - blend) * frequencies / self.factor + blend * frequencies
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions: the halves of a head are rotated by position · θ^(−2i/head_size), optionally scaled."""
-
-    theta: float = 10_000.0
-    scaling: LinearScaling | Llama3Scaling | None = None
-
-    def frequencies(self, head_size: int) -> np.ndarray:
-        """Return the rotation angle of one position: [head_size / 2] float32."""
-        plain = 1.0 / (self.theta ** (np.arange(0, head_size, 2, dtype=np.float64) / head_size))
-        return np.asarray(plain if self.scaling is None else self.scaling(plain), np.float32)
 
 
 @dataclass(frozen=True)
@@ -79,6 +35,7 @@ class Attention:
         scores: attention weights in layers without a window.
         window: sliding window of the windowed layers.
         windowed: which layers have it; empty: all, if there is a window.
+        unrotated: which layers have no rotary positions; empty: none.
         qkv_bias: whether the projections of queries, keys and values have biases.
         out_bias: whether the output projection has a bias.
         norm_heads: RMS norms of every query and key head, before rotation.
@@ -89,6 +46,7 @@ class Attention:
     scores: Scores = Scores()
     window: int | None = None
     windowed: tuple[bool, ...] = ()
+    unrotated: tuple[bool, ...] = ()
     qkv_bias: bool = False
     out_bias: bool = False
     norm_heads: bool = False
@@ -104,6 +62,8 @@ class Attention:
 
     def rotary_of(self, layer: int) -> Rotary | None:
         """Return the rotary positions of one layer."""
+        if self.unrotated and self.unrotated[layer]:
+            return None
         return self.local_rotary if self.local_rotary and self.is_windowed(layer) else self.rotary
 
 
@@ -118,6 +78,7 @@ class Block:
         activation: name in ``layers.ACTIVATIONS``.
         gated: activation(gate) · up instead of activation(up).
         bias: whether the two projections have biases.
+        branch_scale: factor of what attention and feed-forward add to the residual stream; default: 1.
     """
 
     layer_norm: bool = False
@@ -126,6 +87,7 @@ class Block:
     activation: str = "silu"
     gated: bool = True
     bias: bool = False
+    branch_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +101,7 @@ class Ends:
         positions: rows of a learned table of positions, added to embedded tokens.
         final_norm: whether there is a norm before the head.
         softcap: cap·tanh(logits / cap); default: none.
+        logit_scale: factor of the logits; default: 1.
     """
 
     tied: bool = True
@@ -147,6 +110,7 @@ class Ends:
     positions: int | None = None
     final_norm: bool = True
     softcap: float | None = None
+    logit_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -222,10 +186,24 @@ class DecoderConfig:
             )
         if self.attention.rotary and self.head_size % 2:
             raise ValueError(f"expected an even head_size (rotary pairs), got {self.head_size}")
-        if self.attention.windowed and len(self.attention.windowed) != self.num_layers:
-            raise ValueError(f"expected windowed for {self.num_layers} layers, got {len(self.attention.windowed)}")
+        for name in ("windowed", "unrotated"):
+            if (flags := getattr(self.attention, name)) and len(flags) != self.num_layers:
+                raise ValueError(f"expected {name} for {self.num_layers} layers, got {len(flags)}")
+        for rotary in filter(None, (self.attention.rotary, self.attention.local_rotary)):
+            if not 0 < rotary.share <= 1 or int(self.head_size * rotary.share) % 2:
+                raise ValueError(
+                    f"expected a share of the head in (0, 1] with an even number of features rotated, got "
+                    f"{rotary.share} of {self.head_size}"
+                )
         if self.tracks is not None:
             _check_tracks(self, self.tracks)
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens that the network can tell apart: rows of learned positions, or where rotary ones would change."""
+        rotaries = self.attention.rotary, self.attention.local_rotary
+        lengths = [self.ends.positions, *(rotary.max_length for rotary in rotaries if rotary)]
+        return min((length for length in lengths if length), default=None)
 
 
 def _check_fields(config: Any) -> None:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxspec.models.base import Array, Attend
-from jaxspec.models.config import Block, DecoderConfig, Rotary, Scores
+from jaxspec.models.config import Block, DecoderConfig, Scores
 from jaxspec.models.quantize import Int8
+from jaxspec.models.rotary import Rotary
 
 #: Non-linearities by the names that published configurations use.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -18,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -149,7 +151,7 @@ class Layer(nnx.Module):
         self.attention_post_norm = make() if around else None
         self.mlp_post_norm = make() if around else None
         self.attention, self.mlp = SelfAttention(config, rngs, inputs), FeedForward(config, rngs)
-        self.after = config.block.norms == "after"
+        self.after, self.branch_scale = config.block.norms == "after", config.block.branch_scale
 
     def __call__(
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
@@ -169,6 +171,8 @@ class Layer(nnx.Module):
         return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm)
 
     def _joined(self, x: Array, branch: Array, own: Callable, post: Callable | None) -> Array:
+        if self.branch_scale is not None:
+            branch = branch * jnp.asarray(self.branch_scale, branch.dtype)
         if self.after:
             return own(x + branch)
         return x + (branch if post is None else post(branch))
@@ -182,16 +186,21 @@ def turning(rotary: Rotary | None, positions: Array, head_size: int) -> Callable
 
 
 def rotary_tables(positions: Array, rotary: Rotary, head_size: int) -> tuple[Array, Array]:
-    """Return cos and sin of position · frequency: each [B, T, head_size / 2]."""
+    """Return cos and sin of position · frequency, times the scaling's factor: each [B, T, rotated features / 2]."""
     angles = positions.astype(jnp.float32)[..., None] * rotary.frequencies(head_size)[None, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     # XLA:CPU considers cosines cheap and would recompute both in every layer for every head; divisions prevent that.
-    one = cos * cos + sin * sin
+    one = (cos * cos + sin * sin) / rotary.attention
     return cos / one, sin / one
 
 
 def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
-    """Rotate the halves of every head of x [B, G, Q, T, head_size] by the angles of ``rotary_tables``."""
+    """Rotate the halves of every head of x [B, G, Q, T, head_size] by the angles of ``rotary_tables``.
+
+    Features behind those that are rotated stay as they are.
+    """
     cos, sin = (table[:, None, None].astype(x.dtype) for table in tables)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, axis=-1)

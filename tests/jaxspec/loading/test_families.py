@@ -40,12 +40,29 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+    "long_factor": [9.0] * 6,
+    "original_max_position_embeddings": 100,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
 ONE_HEAD = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 THREE = {"num_hidden_layers": 3}
 OPT = {"hidden_size": 48, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 48}
 POST_NORM = {"do_layer_norm_before": False, "word_embed_proj_dim": 32}
+GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128}
+PART = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5}}
+MULTIPLIED = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.4,
+}
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = {"head_dim": 12, "sliding_window": 7, "query_pre_attn_scalar": 24}
 GEMMA3_ROPE = {
@@ -65,6 +82,10 @@ class Case(NamedTuple):
 CASES = {
     "llama3": Case("Llama", {"rope_parameters": LLAMA3, "head_dim": 12, "tie_word_embeddings": True}),
     "llama-linear": Case("Llama", ONE_HEAD | BIASED | {"rope_parameters": LINEAR}, True),
+    "llama-yarn": Case("Llama", {"rope_parameters": YARN, "head_dim": 24}),
+    "llama-yarn-whole": Case("Llama", {"rope_parameters": YARN | {"truncate": False, "attention_factor": 1.3}}, True),
+    "llama-dynamic": Case("Llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 100}, True),
+    "phi3-long": Case("Phi3", {"rope_parameters": LONG, "head_dim": 12}),
     "mistral": Case("Mistral", {"sliding_window": 9, "head_dim": 12}),
     "mistral-one-head": Case("Mistral", ONE_HEAD | THREE | {"sliding_window": 17}, True),
     "qwen2": Case("Qwen2", {"tie_word_embeddings": True}),
@@ -77,6 +98,16 @@ CASES = {
     ),
     "opt": Case("OPT", OPT),
     "opt-post-norm": Case("OPT", OPT | POST_NORM | THREE | {"num_attention_heads": 2}),
+    "gpt2": Case("GPT2", GPT2),
+    "gpt2-three": Case("GPT2", GPT2 | {"n_layer": 3, "n_head": 3, "n_inner": 80, "tie_word_embeddings": False}, True),
+    "phi3": Case("Phi3", {"sliding_window": 9}),
+    "phi3-part": Case("Phi3", THREE | PART | {"head_dim": 24, "tie_word_embeddings": True}, True),
+    "granite": Case("Granite", MULTIPLIED | {"tie_word_embeddings": True}),
+    "granite-biased": Case("Granite", ONE_HEAD | BIASED | {"attention_multiplier": 0.3, "logits_scaling": 0.5}, True),
+    "smollm3": Case("SmolLM3", THREE | {"no_rope_layer_interval": 2, "head_dim": 12}),
+    "smollm3-one-head": Case("SmolLM3", ONE_HEAD | {"no_rope_layers": [1, 0], "attention_bias": True}, True),
+    "gemma": Case("Gemma", {"head_dim": 12}),
+    "gemma-untied": Case("Gemma", ONE_HEAD | THREE | {"attention_bias": True, "tie_word_embeddings": False}, True),
     "gemma2": Case("Gemma2", GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}),
     "gemma2-untied": Case("Gemma2", ONE_HEAD | THREE | {"sliding_window": 10, "tie_word_embeddings": False}, True),
     "gemma3": Case("Gemma3", GEMMA | THREE | {"rope_parameters": GEMMA3_ROPE, "layer_types": SLIDING}),
@@ -102,25 +133,29 @@ def published(case):
         import torch
         import transformers
     name = case.family + ("TextConfig" if case.family == "Gemma3" else "Config")
-    own = SIZES if case.family != "OPT" else {key: SIZES[key] for key in SIZES if "size" not in key or "vocab" in key}
+    renamed = case.family in ("OPT", "GPT2")
+    own = {key: SIZES[key] for key in SIZES if not renamed or key == "vocab_size" or "token" in key}
     own = own | case.config
     config = getattr(transformers, name)(**own, attn_implementation="eager")
     torch.manual_seed(0)
-    model = getattr(transformers, f"{case.family}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{case.family}{'LMHeadModel' if case.family == 'GPT2' else 'ForCausalLM'}")(
+        config
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             if parameter.ndim > 1:
                 parameter.copy_(noise * gain(name, case.family) * parameter.shape[-1] ** -0.5)
             else:
-                post = 8 * (case.family.startswith("Gemma") and "post_" in name)
+                post = 8 * (case.family in ("Gemma2", "Gemma3") and "post_" in name)
                 parameter.add_(post + noise * (0.03 if name.endswith(".bias") else 0.2))
     return model
 
 
 def gain(name, family):
     """Size of random weights with which a model neither repeats the last token nor ignores the prompt."""
-    quieter = {"OPT": ("out_proj", "fc2"), "Gemma2": ("embed_tokens",), "Gemma3": ("embed_tokens",)}
+    embedded = "embed_tokens", "wte"
+    quieter = {"OPT": ("out_proj", "fc2"), "Gemma": embedded, "Gemma2": embedded, "Gemma3": embedded, "GPT2": embedded}
     return 1 if any(part in name for part in quieter.get(family, ())) else 2
 
 
