@@ -38,10 +38,10 @@ def read_gemma1(config: Config) -> DecoderConfig:
     Raises:
         ValueError: an activation other than a GELU.
     """
-    c = {"head_dim": 256} | config
+    c: Config = {"head_dim": 256} | config
     biased = bool(c.get("attention_bias", False))
     check_layer_types(c, window=None)
-    activation = c.get("hidden_activation") or c.get("hidden_act") or DEFAULTS["hidden_activation"]
+    activation = str(c.get("hidden_activation") or c.get("hidden_act") or DEFAULTS["hidden_activation"])
     if not activation.startswith("gelu"):
         raise ValueError(f"expected a GELU in Gemma, got {activation}")
     attention = Attention(rotary_of(c), qkv_bias=biased, out_bias=biased)

@@ -6,8 +6,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from jaxspec.loading._gguf_file import GgufFile
 from jaxspec.text import Text
-from jaxspec.text._pieces import SPACE
 
+#: SentencePiece's character for a space.
+SPACE = "▁"
 #: Kinds of tokens, as in SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

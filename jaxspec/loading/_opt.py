@@ -29,10 +29,16 @@ OPT_WEIGHTS = {
 
 
 def read_opt(config: Config) -> DecoderConfig:
-    """Return OPT's configuration: learned positions, layer norms, and no gate."""
+    """Return OPT's configuration: learned positions, layer norms, and no gate.
+
+    Raises:
+        ValueError: norms without scales, or GPT-2's activation.
+    """
     c = config
     if not c.get("layer_norm_elementwise_affine", True):
         raise ValueError("expected OPT with layer_norm_elementwise_affine, got false")
+    if c.get("activation_function") == "gelu_new":
+        raise ValueError("expected an activation of OPT, such as relu or gelu, got gelu_new, which is GPT-2's")
     biased, before = bool(c.get("enable_bias", True)), bool(c.get("do_layer_norm_before", True))
     size = c.get("word_embed_proj_dim") or c["hidden_size"]
     return DecoderConfig(

@@ -126,8 +126,8 @@ def rope_json(rotary: Rotary) -> Config:
         names = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
         return theta | {"rope_type": "llama3"} | dict(zip(names, asdict(scaling).values(), strict=True))
     if isinstance(scaling, YarnScaling):
-        names = "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"
-        return theta | {"rope_type": "yarn"} | dict(zip(names, asdict(scaling).values(), strict=True))
+        named = "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"
+        return theta | {"rope_type": "yarn"} | dict(zip(named, asdict(scaling).values(), strict=True))
     if isinstance(scaling, ShortScaling):
         length = {"original_max_position_embeddings": scaling.max_length, "factor": 1.0}
         if not scaling.factors:

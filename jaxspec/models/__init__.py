@@ -3,18 +3,9 @@
 from jaxspec.models._decoder import decoder, init_params, network
 from jaxspec.models._partition import partition
 from jaxspec.models.base import Array, Attend, Cache, Model, Network, Params, Rows
-from jaxspec.models.config import (
-    Attention,
-    Block,
-    DecoderConfig,
-    Ends,
-    LinearScaling,
-    Llama3Scaling,
-    Rotary,
-    Scores,
-    Tracks,
-)
+from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Scores, Tracks
 from jaxspec.models.quantize import quantized
+from jaxspec.models.rotary import LinearScaling, Llama3Scaling, Rotary, ShortScaling, YarnScaling
 from jaxspec.models.vocabulary import fit_vocabulary
 
 __all__ = [
@@ -33,7 +24,9 @@ __all__ = [
     "Rotary",
     "Rows",
     "Scores",
+    "ShortScaling",
     "Tracks",
+    "YarnScaling",
     "decoder",
     "fit_vocabulary",
     "init_params",

@@ -46,11 +46,22 @@ GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False}
+LONG = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0, 2.0], "original_max_position_embeddings": 16}
+GPT2 = {"vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32}
 #: ``config.json`` of every family, as newer and as older versions of transformers write it.
 CONFIGS = {
     "llama": ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5} | LLAMA3}),
     "llama-older": ("llama", {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}),
     "llama-oldest": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama-yarn": ("llama", {"rope_theta": 100.0, "rope_scaling": YARN}),
+    "llama-dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 99}),
+    "phi3": ("phi3", {"head_dim": 8, "partial_rotary_factor": 0.5}),
+    "phi3-long": ("phi3", {"head_dim": 8, "partial_rotary_factor": 0.5, "rope_scaling": LONG}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
+    "granite": ("granite", {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0}),
+    "gemma": ("gemma", {"hidden_act": "gelu_pytorch_tanh", "head_dim": 6}),
+    "gpt2": ("gpt2", GPT2),
     "mistral": ("mistral", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "sliding_window": 5}),
     "mistral-older": ("mistral", {"rope_theta": 1e4, "head_dim": 6}),
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["full_attention"] * 2}),
@@ -73,7 +84,7 @@ CONFIGS = {
 def made(name):
     """A random model of a family's configuration, with random norms and biases too."""
     family = next(row for row in FAMILIES if row.model_type == CONFIGS[name][0])
-    config = family.read(CONFIGS[name][1] if family.model_type == "opt" else SIZES | CONFIGS[name][1])
+    config = family.read(CONFIGS[name][1] if family.model_type in ("opt", "gpt2") else SIZES | CONFIGS[name][1])
     leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     change = lambda leaf, key: leaf + jnp.round(jax.random.uniform(key, leaf.shape, maxval=0.5) * 64) / 64  # noqa: E731
@@ -134,7 +145,7 @@ def test_older_and_newer_files_give_the_same_model():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "'ntk'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     ],
 )
