@@ -21,6 +21,9 @@ LLAMA3 = tuple(
      "original_max_position_embeddings": 8192} for factor in (8.0, 32.0)
 )  # fmt: skip
 
+#: Special tokens in ``config.json``, and their names in the file.
+TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -45,6 +48,20 @@ def _window(file: GgufFile, config: Config) -> Config:
 
 def _qwen(file: GgufFile, config: Config) -> Config:
     return {"use_sliding_window": False}
+
+
+def _smollm3(file: GgufFile, config: Config) -> Config:
+    return {"no_rope_layer_interval": 4, "use_sliding_window": False}
+
+
+def _granite(file: GgufFile, config: Config) -> Config:
+    names = {"attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale"}
+    names |= {"residual_multiplier": "residual_scale", "logits_scaling": "logit_scale"}
+    return {published: _decimal(file.get(name, 1.0)) for published, name in names.items()}
+
+
+def _gemma1(file: GgufFile, config: Config) -> Config:
+    return {"hidden_activation": "gelu_pytorch_tanh"}
 
 
 def _gemma(deepest: int) -> Callable[[GgufFile, Config], Config]:
@@ -83,6 +100,10 @@ ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", pairs=True),
     "qwen2": Architecture("Qwen2ForCausalLM", _qwen),
     "qwen3": Architecture("Qwen3ForCausalLM", _qwen),
+    "phi3": Architecture("Phi3ForCausalLM", _window),
+    "smollm3": Architecture("SmolLM3ForCausalLM", _smollm3, pairs=True),
+    "granite": Architecture("GraniteForCausalLM", _granite, pairs=True),
+    "gemma": Architecture("GemmaForCausalLM", _gemma1, one_more=True),
     "gemma2": Architecture("Gemma2ForCausalLM", _gemma(46), one_more=True),
     "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, one_more=True),
 }
@@ -131,6 +152,7 @@ def config_of(file: GgufFile) -> Config:
         "rope_theta": _decimal(get("rope.freq_base", 10_000.0)),
         "partial_rotary_factor": int(get("rope.dimension_count", head)) / head,
         "dtype": "float32",
+        **{f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in TOKENS.items()},
         **_scaling(file, head),
     }
     biased = "blk.0.attn_q.bias" in file.tensors

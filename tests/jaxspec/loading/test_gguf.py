@@ -28,13 +28,25 @@ SIZES = 96, 64, 3, 4, 2, 16, 96
 GEMMA = Ends(tied=True, softcap=8.0)
 AROUND = Block(norms="around", activation="gelu_pytorch_tanh", epsilon=1e-6)
 WINDOWS = {"window": 7, "windowed": (True, True, True)}
+LLAMA_ENDS = Ends(tied=True, embedding_scale=1.0)
 #: By architecture of the file: our configuration.
 CASES = {
-    "llama": DecoderConfig(*SIZES, ends=Ends(tied=True, embedding_scale=1.0)),
+    "llama": DecoderConfig(*SIZES, ends=LLAMA_ENDS),
     "qwen2": DecoderConfig(*SIZES, Attention(Rotary(1e6), qkv_bias=True), ends=Ends(tied=False, embedding_scale=1.0)),
     "qwen3": DecoderConfig(
         *SIZES, Attention(Rotary(1e6), norm_heads=True), Block(epsilon=1e-6), Ends(tied=True, embedding_scale=1.0)
     ),
+    "phi3": DecoderConfig(*SIZES, Attention(Rotary(share=0.5)), ends=Ends(tied=False, embedding_scale=1.0)),
+    "smollm3": DecoderConfig(
+        *SIZES[:2], 4, *SIZES[3:], Attention(unrotated=(False, False, False, True)), ends=LLAMA_ENDS
+    ),
+    "granite": DecoderConfig(
+        *SIZES,
+        Attention(scores=Scores(0.125)),
+        Block(branch_scale=0.25),
+        Ends(tied=True, embedding_scale=12.0, logit_scale=0.125),
+    ),
+    "gemma": DecoderConfig(*SIZES, block=Block(activation="gelu_pytorch_tanh", epsilon=1e-6), ends=Ends(tied=True)),
     "gemma2": DecoderConfig(
         *SIZES, Attention(scores=Scores(16**-0.5, 5.0), window=7, windowed=(True, False, True)), AROUND, GEMMA
     ),
@@ -45,6 +57,8 @@ CASES = {
         Ends(tied=True),
     ),
 }
+#: Architectures that transformers reads as well.
+THEIRS = "llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"
 TEXT = np.random.default_rng(0).integers(0, 96, (2, 24))
 KINDS = "F32", "F16", "Q8_0", "Q4_1"
 
@@ -99,7 +113,7 @@ def test_a_file_on_a_mesh_and_in_other_dtypes(folders, tmp_path):
 
 @pytest.mark.peers
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "kind"), [(name, KINDS[2 * (i % 2)]) for i, name in enumerate(CASES)])
+@pytest.mark.parametrize(("architecture", "kind"), [(name, KINDS[2 * (i % 2)]) for i, name in enumerate(THEIRS)])
 def test_transformers_reads_the_file_and_what_it_is_converted_to_the_same(architecture, kind, folders, tmp_path):
     """Its own reader of GGUF; logits within 1e-4, from the file and from the converted folder."""
     import torch
