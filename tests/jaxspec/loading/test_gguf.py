@@ -250,7 +250,7 @@ def test_words_are_split_as_in_transformers():
     from transformers.convert_slow_tokenizer import TikTokenConverter
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-    from jaxspec.loading._gguf_tokenizer import WORDS
+    from jaxspec.text.byte_pairs import WORDS
 
     assert WORDS.format(digits="") == PRETOKENIZE_REGEX
     assert WORDS.format(digits="{1,3}") == inspect.signature(TikTokenConverter).parameters["pattern"].default
