@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 
 from jaxspec.loading._gguf_file import GgufFile
 from jaxspec.text import Text
-from jaxspec.text.byte_pairs import LLAMA3, byte_pairs
+from jaxspec.text.bpe import LLAMA3, byte_pairs
 
 #: Pairs that are merged, a text of two for each.
 MERGES = "tokenizer.ggml.merges"

@@ -41,7 +41,9 @@ def folder_of(path: str | Path, revision: str | None = None) -> Path:
             "'jaxfed-jaxspec[hub]'"
         ) from error
     try:
-        found = snapshot_download(str(path), revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        found = snapshot_download(
+            str(path), revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+        )
     except GatedRepoError as error:
         raise ValueError(
             f"{path}: expected a model that may be read, got one whose licence must be accepted first: open its page, "

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from jaxspec.core.files import read_json, reading
 from jaxspec.text._chat import Message, render
 from jaxspec.text._pieces import check_id, content, read_pieces
-from jaxspec.text.byte_pairs import CLASSES, byte_pairs
+from jaxspec.text.bpe import CLASSES, byte_pairs
 
 #: Files that are copied unchanged.
 FILES = (

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxspec.text import Text
-from jaxspec.text.byte_pairs import WORDS
+from jaxspec.text.bpe import WORDS
 
 TEXT = "the king shall hear of this, and 1234 men don't sleep;\n\n  my lord's héart 😀 is   heavy.\tEnter a ghost"
 LINES = [TEXT, " a", "a ", "", "\n", "</s>the king", "12 345,6", "A\u0300é né", "it'S I'LL", "the\r\n king"]
