@@ -25,8 +25,8 @@ class ModelOptions:
     """Target, draft and their parameters.
 
     Attributes:
-        target: name of an embedded pair, or path: written by train or convert, published checkpoint, GGUF or llama2.c
-            file.
+        target: name of an embedded pair, or path: written by train or convert, published checkpoint or its name on the
+            hub, GGUF or llama2.c file.
         draft: a smaller model with the same vocabulary, in one of these formats; a published EAGLE, Medusa or Hydra
             folder, or OUT/draft of train draft; or the name of a draft of the pair. An embedded pair has its own.
         dtype: of the parameters: float32, bfloat16 or float16. Default: float32 on CPU, else the checkpoint's dtype.

@@ -13,6 +13,7 @@ from jaxspec.cli.checks import at_least, check_models, draft_path, is_pair
 from jaxspec.drafts import Draft, trees
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.loading import is_draft, load_draft
+from jaxspec.loading.hub import folder_of
 from jaxspec.methods import DecodeSpec, candidates, lookup
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.protocol import DecodingMethod
@@ -215,7 +216,8 @@ def load(
     from jaxspec.loading.store import changed, open_model
 
     check_models(target, draft, dtype, drafting_for)
-    path = draft_path(target, draft)
+    named = draft_path(target, draft)
+    path = None if named is None else folder_of(named)
     reads = path is not None and is_draft(path)
     own: Any = None if path is None or reads else open_model(path, dtype=dtype)
     if not is_pair(target):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxfed import checkpoint
+from jaxspec.loading.hub import is_hub_name
 from jaxspec.loading.parameters import DTYPES
 from jaxspec.zoo import PAIRS, draft_folders
 
@@ -52,11 +53,12 @@ def check_models(target: str, draft: Path | None, dtype: str | None = None, draf
         raise ValueError(f"expected dtype {', '.join(DTYPES)}, got {dtype!r}")
     paths = [None if is_pair(target) else Path(target), draft_path(target, draft)]
     for path in filter(None, paths):
-        if not _holds_model(path):
+        if not _holds_model(path) and not is_hub_name(path):
+            got = "none of these" if path.exists() else "no such path"
             raise ValueError(
                 f"{path}: expected a folder with config.json, a checkpoint folder written by jaxspec convert, a .gguf "
-                f"file, or a llama2.c .bin file, got {'none of these' if path.exists() else 'no such path'}; pass such "
-                f"a path, or --target {PAIRS[0]} for the embedded pair"
+                f"file, a llama2.c .bin file, or a name on the hub, got {got}; pass such a path, or --target "
+                f"{PAIRS[0]} for the embedded pair"
             )
     if drafting_for is not None and draft is None and not is_pair(target):
         raise ValueError(

@@ -1,14 +1,11 @@
-"""The architectures of GGUF files that are read: their ``config.json``, and what llama.cpp's converter does to arrays.
-
-A row for each. Names of arrays come from the gguf library's own table.
-"""
+"""The ``config.json`` of a GGUF file and the published names of its arrays, which the gguf library's own table has."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from jaxspec.loading._gguf_architectures import Architecture, architecture_of, decimal
 from jaxspec.loading._gguf_file import GgufFile, Undo, library
 from jaxspec.loading._rope import Config, rotary_of
 from jaxspec.loading.families import Family, family_of
@@ -20,86 +17,8 @@ LLAMA3 = tuple(
     {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
      "original_max_position_embeddings": 8192} for factor in (8.0, 32.0)
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How one architecture is converted.
-
-    Attributes:
-        published: class name in ``config.json``.
-        special: further keys of ``config.json``.
-        pairs: whether rows of queries and keys are in pairs instead of halves.
-        one_more: whether 1 was added to the scales of norms.
-    """
-
-    published: str
-    special: Callable[[GgufFile, Config], Config] = field(default=lambda file, config: {})
-    pairs: bool = False
-    one_more: bool = False
-
-
-def _window(file: GgufFile, config: Config) -> Config:
-    return {"sliding_window": window} if (window := file.get("attention.sliding_window")) else {}
-
-
-def _qwen(file: GgufFile, config: Config) -> Config:
-    return {"use_sliding_window": False}
-
-
-def _gemma(deepest: int) -> Callable[[GgufFile, Config], Config]:
-    """Return Gemma's keys; queries of its largest model, with so many layers, are scaled by width over heads."""
-
-    def special(file: GgufFile, config: Config) -> Config:
-        largest = config["num_hidden_layers"] == deepest
-        by_width = config["hidden_size"] // config["num_attention_heads"]
-        caps = {
-            "attn_logit_softcapping": "attn_logit_softcapping",
-            "final_logit_softcapping": "final_logit_softcapping",
-        }
-        return {
-            "query_pre_attn_scalar": by_width if largest else config["head_dim"],
-            "hidden_activation": "gelu_pytorch_tanh",
-            **{name: file.get(key) for name, key in caps.items()},
-            **_window(file, config),
-        }
-
-    return special
-
-
-def _gemma3(file: GgufFile, config: Config) -> Config:
-    scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
-    local = float(file.get("rope.freq_base_swa", 10_000.0))
-    return _gemma(62)(file, config) | {
-        "rope_parameters": {
-            "full_attention": {"rope_theta": float(file.get("rope.freq_base", 1e6)), **scaling},
-            "sliding_attention": {"rope_theta": local, "rope_type": "default"},
-        },
-        "sliding_window_pattern": 6,
-    }
-
-
-ARCHITECTURES = {
-    "llama": Architecture("LlamaForCausalLM", pairs=True),
-    "qwen2": Architecture("Qwen2ForCausalLM", _qwen),
-    "qwen3": Architecture("Qwen3ForCausalLM", _qwen),
-    "gemma2": Architecture("Gemma2ForCausalLM", _gemma(46), one_more=True),
-    "gemma3": Architecture("Gemma3ForCausalLM", _gemma3, one_more=True),
-}
-
-
-def architecture_of(file: GgufFile) -> Architecture:
-    """Return the row of a file.
-
-    Raises:
-        ValueError: an architecture without one, or a mixture of experts.
-    """
-    name = file.architecture
-    if name not in ARCHITECTURES:
-        raise ValueError(f"{file.path}: expected one of the architectures {', '.join(ARCHITECTURES)}, got {name}")
-    if experts := file.get("expert_count", 0):
-        raise ValueError(f"{file.path}: expected a dense model, got one of {experts} experts")
-    return ARCHITECTURES[name]
+#: Special tokens in ``config.json``, and their names in the file.
+TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def config_of(file: GgufFile) -> Config:
@@ -115,22 +34,26 @@ def config_of(file: GgufFile) -> Config:
     head = width // heads if head is None else int(head)
     if (values := get("attention.value_length", head)) != head:
         raise ValueError(f"{file.path}: expected keys and values of one size, got {head} and {values}")
+    layers, most = _size(file, "block_count"), len(file.tensors)
+    if not 0 < layers <= most:
+        raise ValueError(f"{file.path}: expected block_count from 1 to the {most} arrays there are, got {layers}")
     config = {
         "architectures": [row.published],
         "model_type": _model_type(row),
         "hidden_size": width,
-        "num_hidden_layers": _size(file, "block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": _size(file, "attention.head_count_kv", heads),
         "head_dim": head,
         "intermediate_size": _size(file, "feed_forward_length"),
-        "rms_norm_eps": _decimal(get("attention.layer_norm_rms_epsilon", 1e-6)),
+        "rms_norm_eps": decimal(get("attention.layer_norm_rms_epsilon", 1e-6)),
         "max_position_embeddings": _size(file, "context_length"),
         "vocab_size": int(file.tensors["token_embd.weight"].shape[1]),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "rope_theta": _decimal(get("rope.freq_base", 10_000.0)),
+        "rope_theta": decimal(get("rope.freq_base", 10_000.0)),
         "partial_rotary_factor": int(get("rope.dimension_count", head)) / head,
         "dtype": "float32",
+        **{f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in TOKENS.items()},
         **_scaling(file, head),
     }
     biased = "blk.0.attn_q.bias" in file.tensors
@@ -190,11 +113,6 @@ def _size(file: GgufFile, name: str, default: Any = None) -> int:
     return value
 
 
-def _decimal(value: float) -> float:
-    """Return the shortest decimal of a number that the file keeps as float32."""
-    return float(str(np.float32(value)))
-
-
 def _scaling(file: GgufFile, head: int) -> Config:
     """Return ``rope_scaling``."""
     kind = file.get("rope.scaling.type", "none")
@@ -204,7 +122,7 @@ def _scaling(file: GgufFile, head: int) -> Config:
         return {}
     length = file.get("rope.scaling.original_context_length")
     original = {} if length is None else {"original_max_position_embeddings": length}
-    return {"rope_scaling": {"rope_type": kind, "factor": _decimal(file.get("rope.scaling.factor", 1.0)), **original}}
+    return {"rope_scaling": {"rope_type": kind, "factor": decimal(file.get("rope.scaling.factor", 1.0)), **original}}
 
 
 def _llama3(file: GgufFile, head: int) -> Config:

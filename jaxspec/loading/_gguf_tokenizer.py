@@ -2,26 +2,18 @@
 
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from jaxspec.loading._gguf_file import GgufFile
 from jaxspec.text import Text
+from jaxspec.text.bpe import LLAMA3, byte_pairs
 
+#: Pairs that are merged, a text of two for each.
+MERGES = "tokenizer.ggml.merges"
 #: SentencePiece's character for a space.
 SPACE = "▁"
 #: Kinds of tokens, as in SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-#: How words are split, by the numbers of digits that a word may have.
-WORDS = CONTRACTIONS + (
-    r"|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-#: llama.cpp's names of the ways to split, by the way: as GPT-2, with every digit alone, as Qwen 2, as Llama 3.
-GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat")
-DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-QWEN = ("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan")
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3")
-LIKE_LLAMA3 = (*LLAMA3, "dbrx", "smaug-bpe")
 
 
 def text_of(file: GgufFile) -> Text:
@@ -66,22 +58,8 @@ def _tokenizer(file: GgufFile, tokens: list[str], special: dict[str, str]) -> To
 
 def _byte_level(file: GgufFile, vocabulary: dict[str, int], special: dict[str, str]) -> Tokenizer:
     """Return byte-pair encoding of bytes, split into words as llama.cpp's name for it says."""
-    merges = [tuple(pair.split(" ")) for pair in file.metadata["tokenizer.ggml.merges"]]
-    way = file.metadata.get("tokenizer.ggml.pre", "default")
-    split: pre_tokenizers.PreTokenizer
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way in GPT2 + DIGITS)
-    if way in DIGITS:
-        split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), split])
-    elif way in QWEN + LIKE_LLAMA3:
-        words = Regex(WORDS.format(digits="" if way in QWEN else "{1,3}"))
-        split = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), split])
-    elif way not in GPT2:
-        known = ", ".join(sorted(GPT2 + DIGITS + QWEN + LIKE_LLAMA3))
-        raise ValueError(f"{file.path}: expected words split in one of the ways {known}, got {way}")
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=way in LLAMA3))
-    tokenizer.normalizer = normalizers.NFC() if way in QWEN else None
-    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
-    return tokenizer
+    merges = [(left, right) for left, _, right in (pair.partition(" ") for pair in file.metadata[MERGES])]
+    return byte_pairs(vocabulary, merges, file.metadata.get("tokenizer.ggml.pre", "default"))
 
 
 def _pieces(file: GgufFile, vocabulary: dict[str, int], special: dict[str, str]) -> Tokenizer:

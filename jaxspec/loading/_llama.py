@@ -1,4 +1,4 @@
-"""Llama and the families with its names: Mistral, Qwen 2 and 3, Phi 3 and 4, Granite, SmolLM3."""
+"""Llama and the families with its names: Mistral, Qwen 2 and Qwen 3."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxspec.loading._rope import Config, rope_json, rotary_of
 from jaxspec.loading._unsupported import FULL, SLIDING, check_layer_types
-from jaxspec.loading.rules import gate_then_up, heads, in_one, same, stacked
-from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Rotary, Scores
+from jaxspec.loading.rules import heads, same, stacked
+from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Rotary
 
 LAYER = "model.layers.{}."
 LLAMA_WEIGHTS = {
@@ -26,10 +26,6 @@ LLAMA_WEIGHTS = {
     "mlp.gate_up_bias": stacked(LAYER + "mlp.gate_proj.bias", LAYER + "mlp.up_proj.bias"),
     "mlp.down": same(LAYER + "mlp.down_proj.weight"),
     "mlp.down_bias": same(LAYER + "mlp.down_proj.bias"),
-}
-PHI_WEIGHTS = LLAMA_WEIGHTS | {
-    "attention.qkv": in_one(LAYER + "self_attn.qkv_proj.weight", heads(LAYER + "self_attn.{}_proj.weight")),
-    "mlp.gate_up": gate_then_up(LAYER + "mlp.gate_up_proj.weight"),
 }
 LLAMA_ENDS = Ends(tied=False, embedding_scale=1.0)
 
@@ -138,67 +134,3 @@ def write_qwen(config: DecoderConfig) -> Config:
     window = {"use_sliding_window": config.attention.window is not None, "max_window_layers": 0}
     biased = config.attention.qkv_bias and config.attention.norm_heads
     return write_sizes(config) | window | write_layer_types(config) | {"attention_bias": biased}
-
-
-def read_phi3(config: Config) -> DecoderConfig:
-    """Return the configuration of Phi 3 and Phi 4: one array of queries, keys and values, one of gate and up."""
-    window = config.get("sliding_window")
-    check_layer_types(config, window)
-    attention = Attention(rotary_of(config, shared=True), window=window)
-    return read_sizes(config, attention, Block(activation=activation_of(config)))
-
-
-def write_phi3(config: DecoderConfig) -> Config:
-    """Return ``config.json`` of Phi 3 and Phi 4."""
-    return write_sizes(config) | {"sliding_window": config.attention.window}
-
-
-def read_granite(config: Config) -> DecoderConfig:
-    """Return Granite's configuration: factors of the embedding, attention, what blocks add, and the logits."""
-    c, plain = config, read_llama(config)
-    scores = Scores(float(c["attention_multiplier"])) if c.get("attention_multiplier") is not None else Scores(1.0)
-    scale, divided = c.get("residual_multiplier") or 1.0, c.get("logits_scaling") or 1.0
-    return replace(
-        plain,
-        attention=replace(plain.attention, scores=scores),
-        block=replace(plain.block, branch_scale=None if scale == 1 else float(scale)),
-        ends=replace(
-            plain.ends,
-            embedding_scale=float(c.get("embedding_multiplier") or 1.0),
-            logit_scale=None if divided == 1 else 1 / float(divided),
-        ),
-    )
-
-
-def write_granite(config: DecoderConfig) -> Config:
-    """Return Granite's ``config.json``."""
-    scale = config.ends.logit_scale
-    return write_llama(config) | {
-        "attention_multiplier": config.attention.scores.scale,
-        "embedding_multiplier": config.ends.embedding_scale,
-        "residual_multiplier": config.block.branch_scale or 1.0,
-        "logits_scaling": 1.0 if scale is None else round(1 / scale, 6),
-    }
-
-
-def read_smollm3(config: Config) -> DecoderConfig:
-    """Return SmolLM3's configuration: Llama, some layers without rotary positions."""
-    plain, count = read_llama({**config, "layer_types": None}), config["num_hidden_layers"]
-    every = config.get("no_rope_layer_interval") or 4
-    rotated = config.get("no_rope_layers") or [(layer + 1) % every for layer in range(count)]
-    window = config.get("sliding_window") if config.get("use_sliding_window") else None
-    check_layer_types(config, window)
-    windowed = windowed_layers(config, lambda layer: not rotated[layer]) if window else ()
-    unrotated = tuple(not each for each in rotated)
-    attention = replace(
-        plain.attention, window=window, windowed=windowed, unrotated=unrotated if any(unrotated) else ()
-    )
-    return replace(plain, attention=attention)
-
-
-def write_smollm3(config: DecoderConfig) -> Config:
-    """Return SmolLM3's ``config.json``."""
-    a = config.attention
-    rotated = [int(not flag) for flag in a.unrotated] or [1] * config.num_layers
-    window = {"no_rope_layers": rotated, "use_sliding_window": a.window is not None}
-    return write_llama(config) | write_layer_types(config) | window

@@ -17,6 +17,7 @@ from jaxspec.loading._draft_files import CONFIG, DraftFiles, some
 from jaxspec.loading._draft_rules import INDEX, index_of, leaves_of, name_of, rule_for
 from jaxspec.loading._eagles import AFTER, BEFORE, TapOptions, is_eagle, is_eagle3, read_eagle, read_eagle3
 from jaxspec.loading._heads import is_hydra, is_medusa, read_hydra, read_medusa
+from jaxspec.loading.hub import folder_of
 from jaxspec.loading.parameters import float_dtype
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import hidden_like
@@ -62,7 +63,8 @@ def load_draft(
     and Hydra++. What is not in the files, such as the embedding, is the target's own array.
 
     Args:
-        path: folder with ``config.json`` and ``*.safetensors``; ``*.bin`` and ``*.pt`` need torch.
+        path: folder with ``config.json`` and ``*.safetensors``, or its name on the hub; ``*.bin`` and ``*.pt`` in a
+            folder need torch.
         target: the model that the draft was made for.
         taps: i of the residual streams r_i before layer i that an EAGLE-3 draft reads; default: as in the file, or (2,
             L//2, L−3).
@@ -80,7 +82,7 @@ def load_draft(
     """
     if tap_convention not in (None, AFTER, BEFORE):
         raise ValueError(f"expected tap_convention {BEFORE!r} or {AFTER!r}, got {tap_convention!r}")
-    folder = Path(path)
+    folder = folder_of(path)
     options = TapOptions(None if taps is None else tuple(int(tap) for tap in taps), tap_convention)
     with reading(folder, "a published draft"):
         files = DraftFiles(folder)

@@ -18,22 +18,24 @@ from jaxspec.loading._gemma import (
     write_gemma1,
 )
 from jaxspec.loading._gpt2 import GPT2_WEIGHTS, read_gpt2, write_gpt2
-from jaxspec.loading._llama import (
-    LLAMA_WEIGHTS,
+from jaxspec.loading._like_llama import (
     PHI_WEIGHTS,
     read_granite,
-    read_llama,
-    read_mistral,
     read_phi3,
-    read_qwen2,
-    read_qwen3,
     read_smollm3,
     write_granite,
+    write_phi3,
+    write_smollm3,
+)
+from jaxspec.loading._llama import (
+    LLAMA_WEIGHTS,
+    read_llama,
+    read_mistral,
+    read_qwen2,
+    read_qwen3,
     write_llama,
     write_mistral,
-    write_phi3,
     write_qwen,
-    write_smollm3,
 )
 from jaxspec.loading._opt import OPT_WEIGHTS, read_opt, write_opt
 from jaxspec.loading._rope import Config

@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxspec.core.files import reading
-from jaxspec.loading._gguf_config import ROPE_FACTORS, architecture_of, config_of, names_of, undo_of
+from jaxspec.loading._gguf_architectures import architecture_of
+from jaxspec.loading._gguf_config import ROPE_FACTORS, config_of, names_of, undo_of
 from jaxspec.loading._gguf_file import GgufFile, GgufWeights
 from jaxspec.loading._gguf_tokenizer import text_of
 from jaxspec.loading._rope import Config

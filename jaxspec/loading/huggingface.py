@@ -17,6 +17,7 @@ from jaxspec.devices.sharding import check_shardable, leaf_shardings, repeat_hea
 from jaxspec.loading._unsupported import check_plain
 from jaxspec.loading._weights import Arrays, Weights
 from jaxspec.loading.families import Family, family_of
+from jaxspec.loading.hub import folder_of
 from jaxspec.loading.parameters import check_memory, devices_of, float_dtype, leaf_dtype, like_params, named_leaves
 from jaxspec.loading.rules import Rule
 from jaxspec.models import network, partition
@@ -33,26 +34,35 @@ Sources = dict[tuple, tuple[Rule, list[str]]]
 
 
 def load_huggingface(
-    path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *, int8: bool = False, progress: bool = False
+    path: str | Path,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    *,
+    int8: bool = False,
+    progress: bool = False,
+    revision: str | None = None,
 ) -> Model:
     """Read a published checkpoint, each array straight to its devices.
 
     Args:
-        path: folder with ``config.json``, ``*.safetensors`` and, for text, ``tokenizer.json`` or ``tokenizer.model``.
+        path: folder with ``config.json``, ``*.safetensors`` and, for text, ``tokenizer.json`` or ``tokenizer.model``;
+            or its name on the hub, "owner/name", where huggingface_hub is installed.
         mesh: of the parameters, tensor-parallel over its ``model`` axis; default: the first device.
         dtype: of the matrices (norms stay float32); default: float32 on CPU, otherwise the checkpoint's own.
         int8: keep the layers' matrices in eight bits with a scale for every output feature.
         progress: show a progress bar.
+        revision: branch, tag or commit on the hub.
 
     Returns:
         A ``Model`` with its ``text``: tokenizer, chat template, stop tokens.
 
     Raises:
-        ValueError: an unknown architecture, pickles, a truncated file, weights that are missing, unexpected or of
-            another shape (named), a mesh that does not divide the heads, a dtype that is not a float.
+        ValueError: a name that the hub does not have or that cannot be reached, an unknown architecture, pickles, a
+            truncated file, weights that are missing, unexpected or of another shape (named), a mesh that does not
+            divide the heads, a dtype that is not a float.
         MemoryError: the parameters do not fit; names ways to make them smaller.
     """
-    folder = Path(path)
+    folder = folder_of(path, revision)
     published = _config(folder)
     with reading(folder / CONFIG, "the configuration of a supported family"):
         family_of(published)

@@ -15,6 +15,7 @@ from jaxspec.devices.sharding import DeviceOrSharding, check_shardable, leaf_sha
 from jaxspec.drafts import streams
 from jaxspec.loading._saving import original_files, save_huggingface
 from jaxspec.loading.gguf import SUFFIX, convert_gguf, load_gguf
+from jaxspec.loading.hub import folder_of
 from jaxspec.loading.huggingface import load_huggingface, published_dtype
 from jaxspec.loading.llama2c import load_llama2c
 from jaxspec.loading.parameters import check_memory, float_dtype, leaf_dtype, like_params
@@ -98,8 +99,8 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
     """Open a published checkpoint, a directory of ``save_model``, a GGUF file, or a llama2.c file beside its tokenizer.
 
     Args:
-        path: folder with ``config.json``; checkpoint directory; ``.gguf`` file; or ``.bin`` file (tokenizer: the one
-            ``.model`` there).
+        path: folder with ``config.json``, or its name on the hub; checkpoint directory; ``.gguf`` file; or ``.bin``
+            file (tokenizer: the one ``.model`` there).
         mesh: of the parameters.
         dtype: of the matrices; default: see ``load_huggingface``, and the stored one in the other formats.
         int8: keep the layers' matrices in eight bits.
@@ -107,7 +108,8 @@ def open_model(path: str | Path, mesh: Mesh | None = None, dtype: Any = None, *,
     Raises:
         ValueError: a path of another format.
     """
-    path, dtype = Path(path), None if dtype is None else float_dtype(dtype)
+    dtype = None if dtype is None else float_dtype(dtype)
+    path = folder_of(path)
     if (path / "config.json").is_file():
         return load_huggingface(path, mesh, dtype, int8=int8)
     if path.is_dir() and checkpoint.latest(path) is not None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from jaxspec.core.files import read_json, reading
 from jaxspec.text._chat import Message, render
 from jaxspec.text._pieces import check_id, content, read_pieces
+from jaxspec.text.bpe import CLASSES, byte_pairs
 
 #: Files that are copied unchanged.
 FILES = (
@@ -112,6 +114,9 @@ class Text:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             return Text.of(_marked(tokenizer, added, named), **rest)._ended(tokenizer.token_to_id)
+        if not (folder / "tokenizer.model").is_file() and (folder / "merges.txt").is_file():
+            tokenizer = _byte_pairs(folder, about, rest["special"])
+            return Text.of(_marked(tokenizer, added, named), **rest)._ended(tokenizer.token_to_id)
         if (folder / "tokenizer.model").is_file():
             return sentencepiece(folder / "tokenizer.model", about, added, named, **rest)
         return Text(**rest) if rest["stop"] or rest["template"] else None
@@ -202,6 +207,27 @@ def sentencepiece(
         **{"files": {"tokenizer.model": Path(path)}} | {name: value for name, value in rest.items() if value},
     )
     return text._ended(pieces.ids.get, pieces.processor.eos_id())
+
+
+def _byte_pairs(folder: Path, about: dict[str, Any], special: dict[str, str]) -> Tokenizer:
+    """Return the tokenizer of ``vocab.json`` and ``merges.txt``, by the class that ``tokenizer_config.json`` names."""
+    named = str(about.get("tokenizer_class") or "GPT2Tokenizer").removesuffix("Fast")
+    if named not in CLASSES:
+        raise ValueError(
+            f"{folder}: expected tokenizer.json, or vocab.json and merges.txt of {' or '.join(CLASSES)}, got {named}; "
+            "write tokenizer.json with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+    pairs = [line.partition(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    tokenizer = byte_pairs(
+        read_json(folder / "vocab.json"), [(left, right) for left, _, right in pairs], CLASSES[named]
+    )
+    if about.get("add_bos_token") and "bos_token" in special:
+        first = special["bos_token"]
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, tokenizer.token_to_id(first))]
+        )
+    return tokenizer
 
 
 def _marked(tokenizer: Tokenizer, added: dict[int, AddedToken], named: Sequence[str]) -> Tokenizer:

@@ -28,13 +28,25 @@ SIZES = 96, 64, 3, 4, 2, 16, 96
 GEMMA = Ends(tied=True, softcap=8.0)
 AROUND = Block(norms="around", activation="gelu_pytorch_tanh", epsilon=1e-6)
 WINDOWS = {"window": 7, "windowed": (True, True, True)}
+LLAMA_ENDS = Ends(tied=True, embedding_scale=1.0)
 #: By architecture of the file: our configuration.
 CASES = {
-    "llama": DecoderConfig(*SIZES, ends=Ends(tied=True, embedding_scale=1.0)),
+    "llama": DecoderConfig(*SIZES, ends=LLAMA_ENDS),
     "qwen2": DecoderConfig(*SIZES, Attention(Rotary(1e6), qkv_bias=True), ends=Ends(tied=False, embedding_scale=1.0)),
     "qwen3": DecoderConfig(
         *SIZES, Attention(Rotary(1e6), norm_heads=True), Block(epsilon=1e-6), Ends(tied=True, embedding_scale=1.0)
     ),
+    "phi3": DecoderConfig(*SIZES, Attention(Rotary(share=0.5)), ends=Ends(tied=False, embedding_scale=1.0)),
+    "smollm3": DecoderConfig(
+        *SIZES[:2], 4, *SIZES[3:], Attention(unrotated=(False, False, False, True)), ends=LLAMA_ENDS
+    ),
+    "granite": DecoderConfig(
+        *SIZES,
+        Attention(scores=Scores(0.125)),
+        Block(branch_scale=0.25),
+        Ends(tied=True, embedding_scale=12.0, logit_scale=0.125),
+    ),
+    "gemma": DecoderConfig(*SIZES, block=Block(activation="gelu_pytorch_tanh", epsilon=1e-6), ends=Ends(tied=True)),
     "gemma2": DecoderConfig(
         *SIZES, Attention(scores=Scores(16**-0.5, 5.0), window=7, windowed=(True, False, True)), AROUND, GEMMA
     ),
@@ -45,6 +57,8 @@ CASES = {
         Ends(tied=True),
     ),
 }
+#: Architectures that transformers reads as well.
+THEIRS = "llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"
 TEXT = np.random.default_rng(0).integers(0, 96, (2, 24))
 KINDS = "F32", "F16", "Q8_0", "Q4_1"
 
@@ -99,7 +113,7 @@ def test_a_file_on_a_mesh_and_in_other_dtypes(folders, tmp_path):
 
 @pytest.mark.peers
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "kind"), [(name, KINDS[2 * (i % 2)]) for i, name in enumerate(CASES)])
+@pytest.mark.parametrize(("architecture", "kind"), [(name, KINDS[2 * (i % 2)]) for i, name in enumerate(THEIRS)])
 def test_transformers_reads_the_file_and_what_it_is_converted_to_the_same(architecture, kind, folders, tmp_path):
     """Its own reader of GGUF; logits within 1e-4, from the file and from the converted folder."""
     import torch
@@ -236,7 +250,7 @@ def test_words_are_split_as_in_transformers():
     from transformers.convert_slow_tokenizer import TikTokenConverter
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-    from jaxspec.loading._gguf_tokenizer import WORDS
+    from jaxspec.text.bpe import WORDS
 
     assert WORDS.format(digits="") == PRETOKENIZE_REGEX
     assert WORDS.format(digits="{1,3}") == inspect.signature(TikTokenConverter).parameters["pattern"].default
@@ -283,7 +297,7 @@ REFUSED = {
     "expected keys and values of one size, got 16 and 8": {"attention.value_length": 8},
     "expected rotary positions over whole heads": {"rope.dimension_count": 8},
     "expected rope scaling of default, linear, .* got 'other'": {"rope.scaling.type": "other"},
-    "expected num_hidden_layers from 1 to": {"block_count": 2000},
+    "expected block_count from 1 to the .* arrays there are, got 2000": {"block_count": 2000},
     "expected weights that the files do not have": {"block_count": 4},
     "the files have weights that config.json does not describe": {"block_count": 2},
     "expected a tokenizer of kind gpt2 or llama, got bert": {

@@ -15,6 +15,7 @@ from jaxspec.zoo.recipe import held_out_roles
 FOLDER = Path(__file__).parents[3] / "models/smollm2"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.optimised,
     pytest.mark.skipif(not (FOLDER / "config.json").is_file(), reason="models/smollm2 is absent: make smollm2"),
 ]
 NEW_TOKENS = 128

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-PAIRS, ONE_MORE = ("llama",), ("gemma2", "gemma3")
+PAIRS, ONE_MORE = ("llama", "smollm3", "granite"), ("gemma", "gemma2", "gemma3")
 
 
 def write(path, folder, architecture, kind="F32", **more):
@@ -80,7 +80,11 @@ def sizes(config):
         "attention.sliding_window": config.get("sliding_window"),
         "attn_logit_softcapping": config.get("attn_logit_softcapping"),
         "final_logit_softcapping": config.get("final_logit_softcapping"),
-        "rope.dimension_count": config["head_dim"],
+        "rope.dimension_count": int(config["head_dim"] * rope.get("partial_rotary_factor", 1)),
+        "attention.scale": config.get("attention_multiplier"),
+        "embedding_scale": config.get("embedding_multiplier"),
+        "residual_scale": config.get("residual_multiplier"),
+        "logit_scale": config.get("logits_scaling"),
         "rope.freq_base": float(full["rope_theta"]),
     }
 
