@@ -16,7 +16,7 @@ from jaxspec.cli.shared import Flag, report
 from jaxspec.generation import Generation
 from jaxspec.generation.sampling import Sampling, checked
 from jaxspec.methods.protocol import DecodingMethod
-from jaxspec.text import asked, read_prompts
+from jaxspec.text import conversation_of, read_prompts
 from jaxspec.zoo import PAIRS
 
 
@@ -44,7 +44,7 @@ PUBLISHED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptFlags:
     """Where prompts come from.
 
     Attributes:
@@ -58,7 +58,7 @@ class Asked:
     chat: Flag = False
 
     @property
-    def is_talk(self) -> bool:
+    def is_interactive(self) -> bool:
         """Whether a person types messages on a terminal."""
         return self.chat and self.prompt is None and self.prompts is None and sys.stdin.isatty()
 
@@ -79,7 +79,7 @@ class Asked:
             raise ValueError(
                 "expected a prompt, got an empty one; pass --prompt TEXT, --prompts FILE, or text on stdin"
             )
-        return [asked(text) if self.chat else text for text in texts]
+        return [conversation_of(text) if self.chat else text for text in texts]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Answering(NamedTuple):
 
 
 def generate(
-    source: Annotated[Asked, tyro.conf.arg(name="")] = Asked(),
+    source: Annotated[PromptFlags, tyro.conf.arg(name="")] = PromptFlags(),
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = ModelOptions(),
     method: Method | None = None,
     max_new_tokens: int = 128,
@@ -186,14 +186,14 @@ def generate(
     sampler.sampling()
     if "" in stop:
         raise ValueError(f"expected stop strings that are not empty, got {stop}")
-    talk = source.is_talk and not json
-    prompts = [] if talk else source.read()
+    interactive = source.is_interactive and not json
+    prompts = [] if interactive else source.read()
     two_devices()
     needs = f"--method {method}" if method in WITH_DRAFT else "--tree" if drafting.tree else None
     decoder = method_of(load(**vars(models), drafting_for=needs), method, drafting)
     sampling = sampler.sampling(decoder.text.defaults if decoder.text else None)
     answering = Answering(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)
-    if talk:
+    if interactive:
         return converse(answering)
     for each in prompts:
         compiling = answering.compile(each)

@@ -244,7 +244,7 @@ def load_language_models(target: str, draft: Path | None, use: str, needed: bool
         ValueError: a draft of another kind, before models are loaded, or what ``load`` refuses.
     """
     check_models(target, draft)
-    if (path := draft_path(target, draft)) is not None and is_draft(path):
+    if (path := draft_path(target, draft)) is not None and is_draft(folder_of(path)):
         raise ValueError(
             f"{path}: expected a language model as --draft for {use}, got a draft that reads hidden states; "
             "pass a smaller model with the same tokenizer"

@@ -97,8 +97,8 @@ def stream(
 
 
 def _most(method: DecodingMethod, max_length: int | None) -> int:
-    longest = method.text.longest if method.text else None
-    return (longest or LONGEST) if max_length is None else max_length
+    own = method.text.max_length if method.text else None
+    return (own or LONGEST) if max_length is None else max_length
 
 
 def _one_of(temperature: Each[float] | None, sampling: Sampling | None) -> Sampling:

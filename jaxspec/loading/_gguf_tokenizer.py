@@ -2,16 +2,14 @@
 
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
 from jaxspec.loading._gguf_file import GgufFile
 from jaxspec.text import Text
-from jaxspec.text.bpe import LLAMA3, byte_pairs
+from jaxspec.text.bpe import LLAMA3, SPACE, byte_pairs, piece_decoder
 
 #: Pairs that are merged, a text of two for each.
 MERGES = "tokenizer.ggml.merges"
-#: SentencePiece's character for a space.
-SPACE = "▁"
 #: Kinds of tokens, as in SentencePiece.
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 
@@ -32,7 +30,7 @@ def text_of(file: GgufFile) -> Text:
         "stop": stop,
         "template": metadata.get("tokenizer.chat_template"),
         "defaults": {"eos_token_id": list(stop)} if stop else {},
-        "longest": file.get("context_length"),
+        "max_length": file.get("context_length"),
     }
     if tokens is None:
         return Text(**rest)
@@ -78,10 +76,7 @@ def _pieces(file: GgufFile, vocabulary: dict[str, int], special: dict[str, str])
     tokenizer.normalizer = normalizers.Sequence(
         [*([normalizers.Prepend(SPACE)] if first else []), normalizers.Replace(" ", SPACE)]
     )
-    strip = [decoders.Strip(" ", 1, 0)] if first else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    tokenizer.decoder = piece_decoder(first)
     return tokenizer
 
 

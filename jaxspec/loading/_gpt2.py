@@ -1,7 +1,7 @@
 """GPT-2."""
 
 from jaxspec.loading._rope import Config
-from jaxspec.loading.rules import heads, in_one, same, stacked, transposed
+from jaxspec.loading.rules import fused, heads, same, stacked, transposed
 from jaxspec.models.config import Attention, Block, DecoderConfig, Ends
 
 ROOT, LAYER = "transformer.", "transformer.h.{}."
@@ -15,8 +15,8 @@ GPT2_WEIGHTS = {
     "attention_norm.bias": same(LAYER + "ln_1.bias"),
     "mlp_norm.scale": same(LAYER + "ln_2.weight"),
     "mlp_norm.bias": same(LAYER + "ln_2.bias"),
-    "attention.qkv": transposed(in_one(LAYER + "attn.c_attn.weight", heads(LAYER + "{}"))),
-    "attention.qkv_bias": in_one(LAYER + "attn.c_attn.bias", heads(LAYER + "{}")),
+    "attention.qkv": transposed(fused(LAYER + "attn.c_attn.weight", heads(LAYER + "{}"))),
+    "attention.qkv_bias": fused(LAYER + "attn.c_attn.bias", heads(LAYER + "{}")),
     "attention.out": transposed(same(LAYER + "attn.c_proj.weight")),
     "attention.out_bias": same(LAYER + "attn.c_proj.bias"),
     "mlp.gate_up": transposed(stacked(LAYER + "mlp.c_fc.weight")),

@@ -15,12 +15,12 @@ from jaxspec.loading._llama import (
 )
 from jaxspec.loading._rope import Config, rotary_of
 from jaxspec.loading._unsupported import check_layer_types
-from jaxspec.loading.rules import gate_then_up, heads, in_one
+from jaxspec.loading.rules import fused, fused_gate_up, heads
 from jaxspec.models.config import Attention, Block, DecoderConfig, Scores
 
 PHI_WEIGHTS = LLAMA_WEIGHTS | {
-    "attention.qkv": in_one(LAYER + "self_attn.qkv_proj.weight", heads(LAYER + "self_attn.{}_proj.weight")),
-    "mlp.gate_up": gate_then_up(LAYER + "mlp.gate_up_proj.weight"),
+    "attention.qkv": fused(LAYER + "self_attn.qkv_proj.weight", heads(LAYER + "self_attn.{}_proj.weight")),
+    "mlp.gate_up": fused_gate_up(LAYER + "mlp.gate_up_proj.weight"),
 }
 
 
@@ -45,7 +45,7 @@ def read_granite(config: Config) -> DecoderConfig:
     return replace(
         plain,
         attention=replace(plain.attention, scores=scores),
-        block=replace(plain.block, branch_scale=None if scale == 1 else float(scale)),
+        block=replace(plain.block, residual_scale=None if scale == 1 else float(scale)),
         ends=replace(
             plain.ends,
             embedding_scale=float(c.get("embedding_multiplier") or 1.0),
@@ -60,7 +60,7 @@ def write_granite(config: DecoderConfig) -> Config:
     return write_llama(config) | {
         "attention_multiplier": config.attention.scores.scale,
         "embedding_multiplier": config.ends.embedding_scale,
-        "residual_multiplier": config.block.branch_scale or 1.0,
+        "residual_multiplier": config.block.residual_scale or 1.0,
         "logits_scaling": 1.0 if scale is None else round(1 / scale, 6),
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from jaxspec.models.rotary import LinearScaling, Llama3Scaling, Rotary, Scaling, ShortScaling, YarnScaling
+from jaxspec.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, Scaling, YarnScaling
 
 #: Contents of a ``config.json``, or a part of it.
 Config = dict[str, Any]
@@ -92,11 +92,11 @@ def _long(rope: Config, config: Config) -> Scaling:
     factor = float(rope.get("factor") or config["max_position_embeddings"] / length)
     if attention is None:
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
-    return ShortScaling(tuple(float(each) for each in rope["short_factor"]), length, float(attention))
+    return LongRopeScaling(tuple(float(each) for each in rope["short_factor"]), length, float(attention))
 
 
 def _dynamic(rope: Config, config: Config) -> Scaling:
-    return ShortScaling((), _original(rope, config))
+    return LongRopeScaling((), _original(rope, config))
 
 
 def _original(rope: Config, config: Config) -> int:
@@ -119,7 +119,7 @@ SCALINGS: dict[str, Callable[[Config, Config], Scaling | None]] = {
 def rope_json(rotary: Rotary) -> Config:
     """Return ``rope_parameters`` of rotary positions; of LongRoPE with the factors of short texts for long ones too."""
     scaling, theta = rotary.scaling, {"rope_theta": rotary.theta}
-    theta |= {} if rotary.share == 1 else {"partial_rotary_factor": rotary.share}
+    theta |= {} if rotary.partial_factor == 1 else {"partial_rotary_factor": rotary.partial_factor}
     if isinstance(scaling, LinearScaling):
         return theta | {"rope_type": "linear", "factor": scaling.factor}
     if isinstance(scaling, Llama3Scaling):
@@ -128,10 +128,10 @@ def rope_json(rotary: Rotary) -> Config:
     if isinstance(scaling, YarnScaling):
         named = "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"
         return theta | {"rope_type": "yarn"} | dict(zip(named, asdict(scaling).values(), strict=True))
-    if isinstance(scaling, ShortScaling):
+    if isinstance(scaling, LongRopeScaling):
         length = {"original_max_position_embeddings": scaling.max_length, "factor": 1.0}
         if not scaling.factors:
             return theta | length | {"rope_type": "dynamic"}
         factors = {"short_factor": list(scaling.factors), "long_factor": list(scaling.factors)}
-        return theta | length | factors | {"rope_type": "longrope", "attention_factor": scaling.attention}
+        return theta | length | factors | {"rope_type": "longrope", "attention_factor": scaling.attention_factor}
     return theta | {"rope_type": "default"}

@@ -62,7 +62,7 @@ def transposed(rule: Rule) -> Rule:
     )
 
 
-def in_one(name: str, rule: Rule) -> Rule:
+def fused(name: str, rule: Rule) -> Rule:
     """Cut one published array into the arrays of a rule, which lie behind each other: of queries, keys and values."""
 
     def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
@@ -72,7 +72,7 @@ def in_one(name: str, rule: Rule) -> Rule:
     return Rule((name,), join, lambda leaf, config: [np.concatenate(rule.split(leaf, config))])
 
 
-def gate_then_up(name: str) -> Rule:
+def fused_gate_up(name: str) -> Rule:
     """Cut one published array into halves: the gate's rows, then those that it multiplies."""
     return Rule(
         (name,),

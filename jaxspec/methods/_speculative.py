@@ -91,13 +91,13 @@ def speculative(
         return SpeculativeState(state, own, first)
 
     # Only the host can leave out the pass over a window: a branch in the program would copy the cache.
-    looks = tree is None and drafter.may_be_empty and rule == match()
+    skips_empty = tree is None and drafter.may_be_empty and rule == match()
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
         if tree is not None:
             state, info = _tree_step(fixed, params, state)
         else:
-            empty = looks and not (np.asarray(state.window.tokens) >= 0).any()
+            empty = skips_empty and not (np.asarray(state.window.tokens) >= 0).any()
             state, info = _step(fixed, params, state, empty)
         watch("target", "step", info)
         return state, info

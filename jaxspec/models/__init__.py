@@ -5,7 +5,7 @@ from jaxspec.models._partition import partition
 from jaxspec.models.base import Array, Attend, Cache, Model, Network, Params, Rows
 from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Scores, Tracks
 from jaxspec.models.quantize import quantized
-from jaxspec.models.rotary import LinearScaling, Llama3Scaling, Rotary, ShortScaling, YarnScaling
+from jaxspec.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, YarnScaling
 from jaxspec.models.vocabulary import fit_vocabulary
 
 __all__ = [
@@ -18,13 +18,13 @@ __all__ = [
     "Ends",
     "LinearScaling",
     "Llama3Scaling",
+    "LongRopeScaling",
     "Model",
     "Network",
     "Params",
     "Rotary",
     "Rows",
     "Scores",
-    "ShortScaling",
     "Tracks",
     "YarnScaling",
     "decoder",

@@ -78,7 +78,7 @@ class Block:
         activation: name in ``layers.ACTIVATIONS``.
         gated: activation(gate) · up instead of activation(up).
         bias: whether the two projections have biases.
-        branch_scale: factor of what attention and feed-forward add to the residual stream; default: 1.
+        residual_scale: factor of what attention and feed-forward add to the residual stream; default: 1.
     """
 
     layer_norm: bool = False
@@ -87,7 +87,7 @@ class Block:
     activation: str = "silu"
     gated: bool = True
     bias: bool = False
-    branch_scale: float | None = None
+    residual_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,10 @@ class DecoderConfig:
             if (flags := getattr(self.attention, name)) and len(flags) != self.num_layers:
                 raise ValueError(f"expected {name} for {self.num_layers} layers, got {len(flags)}")
         for rotary in filter(None, (self.attention.rotary, self.attention.local_rotary)):
-            if not 0 < rotary.share <= 1 or int(self.head_size * rotary.share) % 2:
+            if not 0 < rotary.partial_factor <= 1 or int(self.head_size * rotary.partial_factor) % 2:
                 raise ValueError(
                     f"expected a share of the head in (0, 1] with an even number of features rotated, got "
-                    f"{rotary.share} of {self.head_size}"
+                    f"{rotary.partial_factor} of {self.head_size}"
                 )
         if self.tracks is not None:
             _check_tracks(self, self.tracks)

@@ -151,7 +151,7 @@ class Layer(nnx.Module):
         self.attention_post_norm = make() if around else None
         self.mlp_post_norm = make() if around else None
         self.attention, self.mlp = SelfAttention(config, rngs, inputs), FeedForward(config, rngs)
-        self.after, self.branch_scale = config.block.norms == "after", config.block.branch_scale
+        self.after, self.residual_scale = config.block.norms == "after", config.block.residual_scale
 
     def __call__(
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
@@ -171,8 +171,8 @@ class Layer(nnx.Module):
         return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm)
 
     def _joined(self, x: Array, branch: Array, own: Callable, post: Callable | None) -> Array:
-        if self.branch_scale is not None:
-            branch = branch * jnp.asarray(self.branch_scale, branch.dtype)
+        if self.residual_scale is not None:
+            branch = branch * jnp.asarray(self.residual_scale, branch.dtype)
         if self.after:
             return own(x + branch)
         return x + (branch if post is None else post(branch))
@@ -190,7 +190,7 @@ def rotary_tables(positions: Array, rotary: Rotary, head_size: int) -> tuple[Arr
     angles = positions.astype(jnp.float32)[..., None] * rotary.frequencies(head_size)[None, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     # XLA:CPU considers cosines cheap and would recompute both in every layer for every head; divisions prevent that.
-    one = (cos * cos + sin * sin) / rotary.attention
+    one = (cos * cos + sin * sin) / rotary.attention_factor
     return cos / one, sin / one
 
 

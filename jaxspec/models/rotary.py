@@ -40,32 +40,32 @@ class Llama3Scaling:
 class YarnScaling:
     """YaRN: frequencies of many turns over the original length are kept, those of few are divided by ``factor``.
 
-    Between the feature that makes ``fast`` turns and the one that makes ``slow``, the two are blended linearly. Cosines
-    and sines are multiplied by ``attention``.
+    Between the feature that makes ``beta_fast`` turns and the one that makes ``beta_slow``, the two are blended
+    linearly. Cosines and sines are multiplied by ``attention_factor``.
 
     Attributes:
         factor: of the length.
         original_length: L, positions of the first training.
-        fast: turns over L from which on a frequency is kept.
-        slow: turns over L up to which it is divided.
-        attention: factor of cosines and sines.
-        whole: whether the two features are rounded to whole ones.
+        beta_fast: turns over L from which on a frequency is kept.
+        beta_slow: turns over L up to which it is divided.
+        attention_factor: factor of cosines and sines.
+        truncate: whether the two features are rounded to whole ones.
 
     Source: Peng et al. (arXiv 2309.00071).
     """
 
     factor: float
     original_length: int
-    fast: float = 32.0
-    slow: float = 1.0
-    attention: float = 1.0
-    whole: bool = True
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
 
     def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         """Scale frequencies [n]."""
         count = len(frequencies)
-        first, last = (self._feature(turns, theta, count) for turns in (self.fast, self.slow))
-        if self.whole:
+        first, last = (self._feature(turns, theta, count) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * count - 1)
         blend = np.clip((np.arange(count) - first) / max(last - first, 0.001), 0.0, 1.0)
@@ -77,27 +77,27 @@ class YarnScaling:
 
 
 @dataclass(frozen=True)
-class ShortScaling:
-    """Frequencies divided by factors of their own, up to ``max_length`` positions: LongRoPE's for short texts.
+class LongRopeScaling:
+    """Frequencies divided by factors of their own, up to ``max_length`` positions: LongRoPE's short factors.
 
     Attributes:
         factors: one for each frequency; empty: none is divided (dynamic NTK).
         max_length: positions beyond which other factors would hold.
-        attention: factor of cosines and sines.
+        attention_factor: factor of cosines and sines.
 
     Source: Ding et al. (arXiv 2402.13753).
     """
 
     factors: tuple[float, ...]
     max_length: int
-    attention: float = 1.0
+    attention_factor: float = 1.0
 
     def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         """Scale frequencies [n]."""
         return frequencies / np.asarray(self.factors) if self.factors else frequencies
 
 
-Scaling = LinearScaling | Llama3Scaling | YarnScaling | ShortScaling
+Scaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True)
@@ -107,23 +107,23 @@ class Rotary:
     Attributes:
         theta: θ.
         scaling: of the frequencies.
-        share: of a head's features that are rotated, the first ones; they count as the head.
+        partial_factor: share of a head's features that are rotated, the first ones; they count as the head.
     """
 
     theta: float = 10_000.0
     scaling: Scaling | None = None
-    share: float = 1.0
+    partial_factor: float = 1.0
 
     def frequencies(self, head_size: int) -> np.ndarray:
         """Return the rotation angle of one position: [rotated features / 2] float32."""
-        size = int(head_size * self.share)
+        size = int(head_size * self.partial_factor)
         plain = 1.0 / (self.theta ** (np.arange(0, size, 2, dtype=np.float64) / size))
         return np.asarray(plain if self.scaling is None else self.scaling(plain, self.theta), np.float32)
 
     @property
-    def attention(self) -> float:
+    def attention_factor(self) -> float:
         """Factor of cosines and sines."""
-        return getattr(self.scaling, "attention", 1.0)
+        return getattr(self.scaling, "attention_factor", 1.0)
 
     @property
     def max_length(self) -> int | None:

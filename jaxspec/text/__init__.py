@@ -1,7 +1,7 @@
 """Text in and out: tokenizers, chat templates, stopping, and windows of text as prompts."""
 
 from jaxspec.text._text import Text, sentencepiece
-from jaxspec.text.prompt_files import asked, read_prompts
+from jaxspec.text.prompt_files import conversation_of, read_prompts
 from jaxspec.text.prompts import token_rows, tokens_of, windows
 from jaxspec.text.stopping import Finish
 from jaxspec.text.tokenizer import train_tokenizer
@@ -9,7 +9,7 @@ from jaxspec.text.tokenizer import train_tokenizer
 __all__ = [
     "Finish",
     "Text",
-    "asked",
+    "conversation_of",
     "read_prompts",
     "sentencepiece",
     "token_rows",

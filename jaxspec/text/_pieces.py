@@ -11,9 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders
 from tokenizers.models import WordLevel
 
 from jaxspec.core.files import reading
+from jaxspec.text.bpe import SPACE, piece_decoder
 
-#: SentencePiece's character for a space.
-SPACE = "▁"
 #: Appended to a model file, so that its normalizer neither adds a first space nor removes spaces. In ``ModelProto``
 #: field 3 is the normalizer, whose fields 3 and 4 are these switches; the last value of a field wins.
 PLAIN_NORMALIZER = b"\x1a\x04\x18\x00\x20\x00"
@@ -63,9 +62,8 @@ class Pieces:
 
     @cached_property
     def decoder(self) -> decoders.Decoder:
-        """Joins pieces: replaces spaces and bytes, and removes the space that was added first."""
-        strip = [decoders.Strip(" ", 1, 0)] if self.prefix else []
-        return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+        """Joins pieces, without the space that was added first."""
+        return piece_decoder(self.prefix)
 
     def piece(self, token: int) -> str | None:
         """Return the token as the vocabulary spells it; None beyond the vocabulary."""

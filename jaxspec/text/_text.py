@@ -49,7 +49,7 @@ class Text:
         piece: id → the token as the vocabulary spells it, None beyond the vocabulary.
         encode_marked: text that already has its special tokens → ids; default: ``encode``.
         special_ids: text of a special token, which ``decode`` omits → its id.
-        longest: tokens of the longest text that the model was made for; None: unknown.
+        max_length: tokens of the longest text that the model was made for; None: unknown.
     """
 
     encode: Callable[[str], np.ndarray] | None = None
@@ -63,7 +63,7 @@ class Text:
     piece: Callable[[int], str | None] | None = None
     encode_marked: Callable[[str], np.ndarray] | None = None
     special_ids: dict[str, int] = field(default_factory=dict)
-    longest: int | None = None
+    max_length: int | None = None
 
     @staticmethod
     def of(tokenizer: Tokenizer, **rest: Any) -> "Text":
@@ -105,7 +105,7 @@ class Text:
             "special": {name: content(value) for name, value in tokens.items() if value},
             "defaults": defaults,
             "files": {name: folder / name for name in (*FILES, "config.json") if (folder / name).is_file()},
-            "longest": _longest(config),
+            "max_length": _max_length(config),
         }
         named = _named(about)
         added = _added(about, _json(folder / "added_tokens.json"), named)
@@ -273,7 +273,7 @@ def _stops(defaults: dict[str, Any], config: dict[str, Any]) -> tuple[int, ...]:
     return stops
 
 
-def _longest(config: dict[str, Any]) -> int | None:
+def _max_length(config: dict[str, Any]) -> int | None:
     most = config.get("max_position_embeddings")
     return most if isinstance(most, int) and not isinstance(most, bool) and 0 < most < 2**31 else None
 

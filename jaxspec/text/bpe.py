@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+#: SentencePiece's character for a space.
+SPACE = "▁"
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 #: How words are split, by the numbers of digits that a word may have.
 WORDS = CONTRACTIONS + (
@@ -44,3 +46,9 @@ def byte_pairs(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], wa
     tokenizer.normalizer = normalizers.NFC() if way in QWEN else None
     tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
     return tokenizer
+
+
+def piece_decoder(prefix: bool) -> decoders.Decoder:
+    """Return what joins SentencePiece's pieces: spaces and bytes are replaced, and a ``prefix`` space removed."""
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])

@@ -36,7 +36,7 @@ def read_prompts(path: str | Path) -> list[str | list[Message]]:
     return prompts
 
 
-def asked(prompt: str | Sequence[Message]) -> list[Message]:
+def conversation_of(prompt: str | Sequence[Message]) -> list[Message]:
     """Return the conversation that a prompt begins: a text is the message of a user."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 

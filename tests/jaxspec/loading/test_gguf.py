@@ -36,14 +36,14 @@ CASES = {
     "qwen3": DecoderConfig(
         *SIZES, Attention(Rotary(1e6), norm_heads=True), Block(epsilon=1e-6), Ends(tied=True, embedding_scale=1.0)
     ),
-    "phi3": DecoderConfig(*SIZES, Attention(Rotary(share=0.5)), ends=Ends(tied=False, embedding_scale=1.0)),
+    "phi3": DecoderConfig(*SIZES, Attention(Rotary(partial_factor=0.5)), ends=Ends(tied=False, embedding_scale=1.0)),
     "smollm3": DecoderConfig(
         *SIZES[:2], 4, *SIZES[3:], Attention(unrotated=(False, False, False, True)), ends=LLAMA_ENDS
     ),
     "granite": DecoderConfig(
         *SIZES,
         Attention(scores=Scores(0.125)),
-        Block(branch_scale=0.25),
+        Block(residual_scale=0.25),
         Ends(tied=True, embedding_scale=12.0, logit_scale=0.125),
     ),
     "gemma": DecoderConfig(*SIZES, block=Block(activation="gelu_pytorch_tanh", epsilon=1e-6), ends=Ends(tied=True)),

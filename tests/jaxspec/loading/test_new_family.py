@@ -11,7 +11,7 @@ from jaxspec import autoregressive, decoder, generate
 from jaxspec.loading import families, load_huggingface, save_huggingface
 from jaxspec.loading._llama import LAYER, LLAMA_WEIGHTS, read_llama, write_llama
 from jaxspec.loading.families import Family
-from jaxspec.loading.rules import Rule, heads
+from jaxspec.loading.rules import fused, heads
 
 SEPARATE, FUSED = heads(LAYER + "self_attn.{}_proj.weight"), LAYER + "self_attn.qkv_proj.weight"
 SIZES = {
@@ -24,16 +24,7 @@ SIZES = {
 }
 
 
-def join(parts, config):
-    rows = np.cumsum([config.num_heads, config.num_kv_heads]) * config.head_size
-    return SEPARATE.join(np.split(parts[0], rows), config)
-
-
-def split(leaf, config):
-    return [np.concatenate(SEPARATE.split(leaf, config))]
-
-
-WEIGHTS = LLAMA_WEIGHTS | {"attention.qkv": Rule((FUSED,), join, split)}
+WEIGHTS = LLAMA_WEIGHTS | {"attention.qkv": fused(FUSED, SEPARATE)}
 ROW = Family("fused", "FusedForCausalLM", read_llama, write_llama, WEIGHTS)
 
 
