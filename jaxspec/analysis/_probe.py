@@ -13,7 +13,7 @@ from jaxspec.analysis._reading import check_layers, draft_pass, map_exits, step_
 from jaxspec.analysis.cost import ProgramTimes, step_time
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.models.vocabulary import check_language_model, fitted
-from jaxspec.text.prompts import filled
+from jaxspec.text.prompts import Continued, filled, without_prompts
 from jaxspec.training import hidden_states
 from jaxspec.verify.exits import LogitLens
 
@@ -61,8 +61,8 @@ class ExitReading(NamedTuple):
 def probe(
     target: Model,
     draft: Model | None,
-    tokens: np.ndarray,
-    prompt_length: int,
+    tokens: np.ndarray | Continued,
+    prompt_length: int = 0,
     *,
     window: int = 7,
     num_candidates: Sequence[int] = (1, 4, 8),
@@ -74,8 +74,9 @@ def probe(
     Args:
         target: whose exits are probed.
         draft: determines where steps end; without one, the figures that depend on it are empty.
-        tokens: prompts with the target's own greedy continuations: [n, P + L]; −1 after the end of a text.
-        prompt_length: P.
+        tokens: prompts with the target's own greedy continuations: [n, P + L], −1 after the end of a text, or with the
+            length of each prompt.
+        prompt_length: P of texts [n, P + L].
         window: γ.
         num_candidates: κ.
         layers: ℓₑ, ascending; default: all.
@@ -93,10 +94,11 @@ def probe(
         )
     if draft is not None:
         check_language_model(draft, "to probe with")
-    if tokens.shape[1] - prompt_length <= window:
-        raise ValueError(f"expected more than {window} tokens after the prompts, got {tokens.shape[1] - prompt_length}")
+    texts = Continued.of(tokens, prompt_length)
+    if texts.most <= window:
+        raise ValueError(f"expected more than {window} tokens after the prompts, got {texts.most}")
     kappas, head = tuple(num_candidates), LogitLens() if exit is None else exit
-    reading = _read(target, draft and fitted(target, draft), tokens, prompt_length, layers, kappas, head)
+    reading = _read(target, draft and fitted(target, draft), texts, layers, kappas, head)
     ends = None if draft is None else _ends(reading, window)
     return [_summary(reading, index, layer, kappas, ends, window) for index, layer in enumerate(layers)]
 
@@ -104,14 +106,14 @@ def probe(
 def _read(
     target: Model,
     draft: Model | None,
-    tokens: np.ndarray,
-    prompt_length: int,
+    texts: Continued,
     layers: tuple[int, ...],
     kappas: tuple[int, ...],
     head: Any,
 ) -> ExitReading:
     """Read texts in parts of at most ``MAX_LOGITS``; positions of the prompts are dropped."""
     networks, params = (target.network, draft and draft.network), (target.params, draft and draft.params)
+    tokens = texts.tokens
     size = max(1, MAX_LOGITS // (target.network.config.vocab_size * tokens.shape[1]))
     parts = [
         jax.device_get(
@@ -119,9 +121,9 @@ def _read(
         )
         for start in range(0, len(tokens), size)
     ]
-    joined = (np.concatenate(leaves, axis=-2) for leaves in zip(*parts, strict=True))
-    agrees, ranks, masked_ranks, mass = (leaf[..., prompt_length - 1 : -1] for leaf in joined)
-    return ExitReading(agrees, ranks, masked_ranks, mass, np.asarray(tokens)[:, prompt_length:] >= 0)
+    joined = (np.concatenate(leaves, axis=-2)[..., :-1] for leaves in zip(*parts, strict=True))
+    agrees, ranks, masked_ranks, mass = (without_prompts(leaf, texts.starts - 1) for leaf in joined)
+    return ExitReading(agrees, ranks, masked_ranks, mass, without_prompts(tokens, texts.starts, -1) >= 0)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
+import tyro
 
-from jaxspec.cli.checks import at_least, check_models, draft_path, is_pair
+from jaxspec.cli.checks import at_least, check_models, check_readable, draft_path, is_pair
+from jaxspec.cli.shared import prompts_of
 from jaxspec.drafts import Draft, trees
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.loading import is_draft, load_draft
@@ -18,6 +20,7 @@ from jaxspec.methods import DecodeSpec, candidates, lookup
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
+from jaxspec.text import Text
 from jaxspec.verify import acceptance
 
 Method = Literal["autoregressive", "lookup", "speculative", "mirror"]
@@ -136,15 +139,31 @@ class Continuations:
     """Prompts that the target continues, to read the draft and the exits along its own text.
 
     Attributes:
-        texts: prompts are windows of these: .txt file, folder of them, or JSON lines with "user" and "text"; default:
-            roles of Shakespeare that the embedded pair never saw. Use texts similar to those of later prompts.
-        prompts: how many are continued.
-        new_tokens: length of each continuation.
+        prompts: similar to those that will be decoded. .jsonl with "prompt", "question", "messages" or "turns": whole
+            prompts, put through the target's chat template if it has one. .txt files, folders of them, or JSON lines
+            with "user" and "text": windows of these. Default: roles of Shakespeare that the embedded pair never saw.
+        count: how many prompts are continued.
+        new_tokens: longest continuation.
     """
 
-    texts: Path | None = None
-    prompts: int = 16
+    prompts: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--texts",))] = ()
+    count: int = 16
     new_tokens: int = 128
+
+    def check(self, window: int) -> None:
+        """Check the numbers and paths before models are loaded.
+
+        Raises:
+            ValueError: a number below its minimum, a path that cannot be read.
+        """
+        at_least(1, count=self.count)
+        at_least(window + 1, new_tokens=self.new_tokens)
+        for path in self.prompts:
+            check_readable(path)
+
+    def read(self, text: Text | None) -> list[list[int]]:
+        """Return the token ids of the prompts."""
+        return prompts_of(text, self.count, self.prompts)
 
 
 def batch_scheduling() -> None:

@@ -1,5 +1,6 @@
 """``jaxspec probe``: how well does each exit predict the target, and which one does the cost model propose?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, Loaded, load_language_models, two_devices
-from jaxspec.cli.checks import at_least, check_picture, check_readable
-from jaxspec.cli.shared import PROMPT, Flag, prompts_of, report, with_tokenizer
+from jaxspec.cli.checks import at_least, check_picture
+from jaxspec.cli.shared import Flag, report, with_tokenizer
 from jaxspec.text import tokens_of
+from jaxspec.text.prompts import Continued
 from jaxspec.zoo import PAIRS
 
 
@@ -42,14 +44,13 @@ def probe(
     """
     from jaxspec.analysis import plots, proposals
 
-    at_least(1, window=window, num_candidates=num_candidates, prompts=continuations.prompts)
-    at_least(window + 1, new_tokens=continuations.new_tokens)
-    check_readable(continuations.texts)
+    at_least(1, window=window, num_candidates=num_candidates)
+    continuations.check(window)
     check_picture(plot)
     two_devices()
     models = load_language_models(target, draft, "--propose" if propose else "jaxspec probe", propose)
     text = _text(models, continuations, not json)
-    corpus = _corpus(models, continuations.texts) if fit_lens else None
+    corpus = _corpus(models, continuations.prompts) if fit_lens else None
     probes = _probes(models, text, window, num_candidates, corpus, not json)
     plot.parent.mkdir(parents=True, exist_ok=True)
     plots.probe(probes, plot)
@@ -63,54 +64,53 @@ def probe(
     print(f"picture in {plot}")
 
 
-def _text(models: Loaded, continuations: Continuations, progress: bool) -> np.ndarray:
+def _text(models: Loaded, continuations: Continuations, progress: bool) -> Continued:
     """Return prompts with the target's own continuations."""
     from jaxspec.federated import continued
 
-    prompts = prompts_of(models.target.text, continuations.prompts, continuations.texts)
-    return continued(models.target, np.asarray(prompts, np.int32), continuations.new_tokens, progress).tokens
+    return continued(models.target, continuations.read(models.target.text), continuations.new_tokens, progress)
 
 
-def _corpus(models: Loaded, texts: Path | None) -> np.ndarray:
+def _corpus(models: Loaded, paths: Sequence[Path]) -> np.ndarray:
     """Return tokens to fit a lens on."""
     from jaxspec.federated import read_roles, read_texts, split_roles
     from jaxspec.zoo.recipe import held_out_ids
 
-    if texts is None:
+    if not paths:
         training, *_ = split_roles(read_roles(), held_out_ids())
         parts = [role.text for role in training]
     else:
-        parts = list(read_texts(texts).values())
+        parts = [text for path in paths for text in read_texts(path).values()]
     return tokens_of(with_tokenizer(models.target.text), "\n".join(parts))
 
 
 def _probes(
-    models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...], corpus: np.ndarray | None, progress: bool
+    models: Loaded, text: Continued, window: int, kappas: tuple[int, ...], corpus: np.ndarray | None, progress: bool
 ) -> list[Any]:
     from jaxspec.analysis import probe as probe_exits
     from jaxspec.training import fit_lens
 
     options: dict[str, Any] = {"window": window, "num_candidates": kappas}
     if corpus is None:
-        return probe_exits(models.target, models.language_model, text, PROMPT, exit=models.exit, **options)
+        return probe_exits(models.target, models.language_model, text, exit=models.exit, **options)
     probes: list[Any] = []
     for layer in range(1, models.target.network.config.num_layers):
         lens = fit_lens(models.target, layer, corpus, progress=progress)
-        probes += probe_exits(models.target, models.language_model, text, PROMPT, layers=[layer], exit=lens, **options)
+        probes += probe_exits(models.target, models.language_model, text, layers=[layer], exit=lens, **options)
     return probes
 
 
-def _times(models: Loaded, text: np.ndarray, window: int, kappas: tuple[int, ...]) -> dict[int, Any]:
+def _times(models: Loaded, text: Continued, window: int, kappas: tuple[int, ...]) -> dict[int, Any]:
     """Return the program times of a step by κ."""
     from jaxspec.analysis import cost
     from jaxspec.devices.sharding import default_placement
     from jaxspec.methods import DecodeSpec, candidates
 
-    times, prompt = {}, text[0, :PROMPT].tolist()
+    times, prompt = {}, text.tokens[0, : text.starts[0]].tolist()
     for kappa in kappas:
         spec = DecodeSpec(window, candidates.mirror(), kappa, models.exit_layer)
         method = spec.build(models.target, models.language_model, models.exit)
-        times[kappa] = cost.measure(method, default_placement(), [prompt], text.shape[1] - PROMPT).times
+        times[kappa] = cost.measure(method, default_placement(), [prompt], text.most).times
     return times
 
 

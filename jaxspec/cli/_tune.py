@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, load, two_devices
-from jaxspec.cli.checks import at_least, check_readable
-from jaxspec.cli.shared import Flag, prompts_of, report
+from jaxspec.cli.checks import at_least
+from jaxspec.cli.shared import Flag, report
 from jaxspec.zoo import PAIRS
 
 
@@ -42,16 +42,15 @@ def tune(
     from jaxspec.analysis import tune as find_fastest
 
     grid = Grid(windows, num_candidates, (*budgets, None), exit_layers or None)
-    at_least(1, prompts=continuations.prompts, batch=batch)
-    at_least(max(windows) + 1, new_tokens=continuations.new_tokens)
-    check_readable(continuations.texts)
+    at_least(1, batch=batch)
+    continuations.check(max(windows))
     two_devices()
     models = load(pair, draft, drafting_for="jaxspec tune")
     assert models.draft is not None
     tuned = find_fastest(
         models.target,
         models.draft,
-        prompts_of(models.target.text, continuations.prompts, continuations.texts),
+        continuations.read(models.target.text),
         grid=grid,
         exit_layer=models.exit_layer,
         exit=models.exit,

@@ -2,13 +2,18 @@
 
 import json
 import os
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
 
+from jaxspec.generation.requests import encoded
 from jaxspec.text import Text, token_rows, tokens_of
+from jaxspec.text.prompt_files import conversation_of, is_prompt_file, read_prompts
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -42,25 +47,44 @@ def with_tokenizer(text: Text | None) -> Text:
     return text
 
 
-def prompts_of(text: Text | None, count: int, path: Path | None = None) -> list[list[int]]:
-    """Return at most ``count`` prompts of ``PROMPT`` tokens.
+def prompts_of(text: Text | None, count: int, paths: Sequence[Path] = ()) -> list[list[int]]:
+    """Return the token ids of at most ``count`` prompts, in an order that does not change.
 
     Args:
         text: the model's text handling.
         count: number of prompts.
-        path: texts for ``federated.read_texts``, cut into windows; None: beginnings of held-out Shakespeare roles.
+        paths: files of whole prompts (``is_prompt_file``), put through the chat template if there is one, and texts for
+            ``federated.read_texts``, cut into windows of ``PROMPT`` tokens; none: beginnings of held-out Shakespeare
+            roles.
 
     Raises:
         ValueError: the model has no tokenizer, or no text is as long as a prompt.
     """
-    from jaxspec.federated import read_texts
     from jaxspec.zoo.recipe import held_out_roles
 
     text = with_tokenizer(text)
-    if path is None:
+    if not paths:
         return [tokens_of(text, role.text)[:PROMPT].tolist() for role in held_out_roles()[:count]]
+    share = -(-count // len(paths))
+    rows = [_whole(text, path, share) if is_prompt_file(path) else _windows(text, path, share) for path in paths]
+    return [row for each in zip_longest(*rows) for row in each if row is not None][:count]
+
+
+def _whole(text: Text, path: Path, count: int) -> list[list[int]]:
+    """Return prompts of a file, evenly spaced, as ``generate --chat`` would begin with them."""
+    prompts = read_prompts(path)
+    chosen = [prompts[place] for place in np.linspace(0, len(prompts) - 1, min(count, len(prompts))).astype(int)]
+    return [
+        ids.tolist() for ids in encoded([conversation_of(each) for each in chosen] if text.template else chosen, text)
+    ]
+
+
+def _windows(text: Text, path: Path, count: int) -> list[list[int]]:
+    """Return windows of texts, shuffled."""
+    from jaxspec.federated import read_texts
+
     texts = [part for part in read_texts(path).values() if len(tokens_of(text, part)) >= PROMPT]
     if not texts:
         raise ValueError(f"{path}: expected a text of at least {PROMPT} tokens, got none; use longer texts")
-    rows, _ = token_rows(text, texts[:count], PROMPT, -(-count // min(len(texts), count)))
-    return rows[:count].tolist()
+    rows, _ = token_rows(text, texts, PROMPT, -(-count // len(texts)))
+    return np.random.default_rng(0).permutation(rows)[:count].tolist()

@@ -1,10 +1,29 @@
-"""Reading files of other programs: every error names the file."""
+"""Reading files of other programs, whose errors name the file, and keeping results of our own."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+
+def kept(directory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Read named arrays from a file, or make them and write the file; it is never left half written."""
+    if directory is None:
+        return make()
+    path = Path(directory) / f"{name}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return dict(file)
+    arrays = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)
+    os.replace(partial, path)
+    return arrays
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the target's tokens. Only draft parameters are sent. The gain is measured as acc
 
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
 from jaxspec.federated._examples import Continued, TopTokens, accepted_length, client_examples, continued, top_tokens
-from jaxspec.federated._gather import UNSEEN, Distilling, gather, saved_continuations
+from jaxspec.federated._gather import UNSEEN, Distilling, gather
 from jaxspec.federated._methods import (
     METHODS,
     FederatedMethod,
@@ -52,7 +52,6 @@ __all__ = [
     "read_roles",
     "read_texts",
     "run",
-    "saved_continuations",
     "split_roles",
     "split_text",
     "token_rows",

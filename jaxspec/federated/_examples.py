@@ -1,7 +1,8 @@
 """Training examples and evaluation texts: windows of the clients' text, continued by the target."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,29 +11,18 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.analysis import step_ends
-from jaxspec.generation import generate
+from jaxspec.core.digests import digest
+from jaxspec.core.files import kept
+from jaxspec.generation import Sampling, generate
+from jaxspec.generation.requests import Prompt, encoded
 from jaxspec.methods import autoregressive
 from jaxspec.models.base import Array, Model, Network, Params
-from jaxspec.text.prompts import filled, lengths
+from jaxspec.text.prompts import Continued, behind, filled, lengths
 from jaxspec.training import log_probabilities
 from jaxspec.verify.sampling import guess
 
 #: Arrays [n, ...] of one client, by name.
 Examples = dict[str, np.ndarray]
-
-
-class Continued(NamedTuple):
-    """Prompts, each followed by the target's greedy tokens.
-
-    Attributes:
-        tokens: [n, P + L]; −1 after a stop token of the target, which is the last token of its row.
-        prompt_length: P.
-        owners: client of each row, ascending; None if rows do not belong to training clients.
-    """
-
-    tokens: np.ndarray
-    prompt_length: int
-    owners: np.ndarray | None = None
 
 
 class TopTokens(NamedTuple):
@@ -48,20 +38,59 @@ class TopTokens(NamedTuple):
 
 
 def continued(
-    target: Model, prompts: np.ndarray, new_tokens: int, progress: bool = False, batch_size: int = 96
+    target: Model,
+    prompts: np.ndarray | Sequence[Prompt],
+    new_tokens: int,
+    progress: bool = False,
+    batch_size: int = 96,
+    temperature: float = 0.0,
+    directory: Path | None = None,
 ) -> Continued:
-    """Continue prompts [n, P] greedily with ``generate``, ``batch_size`` rows at a time.
+    """Continue prompts with ``generate``, ``batch_size`` rows at a time, those of like length together.
 
     A row ends after ``new_tokens`` tokens, or earlier at one of the model's stop tokens (``Text.stop``).
+
+    Args:
+        target: writes the tokens.
+        prompts: [n, P], or prompts of any length as for ``generate``; the longest decides the width of the result.
+        new_tokens: L.
+        progress: show a bar.
+        batch_size: rows at a time.
+        temperature: of the target; with 0 the tokens are its most likely ones.
+        directory: where every batch is kept; those that are there already are read.
     """
-    method, rows = autoregressive(target), []
-    with tqdm(total=len(prompts), desc="continue", unit="text", disable=not progress) as bar:
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            rows += generate(method, batch.tolist(), new_tokens).tokens
+    ids = encoded(prompts.tolist() if isinstance(prompts, np.ndarray) else prompts, target.text)
+    starts = np.asarray([len(row) for row in ids])
+    tokens = np.full((len(ids), starts.max(initial=0) + new_tokens), -1, np.int32)
+    write = _writer(target, new_tokens, temperature, directory)
+    order = np.argsort(starts, kind="stable")
+    with tqdm(total=len(ids), desc="continue", unit="text", disable=not progress) as bar:
+        for batch in np.split(order, range(batch_size, len(ids), batch_size)):
+            for row, new in zip(batch, write([ids[row] for row in batch], batch), strict=True):
+                tokens[row, : starts[row]], tokens[row, starts[row] : starts[row] + new_tokens] = ids[row], new
             bar.update(len(batch))
-    padded = [np.pad(np.asarray(row, np.int32), (0, new_tokens - len(row)), constant_values=-1) for row in rows]
-    return Continued(np.concatenate([prompts, np.stack(padded)], axis=1), prompts.shape[1])
+    return Continued(tokens, int(starts[0]) if len(set(starts.tolist())) == 1 else starts)
+
+
+def _writer(
+    target: Model, new_tokens: int, temperature: float, directory: Path | None
+) -> Callable[[list[np.ndarray], np.ndarray], np.ndarray]:
+    """Return a function from prompts and seeds to the target's tokens [n, L], padded with −1; kept in ``directory``."""
+    method, stop = autoregressive(target), sorted(target.text.stop) if target.text else []
+
+    def written(ids: list[np.ndarray], seeds: np.ndarray) -> dict[str, np.ndarray]:
+        sampling = Sampling(temperature=temperature, seed=seeds.tolist())
+        rows = generate(method, [row.tolist() for row in ids], new_tokens, sampling=sampling).tokens
+        padded = [np.pad(np.asarray(row, np.int32), (0, new_tokens - len(row)), constant_values=-1) for row in rows]
+        return {"tokens": np.stack(padded)}
+
+    def write(ids: list[np.ndarray], seeds: np.ndarray) -> np.ndarray:
+        about = f"{target.network.config} {[len(row) for row in ids]} {new_tokens} {stop} {temperature}"
+        parts = [np.concatenate(ids), *([seeds] if temperature else [])]
+        name = f"said-{digest(about, target.params, np.concatenate(parts))}"
+        return kept(directory, name, partial(written, ids, seeds))["tokens"]
+
+    return write
 
 
 def top_tokens(target: Model, tokens: np.ndarray, k: int, progress: bool = False, batch_size: int = 32) -> TopTokens:
@@ -115,7 +144,7 @@ def client_examples(data: Continued, owners: Sequence[int], top: TopTokens | Non
     labels = data.tokens[:, 1:].copy()
     arrays = {"tokens": filled(data.tokens)[:, :-1], "labels": labels}
     if top is None:
-        labels[:, : data.prompt_length - 1] = -1
+        labels[~behind(data.prompt_length, data.tokens.shape)[:, 1:]] = -1
     else:
         arrays |= {"top_tokens": top.tokens, "top_logs": top.log_probabilities}
     owner = np.asarray(owners)
@@ -146,7 +175,7 @@ def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, w
     agrees = [row for params, data in parts for row in _agreement_rows(network, params, data, window)]
     accepted = [count for _, _, count in step_ends(agrees, window)]
     if not accepted:
-        longest = max(data.tokens.shape[1] - data.prompt_length for _, data in parts)
+        longest = max(data.most for _, data in parts)
         raise ValueError(f"expected more than {window} tokens after a prompt, got {longest}; use longer continuations")
     return float(np.mean(accepted))
 
@@ -155,9 +184,9 @@ def _agreement_rows(network: Network, params: Params, data: Continued, window: i
     """Return whether draft and target agree, per new token; False after a stop token, to complete last steps."""
     agrees = np.asarray(_agreement(network, params, jnp.asarray(filled(data.tokens))))
     rows = []
-    for row, tokens in zip(agrees, data.tokens, strict=True):
-        new = row[data.prompt_length - 1 : lengths(tokens[None])[0] - 1]
-        rows.append(np.pad(new, (0, window)) if tokens[-1] < 0 else new)
+    for row, start, end in zip(agrees, data.starts, lengths(data.tokens), strict=True):
+        new = row[start - 1 : end - 1]
+        rows.append(np.pad(new, (0, window)) if end - start < data.most else new)
     return rows
 
 

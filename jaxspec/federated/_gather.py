@@ -1,16 +1,15 @@
 """Collect what the target predicts on the clients' texts, and cache it on disk."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from jaxfed.data.roles import split_text
 from jaxspec.core.digests import digest
+from jaxspec.core.files import kept
 from jaxspec.federated._examples import Continued, TopTokens, client_examples, continued, top_tokens
 from jaxspec.federated._methods import check_counts
 from jaxspec.federated._setup import TextProblem
@@ -85,42 +84,10 @@ def _labels(
     target: Model, prompts: np.ndarray, num_train: int, s: Distilling, directory: Path | None, progress: bool
 ) -> tuple[np.ndarray, TopTokens | None]:
     """Return the continuations of all prompts, and top tokens along the first ``num_train``; cached."""
-    tokens = saved_continuations(target, prompts, s.new_tokens + s.window, directory, progress)
+    tokens = continued(target, prompts, s.new_tokens + s.window, progress, directory=directory).tokens
     if s.top_k is None:
         return tokens, None
-    digest = _digest(target, prompts, s.new_tokens + s.window)
-    name, train = f"laws-{digest}-{num_train}-{s.top_k}", tokens[:num_train]
-    top = _cached(directory, name, lambda: top_tokens(target, train, s.top_k or 1, progress)._asdict())
+    train = tokens[:num_train]
+    name = f"laws-{digest(f'{target.network.config} {train.shape} {s.top_k}', target.params, train)}"
+    top = kept(directory, name, lambda: top_tokens(target, train, s.top_k or 1, progress)._asdict())
     return tokens, TopTokens(**top)
-
-
-def saved_continuations(
-    target: Model, prompts: np.ndarray, new_tokens: int, directory: Path | None, progress: bool = False
-) -> np.ndarray:
-    """Return ``continued(target, prompts, new_tokens).tokens``, read from ``directory`` if they are there already."""
-    # "said" and "laws" are names of files on disk, kept so that existing folders stay valid.
-    name = f"said-{_digest(target, prompts, new_tokens)}"
-    make = lambda: {"tokens": continued(target, prompts, new_tokens, progress).tokens}  # noqa: E731
-    return _cached(directory, name, make)["tokens"]
-
-
-def _digest(target: Model, prompts: np.ndarray, new_tokens: int) -> str:
-    """Return the hash of everything that the continuations depend on."""
-    stop = sorted(target.text.stop) if target.text else []
-    return digest(f"{target.network.config} {prompts.shape} {new_tokens} {stop}", target.params, prompts)
-
-
-def _cached(directory: Path | None, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Read named arrays from a file, or make them and write the file; it is never left half written."""
-    if directory is None:
-        return make()
-    path = Path(directory) / f"{name}.npz"
-    if path.exists():
-        with np.load(path) as file:
-            return dict(file)
-    arrays = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **arrays)
-    os.replace(partial, path)
-    return arrays

@@ -1,6 +1,8 @@
 """Files of prompts: one text, or JSON lines of texts, conversations, or Spec-Bench's questions."""
 
+import gzip
 import json
+import lzma
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ KEYS = ("prompt", "text", "question", "messages", "turns")
 
 
 def read_prompts(path: str | Path) -> list[str | list[Message]]:
-    """Read prompts: the whole of a text file, or the lines of a ``.jsonl`` file.
+    """Read prompts: the whole of a text file, or the lines of a ``.jsonl`` file, which may be compressed (gz, xz).
 
     A line is an object with ``prompt``, ``text`` or ``question`` (a text), ``messages`` (a conversation), or ``turns``
     (Spec-Bench; the first is taken).
@@ -22,11 +24,8 @@ def read_prompts(path: str | Path) -> list[str | list[Message]]:
         OSError: no such file.
     """
     path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8, got {error}") from error
-    if path.suffix != ".jsonl":
+    text = _read(path)
+    if ".jsonl" not in path.suffixes:
         prompts: list[str | list[Message]] = [text] if text.strip() else []
     else:
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -34,6 +33,26 @@ def read_prompts(path: str | Path) -> list[str | list[Message]]:
     if not prompts:
         raise ValueError(f"{path}: expected a prompt, got an empty file")
     return prompts
+
+
+def is_prompt_file(path: str | Path) -> bool:
+    """Return whether a file holds whole prompts: its first line of JSON has a key of ``KEYS``, and no ``user``."""
+    if not Path(path).is_file() or ".jsonl" not in Path(path).suffixes:
+        return False
+    try:
+        first = json.loads(next(filter(str.strip, _read(Path(path)).splitlines()), "null"))
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "user" not in first and any(key in first for key in KEYS)
+
+
+def _read(path: Path) -> str:
+    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+    try:
+        with openers.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+            return file.read()
+    except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got {error}") from error
 
 
 def conversation_of(prompt: str | Sequence[Message]) -> list[Message]:

@@ -1,6 +1,7 @@
 """Windows of text that begin as prompts do: with the tokens that the tokenizer puts before every prompt."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -64,6 +65,65 @@ def token_rows(
     prefix = prompt_prefix(tokenizer)
     rows = [windows(tokens_of(tokenizer, text), length, count, prefix) for text in texts]
     return np.concatenate(rows), [index for index, part in enumerate(rows) for _ in part]
+
+
+class Continued(NamedTuple):
+    """Prompts, each followed by the tokens of a target.
+
+    Attributes:
+        tokens: [n, P + L]; −1 after a stop token of the target, which is the last token of its row, and after L tokens.
+        prompt_length: P of all rows, or of each: [n].
+        owners: client of each row, ascending; None if rows do not belong to training clients.
+    """
+
+    tokens: np.ndarray
+    prompt_length: int | np.ndarray
+    owners: np.ndarray | None = None
+
+    @property
+    def starts(self) -> np.ndarray:
+        """P of each row."""
+        return np.broadcast_to(self.prompt_length, len(self.tokens))
+
+    @property
+    def most(self) -> int:
+        """L."""
+        return self.tokens.shape[1] - int(np.max(self.prompt_length))
+
+    def rows(self, index: np.ndarray | slice) -> "Continued":
+        """Return some of the rows."""
+        starts = self.starts[index]
+        ends = starts if np.ndim(self.prompt_length) else self.prompt_length
+        owners = None if self.owners is None else self.owners[index]
+        return Continued(self.tokens[index, : int(starts.max()) + self.most], ends, owners)
+
+    @classmethod
+    def of(cls, tokens: "np.ndarray | Continued", prompt_length: int = 0) -> "Continued":
+        """Return texts with their prompts as they are, or texts [n, T] behind prompts of one length."""
+        return tokens if isinstance(tokens, Continued) else cls(np.asarray(tokens), prompt_length)
+
+
+def behind(prompt_length: int | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return which places of texts [n, T] are behind their prompts, for one length or one of each text: [n, T] bool."""
+    ends = np.broadcast_to(np.asarray(prompt_length), shape[:1])
+    return np.arange(shape[1])[None] >= ends[:, None]
+
+
+def without_prompts(values: np.ndarray, prompt_length: int | np.ndarray, fill: float = 0) -> np.ndarray:
+    """Move what lies behind every prompt to the front: values [..., n, T] to [..., n, T − shortest], padded at the end.
+
+    Args:
+        values: by text and place.
+        prompt_length: one length, or one of each text.
+        fill: padding.
+    """
+    count, length = values.shape[-2:]
+    starts = np.broadcast_to(np.asarray(prompt_length), (count,))
+    places = starts[:, None] + np.arange(length - starts.min())[None]
+    picked = np.take_along_axis(
+        values, np.broadcast_to(np.minimum(places, length - 1), (*values.shape[:-2], *places.shape)), axis=-1
+    )
+    return np.where(places < length, picked, np.asarray(fill, values.dtype))
 
 
 def lengths(tokens: np.ndarray) -> np.ndarray:

@@ -12,12 +12,19 @@ import numpy as np
 from jaxfed import checkpoint
 from jaxspec.drafts.base import Draft
 from jaxspec.models.base import Array, Model, Network, Params
+from jaxspec.text.prompts import Continued, behind
 from jaxspec.training._trained import as_float32, network_of
 from jaxspec.training._unroll import fused, lesson, shifted, unroll
 
 
 def accepted_tokens(
-    draft: Draft, target: Model, tokens: np.ndarray, *, prompt_length: int = 0, window: int = 7, batch_size: int = 8
+    draft: Draft,
+    target: Model,
+    tokens: np.ndarray | Continued,
+    *,
+    prompt_length: int = 0,
+    window: int = 7,
+    batch_size: int = 8,
 ) -> float:
     """Return how many tokens of a window a target accepts on average of a draft, by greedy decoding along texts.
 
@@ -26,8 +33,9 @@ def accepted_tokens(
     Args:
         draft: reads hidden states of the target.
         target: what the draft's tokens are compared with.
-        tokens: best the target's greedy continuations: [n, T], −1 behind the end of a text.
-        prompt_length: tokens of each text at which no window begins.
+        tokens: best the target's greedy continuations: [n, T], −1 behind the end of a text, or with the length of each
+            prompt.
+        prompt_length: tokens of each text [n, T] at which no window begins.
         window: tokens drafted, at most as many as the draft has heads.
         batch_size: texts at a time.
 
@@ -35,24 +43,25 @@ def accepted_tokens(
         ValueError: a draft of another kind or for another target, a window below 1, or texts too short for a window.
     """
     network = network_of(draft, target)
-    size = min(window, network.depth or window)
-    if size < 1 or tokens.ndim != 2 or tokens.shape[1] < prompt_length + size + 1:
+    texts, size = Continued.of(tokens, prompt_length), min(window, network.depth or window)
+    rows, most = texts.tokens, int(np.max(texts.prompt_length))
+    if size < 1 or rows.ndim != 2 or rows.shape[1] < most + size + 1:
         raise ValueError(
             f"expected a window >= 1 and texts [n, T] with T > prompt_length + window, got window {window}, "
-            f"prompt_length {prompt_length} and shape {tokens.shape}"
+            f"prompt_length {most} and shape {rows.shape}"
         )
-    count = partial(_counts, network, target.network, size, prompt_length, draft.params, target.params)
-    parts = [count(tokens[at : at + batch_size]) for at in range(0, len(tokens), batch_size)]
+    count = partial(_counts, network, target.network, size, draft.params, target.params)
+    mask = behind(texts.prompt_length, rows.shape)
+    parts = [count(rows[at : at + batch_size], mask[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
     right, places = np.sum(jax.device_get(parts), axis=0)
     return float(np.sum(right / np.maximum(places, 1)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _counts(
-    network: Any, of: Network, window: int, prompt_length: int, params: Params, of_params: Params, tokens: Array
+    network: Any, of: Network, window: int, params: Params, of_params: Params, tokens: Array, mask: Array
 ) -> tuple[Array, Array]:
     """Return where all tokens of a window up to each depth are right, and where there is such a token: [γ] each."""
-    mask = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None] >= prompt_length, tokens.shape)
     taught = lesson(Model(of, of_params), network.reads, {"tokens": tokens, "mask": mask})
     taught, params = taught._replace(features=as_float32(taught.features)), as_float32(params)
     best = jnp.argmax(of.logits(of_params, taught.last), axis=0)

@@ -11,6 +11,7 @@ from jaxspec.core.arguments import whole
 from jaxspec.drafts.base import Draft
 from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.models.base import Array, Model, Network, Params
+from jaxspec.text.prompts import Continued, behind
 from jaxspec.training._trained import network_of
 from jaxspec.training._unroll import drafted_logits, shifted
 from jaxspec.training.losses import hidden_states
@@ -19,7 +20,7 @@ from jaxspec.training.losses import hidden_states
 def rank_accuracy(
     draft: Model | Draft,
     target: Model,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Continued,
     *,
     prompt_length: int = 0,
     depth: int = 5,
@@ -33,8 +34,8 @@ def rank_accuracy(
     Args:
         draft: a language model, or one that reads hidden states of the target.
         target: what the draft's tokens are compared with.
-        tokens: best the target's continuations: [n, T], −1 behind the end of a text.
-        prompt_length: tokens of each text at which no draft begins.
+        tokens: best the target's continuations: [n, T], −1 behind the end of a text, or with the length of each prompt.
+        prompt_length: tokens of each text [n, T] at which no draft begins.
         depth: D, at most as many as the draft has heads.
         ranks: K, at most as many as there are tokens.
         batch_size: texts at a time.
@@ -44,27 +45,29 @@ def rank_accuracy(
     """
     whole("ranks", ranks, 1, target.network.config.vocab_size)
     whole("depth of a tree", depth, 1)
-    if tokens.ndim != 2 or tokens.shape[1] < prompt_length + depth + 2:
-        raise ValueError(f"expected texts [n, T] with T > prompt_length + depth + 1, got shape {tokens.shape}")
+    texts = Continued.of(tokens, prompt_length)
+    rows, mask = texts.tokens, behind(texts.prompt_length, texts.tokens.shape[:2])
+    if rows.ndim != 2 or rows.shape[1] < np.max(texts.prompt_length) + depth + 2:
+        raise ValueError(f"expected texts [n, T] with T > prompt_length + depth + 1, got shape {rows.shape}")
     network: Any = draft.network if isinstance(draft, Model) else network_of(draft, target)
     levels = 1 if isinstance(draft, Model) else min(depth, network.depth or depth)
-    count = partial(_counts, network, target.network, levels, ranks, prompt_length, draft.params, target.params)
-    parts = [count(tokens[at : at + batch_size]) for at in range(0, len(tokens), batch_size)]
+    count = partial(_counts, network, target.network, levels, ranks, draft.params, target.params)
+    parts = [count(rows[at : at + batch_size], mask[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
     right, places = (np.sum(part, axis=0) for part in zip(*jax.device_get(parts), strict=True))
     table = right / np.maximum(places, 1)[:, None]
     return np.repeat(table, depth, axis=0) if isinstance(draft, Model) else table
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _counts(
     network: Any,
     of: Network,
     depth: int,
     ranks: int,
-    prompt_length: int,
     params: Params,
     of_params: Params,
     tokens: Array,
+    mask: Array,
 ) -> tuple[Array, Array]:
     """Return how often each of the first ranks is right, [D, K], and at how many places: [D]."""
     text, target, found = jnp.where(tokens >= 0, tokens, 0), Model(of, of_params), []
@@ -73,10 +76,9 @@ def _counts(
         levels = drafted_logits(network, params, target, text, depth)
     else:
         levels = [_logits(network, params, text)]
-    for behind, logits in enumerate(levels, start=int(reads)):
-        here = jnp.arange(tokens.shape[1])[None] + behind + 1 >= prompt_length
-        counted = here & (shifted(tokens + 1, behind + 1) > 0)
-        found.append((_hits(logits, shifted(best, behind), counted, ranks), jnp.sum(counted)))
+    for ahead, logits in enumerate(levels, start=int(reads)):
+        counted = shifted(mask & (tokens >= 0), ahead + 1)
+        found.append((_hits(logits, shifted(best, ahead), counted, ranks), jnp.sum(counted)))
     right, places = zip(*found, strict=True)
     return jnp.stack(right), jnp.stack(places)
 

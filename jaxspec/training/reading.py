@@ -15,6 +15,7 @@ from jaxspec.drafts.eagle3 import Eagle3
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Model, Params
+from jaxspec.text.prompts import Continued, behind
 from jaxspec.training._fit import Schedule, fit
 from jaxspec.training._held_out import Best, accepted_tokens
 from jaxspec.training._hidden import hidden_bytes, stored_hidden
@@ -34,10 +35,10 @@ LOSSES: dict[type, Callable[[Draft, Model], LossFn]] = {Eagle: eagle_loss, Medus
 def fit_draft(
     draft: Draft,
     target: Model,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Continued,
     *,
     prompt_length: int = 0,
-    held_out: np.ndarray | None = None,
+    held_out: np.ndarray | Continued | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  a frozen default
     schedule: Schedule = Schedule(learning_rate=1e-3),  # noqa: B008  a frozen default
     seed: int = 0,
@@ -49,8 +50,9 @@ def fit_draft(
     Args:
         draft: from ``init_draft`` or ``load_draft``; is not changed.
         target: is not trained.
-        tokens: text, best the target's continuations (``federated.continued``): [n, T] int32, −1 after its end.
-        prompt_length: tokens of each row that the draft does not learn.
+        tokens: text, best the target's continuations (``federated.continued``): [n, T] int32, −1 after its end, or with
+            the length of each prompt.
+        prompt_length: tokens of each row [n, T] that the draft does not learn.
         held_out: more such text. After every pass over as many rows as ``tokens`` has, ``accepted_tokens`` is measured
             on it; the best parameters are returned, and the fit ends ``PATIENCE`` passes after them.
         recipe: of EAGLE-3.
@@ -66,46 +68,43 @@ def fit_draft(
         jaxfed.checkpoint.CheckpointError: as of ``fit``.
     """
     network, folder = network_of(draft, target), None if directory is None else Path(directory)
-    _check_rows(tokens, prompt_length, held_out)
+    texts = Continued.of(tokens, prompt_length)
+    unseen = None if held_out is None else Continued.of(held_out, prompt_length)
+    _check_rows(texts, unseen)
     is_eagle3 = isinstance(network, Eagle3)
     loss = eagle3_loss(draft, target, recipe) if is_eagle3 else LOSSES[type(network)](draft, target)
     own, rest = trained_part(draft, recipe.frozen if is_eagle3 else None)
-    epoch, fresh, best = -(-len(tokens) // schedule.batch_size), as_float32(own), None
-    if held_out is not None:
-        measure = partial(_measure, draft, rest, target, held_out, prompt_length, progress)
+    epoch, fresh, best = -(-len(texts.tokens) // schedule.batch_size), as_float32(own), None
+    if unseen is not None:
+        measure = partial(_measure, draft, rest, target, unseen, progress)
         best = Best(measure, fresh, epoch, PATIENCE, folder and folder / "best")
     options: dict[str, Any] = {"seed": seed, "label": "draft", "progress": progress, "until": best}
     taps = draft.drafter.reads.taps
-    keeps = folder is not None and hidden_bytes(target, taps, tokens) <= MOST_HIDDEN
-    streams = stored_hidden(target, taps, tokens, folder / "hidden", progress) if folder and keeps else None
-    batch_fn = partial(_batch, tokens, streams, prompt_length, schedule.batch_size, seed)
+    keeps = folder is not None and hidden_bytes(target, taps, texts.tokens) <= MOST_HIDDEN
+    streams = stored_hidden(target, taps, texts.tokens, folder / "hidden", progress) if folder and keeps else None
+    batch_fn = partial(_batch, texts, streams, schedule.batch_size, seed)
     params = fit(loss, fresh, batch_fn, schedule, directory=folder and folder / "steps", **options)
     params = params if best is None else best.of_all(params)
     return draft._replace(params={**jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, own), **rest})
 
 
-def _batch(
-    tokens: np.ndarray, streams: np.ndarray | None, prompt_length: int, size: int, seed: int, step: int
-) -> dict[str, np.ndarray]:
+def _batch(texts: Continued, streams: np.ndarray | None, size: int, seed: int, step: int) -> dict[str, np.ndarray]:
     """Draw rows, a function of (seed, step) alone; prompts are masked."""
-    index = np.random.default_rng((seed, step)).integers(0, len(tokens), size)
-    rows = tokens[index]
-    batch = {"tokens": rows, "mask": np.broadcast_to(np.arange(rows.shape[1]) >= prompt_length, rows.shape)}
+    index = np.random.default_rng((seed, step)).integers(0, len(texts.tokens), size)
+    rows = texts.tokens[index]
+    batch = {"tokens": rows, "mask": behind(texts.starts[index], rows.shape)}
     return batch if streams is None else batch | {"hidden": np.moveaxis(streams[index], 1, 0)}
 
 
-def _measure(
-    draft: Draft, rest: Params, target: Model, held_out: np.ndarray, prompt_length: int, progress: bool, own: Params
-) -> float:
-    value = accepted_tokens(draft._replace(params={**own, **rest}), target, held_out, prompt_length=prompt_length)
+def _measure(draft: Draft, rest: Params, target: Model, held_out: Continued, progress: bool, own: Params) -> float:
+    value = accepted_tokens(draft._replace(params={**own, **rest}), target, held_out)
     if progress:
         tqdm.write(f"draft: {value:.3f} tokens of a window accepted on held-out text")
     return value
 
 
-def _check_rows(tokens: np.ndarray, prompt_length: int, held_out: np.ndarray | None) -> None:
-    for rows in (tokens,) if held_out is None else (tokens, held_out):
-        if rows.ndim != 2 or not len(rows) or rows.shape[1] < prompt_length + 3:
-            raise ValueError(
-                f"expected tokens [n, T] with T >= {prompt_length + 3} (prompt_length + 3), got shape {rows.shape}"
-            )
+def _check_rows(*texts: Continued | None) -> None:
+    for each in filter(None, texts):
+        least, shape = int(np.max(each.prompt_length)) + 3, each.tokens.shape
+        if len(shape) != 2 or not shape[0] or shape[1] < least:
+            raise ValueError(f"expected tokens [n, T] with T >= {least} (prompt_length + 3), got shape {shape}")

@@ -65,7 +65,7 @@ def continuations(recipe: HeadsRecipe, pair: Pair, data: Corpus, out: Path) -> t
     for text, count in ((data.train, recipe.prompts), (data.held_out, recipe.held_out)):
         starts = random.integers(0, len(text) - size, count)
         prompts = text[starts[:, None] + np.arange(size)]
-        both.append(federated.saved_continuations(pair.target, prompts, recipe.new_tokens, out, progress=True))
+        both.append(federated.continued(pair.target, prompts, recipe.new_tokens, True, directory=out).tokens)
     return both[0], both[1]
 
 

@@ -111,7 +111,7 @@ def test_invalid_lens_arguments(arguments, message):
 @pytest.mark.slow
 def test_command(small_pair, tmp_path, capsys):
     picture = tmp_path / "new" / "probe.png"
-    short = ["--pair", str(small_pair), "--prompts", "3", "--new-tokens", "16"]
+    short = ["--pair", str(small_pair), "--count", "3", "--new-tokens", "16"]
     options = [*short, "--num-candidates", "1", "8", "--plot", str(picture)]
     command_line.main(["probe", *options, "--propose", "--json"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -145,7 +145,7 @@ def test_the_command_reads_a_published_target(tmp_path, capsys):
     where = Path(__file__).parents[2] / "data" / "stories260K" / "stories260K.bin"
     tale = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     (tmp_path / "tale.txt").write_text(tale * 3)
-    options = ["--target", str(where), "--texts", str(tmp_path / "tale.txt"), "--prompts", "2", "--new-tokens", "24"]
+    options = ["--target", str(where), "--texts", str(tmp_path / "tale.txt"), "--count", "2", "--new-tokens", "24"]
     options += ["--num-candidates", "4", "--plot", str(tmp_path / "picture.png")]
     command_line.main(["probe", *options, "--json"])
     layers = json.loads(capsys.readouterr().out.splitlines()[-1])["layers"]

@@ -170,7 +170,7 @@ def test_bad_input():
 @pytest.mark.slow
 def test_command(small_pair, capsys):
     options = ["--windows", "3", "--num-candidates", "4", "--budgets", "4", "--exit-layers", "1"]
-    command = ["tune", str(small_pair), *options, "--prompts", "2", "--new-tokens", "24"]
+    command = ["tune", str(small_pair), *options, "--count", "2", "--new-tokens", "24"]
     command_line.main([*command, "--json"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["chosen"] == printed["rows"][0]

@@ -12,7 +12,7 @@ from jaxspec.drafts import limited, num_streams
 from jaxspec.loading import load_draft, load_model
 from tests.support.jaxspec import small
 
-FEW = ["--prompts", "8", "--new-tokens", "10", "--schedule.steps", "6", "--schedule.batch-size", "2"]
+FEW = ["--count", "8", "--new-tokens", "10", "--schedule.steps", "6", "--schedule.batch-size", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_language_model_as_a_draft(kind, texts, tmp_path, capsys, small_pair):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--prompts 1", "expected prompts >= 2, got 1"),
+        ("--count 1", "expected count >= 2, got 1"),
         ("--new-tokens 7", "expected new_tokens >= 8, got 7"),
         ("--heads 0", "expected heads >= 1, got 0"),
         ("--texts NOTHING", "NOTHING: expected a file or folder to read"),
