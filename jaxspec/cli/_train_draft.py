@@ -1,6 +1,5 @@
 """``jaxspec train draft``: a draft for any target, trained on the target's own continuations."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -11,16 +10,22 @@ import tyro
 from jaxspec.cli._methods import Loaded, load_language_models
 from jaxspec.cli.checks import at_least, check_readable, check_writable
 from jaxspec.cli.shared import PROMPT, prompts_of, with_tokenizer
+from jaxspec.drafts import Draft
 from jaxspec.models.base import Model
-from jaxspec.text import Text, token_rows
+from jaxspec.text import token_rows
+from jaxspec.text.prompt_files import conversation_of
 from jaxspec.text.prompts import Continued
-from jaxspec.training import Schedule
+from jaxspec.training import Recipe, Schedule
 from jaxspec.zoo import PAIRS
 
 #: γ of reported acceptance.
 WINDOW = 7
 #: One of so many continuations is held out.
 HELD_OUT = 8
+#: Most continuations that are held out.
+MOST_HELD_OUT = 64
+#: Tokens of a vocabulary from which on a head scores the most frequent ones alone, and how many.
+LARGE, FREQUENT = 16_384, 8_192
 
 
 @dataclass(frozen=True)
@@ -31,27 +36,40 @@ class DraftTraining:
         kind: eagle3, eagle, medusa, hydra and hydra++ read hidden states; plain is a language model, streams adds
             lookahead streams to one.
         target: name of an embedded pair, a folder written by train or convert, or a published checkpoint.
-        draft: initial draft of plain and streams: a smaller model with the same vocabulary. A pair has its own.
+        draft: initial draft of plain and streams: a smaller model with the same vocabulary. A pair has its own; plain
+            without one is made of the target: its embedding, its head, few layers.
+        layers: of such a plain draft; default: as many as cost a tenth of the target's pass.
+        from_layers: the target's layers that a plain draft starts from; default: random numbers.
         prompts: what the target answers. .jsonl with "prompt", "question", "messages" or "turns": whole prompts, put
             through the target's chat template if it has one. .txt files, folders of them, or JSON lines with "user" and
-            "text": windows of these. Default: the training roles of the embedded pair.
+            "text": windows of these. Default: questions that an instruct model asks itself; for others, the training
+            roles of the embedded pair.
         taps: layers before which eagle3 reads (others: one); default: 2, L//2, L−3 (others: the final hidden state).
-        vocabulary: number of tokens that eagle3 drafts, the most frequent ones; default: all.
+        vocabulary: number of tokens that eagle3 and plain draft, the most frequent ones; default: 8,192 of more than
+            16,384, otherwise all.
         heads: of medusa and hydra.
+        exclude: files of whole prompts that are not trained on, such as those of a benchmark.
         count: how many prompts the target continues.
         new_tokens: longest continuation.
-        schedule: optimiser steps; its sequence_length is not used.
+        minutes: of training, in place of the schedule's steps; the answers are written before.
+        recipe: of eagle3; the first of its fields is how often it runs on its own output.
+        schedule: optimiser steps; longer answers are cut to windows of its sequence_length.
     """
 
     kind: Literal["eagle3", "eagle", "medusa", "hydra", "hydra++", "plain", "streams"] = "eagle3"
     target: str = PAIRS[0]
     draft: Path | None = None
+    layers: int | None = None
+    from_layers: tuple[int, ...] | None = None
     prompts: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--texts",))] = ()
     taps: tuple[int, ...] | None = None
     vocabulary: int | None = None
     heads: int = 4
+    exclude: tuple[Path, ...] = ()
     count: int = 512
     new_tokens: int = 96
+    minutes: float | None = None
+    recipe: Recipe = Recipe()
     schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3))
 
     def check(self) -> None:
@@ -60,11 +78,14 @@ class DraftTraining:
         Raises:
             ValueError: a number below its minimum, a path that cannot be read.
         """
-        at_least(1, heads=self.heads, vocabulary=self.vocabulary)
+        at_least(1, heads=self.heads, vocabulary=self.vocabulary, layers=self.layers)
+        at_least(0, from_layers=self.from_layers)
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"expected minutes > 0, got {self.minutes}")
         at_least(0, taps=self.taps)
         at_least(2, count=self.count)
         at_least(WINDOW + 1, new_tokens=self.new_tokens)
-        for path in self.prompts:
+        for path in (*self.prompts, *self.exclude):
             check_readable(path)
 
 
@@ -88,84 +109,86 @@ def train_draft(settings: DraftTraining, out: Path) -> dict[str, Any]:
 
     settings.check()
     check_writable(out)
-    needs_draft = settings.kind in ("plain", "streams")
-    use, initial = f"jaxspec train draft --kind {settings.kind}", settings.draft if needs_draft else None
-    models = load_language_models(settings.target, initial, use, needs_draft)
-    make = _MAKERS.get(settings.kind, _reading)
-    prompts = _prompts(with_tokenizer(models.target.text), settings)
+    use = f"jaxspec train draft --kind {settings.kind}"
+    initial = settings.draft if settings.kind in ("plain", "streams") else None
+    models = load_language_models(settings.target, initial, use, settings.kind == "streams")
+    make = _streams if settings.kind == "streams" else _fitted
+    prompts = _prompts(models.target, settings, out)
     texts = continued(models.target, prompts, settings.new_tokens, progress=True, directory=out)
-    held = max(1, len(texts.tokens) // HELD_OUT)
+    held = min(MOST_HELD_OUT, max(1, len(texts.tokens) // HELD_OUT))
     figures = make(settings, _Task(models, texts.rows(slice(held, None)), texts.rows(slice(held)), out))
     return {"kind": settings.kind, **figures, "draft": str(out / "draft")}
 
 
-def _prompts(text: Text, settings: DraftTraining) -> list[list[int]]:
+def _prompts(target: Model, settings: DraftTraining, out: Path) -> list[list[int]]:
     """Return the prompts, shuffled."""
-    from jaxspec.federated import read_roles, split_roles
+    from jaxspec.federated import own_questions, read_roles, split_roles
+    from jaxspec.generation.requests import encoded
     from jaxspec.zoo.recipe import held_out_ids
 
+    text = with_tokenizer(target.text)
     if settings.prompts:
-        ids = prompts_of(text, settings.count, settings.prompts)
+        ids = prompts_of(text, settings.count, settings.prompts, settings.exclude)
         return [ids[place] for place in np.random.default_rng(0).permutation(len(ids))]
+    if text.template is not None and text.stop:
+        questions = own_questions(target, settings.count, progress=True, directory=out)
+        return [row.tolist() for row in encoded([conversation_of(each) for each in questions], text)]
     texts = [role.text for role in split_roles(read_roles(), held_out_ids())[0]]
     rows, _ = token_rows(text, texts, PROMPT, -(-settings.count // len(texts)))
     return np.random.default_rng(0).permutation(rows)[: settings.count].tolist()
 
 
-def _reading(settings: DraftTraining, task: _Task) -> dict[str, Any]:
-    from jaxspec.drafts import frequent_tokens, init_draft
-    from jaxspec.loading import save_draft
+def _fitted(settings: DraftTraining, task: _Task) -> dict[str, Any]:
+    """Train a draft on the target's hidden states."""
+    from jaxspec.loading import save_draft, save_model
     from jaxspec.training import accepted_tokens, fit_draft
 
-    target, count = task.models.target, settings.vocabulary
-    ids = None if count is None else frequent_tokens(task.texts.tokens, count, target.network.config.vocab_size)
-    kind: Any = settings.kind
-    draft = init_draft(kind, target, taps=settings.taps, vocabulary=ids, heads=settings.heads)
-    options: dict[str, Any] = {"schedule": settings.schedule, "directory": task.out}
-    draft = fit_draft(draft, target, task.texts, held_out=task.held_out, **options)
+    options: dict[str, Any] = {"recipe": settings.recipe, "schedule": settings.schedule}
+    options |= {"minutes": settings.minutes, "directory": task.out}
+    draft = fit_draft(_fresh(settings, task), task.models.target, task.texts, held_out=task.held_out, **options)
+    if isinstance(draft, Model):
+        save_model(draft, task.out / "draft")
+        return {"accepted": _accepted(draft, task), "window": WINDOW}
     save_draft(draft, task.out / "draft")
-    accepted = accepted_tokens(draft, target, task.held_out, window=WINDOW)
+    accepted = accepted_tokens(draft, task.models.target, task.held_out, window=WINDOW)
     return {"accepted": round(accepted, 4), "window": min(WINDOW, draft.drafter.max_window or WINDOW)}
 
 
-def _plain(settings: DraftTraining, task: _Task) -> dict[str, Any]:
-    from jaxspec.federated import client_examples
-    from jaxspec.training import distillation_loss, fit
+def _fresh(settings: DraftTraining, task: _Task) -> Model | Draft:
+    """Return the draft that training starts from."""
+    from jaxspec.drafts import frequent_tokens, init_draft, small_draft
 
-    draft, schedule = _initial(task), settings.schedule
-    (examples,) = client_examples(task.texts, [0] * len(task.texts.tokens))
-
-    def batch(step: int) -> dict[str, np.ndarray]:
-        rows = np.random.default_rng((0, step)).integers(0, len(task.texts.tokens), schedule.batch_size)
-        return {name: array[rows] for name, array in examples.items()}
-
-    params = fit(distillation_loss(draft.network), draft.params, batch, schedule, directory=task.out / "steps")
-    return _written(draft._replace(params=params), task)
+    target, kind, given = task.models.target, settings.kind, task.models.language_model
+    if kind == "plain" and given is not None:
+        return given
+    size = target.network.config.vocab_size
+    count = settings.vocabulary or (FREQUENT if size > LARGE else size)
+    ids = None if count >= size else frequent_tokens(task.texts.tokens, count, size)
+    if kind == "plain":
+        return small_draft(target, num_layers=settings.layers, from_layers=settings.from_layers, vocabulary=ids)
+    assert kind != "streams"
+    return init_draft(
+        kind, target, taps=settings.taps, vocabulary=ids if kind == "eagle3" else None, heads=settings.heads
+    )
 
 
 def _streams(settings: DraftTraining, task: _Task) -> dict[str, Any]:
     from jaxspec.drafts import streaming
+    from jaxspec.loading import save_model
     from jaxspec.training import fit_streams
 
-    draft = fit_streams(
-        streaming(_initial(task)), task.texts.tokens, schedule=settings.schedule, directory=task.out / "steps"
-    )
-    return _written(draft, task)
-
-
-def _initial(task: _Task) -> Model:
     assert task.models.language_model is not None  # checked by load_language_models
-    return task.models.language_model
-
-
-def _written(draft: Model, task: _Task) -> dict[str, Any]:
-    from jaxspec.federated import accepted_length
-    from jaxspec.loading import save_model
-
+    draft = fit_streams(
+        streaming(task.models.language_model),
+        task.texts.tokens,
+        schedule=settings.schedule,
+        directory=task.out / "steps",
+    )
     save_model(draft, task.out / "draft")
-    accepted = accepted_length(draft.network, draft.params, task.held_out, WINDOW)
-    return {"accepted": round(accepted, 4), "window": WINDOW}
+    return {"accepted": _accepted(draft, task), "window": WINDOW}
 
 
-#: From a kind that reads no hidden states to its training.
-_MAKERS: dict[str, Callable[[DraftTraining, _Task], dict[str, Any]]] = {"plain": _plain, "streams": _streams}
+def _accepted(draft: Model, task: _Task) -> float:
+    from jaxspec.federated import accepted_length
+
+    return round(accepted_length(draft.network, draft.params, task.held_out, WINDOW), 4)

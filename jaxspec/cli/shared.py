@@ -13,7 +13,7 @@ import tyro
 
 from jaxspec.generation.requests import encoded
 from jaxspec.text import Text, token_rows, tokens_of
-from jaxspec.text.prompt_files import conversation_of, is_prompt_file, read_prompts
+from jaxspec.text.prompt_files import conversation_of, is_prompt_file, read_prompts, said
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -47,7 +47,9 @@ def with_tokenizer(text: Text | None) -> Text:
     return text
 
 
-def prompts_of(text: Text | None, count: int, paths: Sequence[Path] = ()) -> list[list[int]]:
+def prompts_of(
+    text: Text | None, count: int, paths: Sequence[Path] = (), exclude: Sequence[Path] = ()
+) -> list[list[int]]:
     """Return the token ids of at most ``count`` prompts, in an order that does not change.
 
     Args:
@@ -55,24 +57,27 @@ def prompts_of(text: Text | None, count: int, paths: Sequence[Path] = ()) -> lis
         count: number of prompts.
         paths: files of whole prompts (``is_prompt_file``), put through the chat template if there is one, and texts for
             ``federated.read_texts``, cut into windows of ``PROMPT`` tokens; none: beginnings of held-out Shakespeare
-            roles.
+            roles. Files take turns.
+        exclude: files of whole prompts that are left out.
 
     Raises:
-        ValueError: the model has no tokenizer, or no text is as long as a prompt.
+        ValueError: the model has no tokenizer, no text is as long as a prompt, or nothing is left.
     """
     from jaxspec.zoo.recipe import held_out_roles
 
     text = with_tokenizer(text)
     if not paths:
         return [tokens_of(text, role.text)[:PROMPT].tolist() for role in held_out_roles()[:count]]
-    share = -(-count // len(paths))
-    rows = [_whole(text, path, share) if is_prompt_file(path) else _windows(text, path, share) for path in paths]
+    seen = {said(prompt) for path in exclude for prompt in read_prompts(path)}
+    rows = [_whole(text, path, count, seen) if is_prompt_file(path) else _windows(text, path, count) for path in paths]
     return [row for each in zip_longest(*rows) for row in each if row is not None][:count]
 
 
-def _whole(text: Text, path: Path, count: int) -> list[list[int]]:
+def _whole(text: Text, path: Path, count: int, exclude: set[str]) -> list[list[int]]:
     """Return prompts of a file, evenly spaced, as ``generate --chat`` would begin with them."""
-    prompts = read_prompts(path)
+    prompts = [prompt for prompt in read_prompts(path) if said(prompt) not in exclude]
+    if not prompts:
+        raise ValueError(f"{path}: expected prompts that are not left out, got none; leave --exclude out")
     chosen = [prompts[place] for place in np.linspace(0, len(prompts) - 1, min(count, len(prompts))).astype(int)]
     return [
         ids.tolist() for ids in encoded([conversation_of(each) for each in chosen] if text.template else chosen, text)

@@ -13,6 +13,7 @@ from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.drafts.ngram import prompt_lookup
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification, Window
+from jaxspec.drafts.small import small_draft
 from jaxspec.drafts.streams import limited, num_streams, streaming
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "limited",
     "prompt_lookup",
     "num_streams",
+    "small_draft",
     "streaming",
     "trees",
 ]

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, run_layers, scores
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.heads import spread
 from jaxspec.models.layers import Layer, RMSNorm, weight
 from jaxspec.verify.features import Reads
 
@@ -116,9 +117,7 @@ class Eagle3Module(nnx.Module):
     def logits(self, x: Array, depth: Any) -> Array:
         """Return logits [V, B, T]; −∞ for tokens that are not in the draft's vocabulary."""
         own = self.own_logits(x)
-        if self.index is None:
-            return own
-        return jnp.pad(own, ((0, 1), (0, 0), (0, 0)), constant_values=-jnp.inf)[self.index[...]]
+        return own if self.index is None else spread(own, self.index[...])
 
     def own_logits(self, x: Array) -> Array:
         """Return logits [V_d, B, T]."""

@@ -18,6 +18,7 @@ from jaxspec.drafts.modules import ModuleNetwork
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Rotary
 from jaxspec.models.dtypes import hidden_like
+from jaxspec.models.heads import token_index
 from jaxspec.verify.features import Reads, check_reads
 
 Kind = Literal["eagle3", "eagle", "medusa", "hydra", "hydra++"]
@@ -94,8 +95,7 @@ def _eagle3(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     if wishes.layer.width == config.width:
         params = {"embedding": target.params["embedding"], "head": _head(target) if ids is None else _head(target)[ids]}
     if ids is not None:
-        index = jnp.full(config.vocab_size, count, jnp.int32)
-        params["index"] = index.at[ids].set(jnp.arange(count, dtype=jnp.int32))
+        params["index"] = token_index(ids, config.vocab_size)
     return network, params
 
 

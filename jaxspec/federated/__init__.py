@@ -16,6 +16,7 @@ from jaxspec.federated._methods import (
     private,
     transformed,
 )
+from jaxspec.federated._questions import own_questions
 from jaxspec.federated._recipe import FederatedDraft, FederatedSettings, check_federation, federate
 from jaxspec.federated._runs import best, compare, run
 from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TextProblem, TrainingOutcome
@@ -48,6 +49,7 @@ __all__ = [
     "federate",
     "gather",
     "method_of",
+    "own_questions",
     "private",
     "read_roles",
     "read_texts",

@@ -18,9 +18,11 @@ from jaxspec.generation.requests import Prompt, encoded
 from jaxspec.methods import autoregressive
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.text.prompts import Continued, behind, filled, lengths
-from jaxspec.training import log_probabilities
+from jaxspec.training import hidden_states, log_probabilities
 from jaxspec.verify.sampling import guess
 
+#: Most logits in one pass, 512 MiB in float32.
+MAX_LOGITS = 2**27
 #: Arrays [n, ...] of one client, by name.
 Examples = dict[str, np.ndarray]
 
@@ -101,7 +103,7 @@ def top_tokens(target: Model, tokens: np.ndarray, k: int, progress: bool = False
         tokens: texts; −1 after the end of a text, where the result has no meaning.
         k: number of tokens to keep at each position.
         progress: show a bar.
-        batch_size: texts per pass.
+        batch_size: texts per pass, fewer where they would make more than ``MAX_LOGITS``.
 
     Raises:
         ValueError: ``k`` is not between 1 and the vocabulary's size.
@@ -110,6 +112,7 @@ def top_tokens(target: Model, tokens: np.ndarray, k: int, progress: bool = False
     size = target.network.config.vocab_size
     if not 1 <= k <= size:
         raise ValueError(f"expected 1 <= top_k <= {size} (tokens of the vocabulary), got {k}")
+    batch_size = min(batch_size, max(1, MAX_LOGITS // (size * tokens.shape[1])))
     starts = tqdm(range(0, len(tokens), batch_size), desc="top tokens", unit="batch", disable=not progress)
     compute = partial(_top_tokens, target.network, k, target.params)
     texts = filled(tokens)[:, :-1]
@@ -182,7 +185,10 @@ def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, w
 
 def _agreement_rows(network: Network, params: Params, data: Continued, window: int) -> list[np.ndarray]:
     """Return whether draft and target agree, per new token; False after a stop token, to complete last steps."""
-    agrees = np.asarray(_agreement(network, params, jnp.asarray(filled(data.tokens))))
+    texts = filled(data.tokens)
+    size = max(1, MAX_LOGITS // (network.config.vocab_size * texts.shape[1]))
+    parts = [_agreement(network, params, texts[at : at + size]) for at in range(0, len(texts), size)]
+    agrees = np.concatenate(jax.device_get(parts))
     rows = []
     for row, start, end in zip(agrees, data.starts, lengths(data.tokens), strict=True):
         new = row[start - 1 : end - 1]
@@ -193,4 +199,5 @@ def _agreement_rows(network: Network, params: Params, data: Continued, window: i
 @partial(jax.jit, static_argnums=0)
 def _agreement(network: Network, params: Params, tokens: Array) -> Array:
     """Return whether the draft's argmax equals the next token of the text, [n, T − 1]; False if its logits are NaN."""
-    return guess(log_probabilities(network, params, tokens[:, :-1])) == tokens[:, 1:]
+    inputs = tokens[:, :-1]
+    return guess(network.logits(params, hidden_states(network, params, inputs)[-1])) == tokens[:, 1:]

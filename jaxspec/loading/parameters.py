@@ -40,7 +40,9 @@ def float_dtype(dtype: Any) -> jnp.dtype:
 
 
 def leaf_dtype(path: tuple, dtype: Any) -> Any:
-    """Return the dtype of a leaf: float32 for norms, otherwise ``dtype``."""
+    """Return the dtype of a leaf: int32 for the rows of a head, float32 for norms, otherwise ``dtype``."""
+    if path and getattr(path[-1], "key", "") == "index":
+        return jnp.int32
     return jnp.float32 if any("norm" in str(getattr(step, "key", "")) for step in path) else dtype
 
 

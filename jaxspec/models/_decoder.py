@@ -16,6 +16,7 @@ from jaxspec.models._partition import partition
 from jaxspec.models._tracks import meet, segments, side_by_side
 from jaxspec.models.base import Array, Attend, Model, Network, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.heads import spread, token_index
 from jaxspec.models.layers import Layer, norm, project, turning, weight
 from jaxspec.models.modules import bound, params_of, structure
 
@@ -29,7 +30,9 @@ class Decoder(nnx.Module):
         self.embedding = weight(rngs, (c.vocab_size, size), c.width)
         self.layers = nnx.List([Layer(config, rngs) for _ in range(c.num_layers)])
         self.final_norm = norm(c.width, c.block) if ends.final_norm else None
-        self.head = None if ends.tied else weight(rngs, (c.vocab_size, size), size)
+        self.head = None if ends.tied else weight(rngs, (ends.head_tokens or c.vocab_size, size), size)
+        first = ends.head_tokens and token_index(range(ends.head_tokens), c.vocab_size)
+        self.index = nnx.Param(first) if ends.head_tokens else None
         self.positions = weight(rngs, (ends.positions, c.width), c.width) if ends.positions else None
         self.project_in = weight(rngs, (c.width, size), size) if size != c.width else None
         self.project_out = weight(rngs, (size, c.width), c.width) if size != c.width else None
@@ -75,6 +78,10 @@ class Decoder(nnx.Module):
 
     def logits(self, x: Array) -> Array:
         """Apply the final norm and the head to x [D, B, T]: [V, B, T] float32."""
+        return self.own_logits(x) if self.index is None else spread(self.own_logits(x), self.index[...])
+
+    def own_logits(self, x: Array) -> Array:
+        """Return the logits of the tokens that the head scores: [head_tokens or V, B, T]."""
         x = self.final(x)
         head, ends = self.embedding if self.head is None else self.head, self.config.ends
         cap, scale = ends.softcap, ends.logit_scale
@@ -91,8 +98,10 @@ def network(config: DecoderConfig) -> Network:
     def method(name: str, params: Params, *args: Any) -> Any:
         return getattr(bound(graph, params), name)(*args)
 
-    embed, blocks, logits, final = (partial(method, name) for name in ("embed", "blocks", "logits", "final"))
-    return Network(config, embed, blocks, logits, partition, network, final)
+    embed, blocks, logits, final, own = (
+        partial(method, name) for name in ("embed", "blocks", "logits", "final", "own_logits")
+    )
+    return Network(config, embed, blocks, logits, partition, network, final, own_logits=own)
 
 
 def init_params(config: DecoderConfig, key: Array) -> Params:

@@ -47,6 +47,8 @@ class Network:
         with_config: the same kind of network with another configuration; lets a mesh repeat key-value heads.
         final: (params, x [D, B, T]) → f [D, B, T], what the output head reads: the final norm's output; only drafts
             that read it need it.
+        own_logits: (params, x [D, B, T]) → logits of the tokens that the head scores, [head_tokens, B, T], if these are
+            not all (``Ends.head_tokens``); only training needs it.
         source: of a network fitted to another vocabulary (``jaxspec.fit_vocabulary``), the one it was made from.
     """
 
@@ -58,6 +60,7 @@ class Network:
     with_config: Callable[[DecoderConfig], "Network"] | None = None
     final: Callable[..., Array] | None = None
     source: "Network | None" = None
+    own_logits: Callable[..., Array] | None = None
 
 
 class Model(NamedTuple):

@@ -102,6 +102,7 @@ class Ends:
         final_norm: whether there is a norm before the head.
         softcap: cap·tanh(logits / cap); default: none.
         logit_scale: factor of the logits; default: 1.
+        head_tokens: number of tokens that the head scores, if fewer than all; the others get −∞. Not with ``tied``.
     """
 
     tied: bool = True
@@ -111,6 +112,7 @@ class Ends:
     final_norm: bool = True
     softcap: float | None = None
     logit_scale: float | None = None
+    head_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,17 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        optional = {"window": self.attention.window, "embedding_size": self.ends.embedding_size}
-        for name, size in (vars(self) | optional | {"positions": self.ends.positions}).items():
+        ends = self.ends
+        optional = {"window": self.attention.window, "embedding_size": ends.embedding_size}
+        optional |= {"positions": ends.positions, "head_tokens": ends.head_tokens}
+        for name, size in (vars(self) | optional).items():
             if isinstance(size, Integral) and int(size) < 1:
                 raise ValueError(f"expected {name} >= 1, got {size}")
+        if ends.head_tokens is not None and (ends.tied or ends.head_tokens >= self.vocab_size):
+            raise ValueError(
+                f"expected a head of its own (tied=False) that scores fewer than {self.vocab_size} tokens, got tied="
+                f"{ends.tied} and {ends.head_tokens}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"expected num_heads divisible by num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"

@@ -60,6 +60,12 @@ def conversation_of(prompt: str | Sequence[Message]) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
+def said(prompt: str | Sequence[Message]) -> str:
+    """Return what a user says first, without spaces around it: by this, prompts are told apart."""
+    messages = conversation_of(prompt)
+    return str(next((message.get("content", "") for message in messages if message.get("role") == "user"), "")).strip()
+
+
 def _prompt(where: str, line: str) -> str | list[Message]:
     try:
         about: Any = json.loads(line)

@@ -1,8 +1,10 @@
 """A small trainer that resumes: optimiser steps over batches that are a function of the step number."""
 
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +16,13 @@ import optax
 from tqdm import tqdm
 
 from jaxfed import checkpoint
+from jaxspec.core.files import read_json
 from jaxspec.models.base import Array, Params
 from jaxspec.text.prompts import with_prefix
 from jaxspec.training.losses import LossFn
+
+#: Steps that are timed to find how many take some minutes.
+TIMED = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,48 @@ class Schedule:
         starts = generator.integers(0, len(corpus) - self.sequence_length, self.batch_size)
         rows = corpus[starts[:, None] + np.arange(self.sequence_length + 1)[None]]
         return {"tokens": with_prefix(rows, np.asarray(first, np.int32))}
+
+
+def within(
+    minutes: float,
+    schedule: Schedule,
+    loss_fn: LossFn,
+    params: Params,
+    batch_fn: Callable[[int], Mapping[str, Any]],
+    directory: Path | None = None,
+) -> Schedule:
+    """Return a schedule of as many steps as take some minutes here, by the time of its first ones.
+
+    Args:
+        minutes: of the steps; compiling and measuring come on top.
+        schedule: whose other fields stay; its warm-up takes a tenth of the steps at most.
+        loss_fn: as of ``fit``.
+        params: as of ``fit``.
+        batch_fn: as of ``fit``.
+        directory: where the number of steps is kept, so that a later call resumes with the same one.
+    """
+    path = None if directory is None else directory / "schedule.json"
+    if path is not None and path.is_file():
+        steps = int(read_json(path)["steps"])
+    else:
+        steps = max(1, int(60 * minutes / _seconds_a_step(schedule, loss_fn, params, batch_fn)))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"steps": steps, "minutes": minutes}) + "\n")
+    return replace(schedule, steps=steps, warmup=min(schedule.warmup, -(-steps // 10)))
+
+
+def _seconds_a_step(
+    schedule: Schedule, loss_fn: LossFn, params: Params, batch_fn: Callable[[int], Mapping[str, Any]]
+) -> float:
+    optimiser, key, seconds = schedule.optimiser(), jax.random.key(0), []
+    step_fn = jax.jit(partial(_step, loss_fn, optimiser))
+    state = TrainState(params, optimiser.init(params), jnp.int32(0))
+    for step in range(TIMED + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(step_fn(state, dict(batch_fn(step)), key))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
 
 
 class TrainState(NamedTuple):

@@ -13,37 +13,46 @@ from jaxfed import checkpoint
 from jaxspec.drafts.base import Draft
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.text.prompts import Continued, behind
+from jaxspec.training._hidden import Hidden
+from jaxspec.training._rows import Rows, batches
 from jaxspec.training._trained import as_float32, network_of
 from jaxspec.training._unroll import fused, lesson, shifted, unroll
+from jaxspec.training.losses import hidden_states
+
+#: Most logits in one pass, 512 MiB in float32.
+MAX_LOGITS = 2**27
 
 
 def accepted_tokens(
-    draft: Draft,
+    draft: Model | Draft,
     target: Model,
     tokens: np.ndarray | Continued,
     *,
     prompt_length: int = 0,
     window: int = 7,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    hidden: Hidden | None = None,
 ) -> float:
     """Return how many tokens of a window a target accepts on average of a draft, by greedy decoding along texts.
 
     A window begins at every token, so that the mean is over places, not over steps of a decoder. No text is generated.
 
     Args:
-        draft: reads hidden states of the target.
+        draft: a language model, or one that reads hidden states of the target.
         target: what the draft's tokens are compared with.
         tokens: best the target's greedy continuations: [n, T], −1 behind the end of a text, or with the length of each
             prompt.
         prompt_length: tokens of each text [n, T] at which no window begins.
         window: tokens drafted, at most as many as the draft has heads.
-        batch_size: texts at a time.
+        batch_size: texts at a time; default: as many as make ``MAX_LOGITS``, at most 8.
+        hidden: the target's streams along the texts, if they are known: those that the draft reads, and the last.
 
     Raises:
         ValueError: a draft of another kind or for another target, a window below 1, or texts too short for a window.
     """
-    network = network_of(draft, target)
-    texts, size = Continued.of(tokens, prompt_length), min(window, network.depth or window)
+    network: Any = draft.network if isinstance(draft, Model) else network_of(draft, target)
+    depth = None if isinstance(draft, Model) else network.depth
+    texts, size = Continued.of(tokens, prompt_length), min(window, depth or window)
     rows, most = texts.tokens, int(np.max(texts.prompt_length))
     if size < 1 or rows.ndim != 2 or rows.shape[1] < most + size + 1:
         raise ValueError(
@@ -52,23 +61,53 @@ def accepted_tokens(
         )
     count = partial(_counts, network, target.network, size, draft.params, target.params)
     mask = behind(texts.prompt_length, rows.shape)
-    parts = [count(rows[at : at + batch_size], mask[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+    most = min(8, max(1, MAX_LOGITS // (target.network.config.vocab_size * rows.shape[1])))
+    read = Rows(texts, hidden, rows.shape[1]).hidden
+    places = batches((np.arange(len(rows)),), batch_size or most)
+    parts = [count(rows[index], mask[index], read(index)) for (index,) in places]
     right, places = np.sum(jax.device_get(parts), axis=0)
     return float(np.sum(right / np.maximum(places, 1)))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _counts(
-    network: Any, of: Network, window: int, params: Params, of_params: Params, tokens: Array, mask: Array
+    network: Any, of: Network, window: int, params: Params, of_params: Params, tokens: Array, mask: Array, hidden: Any
 ) -> tuple[Array, Array]:
     """Return where all tokens of a window up to each depth are right, and where there is such a token: [γ] each."""
-    taught = lesson(Model(of, of_params), network.reads, {"tokens": tokens, "mask": mask})
+    if isinstance(network, Network):
+        return _chained(network, of, window, params, of_params, tokens, mask, hidden)
+    batch = {"tokens": tokens, "mask": mask} | hidden
+    taught = lesson(Model(of, of_params), network.reads, batch)
     taught, params = taught._replace(features=as_float32(taught.features)), as_float32(params)
     best = jnp.argmax(of.logits(of_params, taught.last), axis=0)
     hit, counts = jnp.ones(tokens.shape, bool), []
     for depth, x in enumerate(unroll(network, params, fused(network, params, taught), taught, window)):
         hit &= jnp.argmax(network.logits(params, x, depth), axis=0) == shifted(best, depth + 1)
         counted = shifted(taught.counted, 2) & shifted(taught.present, depth + 2)
+        counts.append((jnp.sum(hit & counted), jnp.sum(counted)))
+    right, places = zip(*counts, strict=True)
+    return jnp.stack(right), jnp.stack(places)
+
+
+def _chained(
+    network: Network,
+    of: Network,
+    window: int,
+    params: Params,
+    of_params: Params,
+    tokens: Array,
+    mask: Array,
+    hidden: Any,
+) -> tuple[Array, Array]:
+    """Return the same of a language model: drafted tokens are right as long as those before them are the text's."""
+    text, present = jnp.maximum(tokens, 0), tokens >= 0
+    x = jnp.moveaxis(hidden["hidden"][-1], -1, 0) if hidden else hidden_states(of, of_params, text)[-1]
+    best, params = jnp.argmax(of.logits(of_params, x), axis=0), as_float32(params)
+    own = jnp.argmax(network.logits(params, hidden_states(network, params, text)[-1]), axis=0)
+    hit, counts = jnp.ones(tokens.shape, bool), []
+    for depth in range(window):
+        hit &= shifted(own == best, depth)
+        counted = shifted(mask & present, 1) & shifted(present, depth + 1)
         counts.append((jnp.sum(hit & counted), jnp.sum(counted)))
     right, places = zip(*counts, strict=True)
     return jnp.stack(right), jnp.stack(places)

@@ -1,9 +1,9 @@
 """The target's hidden states along training text on disk, so that they are computed once and not at every step."""
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,60 +12,97 @@ from tqdm import tqdm
 
 from jaxspec.core.digests import digest
 from jaxspec.models.base import Array, Model, Network, Params
+from jaxspec.text.prompts import lengths
 from jaxspec.training.losses import hidden_states
+
+#: Texts of one pass are padded to a multiple of so many tokens.
+BUCKET = 64
+
+
+class Hidden(NamedTuple):
+    """Streams along texts.
+
+    Attributes:
+        values: of all tokens, text by text: [N, S, D].
+        starts: of each text in ``values``: [n].
+        lengths: of each text: [n].
+    """
+
+    values: Any
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def window(self, row: int, first: int, length: int) -> np.ndarray:
+        """Return the streams along a window of a text, [S, length, D]; zeros behind its end."""
+        count = min(length, int(self.lengths[row]) - first)
+        part = self.values[self.starts[row] + first :][:count]
+        return np.moveaxis(np.pad(part, ((0, length - count), (0, 0), (0, 0))), 0, 1)
 
 
 def stored_hidden(
     target: Model, taps: tuple[int, ...], tokens: np.ndarray, folder: Path, progress: bool = False, batch_size: int = 16
-) -> np.ndarray:
-    """Return the streams at ``taps`` and after the last layer along texts, in a file of ``folder``: [n, S, T, D].
+) -> Hidden:
+    """Return the streams at ``taps`` and after the last layer along texts, from a file of ``folder``.
 
-    The file is written once, and continued where an interrupted call ended. It takes ``hidden_bytes``.
+    The file is written once, and continued where an interrupted call ended. It takes ``hidden_bytes``. Texts of like
+    length run together.
 
     Args:
         target: runs over the texts.
         taps: as of ``Reads``.
-        tokens: [n, T]; −1 behind the end of a text, where the result has no meaning.
+        tokens: [n, T]; −1 behind the end of a text.
         folder: is made if it is absent.
         progress: show a bar.
         batch_size: texts at a time.
     """
-    x = jax.eval_shape(partial(_streams, target.network, taps), target.params, tokens[:1])
-    path = folder / f"hidden-{digest(f'{target.network.config} {taps} {tokens.shape}', target.params, tokens)}.bin"
+    sizes = lengths(tokens)
+    order, like = np.argsort(sizes, kind="stable"), _token(target, taps)
+    starts = np.zeros(len(sizes), np.int64)
+    starts[order] = np.cumsum(sizes[order]) - sizes[order]
+    path = folder / f"states-{digest(f'{target.network.config} {taps} {tokens.shape}', target.params, tokens)}.bin"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".partial")
-        _append(partial(_streams, target.network, taps, target.params), tokens, part, x, progress, batch_size)
+        parts = np.split(order, range(batch_size, len(order), batch_size))
+        with part.open("ab") as file:
+            done = _whole_parts(file, [int(sizes[rows].sum()) for rows in parts], like)
+            for rows in tqdm(parts[done:], "hidden states", disable=not progress, unit="batch"):
+                file.write(_read(target, taps, tokens[rows], sizes[rows], batch_size).tobytes())
         os.replace(part, path)
-    return np.memmap(path, x.dtype, "r", shape=(len(tokens), *x.shape[1:]))
+    return Hidden(np.memmap(path, like.dtype, "r", shape=(int(sizes.sum()), *like.shape)), starts, sizes)
 
 
 def hidden_bytes(target: Model, taps: tuple[int, ...], tokens: np.ndarray) -> int:
     """Return the size of the file of ``stored_hidden``."""
-    x = jax.eval_shape(partial(_streams, target.network, taps), target.params, tokens[:1])
-    return len(tokens) * x.size * x.dtype.itemsize
+    like = _token(target, taps)
+    return int(lengths(tokens).sum()) * like.size * like.dtype.itemsize
 
 
-def _append(
-    run: Callable[[np.ndarray], Array],
-    tokens: np.ndarray,
-    path: Path,
-    like: jax.ShapeDtypeStruct,
-    progress: bool,
-    size: int,
-) -> None:
-    row = like.size * like.dtype.itemsize
-    with path.open("ab") as file:
-        done = file.tell() // row
-        file.truncate(done * row)
-        starts = tqdm(range(done, len(tokens), size), "hidden states", disable=not progress, unit="batch")
-        for start in starts:
-            batch = tokens[start : start + size]
-            rows = run(np.pad(batch, ((0, size - len(batch)), (0, 0))))
-            file.write(np.asarray(rows)[: len(batch)].tobytes())
+def _token(target: Model, taps: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Return shape and type of what is kept of a token: [S, D]."""
+    x = jax.eval_shape(partial(_streams, target.network, taps), target.params, np.zeros((1, 1), np.int32))
+    return jax.ShapeDtypeStruct(x.shape[2:], x.dtype)
+
+
+def _whole_parts(file: Any, counts: list[int], like: jax.ShapeDtypeStruct) -> int:
+    """Cut a file after its last whole part; return how many there are."""
+    ends = np.cumsum([0, *counts]) * like.size * like.dtype.itemsize
+    done = int(np.searchsorted(ends, file.tell(), "right")) - 1
+    file.truncate(ends[done])
+    return done
+
+
+def _read(target: Model, taps: tuple[int, ...], tokens: np.ndarray, sizes: np.ndarray, batch: int) -> np.ndarray:
+    """Return the streams of the texts' tokens, one text after another: [N, S, D]."""
+    width = -(-int(sizes.max()) // BUCKET) * BUCKET
+    padded = np.full((batch, width), -1, np.int32)
+    padded[: len(tokens), : min(width, tokens.shape[1])] = tokens[:, :width]
+    rows = np.asarray(_streams(target.network, taps, target.params, padded))
+    return np.concatenate([row[:size] for row, size in zip(rows, sizes, strict=False)])
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _streams(network: Network, taps: tuple[int, ...], params: Params, tokens: Array) -> Array:
+    """Return streams [B, T, S, D]."""
     streams = hidden_states(network, params, jnp.where(tokens >= 0, tokens, 0), taps)
-    return jnp.moveaxis(jnp.stack(streams), (1, 2), (3, 0))
+    return jnp.moveaxis(jnp.stack(streams), (0, 1), (2, 3))

@@ -1,9 +1,9 @@
-"""Training of drafts that read hidden states, on text that the target generated."""
+"""Training of drafts on text that the target generated, from its hidden states."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,14 +15,17 @@ from jaxspec.drafts.eagle3 import Eagle3
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Model, Params
-from jaxspec.text.prompts import Continued, behind
-from jaxspec.training._fit import Schedule, fit
+from jaxspec.models.vocabulary import check_trainable
+from jaxspec.text.prompts import Continued
+from jaxspec.training._fit import Schedule, fit, within
 from jaxspec.training._held_out import Best, accepted_tokens
-from jaxspec.training._hidden import hidden_bytes, stored_hidden
+from jaxspec.training._hidden import Hidden, hidden_bytes, stored_hidden
+from jaxspec.training._rows import Rows
 from jaxspec.training._trained import as_float32, network_of, trained_part
 from jaxspec.training.eagle3 import Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
 from jaxspec.training.losses import LossFn
+from jaxspec.training.plain import SHARED, plain_loss
 
 #: Epochs without a better acceptance on held-out text, after which a fit ends.
 PATIENCE = 3
@@ -32,8 +35,11 @@ MOST_HIDDEN = 16 << 30
 LOSSES: dict[type, Callable[[Draft, Model], LossFn]] = {Eagle: eagle_loss, Medusa: medusa_loss, Hydra: hydra_loss}
 
 
+Trained = TypeVar("Trained", bound=Model | Draft)
+
+
 def fit_draft(
-    draft: Draft,
+    draft: Trained,
     target: Model,
     tokens: np.ndarray | Continued,
     *,
@@ -41,14 +47,16 @@ def fit_draft(
     held_out: np.ndarray | Continued | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  a frozen default
     schedule: Schedule = Schedule(learning_rate=1e-3),  # noqa: B008  a frozen default
+    minutes: float | None = None,
     seed: int = 0,
     directory: str | Path | None = None,
     progress: bool = True,
-) -> Draft:
-    """Train a draft that reads hidden states of a target; it computes in float32 and keeps its own types.
+) -> Trained:
+    """Train a draft on a target's hidden states; it computes in float32 and keeps its own types.
 
     Args:
-        draft: from ``init_draft`` or ``load_draft``; is not changed.
+        draft: from ``init_draft``, ``small_draft`` or ``load_draft``; is not changed. Of a language model whose head is
+            not its embedding, the embedding stays as it is.
         target: is not trained.
         tokens: text, best the target's continuations (``federated.continued``): [n, T] int32, −1 after its end, or with
             the length of each prompt.
@@ -56,7 +64,8 @@ def fit_draft(
         held_out: more such text. After every pass over as many rows as ``tokens`` has, ``accepted_tokens`` is measured
             on it; the best parameters are returned, and the fit ends ``PATIENCE`` passes after them.
         recipe: of EAGLE-3.
-        schedule: optimiser steps; ``sequence_length`` is not used, rows are taken whole.
+        schedule: optimiser steps; rows longer than its ``sequence_length`` are cut to a window of so many tokens.
+        minutes: of optimiser steps, in place of the schedule's number of steps.
         seed: of the batches.
         directory: where to save, and to resume from. The target's hidden states along ``tokens`` are kept there too, so
             that they are computed once and not at every step, unless they take more than ``MOST_HIDDEN`` bytes.
@@ -67,37 +76,58 @@ def fit_draft(
         FloatingPointError: the loss is not finite; names the step.
         jaxfed.checkpoint.CheckpointError: as of ``fit``.
     """
-    network, folder = network_of(draft, target), None if directory is None else Path(directory)
+    folder = None if directory is None else Path(directory)
     texts = Continued.of(tokens, prompt_length)
     unseen = None if held_out is None else Continued.of(held_out, prompt_length)
     _check_rows(texts, unseen)
-    is_eagle3 = isinstance(network, Eagle3)
-    loss = eagle3_loss(draft, target, recipe) if is_eagle3 else LOSSES[type(network)](draft, target)
-    own, rest = trained_part(draft, recipe.frozen if is_eagle3 else None)
-    epoch, fresh, best = -(-len(texts.tokens) // schedule.batch_size), as_float32(own), None
+    own, rest, loss = _task(draft, target, recipe)
+    fresh, taps = as_float32(own), () if isinstance(draft, Model) else draft.drafter.reads.taps
+    stored = partial(_stored, target, taps, folder and folder / "hidden", progress)
+    batch_fn = partial(Rows(texts, stored(texts), schedule.sequence_length).batch, schedule.batch_size, seed)
+    if minutes is not None:
+        schedule = within(minutes, schedule, loss, fresh, batch_fn, folder)
+    epoch, best = -(-len(texts.tokens) // schedule.batch_size), None
     if unseen is not None:
-        measure = partial(_measure, draft, rest, target, unseen, progress)
+        measure = partial(_measure, draft, rest, target, unseen, stored(unseen), progress)
         best = Best(measure, fresh, epoch, PATIENCE, folder and folder / "best")
     options: dict[str, Any] = {"seed": seed, "label": "draft", "progress": progress, "until": best}
-    taps = draft.drafter.reads.taps
-    keeps = folder is not None and hidden_bytes(target, taps, texts.tokens) <= MOST_HIDDEN
-    streams = stored_hidden(target, taps, texts.tokens, folder / "hidden", progress) if folder and keeps else None
-    batch_fn = partial(_batch, texts, streams, schedule.batch_size, seed)
     params = fit(loss, fresh, batch_fn, schedule, directory=folder and folder / "steps", **options)
     params = params if best is None else best.of_all(params)
     return draft._replace(params={**jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, own), **rest})
 
 
-def _batch(texts: Continued, streams: np.ndarray | None, size: int, seed: int, step: int) -> dict[str, np.ndarray]:
-    """Draw rows, a function of (seed, step) alone; prompts are masked."""
-    index = np.random.default_rng((seed, step)).integers(0, len(texts.tokens), size)
-    rows = texts.tokens[index]
-    batch = {"tokens": rows, "mask": behind(texts.starts[index], rows.shape)}
-    return batch if streams is None else batch | {"hidden": np.moveaxis(streams[index], 1, 0)}
+def _stored(
+    target: Model, taps: tuple[int, ...], folder: Path | None, progress: bool, texts: Continued
+) -> Hidden | None:
+    if folder is None or hidden_bytes(target, taps, texts.tokens) > MOST_HIDDEN:
+        return None
+    return stored_hidden(target, taps, texts.tokens, folder, progress)
 
 
-def _measure(draft: Draft, rest: Params, target: Model, held_out: Continued, progress: bool, own: Params) -> float:
-    value = accepted_tokens(draft._replace(params={**own, **rest}), target, held_out)
+def _task(draft: Model | Draft, target: Model, recipe: Recipe) -> tuple[Params, Params, LossFn]:
+    """Return the parameters that are trained, the others, and the loss of the first."""
+    if isinstance(draft, Model):
+        check_trainable(target, draft)
+        shared = () if draft.network.config.ends.tied else SHARED
+        rest = {name: draft.params[name] for name in shared if name in draft.params}
+        own = {name: value for name, value in draft.params.items() if name not in rest}
+        return own, rest, plain_loss(draft, target, rest)
+    network = network_of(draft, target)
+    if isinstance(network, Eagle3):
+        return *trained_part(draft, recipe.frozen), eagle3_loss(draft, target, recipe)
+    return *trained_part(draft), LOSSES[type(network)](draft, target)
+
+
+def _measure(
+    draft: Model | Draft,
+    rest: Params,
+    target: Model,
+    held_out: Continued,
+    hidden: Hidden | None,
+    progress: bool,
+    own: Params,
+) -> float:
+    value = accepted_tokens(draft._replace(params={**own, **rest}), target, held_out, hidden=hidden)
     if progress:
         tqdm.write(f"draft: {value:.3f} tokens of a window accepted on held-out text")
     return value
