@@ -18,6 +18,7 @@ import jaxspec
 from jaxspec import zoo
 from jaxspec.drafts import init_draft
 from jaxspec.methods.candidates import mirror
+from jaxspec.text import Continued
 from jaxspec.training import fit_draft, fit_imputation
 from jaxspec.zoo.heads import HeadsRecipe, continuations
 from jaxspec.zoo.recipe import PairRecipe, corpus
@@ -31,8 +32,8 @@ def trained(pair: zoo.Pair, out: Path, steps: int) -> tuple[Any, np.ndarray]:
     texts, held_out = continuations(RECIPE, pair, corpus(PairRecipe(), pair.tokenizer), out)
     draft = init_draft("eagle3", pair.target, layer=pair.draft.network.config)
     schedule = replace(RECIPE.schedule, steps=steps)
-    options: dict[str, Any] = {"prompt_length": RECIPE.prompt_length, "held_out": held_out, "schedule": schedule}
-    return fit_draft(draft, pair.target, texts, directory=out / "late", **options), texts
+    rows, unseen = (Continued(each, RECIPE.prompt_length) for each in (texts, held_out))
+    return fit_draft(draft, pair.target, rows, held_out=unseen, schedule=schedule, directory=out / "late"), texts
 
 
 def suite(options: Any) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """``jaxspec train draft``: a draft for any target, trained on the target's own continuations."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -51,7 +51,9 @@ class DraftTraining:
         exclude: files of whole prompts that are not trained on, such as those of a benchmark.
         count: how many prompts the target continues.
         new_tokens: longest continuation.
-        minutes: of training, in place of the schedule's steps; the answers are written before.
+        minutes: of optimiser steps, in place of the schedule's number of steps; the answers are written before.
+        answers: folder where the target's answers and hidden states are kept, which several drafts can share; default:
+            OUT.
         recipe: of eagle3; the first of its fields is how often it runs on its own output.
         schedule: optimiser steps; longer answers are cut to windows of its sequence_length.
     """
@@ -69,6 +71,7 @@ class DraftTraining:
     count: int = 512
     new_tokens: int = 96
     minutes: float | None = None
+    answers: Path | None = None
     recipe: Recipe = Recipe()
     schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3))
 
@@ -87,6 +90,11 @@ class DraftTraining:
         at_least(WINDOW + 1, new_tokens=self.new_tokens)
         for path in (*self.prompts, *self.exclude):
             check_readable(path)
+
+    @property
+    def timed(self) -> Schedule:
+        """The schedule, for so many minutes."""
+        return self.schedule if self.minutes is None else replace(self.schedule, minutes=self.minutes)
 
 
 class _Task(NamedTuple):
@@ -113,8 +121,9 @@ def train_draft(settings: DraftTraining, out: Path) -> dict[str, Any]:
     initial = settings.draft if settings.kind in ("plain", "streams") else None
     models = load_language_models(settings.target, initial, use, settings.kind == "streams")
     make = _streams if settings.kind == "streams" else _fitted
-    prompts = _prompts(models.target, settings, out)
-    texts = continued(models.target, prompts, settings.new_tokens, progress=True, directory=out)
+    folder = settings.answers or out
+    prompts = _prompts(models.target, settings, folder)
+    texts = continued(models.target, prompts, settings.new_tokens, progress=True, directory=folder)
     held = min(MOST_HELD_OUT, max(1, len(texts.tokens) // HELD_OUT))
     figures = make(settings, _Task(models, texts.rows(slice(held, None)), texts.rows(slice(held)), out))
     return {"kind": settings.kind, **figures, "draft": str(out / "draft")}
@@ -143,8 +152,8 @@ def _fitted(settings: DraftTraining, task: _Task) -> dict[str, Any]:
     from jaxspec.loading import save_draft, save_model
     from jaxspec.training import accepted_tokens, fit_draft
 
-    options: dict[str, Any] = {"recipe": settings.recipe, "schedule": settings.schedule}
-    options |= {"minutes": settings.minutes, "directory": task.out}
+    options: dict[str, Any] = {"recipe": settings.recipe, "schedule": settings.timed}
+    options |= {"directory": task.out, "hidden": (settings.answers or task.out) / "hidden"}
     draft = fit_draft(_fresh(settings, task), task.models.target, task.texts, held_out=task.held_out, **options)
     if isinstance(draft, Model):
         save_model(draft, task.out / "draft")

@@ -35,6 +35,7 @@ class Schedule:
         sequence_length: labels per sequence.
         learning_rate: peak.
         warmup: steps.
+        minutes: as many steps as take so long here, in place of ``steps`` (``fit_draft``); compiling comes on top.
     """
 
     steps: int = 1000
@@ -42,6 +43,7 @@ class Schedule:
     sequence_length: int = 256
     learning_rate: float = 2e-3
     warmup: int = 50
+    minutes: float | None = None
 
     def optimiser(self) -> optax.GradientTransformation:
         """Return the optax transformation."""
@@ -64,31 +66,31 @@ class Schedule:
 
 
 def within(
-    minutes: float,
     schedule: Schedule,
     loss_fn: LossFn,
     params: Params,
     batch_fn: Callable[[int], Mapping[str, Any]],
     directory: Path | None = None,
 ) -> Schedule:
-    """Return a schedule of as many steps as take some minutes here, by the time of its first ones.
+    """Return a schedule of as many steps as take its ``minutes`` here, by the time of the first ones.
 
     Args:
-        minutes: of the steps; compiling and measuring come on top.
-        schedule: whose other fields stay; its warm-up takes a tenth of the steps at most.
+        schedule: is returned as it is without ``minutes``; the warm-up takes a tenth of the steps at most.
         loss_fn: as of ``fit``.
         params: as of ``fit``.
         batch_fn: as of ``fit``.
         directory: where the number of steps is kept, so that a later call resumes with the same one.
     """
+    if schedule.minutes is None:
+        return schedule
     path = None if directory is None else directory / "schedule.json"
     if path is not None and path.is_file():
         steps = int(read_json(path)["steps"])
     else:
-        steps = max(1, int(60 * minutes / _seconds_a_step(schedule, loss_fn, params, batch_fn)))
+        steps = max(1, int(60 * schedule.minutes / _seconds_a_step(schedule, loss_fn, params, batch_fn)))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"steps": steps, "minutes": minutes}) + "\n")
+            path.write_text(json.dumps({"steps": steps, "minutes": schedule.minutes}) + "\n")
     return replace(schedule, steps=steps, warmup=min(schedule.warmup, -(-steps // 10)))
 
 

@@ -26,16 +26,18 @@ class Hidden(NamedTuple):
         values: of all tokens, text by text: [N, S, D].
         starts: of each text in ``values``: [n].
         lengths: of each text: [n].
+        which: of the S streams are wanted.
     """
 
     values: Any
     starts: np.ndarray
     lengths: np.ndarray
+    which: tuple[int, ...]
 
     def window(self, row: int, first: int, length: int) -> np.ndarray:
         """Return the streams along a window of a text, [S, length, D]; zeros behind its end."""
         count = min(length, int(self.lengths[row]) - first)
-        part = self.values[self.starts[row] + first :][:count]
+        part = self.values[self.starts[row] + first :][:count, list(self.which)]
         return np.moveaxis(np.pad(part, ((0, length - count), (0, 0), (0, 0))), 0, 1)
 
 
@@ -45,7 +47,7 @@ def stored_hidden(
     """Return the streams at ``taps`` and after the last layer along texts, from a file of ``folder``.
 
     The file is written once, and continued where an interrupted call ended. It takes ``hidden_bytes``. Texts of like
-    length run together.
+    length run together. A file of more taps serves as well.
 
     Args:
         target: runs over the texts.
@@ -59,7 +61,8 @@ def stored_hidden(
     order, like = np.argsort(sizes, kind="stable"), _token(target, taps)
     starts = np.zeros(len(sizes), np.int64)
     starts[order] = np.cumsum(sizes[order]) - sizes[order]
-    path = folder / f"states-{digest(f'{target.network.config} {taps} {tokens.shape}', target.params, tokens)}.bin"
+    name = f"states-{digest(f'{target.network.config} {tokens.shape}', target.params, tokens)}"
+    path, kept = _file(folder, name, taps)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".partial")
@@ -69,7 +72,17 @@ def stored_hidden(
             for rows in tqdm(parts[done:], "hidden states", disable=not progress, unit="batch"):
                 file.write(_read(target, taps, tokens[rows], sizes[rows], batch_size).tobytes())
         os.replace(part, path)
-    return Hidden(np.memmap(path, like.dtype, "r", shape=(int(sizes.sum()), *like.shape)), starts, sizes)
+    values = np.memmap(path, like.dtype, "r", shape=(int(sizes.sum()), len(kept) + 1, like.shape[1]))
+    return Hidden(values, starts, sizes, (*map(kept.index, taps), len(kept)))
+
+
+def _file(folder: Path, name: str, taps: tuple[int, ...]) -> tuple[Path, tuple[int, ...]]:
+    """Return a file and its taps: one that has these, or the one to write."""
+    for path in sorted(folder.glob(f"{name}-*.bin")):
+        found = tuple(int(tap) for tap in path.stem.removeprefix(f"{name}-").split("-") if tap)
+        if set(taps) <= set(found):
+            return path, found
+    return folder / f"{name}-{'-'.join(map(str, taps))}.bin", taps
 
 
 def hidden_bytes(target: Model, taps: tuple[int, ...], tokens: np.ndarray) -> int:

@@ -43,13 +43,12 @@ def fit_draft(
     target: Model,
     tokens: np.ndarray | Continued,
     *,
-    prompt_length: int = 0,
     held_out: np.ndarray | Continued | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008  a frozen default
     schedule: Schedule = Schedule(learning_rate=1e-3),  # noqa: B008  a frozen default
-    minutes: float | None = None,
     seed: int = 0,
     directory: str | Path | None = None,
+    hidden: str | Path | None = None,
     progress: bool = True,
 ) -> Trained:
     """Train a draft on a target's hidden states; it computes in float32 and keeps its own types.
@@ -59,16 +58,16 @@ def fit_draft(
             not its embedding, the embedding stays as it is.
         target: is not trained.
         tokens: text, best the target's continuations (``federated.continued``): [n, T] int32, −1 after its end, or with
-            the length of each prompt.
-        prompt_length: tokens of each row [n, T] that the draft does not learn.
+            the length of each prompt, which drafts that read hidden states do not learn.
         held_out: more such text. After every pass over as many rows as ``tokens`` has, ``accepted_tokens`` is measured
             on it; the best parameters are returned, and the fit ends ``PATIENCE`` passes after them.
         recipe: of EAGLE-3.
         schedule: optimiser steps; rows longer than its ``sequence_length`` are cut to a window of so many tokens.
-        minutes: of optimiser steps, in place of the schedule's number of steps.
         seed: of the batches.
-        directory: where to save, and to resume from. The target's hidden states along ``tokens`` are kept there too, so
-            that they are computed once and not at every step, unless they take more than ``MOST_HIDDEN`` bytes.
+        directory: where to save, and to resume from.
+        hidden: where the target's hidden states along the texts are kept, so that they are computed once and not at
+            every step, unless they take more than ``MOST_HIDDEN`` bytes; several drafts can share it. Default: in
+            ``directory``.
         progress: show a bar.
 
     Raises:
@@ -77,15 +76,15 @@ def fit_draft(
         jaxfed.checkpoint.CheckpointError: as of ``fit``.
     """
     folder = None if directory is None else Path(directory)
-    texts = Continued.of(tokens, prompt_length)
-    unseen = None if held_out is None else Continued.of(held_out, prompt_length)
+    texts = Continued.of(tokens)
+    unseen = None if held_out is None else Continued.of(held_out)
     _check_rows(texts, unseen)
     own, rest, loss = _task(draft, target, recipe)
     fresh, taps = as_float32(own), () if isinstance(draft, Model) else draft.drafter.reads.taps
-    stored = partial(_stored, target, taps, folder and folder / "hidden", progress)
+    states = Path(hidden) if hidden is not None else folder and folder / "hidden"
+    stored = partial(_stored, target, taps, states, progress)
     batch_fn = partial(Rows(texts, stored(texts), schedule.sequence_length).batch, schedule.batch_size, seed)
-    if minutes is not None:
-        schedule = within(minutes, schedule, loss, fresh, batch_fn, folder)
+    schedule = within(schedule, loss, fresh, batch_fn, folder)
     epoch, best = -(-len(texts.tokens) // schedule.batch_size), None
     if unseen is not None:
         measure = partial(_measure, draft, rest, target, unseen, stored(unseen), progress)
@@ -93,7 +92,8 @@ def fit_draft(
     options: dict[str, Any] = {"seed": seed, "label": "draft", "progress": progress, "until": best}
     params = fit(loss, fresh, batch_fn, schedule, directory=folder and folder / "steps", **options)
     params = params if best is None else best.of_all(params)
-    return draft._replace(params={**jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, own), **rest})
+    trained: Any = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, own)
+    return draft._replace(params={**trained, **rest})  # type: ignore[return-value]
 
 
 def _stored(

@@ -15,6 +15,7 @@ import numpy as np
 from jaxspec import federated
 from jaxspec.drafts import Draft, init_draft
 from jaxspec.models.base import Model
+from jaxspec.text import Continued
 from jaxspec.training import Schedule, accepted_tokens, fit_draft
 from jaxspec.zoo.pairs import DRAFTS, Pair, save
 from jaxspec.zoo.recipe import Corpus, PairRecipe, corpus
@@ -75,9 +76,9 @@ def run(recipe: HeadsRecipe, pair: Pair, out: Path) -> dict[str, Any]:
     train, held_out = continuations(recipe, pair, data, out)
     drafts, figures = fresh(recipe, pair), {}
     for name, draft in drafts.items():
-        options: dict[str, Any] = {"prompt_length": recipe.prompt_length, "held_out": held_out}
+        options: dict[str, Any] = {"held_out": Continued(held_out, recipe.prompt_length)}
         options |= {"schedule": recipe.schedule, "seed": recipe.seed, "directory": out / DRAFTS / name}
-        drafts[name] = fit_draft(draft, pair.target, train, **options)
+        drafts[name] = fit_draft(draft, pair.target, Continued(train, recipe.prompt_length), **options)
         accepted = accepted_tokens(drafts[name], pair.target, held_out, prompt_length=recipe.prompt_length)
         figures[name] = {"parameters": own_size(drafts[name], pair), "accepted": round(accepted, 3)}
     save(pair._replace(drafts=drafts), out / "pair")

@@ -12,7 +12,7 @@ import jaxspec
 from jaxfed import checkpoint
 from jaxspec.drafts import init_draft
 from jaxspec.drafts.fresh import KINDS
-from jaxspec.federated import continued
+from jaxspec.federated import Continued, continued
 from jaxspec.training import (
     Recipe,
     Schedule,
@@ -47,8 +47,9 @@ def made(kind, **options):
 
 def fitted(draft, tokens=None, **options):
     tokens = texts() if tokens is None else tokens
-    options = {"prompt_length": PROMPT, "recipe": RECIPE, "schedule": SCHEDULE, "progress": False} | options
-    return fit_draft(draft, models.target(), tokens, **options)
+    options = {"recipe": RECIPE, "schedule": SCHEDULE, "progress": False} | options
+    held_out = Continued.of(options.pop("held_out"), PROMPT) if "held_out" in options else None
+    return fit_draft(draft, models.target(), Continued.of(tokens, PROMPT), held_out=held_out, **options)
 
 
 def accepted(draft, tokens=None, window=3):
