@@ -45,7 +45,7 @@ class DraftTraining:
             "text": windows of these. Default: questions that an instruct model asks itself; for others, the training
             roles of the embedded pair.
         taps: layers before which eagle3 reads (others: one); default: 2, L//2, L−3 (others: the final hidden state).
-        vocabulary: number of tokens that eagle3 and plain draft, the most frequent ones; default: 8,192 of more than
+        vocabulary: number of tokens that it drafts, the most frequent ones; default: 8,192 of more than
             16,384, otherwise all.
         heads: of medusa and hydra.
         exclude: files of whole prompts that are not trained on, such as those of a benchmark.
@@ -176,9 +176,7 @@ def _fresh(settings: DraftTraining, task: _Task) -> Model | Draft:
     if kind == "plain":
         return small_draft(target, num_layers=settings.layers, from_layers=settings.from_layers, vocabulary=ids)
     assert kind != "streams"
-    return init_draft(
-        kind, target, taps=settings.taps, vocabulary=ids if kind == "eagle3" else None, heads=settings.heads
-    )
+    return init_draft(kind, target, taps=settings.taps, vocabulary=ids, heads=settings.heads)
 
 
 def _streams(settings: DraftTraining, task: _Task) -> dict[str, Any]:

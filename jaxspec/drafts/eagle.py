@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, run_layers, scores
+from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, index_of, run_layers, scores
 from jaxspec.models.base import Array, Attend, Cache
 from jaxspec.models.config import DecoderConfig
 from jaxspec.models.layers import Layer, RMSNorm, bias, weight
@@ -33,6 +33,7 @@ class Eagle(ModuleNetwork):
         fc_bias: whether F has a bias.
         norm_inputs: RMS norms of the embedding and of the feature before F (HASS, ``add_para_norm``).
         norm_output: an RMS norm before the head (``pre_lm_head_layernorm``).
+        head_tokens: V_d, tokens that the head scores; None: all.
     """
 
     config: DecoderConfig
@@ -40,10 +41,11 @@ class Eagle(ModuleNetwork):
     fc_bias: bool = True
     norm_inputs: bool = False
     norm_output: bool = False
+    head_tokens: int | None = None
     lag, depth = 1, None
 
     @property
-    def num_tokens(self) -> int:
+    def num_tokens(self) -> int:  # type: ignore[override]
         """V."""
         return self.config.vocab_size
 
@@ -77,7 +79,7 @@ class EagleModule(nnx.Module):
         self.layers = nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
         self.layers[0].attention_norm = None  # type: ignore[assignment]
         self.final_norm = RMSNorm(c.width, epsilon) if network.norm_output else None
-        self.head = weight(rngs, (c.vocab_size, c.width), c.width)
+        self.head, self.index = weight(rngs, (network.scored, c.width), c.width), index_of(network)
         self.config = c
 
     def run(
@@ -95,6 +97,6 @@ class EagleModule(nnx.Module):
 
         return run_layers(self.layers, self.config, u, positions, cache, attend, heads)
 
-    def logits(self, x: Array, depth: Any) -> Array:
-        """Return logits [V, B, T]."""
+    def own_logits(self, x: Array, depth: Any) -> Array:
+        """Return logits [V_d, B, T]."""
         return scores(self.head[...], x if self.final_norm is None else self.final_norm(x))

@@ -15,10 +15,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, run_layers, scores
+from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, index_of, run_layers, scores
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.models.heads import spread
 from jaxspec.models.layers import Layer, RMSNorm, weight
 from jaxspec.verify.features import Reads
 
@@ -76,9 +75,10 @@ class Eagle3(ModuleNetwork):
             return Fusion(1, self.target_width)
         return Fusion(count, self.target_width, self.config.width, self.norm_before_fc, self.fc_norm, epsilon)
 
-    def own_logits(self, params: Params, x: Array) -> Array:
-        """Return logits over the draft's vocabulary alone: [V_d, B, T]."""
-        return self.bound(params).own_logits(x)
+    @property
+    def scored(self) -> int:
+        """V_d."""
+        return self.config.vocab_size
 
     def following(self, params: Params, x: Array) -> Array:
         """Return a, or its norm."""
@@ -86,10 +86,7 @@ class Eagle3(ModuleNetwork):
 
 
 class Eagle3Module(nnx.Module):
-    """Parameters of ``Eagle3``.
-
-    ``index`` is there if the draft's vocabulary is smaller: the number in it of every target token, [V], V_d for none.
-    """
+    """Parameters of ``Eagle3``."""
 
     def __init__(self, network: Eagle3, rngs: nnx.Rngs):
         c, epsilon = network.config, network.config.block.epsilon
@@ -98,8 +95,7 @@ class Eagle3Module(nnx.Module):
         self.hidden_norm, self.final_norm = RMSNorm(c.width, epsilon), RMSNorm(c.width, epsilon)
         self.layers = nnx.List([Layer(c, rngs, None if i else 2 * c.width) for i in range(c.num_layers)])
         self.head = weight(rngs, (c.vocab_size, c.width), c.width)
-        whole = c.vocab_size == network.num_tokens
-        self.index = None if whole else nnx.Param(jnp.zeros(network.num_tokens, jnp.int32))
+        self.index = index_of(network)
         self.network = network
 
     def run(
@@ -114,11 +110,6 @@ class Eagle3Module(nnx.Module):
         start = normed if self.network.norm_before_residual else features
         return run_layers(self.layers, self.network.config, start, positions, cache, attend, heads)
 
-    def logits(self, x: Array, depth: Any) -> Array:
-        """Return logits [V, B, T]; −∞ for tokens that are not in the draft's vocabulary."""
-        own = self.own_logits(x)
-        return own if self.index is None else spread(own, self.index[...])
-
-    def own_logits(self, x: Array) -> Array:
+    def own_logits(self, x: Array, depth: Any) -> Array:
         """Return logits [V_d, B, T]."""
         return scores(self.head[...], self.final_norm(x))

@@ -54,7 +54,8 @@ def init_draft(
         target: is not changed.
         taps: i of the residual streams r_i before layer i that the draft reads, for Mirror-SD all up to the exit layer.
             Default: eagle3 (2, L//2, L−3), others the final hidden state. Others read one stream, and norm it.
-        vocabulary: ids of the tokens that eagle3 drafts (``frequent_tokens``); default: all.
+        vocabulary: ids of the tokens that it drafts (``frequent_tokens``); default: all. Among published formats only
+            EAGLE-3's has this; ``load_draft`` reads it for the others too.
         heads: of medusa and hydra, the longest window.
         layer: sizes of the draft's layer; default: the target's. Of another width, for eagle3 alone, the draft has an
             embedding and a head of its own.
@@ -73,7 +74,7 @@ def init_draft(
     sizes = _layer(target.network.config, layer or target.network.config)
     if kind != "eagle3" and sizes.width != target.network.config.width:
         raise ValueError(f"expected a layer of the target's width for {kind}, got {sizes.width}")
-    wishes = _Wishes(_reads(kind, target, taps), _ids(kind, target, vocabulary), heads, sizes)
+    wishes = _Wishes(_reads(kind, target, taps), _ids(target, vocabulary), heads, sizes)
     network, params = _MAKERS[kind](target, wishes)
     fresh, dtype = network.init(jax.random.key(0) if key is None else key), hidden_like(target).dtype
     fresh = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, fresh)
@@ -91,33 +92,34 @@ def _eagle3(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     config, ids = target.network.config, wishes.vocabulary
     count = config.vocab_size if ids is None else len(ids)
     network = Eagle3(replace(wishes.layer, vocab_size=count), config.vocab_size, config.width, wishes.reads)
-    params = {}
     if wishes.layer.width == config.width:
-        params = {"embedding": target.params["embedding"], "head": _head(target) if ids is None else _head(target)[ids]}
-    if ids is not None:
-        params["index"] = token_index(ids, config.vocab_size)
-    return network, params
+        return network, {"embedding": target.params["embedding"], "head": _head(target, ids)} | _index(target, ids)
+    return network, _index(target, ids)
 
 
 def _eagle(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
-    early = not wishes.reads.final
-    network = Eagle(wishes.layer, wishes.reads, norm_inputs=early, norm_output=early)
-    return network, {"embedding": target.params["embedding"], "head": _head(target)}
+    early, ids = not wishes.reads.final, wishes.vocabulary
+    network = Eagle(wishes.layer, wishes.reads, norm_inputs=early, norm_output=early, head_tokens=_count(ids))
+    return network, {"embedding": target.params["embedding"], "head": _head(target, ids)} | _index(target, ids)
 
 
 def _medusa(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
-    config, count = target.network.config, wishes.heads
-    network = Medusa(config.vocab_size, config.width, count, reads=wishes.reads, norm_inputs=not wishes.reads.final)
+    config, count, ids = target.network.config, wishes.heads, wishes.vocabulary
+    early, small = not wishes.reads.final, _count(ids)
+    network = Medusa(config.vocab_size, config.width, count, reads=wishes.reads, norm_inputs=early, head_tokens=small)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))["blocks"]
     still = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, hidden_like(target).dtype), shapes)
-    return network, {"blocks": still, "heads": [_head(target)] * count}
+    return network, {"blocks": still, "heads": [_head(target, ids)] * count} | _index(target, ids)
 
 
 def _hydra(target: Model, wishes: _Wishes, repeats: int = 0, has_prefix: bool = False) -> tuple[ModuleNetwork, Params]:
-    config, count = target.network.config, wishes.heads
+    config, count, ids = target.network.config, wishes.heads, wishes.vocabulary
     prefix, early = wishes.layer if has_prefix else None, not wishes.reads.final
-    network = Hydra(config.vocab_size, config.width, count, repeats, prefix, wishes.reads, norm_inputs=early)
-    return network, {"embedding": target.params["embedding"], "heads": [_head(target)] * count}
+    network = Hydra(
+        config.vocab_size, config.width, count, repeats, prefix, wishes.reads, early, head_tokens=_count(ids)
+    )
+    params = {"embedding": target.params["embedding"], "heads": [_head(target, ids)] * count}
+    return network, params | _index(target, ids)
 
 
 #: From a kind to its network, and those parameters that do not start at random. Hydra++ has heads of four layers.
@@ -146,8 +148,18 @@ def _layer(target: DecoderConfig, sizes: DecoderConfig) -> DecoderConfig:
     )
 
 
-def _head(target: Model) -> Array:
-    return target.params.get("head", target.params["embedding"])
+def _head(target: Model, ids: np.ndarray | None) -> Array:
+    """Return the target's head, or its rows of a smaller vocabulary."""
+    head = target.params.get("head", target.params["embedding"])
+    return head if ids is None else head[ids]
+
+
+def _count(ids: np.ndarray | None) -> int | None:
+    return None if ids is None else len(ids)
+
+
+def _index(target: Model, ids: np.ndarray | None) -> Params:
+    return {} if ids is None else {"index": token_index(ids, target.network.config.vocab_size)}
 
 
 def _check_ends(target: Model) -> None:
@@ -171,15 +183,15 @@ def _reads(kind: str, target: Model, taps: Sequence[int] | None) -> Reads:
     return reads
 
 
-def _ids(kind: str, target: Model, vocabulary: Sequence[int] | np.ndarray | None) -> np.ndarray | None:
+def _ids(target: Model, vocabulary: Sequence[int] | np.ndarray | None) -> np.ndarray | None:
     """Return the ids of a vocabulary smaller than the target's, ascending; None for all."""
     if vocabulary is None:
         return None
     ids, count = np.unique(np.asarray(vocabulary)), target.network.config.vocab_size
     whole = np.issubdtype(ids.dtype, np.integer) and len(ids) > 0
-    if kind != "eagle3" or not whole or len(ids) != len(vocabulary) or ids[0] < 0 or ids[-1] >= count:
+    if not whole or len(ids) != len(vocabulary) or ids[0] < 0 or ids[-1] >= count:
         raise ValueError(
-            f"expected a vocabulary of different ids from 0 to {count - 1} for eagle3, got {len(vocabulary)} ids, "
-            f"{len(ids)} of them different, for {kind}"
+            f"expected a vocabulary of different ids from 0 to {count - 1}, got {len(vocabulary)} ids, {len(ids)} of "
+            "them different"
         )
     return None if len(ids) == count else ids.astype(np.int32)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxspec.drafts.medusa import Affine
-from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, run_layers, scores
+from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, index_of, run_layers, scores
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
 from jaxspec.models.layers import Layer, RMSNorm, weight
@@ -35,6 +35,7 @@ class Hydra(ModuleNetwork):
         config: of the prefix layer of Hydra++; None for Hydra.
         reads: one stream of the target, its final hidden state by default.
         norm_inputs: an RMS norm of that stream, for one that the target does not norm.
+        head_tokens: V_d, tokens that the heads score; None: all.
     """
 
     num_tokens: int
@@ -44,6 +45,7 @@ class Hydra(ModuleNetwork):
     config: DecoderConfig | None = None
     reads: Reads = Reads(final=True)
     norm_inputs: bool = False
+    head_tokens: int | None = None
     lag = 1
 
     def module(self, rngs: nnx.Rngs) -> "HydraModule":
@@ -75,11 +77,11 @@ class HydraModule(nnx.Module):
         self.first = nnx.List([make((i + 2) * width) for i in heads])
         self.residual = nnx.List([make((i + 2) * width) for i in heads])
         self.inner = nnx.List([make(width) for _ in heads if network.repeats])
-        self.heads = nnx.List([weight(rngs, (network.num_tokens, width), width) for _ in heads])
-        self.head_biases = nnx.List([nnx.Param(jnp.zeros(network.num_tokens)) for _ in heads])
+        self.heads = nnx.List([weight(rngs, (network.scored, width), width) for _ in heads])
+        self.head_biases = nnx.List([nnx.Param(jnp.zeros(network.scored)) for _ in heads])
         self.layers = None if c is None else nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
         self.final_norm = None if c is None else RMSNorm(width, c.block.epsilon)
-        self.network = network
+        self.index, self.network = index_of(network), network
 
     def run(
         self, inputs: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: int
@@ -99,8 +101,8 @@ class HydraModule(nnx.Module):
         x, cache = run_layers(self.layers, config, f, positions, cache, attend)
         return self.final_norm(x), cache
 
-    def logits(self, x: Array, number: int) -> Array:
-        """Return the logits [V, B, T] of one head, of x = [f; z]."""
+    def own_logits(self, x: Array, number: int) -> Array:
+        """Return the logits [V_d, B, T] of one head, of x = [f; z]."""
         h = self.hidden(x[self.network.target_width :], number)
         return scores(self.heads[number][...], h) + self.head_biases[number][...][:, None, None]
 

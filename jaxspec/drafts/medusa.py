@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.drafts.modules import Fusion, ModuleNetwork, scores
+from jaxspec.drafts.modules import Fusion, ModuleNetwork, index_of, scores
 from jaxspec.models.base import Array, Attend, Cache
 from jaxspec.models.layers import bias, weight
 from jaxspec.verify.features import Reads
@@ -32,6 +32,7 @@ class Medusa(ModuleNetwork):
         shared_head: whether all U_i are one, the target's head.
         reads: one stream of the target, its final hidden state by default.
         norm_inputs: an RMS norm of that stream, for one that the target does not norm.
+        head_tokens: V_d, tokens that the heads score; None: all.
     """
 
     num_tokens: int
@@ -43,6 +44,7 @@ class Medusa(ModuleNetwork):
     shared_head: bool = False
     reads: Reads = Reads(final=True)
     norm_inputs: bool = False
+    head_tokens: int | None = None
     lag, config = 1, None
 
     def module(self, rngs: nnx.Rngs) -> "MedusaModule":
@@ -75,8 +77,8 @@ class MedusaModule(nnx.Module):
         self.fusion = network.fusion.module(rngs)
         one = lambda: Affine(width, width, network.fc_bias, rngs)  # noqa: E731
         self.blocks = nnx.List([nnx.List([one() for _ in range(network.blocks)]) for _ in range(network.depth)])
-        self.heads = nnx.List([weight(rngs, (network.num_tokens, width), width) for _ in range(heads)])
-        self.network = network
+        self.heads = nnx.List([weight(rngs, (network.scored, width), width) for _ in range(heads)])
+        self.index, self.network = index_of(network), network
 
     def run(
         self, f: Array, tokens: Array, positions: Array, cache: Cache, attend: Attend, depth: int
@@ -84,8 +86,8 @@ class MedusaModule(nnx.Module):
         """Return f: nothing depends on the tokens."""
         return f, cache
 
-    def logits(self, h: Array, number: int) -> Array:
-        """Return the logits [V, B, T] of one head."""
+    def own_logits(self, h: Array, number: int) -> Array:
+        """Return the logits [V_d, B, T] of one head."""
         for block in self.blocks[number]:
             for _ in range(self.network.repeats):
                 h = h + jax.nn.silu(block(h))

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.models.base import Array, Attend, Cache, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.heads import spread, token_index
 from jaxspec.models.layers import Layer, RMSNorm, turning, weight
 from jaxspec.models.modules import bound, params_of, structure
 from jaxspec.verify.features import Features
@@ -19,8 +20,19 @@ from jaxspec.verify.features import Features
 class ModuleNetwork(DraftNetwork):
     """A network defined by a Flax module; its parameters are a pytree of dictionaries and lists.
 
-    Those under ``fusion`` are what ``fuse`` needs, on the target's side.
+    Those under ``fusion`` are what ``fuse`` needs, on the target's side. ``index`` is there if the draft's vocabulary
+    is smaller than the target's: the row in its heads of every target token, [V], as many as rows for none.
     """
+
+    #: Number of tokens V of the target.
+    num_tokens: int
+    #: Tokens that the heads score, if fewer.
+    head_tokens: int | None = None
+
+    @property
+    def scored(self) -> int:
+        """Number of tokens that the heads score."""
+        return self.head_tokens or self.num_tokens
 
     @property
     def fusion(self) -> "Fusion":
@@ -46,8 +58,13 @@ class ModuleNetwork(DraftNetwork):
         return self.bound(params).run(inputs, tokens, positions, cache, attend, depth)
 
     def logits(self, params: Params, x: Array, depth: Any) -> Array:
-        """Return the module's logits."""
-        return self.bound(params).logits(x, depth)
+        """Return logits [V, B, T]; −∞ for tokens that are not in the draft's vocabulary."""
+        own = self.own_logits(params, x, depth)
+        return spread(own, params["index"]) if "index" in params else own
+
+    def own_logits(self, params: Params, x: Array, depth: Any) -> Array:
+        """Return logits over the draft's vocabulary alone: [V_d, B, T]."""
+        return self.bound(params).own_logits(x, depth)
 
     def init(self, key: Array) -> Params:
         """Draw fresh parameters."""
@@ -107,6 +124,13 @@ class FusionModule(nnx.Module):
         g = jnp.concatenate(parts)
         g = g if self.input_norm is None else self.input_norm(g)
         return g if self.matrix is None else jnp.einsum("dc,cbt->dbt", self.matrix[...], g)
+
+
+def index_of(network: ModuleNetwork) -> nnx.Param | None:
+    """Return the rows of tokens in a smaller vocabulary, at first of the first ones; None for a whole one."""
+    if network.scored == network.num_tokens:
+        return None
+    return nnx.Param(token_index(range(network.scored), network.num_tokens))
 
 
 def embedded(table: nnx.Param, tokens: Array) -> Array:

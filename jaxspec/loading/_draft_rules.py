@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxspec.drafts.eagle import Eagle
 from jaxspec.drafts.eagle3 import Eagle3
@@ -103,10 +102,3 @@ def _hydra(network: Hydra, leaf: str) -> Rule:
 
 #: From a kind of network and a leaf to its rule.
 RULES: dict[type, Callable[[Any, str], Rule]] = {Eagle3: _eagle3, Eagle: _eagle, Medusa: _medusa, Hydra: _hydra}
-
-
-def index_of(ids: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Return the number in the draft's vocabulary of every target token, V_d for none: [V] int32."""
-    index = np.full(num_tokens, len(ids), np.int32)
-    index[ids] = np.arange(len(ids), dtype=np.int32)
-    return index

@@ -60,9 +60,9 @@ def _arrays(network: Any, params: Params, dtype: Any) -> Iterator[tuple[str, np.
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array, name = np.asarray(leaf), name_of(path)
         if name == INDEX:
-            ids = np.argsort(array, kind="stable")[: network.config.vocab_size]  # in the order of the head's rows
+            ids = np.argsort(array, kind="stable")[: network.scored]  # in the order of the head's rows
             yield "d2t", ids - np.arange(len(ids))
-            yield "t2d", array < network.config.vocab_size
+            yield "t2d", array < network.scored
             continue
         rule, written = rule_for(network, name), leaf_dtype(path, array.dtype if dtype is None else dtype)
         yield from zip(rule.names, (part.astype(written) for part in rule.split(array, network.config)), strict=True)
@@ -98,9 +98,10 @@ def _eagle3(network: Eagle3) -> tuple[Config, Rename]:
 
 
 def _eagle(network: Eagle) -> tuple[Config, Rename]:
-    """Write EAGLE's format, without the target's head."""
+    """Write EAGLE's format, without the target's head unless it is a part of it."""
     about = {"architectures": ["LlamaForCausalLM"], "bias": network.fc_bias}
-    return _sizes(network.config, network.num_tokens) | about, lambda name: [name] * (name != "lm_head.weight")
+    left_out = () if network.head_tokens else ("lm_head.weight",)
+    return _sizes(network.config, network.num_tokens) | about, lambda name: [name] * (name not in left_out)
 
 
 def _medusa(network: Medusa) -> tuple[Config, Rename]:

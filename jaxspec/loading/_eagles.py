@@ -69,7 +69,9 @@ def read_eagle(files: DraftFiles, target: Model, options: TapOptions) -> tuple[E
         raise ValueError(f"expected fc.bias of {width} numbers, got {files.shape('fc.bias')}")
     norms = {"norm_inputs": "enorm.weight" in files, "norm_output": "pre_lm_head_layernorm.weight" in files}
     taps = (files.config.get("jaxspec") or {}).get("taps")
-    network = Eagle(config, Reads(tuple(taps)) if taps else Reads(final=True), fc_bias=has_bias, **norms)
+    network = Eagle(
+        config, Reads(tuple(taps)) if taps else Reads(final=True), fc_bias=has_bias, **norms, **smaller(files)
+    )
     return network, [
         f"reads {f'tap {taps}' if taps else 'the final hidden state'}, fc {'with' if has_bias else 'without'} bias",
         rotary_text(config),
@@ -123,6 +125,11 @@ def layers_of(files: DraftFiles, published: dict[str, Any], width: int, inputs: 
         ),
         ends=Ends(tied=False, embedding_scale=1.0),
     )
+
+
+def smaller(files: DraftFiles) -> dict[str, Any]:
+    """Return the number of tokens that the heads score, of a draft that was trained here on some of them."""
+    return {"head_tokens": files.shape("d2t")[0]} if "d2t" in files else {}
 
 
 def _windowed(published: dict[str, Any]) -> tuple[bool, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
 from jaxspec.loading._draft_files import DraftFiles
-from jaxspec.loading._eagles import TapOptions
+from jaxspec.loading._eagles import TapOptions, smaller
 from jaxspec.loading.families import FAMILIES
 from jaxspec.loading.huggingface import rule_of
 from jaxspec.models.base import Model
@@ -126,9 +126,10 @@ def _prefix(files: DraftFiles, sizes: DecoderConfig) -> DecoderConfig:
 
 
 def stream_of(files: DraftFiles) -> dict[str, Any]:
-    """Return what heads read that were trained here on a stream below the last one, or nothing."""
+    """Return settings of heads that were trained here: on a stream below the last one, on some tokens."""
     taps = (files.config.get("jaxspec") or {}).get("taps")
-    return {"reads": Reads(tuple(taps)), "norm_inputs": "input_norm.weight" in files} if taps else {}
+    own = {"reads": Reads(tuple(taps)), "norm_inputs": "input_norm.weight" in files} if taps else {}
+    return own | smaller(files)
 
 
 def _check_taps(options: TapOptions) -> None:

@@ -14,13 +14,14 @@ from jaxspec.drafts import Draft
 from jaxspec.drafts.feature_drafter import FeatureDrafter
 from jaxspec.drafts.modules import ModuleNetwork
 from jaxspec.loading._draft_files import CONFIG, DraftFiles, some
-from jaxspec.loading._draft_rules import INDEX, index_of, leaves_of, name_of, rule_for
+from jaxspec.loading._draft_rules import INDEX, leaves_of, name_of, rule_for
 from jaxspec.loading._eagles import AFTER, BEFORE, TapOptions, is_eagle, is_eagle3, read_eagle, read_eagle3
 from jaxspec.loading._heads import is_hydra, is_medusa, read_hydra, read_medusa
 from jaxspec.loading.hub import folder_of
 from jaxspec.loading.parameters import float_dtype
 from jaxspec.models.base import Model, Params
 from jaxspec.models.dtypes import hidden_like
+from jaxspec.models.heads import token_index
 from jaxspec.verify.features import check_reads
 
 
@@ -168,7 +169,7 @@ def _of_target(target: Model, leaf: str) -> Any:
 
 def _vocabulary(files: DraftFiles, network: Any) -> np.ndarray:
     """Return the index of a draft's vocabulary from offsets and marks."""
-    offsets, count = files["d2t"].astype(np.int64), network.config.vocab_size
+    offsets, count = files["d2t"].astype(np.int64), network.scored
     if offsets.shape != (count,):
         raise ValueError(f"expected d2t of {count} offsets, one for each row of lm_head, got {offsets.shape}")
     ids = np.arange(count) + offsets
@@ -189,4 +190,4 @@ def _vocabulary(files: DraftFiles, network: Any) -> np.ndarray:
                 f"expected t2d to mark the {count} tokens of d2t, got {int(marks.sum())} marks, others than these; one "
                 "of the two belongs to another draft"
             )
-    return index_of(ids, network.num_tokens)
+    return np.asarray(token_index(ids, network.num_tokens))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.drafts.base import Draft
 from jaxspec.drafts.eagle import Eagle
@@ -12,16 +13,17 @@ from jaxspec.drafts.eagle3 import Eagle3
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Array, Model, Params
+from jaxspec.models.heads import narrowed, tokens_of_head
 from jaxspec.training._unroll import Lesson, lesson
 from jaxspec.training.losses import LossFn
 from jaxspec.verify.features import check_reads
 
 #: Parameters that are not trained, by kind of network: the target's own, and what is no weight.
 FROZEN: dict[type, tuple[str, ...]] = {
-    Eagle: ("embedding", "head"),
+    Eagle: ("embedding", "head", "index"),
     Eagle3: ("embedding", "index"),
-    Medusa: (),
-    Hydra: ("embedding",),
+    Medusa: ("index",),
+    Hydra: ("embedding", "index"),
 }
 
 Step = Callable[[Params, Lesson, Array], tuple[Array, dict[str, Array]]]
@@ -64,10 +66,27 @@ def trained_part(draft: Draft, frozen: Sequence[str] | None = None) -> tuple[Par
 def _frozen(draft: Draft) -> tuple[str, ...]:
     network = draft.drafter.network  # type: ignore[attr-defined]
     if isinstance(network, Medusa) and network.shared_head:
-        return ("heads",)
+        return ("heads", "index")
     if isinstance(network, Eagle3) and network.config.width != network.target_width:
         return ("index",)  # its embedding is its own
     return FROZEN[type(network)]
+
+
+def teacher_logits(params: Params, target: Model, last: Array) -> Array:
+    """Return the target's logits over a draft's vocabulary, [V_d, B, T], of its stream ``last`` [D, B, T]."""
+    if "index" not in params:
+        return target.network.logits(target.params, last)
+    index = np.asarray(params["index"])
+    restricted = narrowed(target, tokens_of_head(index))
+    return restricted.network.logits(restricted.params, last)
+
+
+def in_vocabulary(params: Params, tokens: Array) -> tuple[Array, Array]:
+    """Return the rows of tokens [B, T] in a draft's vocabulary, and which of them are in it."""
+    if "index" not in params:
+        return tokens, jnp.ones(tokens.shape, bool)
+    rows = params["index"][tokens]
+    return rows, rows < jnp.max(params["index"])
 
 
 def as_float32(tree: Params) -> Params:

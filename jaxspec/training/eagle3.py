@@ -69,7 +69,7 @@ def eagle3_loss(draft: Draft, target: Model, recipe: Recipe = Recipe()) -> LossF
         for depth, x in enumerate(unroll(network, params, features, taught, recipe.steps)):
             counted = shifted(taught.counted, depth + recipe.ahead) & shifted(taught.present, depth + 1)
             counted &= shifted(known, depth + 1) | (not recipe.known_only)
-            values = weighted(recipe.divergence, network.own_logits(params, x), shifted(teacher, depth + 1))
+            values = weighted(recipe.divergence, network.own_logits(params, x, depth), shifted(teacher, depth + 1))
             rows = counted.size if recipe.over_all else number(counted) + LITTLE
             losses.append(recipe.decay**depth * total(values, counted) / rows)
         return sum(losses[1:], losses[0]), by_depth(losses)

@@ -16,7 +16,7 @@ from jaxspec.drafts.eagle import Eagle
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Array, Model, Params
-from jaxspec.training._trained import loss_of, network_of
+from jaxspec.training._trained import in_vocabulary, loss_of, network_of, teacher_logits
 from jaxspec.training._unroll import Lesson, fused, shifted, unroll
 from jaxspec.training.divergences import SOFT, weighted
 from jaxspec.training.losses import LossFn, cross_entropy
@@ -51,8 +51,8 @@ def eagle_loss(draft: Draft, target: Model, *, classification: float = 0.1, nois
         counted = taught.counted & shifted(taught.present, 1)
         rows = number(counted) + LITTLE
         regression = total(jnp.mean(smooth_l1(guess - shifted(features, 1)), axis=0), counted) / rows
-        teacher = shifted(target.network.logits(target.params, taught.last), 1)
-        entropy = total(weighted(SOFT, network.logits(params, guess, 0), teacher), counted) / rows
+        teacher = shifted(teacher_logits(params, target, taught.last), 1)
+        entropy = total(weighted(SOFT, network.own_logits(params, guess, 0), teacher), counted) / rows
         return regression + classification * entropy, {"regression": regression, "classification": entropy}
 
     return loss_of(draft, target, step)
@@ -70,9 +70,10 @@ def medusa_loss(draft: Draft, target: Model, *, decay: float = 0.8) -> LossFn:
 
     def step(params: Params, taught: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
         inputs, losses = fused(network, params, taught), []
+        labels, known = in_vocabulary(params, taught.tokens)
         for depth, x in enumerate(unroll(network, params, inputs, taught, network.depth)):
-            values = cross_entropy(network.logits(params, x, depth), shifted(taught.tokens, depth + 2))
-            losses.append(mean_over(values, shifted(taught.counted, depth + 2)))
+            values = cross_entropy(network.own_logits(params, x, depth), shifted(labels, depth + 2))
+            losses.append(mean_over(values, shifted(taught.counted & known, depth + 2)))
         parts = [decay ** (depth + 1) * each for depth, each in enumerate(losses)]
         return sum(parts[1:], parts[0]), by_depth(losses)
 
@@ -96,13 +97,17 @@ def hydra_loss(
 
     def step(params: Params, taught: Lesson, key: Array) -> tuple[Array, dict[str, Array]]:
         features, losses = fused(network, params, taught), []
-        target_logits = target.network.logits(target.params, taught.last)
+        target_logits, (own, known) = (
+            teacher_logits(params, target, taught.last),
+            in_vocabulary(params, taught.tokens),
+        )
         for depth, x in enumerate(unroll(network, params, features, taught, network.depth)):
-            logits = network.logits(params, x, depth)
+            logits = network.own_logits(params, x, depth)
             counted = shifted(taught.counted, depth + 2)
             loss = teacher * mean_over(weighted(SOFT, logits, shifted(target_logits, depth + 1)), counted)
             if labels:
-                loss += labels * mean_over(cross_entropy(logits, shifted(taught.tokens, depth + 2)), counted)
+                right = cross_entropy(logits, shifted(own, depth + 2))
+                loss += labels * mean_over(right, counted & shifted(known, depth + 2))
             if reconstruction:
                 error = smooth_l1(network.hidden(params, x, depth) - shifted(features, depth + 1))
                 loss += reconstruction * mean_over(jnp.mean(error, axis=0), shifted(taught.counted, depth + 1))

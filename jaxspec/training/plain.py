@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array, Model, Params
-from jaxspec.models.heads import narrowed, tokens_of_head
+from jaxspec.training._trained import teacher_logits
 from jaxspec.training.divergences import SOFT, weighted
 from jaxspec.training.losses import LossFn, hidden_states, masked_mean
 
@@ -25,10 +25,8 @@ def plain_loss(draft: Model, target: Model, frozen: Params | None = None) -> Los
         frozen: parameters of the draft that are not trained.
     """
     network, rest = draft.network, frozen or {}
-    index = draft.params.get("index") if network.own_logits and network.config.ends.head_tokens else None
-    teacher = target if index is None else narrowed(target, tokens_of_head(index))
-    own_logits = network.logits if index is None else network.own_logits
-    assert own_logits is not None
+    index = {name: draft.params[name] for name in ("index",) if network.config.ends.head_tokens}
+    own_logits = (network.own_logits if index else None) or network.logits
 
     def loss_fn(own: Params, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
         tokens = jnp.maximum(batch["tokens"], 0)
@@ -36,8 +34,7 @@ def plain_loss(draft: Model, target: Model, frozen: Params | None = None) -> Los
             last = jnp.moveaxis(jnp.asarray(batch["hidden"][-1]), -1, 0)
         else:
             last = hidden_states(target.network, target.params, tokens)[-1]
-        expected = teacher.network.logits(teacher.params, last)
-        params = {**own, **rest}
+        expected, params = teacher_logits(index, target, last), {**own, **rest}
         logits = own_logits(params, hidden_states(network, params, tokens)[-1])
         counted = {"labels": batch["tokens"]}
         agreement = (jnp.argmax(logits, axis=0) == jnp.argmax(expected, axis=0)).astype(jnp.float32)
