@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from jaxspec.generation import generate
+from jaxspec.generation import Sampling, generate
 from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.text import Text
 
 CONVERSATION = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 #: From the categories of the file to the six tasks.
@@ -64,12 +65,23 @@ class TaskResult(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A method's answer to one question: seconds, steps, accepted drafted tokens, and the tokens of each turn."""
+    """A method's answer to one question.
+
+    Attributes:
+        seconds: of all turns, prompts included.
+        steps: of decoding.
+        verified: accepted drafted tokens.
+        tokens: of each turn.
+        prompt_seconds: those of ``seconds`` in which prompts were read.
+        compiled: programs that were compiled meanwhile.
+    """
 
     seconds: float
     steps: int
     verified: int
     tokens: list[list[int]]
+    prompt_seconds: float = 0.0
+    compiled: int = 0
 
 
 def read_questions(path: str | Path, per_task: int | None = None) -> list[Question]:
@@ -144,24 +156,25 @@ def _answers(
     return {name: every[1:] for name, every in answers.items()}
 
 
-def answer(method: DecodingMethod, question: Question, max_new_tokens: int) -> Answer:
-    """Answer all turns of a question with one method."""
+def answer(method: DecodingMethod, question: Question, max_new_tokens: int, temperature: float = 0.0) -> Answer:
+    """Answer all turns of a question with one method; with a temperature, by the seed that is the question's number."""
     said: list[str] = []
-    seconds, steps, verified, tokens = 0.0, 0, 0, []
+    sampling = Sampling(temperature=temperature, seed=question.id)
+    result = Answer(0.0, 0, 0, [])
     for turn in question.turns:
         said.append(turn)
         start = time.perf_counter()
-        result = generate(method, [_prompt(method, said)], max_new_tokens)
-        seconds += time.perf_counter() - start
-        steps, verified = steps + result.stats.steps, verified + result.stats.verified
-        tokens.append(result.tokens[0])
-        said.append((result.text or [""])[0])
-    return Answer(seconds, steps, verified, tokens)
+        one = generate(method, [prompt_of(method.text, said)], max_new_tokens, sampling=sampling)
+        seconds, stats = time.perf_counter() - start, one.stats
+        counts = seconds, stats.steps, stats.verified, one.tokens[:1], stats.prefill_seconds, stats.compiled
+        result = Answer(*(old + new for old, new in zip(result, counts, strict=True)))  # type: ignore[operator]
+        said.append((one.text or [""])[0])
+    return result
 
 
-def _prompt(method: DecodingMethod, said: Sequence[str]) -> Any:
-    """Return the user's and the method's texts, in turns, as a conversation; without a chat template as plain text."""
-    if method.text is None or method.text.template is None:
+def prompt_of(text: Text | None, said: Sequence[str]) -> Any:
+    """Return the user's and the model's texts, in turns, as a conversation; without a chat template as plain text."""
+    if text is None or text.template is None:
         return "\n".join(said)
     return [{"role": role, "content": text} for role, text in zip(cycle(("user", "assistant")), said, strict=False)]
 

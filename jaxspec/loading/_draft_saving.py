@@ -24,6 +24,8 @@ from jaxspec.models.base import Params
 from jaxspec.models.config import DecoderConfig
 
 Config = dict[str, Any]
+#: Arrays of a draft's vocabulary, which all formats name alike.
+MAPS = ("d2t", "t2d")
 
 
 def save_draft(draft: Draft, path: str | Path, *, dtype: Any = None) -> None:
@@ -51,7 +53,8 @@ def save_draft(draft: Draft, path: str | Path, *, dtype: Any = None) -> None:
     if network.reads.taps and not isinstance(network, Eagle3):
         config["jaxspec"] = {"taps": list(network.reads.taps)}
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder, ((name, array) for own, array in _arrays(network, draft.params, dtype) for name in rename(own)))
+    arrays = _arrays(network, draft.params, dtype)
+    write(folder, ((name, array) for own, array in arrays for name in ([own] if own in MAPS else rename(own))))
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
