@@ -110,14 +110,17 @@ def put_model(model: Model, mesh: Mesh | None) -> ShardedModel:
 
 
 def check_shardable(config: DecoderConfig, mesh: Mesh | None) -> None:
-    """Check that heads and hidden features can be split over the ``model`` axis.
+    """Check that heads, hidden features and experts can be split over the ``model`` axis.
 
     Raises:
         ValueError: they cannot; names the size and the number of devices.
     """
-    size = axis_size(mesh, MODEL_AXIS)
-    if config.hidden % size:
-        raise ValueError(f"expected hidden divisible by {size} devices, got {config.hidden}; use fewer devices")
+    size, experts = axis_size(mesh, MODEL_AXIS), config.experts
+    parts = {"hidden": config.hidden} if experts is None or any(experts.dense) else {}
+    parts |= {} if experts is None else {"experts": experts.count, "shared_hidden": experts.shared_hidden or size}
+    for name, count in parts.items():
+        if count % size:
+            raise ValueError(f"expected {name} divisible by {size} devices, got {count}; use fewer devices")
     if config.num_kv_heads % size and (size % config.num_kv_heads or config.num_heads % size):
         raise ValueError(
             f"expected num_kv_heads divisible by {size} devices, got {config.num_kv_heads}, or fewer of them that "

@@ -75,8 +75,8 @@ def names_of(file: GgufFile, config: Config) -> dict[str, str]:
 
 def published_names(family: Family, layers: int) -> list[str]:
     """Return all names of arrays that a family may have."""
-    names = [name for rule in family.weights.values() for name in rule.names]
-    return list(dict.fromkeys(name.format(layer) for name in names for layer in range(layers)))
+    rules = family.weights.values()
+    return list(dict.fromkeys(name for rule in rules for layer in range(layers) for name in rule.published(layer)))
 
 
 def undo_of(row: Architecture, config: Config) -> Callable[[str], Undo]:

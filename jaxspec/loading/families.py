@@ -37,6 +37,16 @@ from jaxspec.loading._llama import (
     write_mistral,
     write_qwen,
 )
+from jaxspec.loading._mixtures import (
+    MIXTRAL_WEIGHTS,
+    QWEN_MOE_WEIGHTS,
+    read_mixtral,
+    read_qwen2_moe,
+    read_qwen3_moe,
+    write_mixtral,
+    write_qwen2_moe,
+    write_qwen3_moe,
+)
 from jaxspec.loading._opt import OPT_WEIGHTS, read_opt, write_opt
 from jaxspec.loading._rope import Config
 from jaxspec.loading._unsupported import check_unread, unknown_architecture
@@ -97,6 +107,9 @@ FAMILIES = (
     Family("mistral", "MistralForCausalLM", read_mistral, write_mistral, LLAMA_WEIGHTS, WINDOW),
     Family("qwen2", "Qwen2ForCausalLM", read_qwen2, write_qwen, LLAMA_WEIGHTS, WINDOW),
     Family("qwen3", "Qwen3ForCausalLM", read_qwen3, write_qwen, LLAMA_WEIGHTS, WINDOW),
+    Family("mixtral", "MixtralForCausalLM", read_mixtral, write_mixtral, MIXTRAL_WEIGHTS, WINDOW),
+    Family("qwen2_moe", "Qwen2MoeForCausalLM", read_qwen2_moe, write_qwen2_moe, QWEN_MOE_WEIGHTS, WINDOW),
+    Family("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, QWEN_MOE_WEIGHTS, WINDOW),
     Family("phi3", "Phi3ForCausalLM", read_phi3, write_phi3, PHI_WEIGHTS, WINDOW),
     Family("smollm3", "SmolLM3ForCausalLM", read_smollm3, write_smollm3, LLAMA_WEIGHTS, WINDOW | {"no_rope_layers"}),
     Family("granite", "GraniteForCausalLM", read_granite, write_granite, LLAMA_WEIGHTS, SCALED),

@@ -115,12 +115,12 @@ def published_dtype(folder: Path) -> str:
     return _own_dtype(_config(folder))
 
 
-def rule_of(family: Family, path: tuple) -> tuple[Rule, list[str]]:
+def rule_of(family: Family, path: tuple, config: DecoderConfig) -> tuple[Rule, list[str]]:
     """Return the rule of one leaf, and the published names that it needs."""
     steps = _name(path).split(".")
     layer, name = (steps[1], ".".join(steps[2:])) if steps[0] == "layers" else ("", ".".join(steps))
     rule = family.weights[name]
-    return rule, [published.format(layer) for published in rule.names]
+    return rule, rule.published(layer, config.experts.count if config.experts else 0)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _sources(family: Family, config: DecoderConfig, weights: Arrays) -> Sources:
                 f"expected at most {most} numbers in {_name(path)}, as many as the files have in all, got {leaf.size}; "
                 "config.json belongs to another model"
             )
-        rule, published = rule_of(family, path)
+        rule, published = rule_of(family, path, config)
         names = [_in_files(name, weights) for name in published]
         is_table = published == list(family.weights["embedding"].names)
         if config.ends.tied and is_table and names[0] not in weights.entries:

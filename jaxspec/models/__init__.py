@@ -3,7 +3,7 @@
 from jaxspec.models._decoder import decoder, init_params, network
 from jaxspec.models._partition import partition
 from jaxspec.models.base import Array, Attend, Cache, Model, Network, Params, Rows
-from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Scores, Tracks
+from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Experts, Scores, Tracks
 from jaxspec.models.quantize import quantized
 from jaxspec.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, YarnScaling
 from jaxspec.models.vocabulary import fit_vocabulary
@@ -16,6 +16,7 @@ __all__ = [
     "Cache",
     "DecoderConfig",
     "Ends",
+    "Experts",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",

@@ -91,6 +91,33 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of a layer's feed-forward block.
+
+    Attributes:
+        count: number of experts E.
+        top_k: experts that are computed for each token k, the likeliest ones.
+        hidden: features inside one expert.
+        renormalised: whether the probabilities of the k experts are divided by their sum.
+        shared_hidden: features inside the expert of all tokens, which has a sigmoid gate; default: there is none.
+        dense: which layers have an ordinary feed-forward block; empty: none.
+        router_bias: whether the router has a bias.
+    """
+
+    count: int
+    top_k: int
+    hidden: int
+    renormalised: bool = True
+    shared_hidden: int | None = None
+    dense: tuple[bool, ...] = ()
+    router_bias: bool = False
+
+    def is_dense(self, layer: int) -> bool:
+        """Return whether a layer has an ordinary feed-forward block."""
+        return bool(self.dense) and self.dense[layer]
+
+
+@dataclass(frozen=True)
 class Ends:
     """Settings of embedding and head.
 
@@ -156,10 +183,11 @@ class DecoderConfig:
         block: options of a layer that differ between families.
         ends: options of embedding and head that differ between families.
         tracks: parallel tracks of the layers; default: none.
+        experts: mixtures of experts in the layers; default: none.
 
     Raises:
         ValueError: a field of another type, a number outside its range, sizes that are not divisible, or tracks with
-            blocks that do not add to the residual stream.
+            blocks that do not add to the residual stream, or with experts.
     """
 
     vocab_size: int
@@ -173,6 +201,7 @@ class DecoderConfig:
     block: Block = Block()
     ends: Ends = Ends()
     tracks: Tracks | None = None
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -197,6 +226,8 @@ class DecoderConfig:
                 )
         if self.tracks is not None:
             _check_tracks(self, self.tracks)
+        if self.experts is not None:
+            _check_experts(self.experts, self.num_layers)
 
     @property
     def max_length(self) -> int | None:
@@ -243,10 +274,25 @@ def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
         if getattr(config, name) % by:
             what = "segments" if name == "num_layers" else "tracks"
             raise ValueError(f"expected {name} divisible by {by} {what}, got {getattr(config, name)}; use fewer {what}")
+    if config.experts is not None and tracks.count > 1:
+        raise ValueError(
+            "expected a model without experts under tracks, got a mixture of experts: its router would have to see "
+            "what all tracks have added; use a mesh without tracks, which divides the experts"
+        )
     if config.block.norms == "after" and tracks.count > 1:
         raise ValueError(
             'expected blocks that add to the residual stream under tracks (norms "before" or "around"), got "after"'
         )
+
+
+def _check_experts(experts: Experts, num_layers: int) -> None:
+    for name in ("count", "hidden", "shared_hidden"):
+        if (size := getattr(experts, name)) is not None and size < 1:
+            raise ValueError(f"expected {name} of the experts >= 1, got {size}")
+    if not 1 <= experts.top_k <= experts.count:
+        raise ValueError(f"expected top_k from 1 to the {experts.count} experts there are, got {experts.top_k}")
+    if experts.dense and len(experts.dense) != num_layers:
+        raise ValueError(f"expected dense for {num_layers} layers, got {len(experts.dense)}")
 
 
 def build(kind: type[Built], values: dict[str, Any]) -> Built:

@@ -35,12 +35,16 @@ def bias(shape: tuple[int, ...], present: bool) -> nnx.Param | None:
 
 def project(equation: str, matrix: nnx.Param, x: Array, offset: nnx.Param | None = None) -> Array:
     """Return matrix · x + offset: contract the last axis of ``matrix`` with the first of x; keep x's last two axes."""
-    value = matrix.get_value()
-    if isinstance(value, Int8):
-        y = jnp.einsum(equation, value.values.astype(x.dtype), x) * value.scale[..., None, None].astype(x.dtype)
+    return multiply(equation, matrix.get_value(), x, None if offset is None else offset[...])
+
+
+def multiply(equation: str, matrix: Array | Int8, x: Array, offset: Array | None = None) -> Array:
+    """Return ``project`` of arrays."""
+    if isinstance(matrix, Int8):
+        y = jnp.einsum(equation, matrix.values.astype(x.dtype), x) * matrix.scale[..., None, None].astype(x.dtype)
     else:
-        y = jnp.einsum(equation, value, x)
-    return y if offset is None else y + offset[...][..., None, None]
+        y = jnp.einsum(equation, matrix, x)
+    return y if offset is None else y + offset[..., None, None]
 
 
 class RMSNorm(nnx.Module):
@@ -121,36 +125,64 @@ def _normed(head_norm: RMSNorm, x: Array) -> Array:
     return jnp.moveaxis(head_norm(jnp.moveaxis(x, 2, 0)), 0, 2)
 
 
-class FeedForward(nnx.Module):
-    """down · (activation(gate · x) · (up · x)), or without a gate down · activation(up · x)."""
+def gating(block: Block) -> Callable[[Array], Array]:
+    """Return the function of gate and up [2, F, ...], or of up [1, F, ...], whose result the output projection reads.
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        c, parts = config, 2 if config.block.gated else 1
-        self.gate_up = weight(rngs, (parts, c.hidden, c.width), c.width)
-        self.gate_up_bias = bias((parts, c.hidden), c.block.bias)
-        self.down = weight(rngs, (c.width, c.hidden), c.hidden, (2 * c.num_layers) ** -0.5)
+    Raises:
+        ValueError: an activation that is not known.
+    """
+    if block.activation not in ACTIVATIONS:
+        raise ValueError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {block.activation!r}")
+    activation = ACTIVATIONS[block.activation]
+
+    def inner(parts: Array) -> Array:
+        first, *up = parts
+        return activation(first) * up[0] if up else activation(first)
+
+    return inner
+
+
+class FeedForward(nnx.Module):
+    """down · (activation(gate · x) · (up · x)), or without a gate down · activation(up · x).
+
+    Args:
+        config: of the decoder.
+        rngs: of the random weights.
+        hidden: features inside the block; default: the configuration's.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, hidden: int | None = None):
+        c, parts, hidden = config, 2 if config.block.gated else 1, hidden or config.hidden
+        self.gate_up = weight(rngs, (parts, hidden, c.width), c.width)
+        self.gate_up_bias = bias((parts, hidden), c.block.bias)
+        self.down = weight(rngs, (c.width, hidden), hidden, (2 * c.num_layers) ** -0.5)
         self.down_bias = bias((c.width,), c.block.bias)
-        if c.block.activation not in ACTIVATIONS:
-            raise ValueError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {c.block.activation!r}")
-        self.activation = ACTIVATIONS[c.block.activation]
+        self.inner = gating(c.block)
 
     def __call__(self, x: Array) -> Array:
         """Return the block's output for x [D, B, T]."""
-        first, *up = project("gfd,dbt->gfbt", self.gate_up, x, self.gate_up_bias)
-        inner = self.activation(first)
-        return project("df,fbt->dbt", self.down, inner * up[0] if up else inner, self.down_bias)
+        inner = self.inner(project("gfd,dbt->gfbt", self.gate_up, x, self.gate_up_bias))
+        return project("df,fbt->dbt", self.down, inner, self.down_bias)
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward, each with its norms and its residual connection."""
+    """Attention and feed-forward, each with its norms and its residual connection.
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, inputs: int | None = None):
+    Args:
+        config: of the decoder.
+        rngs: of the random weights.
+        inputs: features that attention reads; default: the width.
+        mlp: the feed-forward block; default: an ordinary one.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, inputs: int | None = None, mlp: Any = None):
         around = config.block.norms == "around"
         make = partial(norm, config.width, config.block)
         self.attention_norm, self.mlp_norm = make(), make()
         self.attention_post_norm = make() if around else None
         self.mlp_post_norm = make() if around else None
-        self.attention, self.mlp = SelfAttention(config, rngs, inputs), FeedForward(config, rngs)
+        self.attention = SelfAttention(config, rngs, inputs)
+        self.mlp = FeedForward(config, rngs) if mlp is None else mlp
         self.after, self.residual_scale = config.block.norms == "after", config.block.residual_scale
 
     def __call__(

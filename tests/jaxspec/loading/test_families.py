@@ -70,6 +70,10 @@ GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0},
 }
 
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SHARED = EXPERTS | {"shared_expert_intermediate_size": 40}
+
 
 class Case(NamedTuple):
     """A configuration of transformers: which class, and what differs from ``SIZES``."""
@@ -95,6 +99,20 @@ CASES = {
     "qwen3": Case("Qwen3", {"head_dim": 24, "tie_word_embeddings": True}),
     "qwen3-sliding": Case(
         "Qwen3", ONE_HEAD | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}, True
+    ),
+    "mixtral": Case("Mixtral", MIXTRAL),
+    "mixtral-sliding": Case("Mixtral", ONE_HEAD | {"num_local_experts": 5, "sliding_window": 9}, True),
+    "qwen2-moe": Case("Qwen2Moe", SHARED | {"norm_topk_prob": False}),
+    "qwen2-moe-some": Case(
+        "Qwen2Moe",
+        SHARED | THREE | {"mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 6, "qkv_bias": False},
+        True,
+    ),
+    "qwen3-moe": Case("Qwen3Moe", EXPERTS | {"head_dim": 24, "norm_topk_prob": True}),
+    "qwen3-moe-some": Case(
+        "Qwen3Moe",
+        EXPERTS | ONE_HEAD | {"decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 6},
+        True,
     ),
     "opt": Case("OPT", OPT),
     "opt-post-norm": Case("OPT", OPT | POST_NORM | THREE | {"num_attention_heads": 2}),

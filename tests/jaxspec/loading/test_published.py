@@ -288,9 +288,6 @@ def test_what_transformers_writes_by_default_is_taken(family):
 
 #: Architectures that are not supported, by their ``model_type``.
 OTHERS = {
-    "mixtral": "MixtralForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
     "qwen3_5": "Qwen3_5ForConditionalGeneration",
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
