@@ -47,6 +47,8 @@ from jaxspec.loading._mixtures import (
     write_qwen2_moe,
     write_qwen3_moe,
 )
+from jaxspec.loading._neox import NEOX_WEIGHTS, read_neox, write_neox
+from jaxspec.loading._olmo import OLMO_WEIGHTS, read_olmo2, read_olmo3, write_olmo2, write_olmo3
 from jaxspec.loading._opt import OPT_WEIGHTS, read_opt, write_opt
 from jaxspec.loading._rope import Config
 from jaxspec.loading._unsupported import check_unread, unknown_architecture
@@ -100,6 +102,7 @@ class Family:
 
 
 WINDOW = frozenset({"sliding_window"})
+PARALLEL = frozenset({"use_parallel_residual"})
 SCALED = frozenset({"attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"})
 CAPPED = WINDOW | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
 FAMILIES = (
@@ -113,6 +116,9 @@ FAMILIES = (
     Family("phi3", "Phi3ForCausalLM", read_phi3, write_phi3, PHI_WEIGHTS, WINDOW),
     Family("smollm3", "SmolLM3ForCausalLM", read_smollm3, write_smollm3, LLAMA_WEIGHTS, WINDOW | {"no_rope_layers"}),
     Family("granite", "GraniteForCausalLM", read_granite, write_granite, LLAMA_WEIGHTS, SCALED),
+    Family("olmo2", "Olmo2ForCausalLM", read_olmo2, write_olmo2, OLMO_WEIGHTS),
+    Family("olmo3", "Olmo3ForCausalLM", read_olmo3, write_olmo3, OLMO_WEIGHTS, WINDOW),
+    Family("gpt_neox", "GPTNeoXForCausalLM", read_neox, write_neox, NEOX_WEIGHTS, PARALLEL),
     Family("opt", "OPTForCausalLM", read_opt, write_opt, OPT_WEIGHTS),
     Family("gpt2", "GPT2LMHeadModel", read_gpt2, write_gpt2, GPT2_WEIGHTS, layers="n_layer"),
     Family("gemma", "GemmaForCausalLM", read_gemma1, write_gemma1, GEMMA1_WEIGHTS),

@@ -28,7 +28,7 @@ from jaxspec.text import Text
 
 CONFIG = "config.json"
 #: Published arrays that can be computed from the configuration, and Medusa's heads (``load_draft``).
-IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias|^medusa_head\.")
+IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.attention\.bias|\.masked_bias|^medusa_head\.")
 #: For each leaf: its rule, and the names of the arrays that make it.
 Sources = dict[tuple, tuple[Rule, list[str]]]
 

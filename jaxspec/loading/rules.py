@@ -71,6 +71,15 @@ def heads(pattern: str) -> Rule:
     return Rule(tuple(pattern.format("{}", letter) for letter in "qkv"), join, split)
 
 
+def interleaved_heads(name: str) -> Rule:
+    """Group one published array in which the rows of every head's query, key and value lie behind each other."""
+
+    def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
+        return parts[0].reshape(config.num_kv_heads, -1, config.head_size, *parts[0].shape[1:])
+
+    return Rule((name,), join, lambda leaf, _: [leaf.reshape(-1, *leaf.shape[3:])])
+
+
 def transposed(rule: Rule) -> Rule:
     """Transpose the published matrices: GPT-2 stores them as [inputs, outputs]."""
     turn = lambda parts: [part.T for part in parts]  # noqa: E731

@@ -38,7 +38,8 @@ class Attention:
         unrotated: which layers have no rotary positions; empty: none.
         qkv_bias: whether the projections of queries, keys and values have biases.
         out_bias: whether the output projection has a bias.
-        norm_heads: RMS norms of every query and key head, before rotation.
+        norm_heads: RMS norms of every query and key head, before rotation; "together": of all query heads as one, and
+            of all key heads.
     """
 
     rotary: Rotary | None = Rotary()
@@ -49,7 +50,7 @@ class Attention:
     unrotated: tuple[bool, ...] = ()
     qkv_bias: bool = False
     out_bias: bool = False
-    norm_heads: bool = False
+    norm_heads: Literal[False, True, "together"] = False
 
     def is_windowed(self, layer: int) -> bool:
         """Return whether a layer attends to a sliding window only."""
@@ -74,20 +75,23 @@ class Block:
     Attributes:
         layer_norm: layer norms with biases instead of RMS norms.
         epsilon: added to the mean square or variance.
-        norms: "before": x + f(norm(x)); "around": x + norm(f(norm(x))); "after": norm(x + f(x)).
+        norms: "before": x + f(norm(x)); "around": x + norm(f(norm(x))); "output": x + norm(f(x)); "after":
+            norm(x + f(x)).
         activation: name in ``layers.ACTIVATIONS``.
         gated: activation(gate) · up instead of activation(up).
         bias: whether the two projections have biases.
         residual_scale: factor of what attention and feed-forward add to the residual stream; default: 1.
+        parallel: whether the feed-forward block reads what attention read, instead of the stream after attention.
     """
 
     layer_norm: bool = False
     epsilon: float = 1e-5
-    norms: Literal["before", "around", "after"] = "before"
+    norms: Literal["before", "around", "output", "after"] = "before"
     activation: str = "silu"
     gated: bool = True
     bias: bool = False
     residual_scale: float | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,8 @@ class DecoderConfig:
             )
         if self.attention.rotary and self.head_size % 2:
             raise ValueError(f"expected an even head_size (rotary pairs), got {self.head_size}")
+        if self.block.parallel and self.block.norms == "after":
+            raise ValueError('expected parallel blocks that add to the residual stream, got norms "after"')
         for name in ("windowed", "unrotated"):
             if (flags := getattr(self.attention, name)) and len(flags) != self.num_layers:
                 raise ValueError(f"expected {name} for {self.num_layers} layers, got {len(flags)}")
@@ -278,6 +284,11 @@ def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
         raise ValueError(
             "expected a model without experts under tracks, got a mixture of experts: its router would have to see "
             "what all tracks have added; use a mesh without tracks, which divides the experts"
+        )
+    if config.attention.norm_heads == "together" and tracks.count > 1:
+        raise ValueError(
+            "expected heads that are normed alone, or not, under tracks, got norms of all heads together, which no "
+            "track has; use a mesh without tracks"
         )
     if config.block.norms == "after" and tracks.count > 1:
         raise ValueError(

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_fast": partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -95,8 +96,10 @@ class SelfAttention(nnx.Module):
         self.qkv_bias = bias((c.num_kv_heads, slots, c.head_size), a.qkv_bias)
         self.out = weight(rngs, (c.width, inner), inner, (2 * c.num_layers) ** -0.5)
         self.out_bias = bias((c.width,), a.out_bias)
-        self.query_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
-        self.key_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
+        self.together = a.norm_heads == "together"
+        sizes = (inner, c.num_kv_heads * c.head_size) if self.together else (c.head_size,) * 2
+        norms = [RMSNorm(size, c.block.epsilon) if a.norm_heads else None for size in sizes]
+        self.query_norm, self.key_norm = norms
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
         """Return queries, keys and values of x [D, B, T] for ``attend``; ``turn`` applies rotary positions to heads."""
@@ -105,7 +108,8 @@ class SelfAttention(nnx.Module):
             turned, values = turn(_heads(qkv[:, :-1])), _heads(qkv[:, -1:])
             queries, keys = turned[:, :, :-1], turned[:, :, -1:]
         else:
-            queries, keys = _normed(self.query_norm, qkv[:, :-2]), _normed(self.key_norm, qkv[:, -2:-1])
+            normed = _normed_together if self.together else _normed
+            queries, keys = normed(self.query_norm, qkv[:, :-2]), normed(self.key_norm, qkv[:, -2:-1])
             queries, keys, values = turn(_heads(queries)), turn(_heads(keys)), _heads(qkv[:, -1:])
         return queries, keys[:, :, 0], values[:, :, 0]
 
@@ -142,6 +146,11 @@ def gating(block: Block) -> Callable[[Array], Array]:
     return inner
 
 
+def _normed_together(all_norm: RMSNorm, x: Array) -> Array:
+    """Normalise heads x [G, Q, head_size, B, T] over the features of all of them."""
+    return all_norm(x.reshape(-1, *x.shape[3:])).reshape(x.shape)
+
+
 class FeedForward(nnx.Module):
     """down · (activation(gate · x) · (up · x)), or without a gate down · activation(up · x).
 
@@ -176,14 +185,16 @@ class Layer(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, inputs: int | None = None, mlp: Any = None):
-        around = config.block.norms == "around"
-        make = partial(norm, config.width, config.block)
-        self.attention_norm, self.mlp_norm = make(), make()
-        self.attention_post_norm = make() if around else None
-        self.mlp_post_norm = make() if around else None
+        norms, make = config.block.norms, partial(norm, config.width, config.block)
+        own, post = norms != "output", norms in ("around", "output")
+        self.attention_norm: Any = make() if own else None
+        self.mlp_norm: Any = make() if own else None
+        self.attention_post_norm = make() if post else None
+        self.mlp_post_norm = make() if post else None
         self.attention = SelfAttention(config, rngs, inputs)
         self.mlp = FeedForward(config, rngs) if mlp is None else mlp
-        self.after, self.residual_scale = config.block.norms == "after", config.block.residual_scale
+        self.after, self.residual_scale = norms == "after", config.block.residual_scale
+        self.parallel = config.block.parallel
 
     def __call__(
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
@@ -194,15 +205,19 @@ class Layer(nnx.Module):
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
         """Run the layer up to attention: queries, keys, values."""
-        return self.attention.heads(x if self.after else self.attention_norm(x), turn)
+        return self.attention.heads(self._read(x, self.attention_norm), turn)
 
     def after_attention(self, x: Array, context: Array) -> Array:
         """Run the layer from attention on, for its input x [D, B, T] and the context."""
-        x = self._joined(x, self.attention.output(context), self.attention_norm, self.attention_post_norm)
-        branch = self.mlp(x if self.after else self.mlp_norm(x))
-        return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm)
+        between = self._joined(x, self.attention.output(context), self.attention_norm, self.attention_post_norm)
+        branch = self.mlp(self._read(x if self.parallel else between, self.mlp_norm))
+        return self._joined(between, branch, self.mlp_norm, self.mlp_post_norm)
 
-    def _joined(self, x: Array, branch: Array, own: Callable, post: Callable | None) -> Array:
+    def _read(self, x: Array, own: Callable | None) -> Array:
+        """Return what a block reads."""
+        return x if self.after or own is None else own(x)
+
+    def _joined(self, x: Array, branch: Array, own: Any, post: Callable | None) -> Array:
         if self.residual_scale is not None:
             branch = branch * jnp.asarray(self.residual_scale, branch.dtype)
         if self.after:

@@ -73,6 +73,11 @@ GEMMA3_ROPE = {
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 SHARED = EXPERTS | {"shared_expert_intermediate_size": 40}
+OLMO3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": YARN | {"rope_theta": 1000.0},
+}
+NEOX_ROPE = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
 
 
 class Case(NamedTuple):
@@ -114,6 +119,14 @@ CASES = {
         EXPERTS | ONE_HEAD | {"decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 6},
         True,
     ),
+    "olmo2": Case("Olmo2", {"num_key_value_heads": 4}),
+    "olmo2-biased": Case("Olmo2", THREE | {"attention_bias": True, "tie_word_embeddings": True}, True),
+    "olmo3": Case("Olmo3", THREE | {"sliding_window": 9, "rope_parameters": OLMO3_ROPE, "layer_types": SLIDING}),
+    "olmo3-four": Case("Olmo3", {"num_hidden_layers": 4, "sliding_window": 7}, True),
+    "gpt-neox": Case("GPTNeoX", {"hidden_size": 64, "rope_parameters": NEOX_ROPE}),
+    "gpt-neox-in-turn": Case(
+        "GPTNeoX", THREE | {"use_parallel_residual": False, "attention_bias": False, "hidden_size": 32}, True
+    ),
     "opt": Case("OPT", OPT),
     "opt-post-norm": Case("OPT", OPT | POST_NORM | THREE | {"num_attention_heads": 2}),
     "gpt2": Case("GPT2", GPT2),
@@ -154,6 +167,8 @@ def published(case):
     renamed = case.family in ("OPT", "GPT2")
     own = {key: SIZES[key] for key in SIZES if not renamed or key == "vocab_size" or "token" in key}
     own = own | case.config
+    if case.family == "GPTNeoX":
+        del own["num_key_value_heads"]
     config = getattr(transformers, name)(**own, attn_implementation="eager")
     torch.manual_seed(0)
     model = getattr(transformers, f"{case.family}{'LMHeadModel' if case.family == 'GPT2' else 'ForCausalLM'}")(
