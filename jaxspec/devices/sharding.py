@@ -146,12 +146,15 @@ def repeat_heads(path: tuple, leaf: Any, config: DecoderConfig, mesh: Mesh | Non
     """Repeat key and value rows of a fused projection [G, Q + 2, …] for ``with_repeated_heads``: [G·r, Q/r + 2, …].
 
     The scales of a norm of all key heads together are repeated likewise; the mean square of repeated heads is the same.
+    Sinks [G, Q], which belong to query heads, become [G·r, Q/r].
     """
     times = with_repeated_heads(config, mesh).num_kv_heads // config.num_kv_heads
     library: Any = np if isinstance(leaf, np.ndarray) else jnp
     names = [str(getattr(step, "key", "")) for step in path]
     if "key_norm" in names and config.attention.norm_heads == "together":
         return library.repeat(leaf.reshape(-1, config.head_size), times, axis=0).reshape(-1)
+    if "sinks" in names:
+        return leaf.reshape(len(leaf) * times, -1)
     if times == 1 or not {"qkv", "qkv_bias"} & set(names):
         return leaf
     queries, both = leaf[:, :-2], library.repeat(leaf[:, -2:], times, axis=0)

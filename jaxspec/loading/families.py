@@ -18,6 +18,7 @@ from jaxspec.loading._gemma import (
     write_gemma1,
 )
 from jaxspec.loading._gpt2 import GPT2_WEIGHTS, read_gpt2, write_gpt2
+from jaxspec.loading._gpt_oss import GPT_OSS_WEIGHTS, read_gpt_oss, write_gpt_oss
 from jaxspec.loading._like_llama import (
     PHI_WEIGHTS,
     read_granite,
@@ -113,6 +114,7 @@ FAMILIES = (
     Family("mixtral", "MixtralForCausalLM", read_mixtral, write_mixtral, MIXTRAL_WEIGHTS, WINDOW),
     Family("qwen2_moe", "Qwen2MoeForCausalLM", read_qwen2_moe, write_qwen2_moe, QWEN_MOE_WEIGHTS, WINDOW),
     Family("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, QWEN_MOE_WEIGHTS, WINDOW),
+    Family("gpt_oss", "GptOssForCausalLM", read_gpt_oss, write_gpt_oss, GPT_OSS_WEIGHTS, WINDOW),
     Family("phi3", "Phi3ForCausalLM", read_phi3, write_phi3, PHI_WEIGHTS, WINDOW),
     Family("smollm3", "SmolLM3ForCausalLM", read_smollm3, write_smollm3, LLAMA_WEIGHTS, WINDOW | {"no_rope_layers"}),
     Family("granite", "GraniteForCausalLM", read_granite, write_granite, LLAMA_WEIGHTS, SCALED),

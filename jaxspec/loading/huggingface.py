@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from jaxspec.core.files import read_json, reading
 from jaxspec.devices.sharding import check_shardable, leaf_shardings, repeat_heads, with_repeated_heads
-from jaxspec.loading._unsupported import check_plain
+from jaxspec.loading._mxfp4 import PACKED, Mxfp4Weights
+from jaxspec.loading._towers import TextWeights, has_tower, text_part
+from jaxspec.loading._unsupported import check_plain, is_mxfp4
 from jaxspec.loading._weights import Arrays, Weights
 from jaxspec.loading.families import Family, family_of
 from jaxspec.loading.hub import folder_of
@@ -44,6 +46,8 @@ def load_huggingface(
 ) -> Model:
     """Read a published checkpoint, each array straight to its devices.
 
+    Of Gemma 3 with images the text part is read, and the arrays that are left out are named on standard error.
+
     Args:
         path: folder with ``config.json``, ``*.safetensors`` and, for text, ``tokenizer.json`` or ``tokenizer.model``;
             or its name on the hub, "owner/name", where huggingface_hub is installed.
@@ -67,7 +71,7 @@ def load_huggingface(
     with reading(folder / CONFIG, "the configuration of a supported family"):
         family_of(published)
         check_plain(folder, published)
-    weights, text = Weights(folder), Text.read(folder)
+    weights, text = _weights(folder, published), Text.read(folder)
     return read_published(folder / CONFIG, published, weights, text, mesh, dtype, int8=int8, progress=progress)
 
 
@@ -127,7 +131,13 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise ValueError(f"{folder}: expected a folder with config.json and *.safetensors, got no config.json")
-    return read_json(file)
+    return text_part(read_json(file))
+
+
+def _weights(folder: Path, published: dict[str, Any]) -> Arrays:
+    if is_mxfp4(published):
+        return Mxfp4Weights(Weights(folder, packed=PACKED))
+    return TextWeights(Weights(folder), folder) if has_tower(published) else Weights(folder)
 
 
 def _check_layers(published: dict[str, Any], key: str, weights: Arrays) -> None:

@@ -15,6 +15,7 @@ AXES = {
     "head": PartitionSpec("model"),
     "qkv": PartitionSpec("model"),
     "qkv_bias": PartitionSpec("model"),
+    "sinks": PartitionSpec("model"),
     "out": PartitionSpec(None, "model"),
     "gate_up": PartitionSpec(None, "model"),
     "gate_up_bias": PartitionSpec(None, "model"),

@@ -1,6 +1,6 @@
 """Static configuration of a decoder: frozen, hashable, never traced."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -18,11 +18,13 @@ class Scores:
         scale: factor of q·kᵀ; default 1/√head_size.
         softcap: the cap; default: none.
         window: number of positions attended to, including the query's own; default: all.
+        sinks: whether the softmax also runs over a learned logit of every head, whose share of the weights is dropped.
     """
 
     scale: float | None = None
     softcap: float | None = None
     window: int | None = None
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,21 @@ class Attention:
 
     def scores_of(self, layer: int) -> Scores:
         """Return the attention weights of one layer."""
-        window = self.window if self.is_windowed(layer) else None
-        return Scores(self.scores.scale, self.scores.softcap, window)
+        return replace(self.scores, window=self.window if self.is_windowed(layer) else None)
 
     def rotary_of(self, layer: int) -> Rotary | None:
         """Return the rotary positions of one layer."""
         if self.unrotated and self.unrotated[layer]:
             return None
         return self.local_rotary if self.local_rotary and self.is_windowed(layer) else self.rotary
+
+
+@dataclass(frozen=True)
+class ClampedGate:
+    """g·σ(slope·g)·(u + 1), with g at most ``limit`` and u between −limit and limit; instead of activation(g)·u."""
+
+    slope: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Block:
         gated: activation(gate) · up instead of activation(up).
         bias: whether the two projections have biases.
         residual_scale: factor of what attention and feed-forward add to the residual stream; default: 1.
+        clamped: a gate of another form than activation(gate) · up; default: none.
         parallel: whether the feed-forward block reads what attention read, instead of the stream after attention.
     """
 
@@ -91,6 +101,7 @@ class Block:
     gated: bool = True
     bias: bool = False
     residual_scale: float | None = None
+    clamped: ClampedGate | None = None
     parallel: bool = False
 
 
@@ -219,6 +230,8 @@ class DecoderConfig:
             )
         if self.attention.rotary and self.head_size % 2:
             raise ValueError(f"expected an even head_size (rotary pairs), got {self.head_size}")
+        if self.block.clamped and not self.block.gated:
+            raise ValueError("expected blocks with a gate to clamp, got blocks without one (gated=False)")
         if self.block.parallel and self.block.norms == "after":
             raise ValueError('expected parallel blocks that add to the residual stream, got norms "after"')
         for name in ("windowed", "unrotated"):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.models.base import Array, Attend
+from jaxspec.models.base import Array, Attend, SinkScores
 from jaxspec.models.config import Block, DecoderConfig, Scores
 from jaxspec.models.quantize import Int8
 from jaxspec.models.rotary import Rotary
@@ -96,6 +96,7 @@ class SelfAttention(nnx.Module):
         self.qkv_bias = bias((c.num_kv_heads, slots, c.head_size), a.qkv_bias)
         self.out = weight(rngs, (c.width, inner), inner, (2 * c.num_layers) ** -0.5)
         self.out_bias = bias((c.width,), a.out_bias)
+        self.sinks = bias((c.num_kv_heads, c.num_heads // c.num_kv_heads), a.scores.sinks)
         self.together = a.norm_heads == "together"
         sizes = (inner, c.num_kv_heads * c.head_size) if self.together else (c.head_size,) * 2
         norms = [RMSNorm(size, c.block.epsilon) if a.norm_heads else None for size in sizes]
@@ -112,6 +113,12 @@ class SelfAttention(nnx.Module):
             queries, keys = normed(self.query_norm, qkv[:, :-2]), normed(self.key_norm, qkv[:, -2:-1])
             queries, keys, values = turn(_heads(queries)), turn(_heads(keys)), _heads(qkv[:, -1:])
         return queries, keys[:, :, 0], values[:, :, 0]
+
+    def with_sinks(self, scores: Scores) -> Scores:
+        """Return attention weights with this layer's sinks, if it has any."""
+        if self.sinks is None:
+            return scores
+        return SinkScores(scores.scale, scores.softcap, scores.window, scores.sinks, self.sinks[...])
 
     def output(self, context: Array) -> Array:
         """Return the block's output [D, B, T] for a context [B, G, Q, T, head_size]."""
@@ -137,13 +144,18 @@ def gating(block: Block) -> Callable[[Array], Array]:
     """
     if block.activation not in ACTIVATIONS:
         raise ValueError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {block.activation!r}")
-    activation = ACTIVATIONS[block.activation]
+    activation, clamped = ACTIVATIONS[block.activation], block.clamped
 
     def inner(parts: Array) -> Array:
         first, *up = parts
         return activation(first) * up[0] if up else activation(first)
 
-    return inner
+    def within_limits(parts: Array) -> Array:
+        limit, slope = (jnp.asarray(each, parts.dtype) for each in (clamped.limit, clamped.slope))  # type: ignore[union-attr]
+        gate, up = jnp.minimum(parts[0], limit), jnp.clip(parts[1], -limit, limit)
+        return gate * jax.nn.sigmoid(slope * gate) * (up + 1)
+
+    return inner if clamped is None else within_limits
 
 
 def _normed_together(all_norm: RMSNorm, x: Array) -> Array:
@@ -200,7 +212,7 @@ class Layer(nnx.Module):
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
     ) -> tuple[Array, Any]:
         """Run the layer on x [D, B, T]; ``turn`` applies rotary positions, ``rows`` are its cache."""
-        context, rows = attend(*self.heads(x, turn), rows, scores)
+        context, rows = attend(*self.heads(x, turn), rows, self.attention.with_sinks(scores))
         return self.after_attention(x, context), rows
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:

@@ -78,6 +78,7 @@ OLMO3_ROPE = {
     "full_attention": YARN | {"rope_theta": 1000.0},
 }
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+OSS_LIMITS = {"swiglu_limit": 0.8, "swiglu_alpha": 1.3, "attention_bias": False, "layer_types": SLIDING}
 
 
 class Case(NamedTuple):
@@ -127,6 +128,8 @@ CASES = {
     "gpt-neox-in-turn": Case(
         "GPTNeoX", THREE | {"use_parallel_residual": False, "attention_bias": False, "hidden_size": 32}, True
     ),
+    "gpt-oss": Case("GptOss", MIXTRAL | {"head_dim": 12, "sliding_window": 9, "rope_parameters": YARN}),
+    "gpt-oss-limited": Case("GptOss", ONE_HEAD | THREE | MIXTRAL | OSS_LIMITS, True),
     "opt": Case("OPT", OPT),
     "opt-post-norm": Case("OPT", OPT | POST_NORM | THREE | {"num_attention_heads": 2}),
     "gpt2": Case("GPT2", GPT2),

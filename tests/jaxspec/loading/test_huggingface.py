@@ -53,6 +53,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 OLMO3_ROPE = {"full_attention": YARN | {"rope_theta": 100.0}, "sliding_attention": GEMMA3_ROPE["sliding_attention"]}
 NEOX = {"rotary_pct": 0.5, "hidden_size": 32, "rotary_emb_base": 1e3, "use_parallel_residual": False}
 WHOLE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+OSS = {"head_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5, "swiglu_limit": 2.0}
 SLIDING = {"use_sliding_window": True, "sliding_window": 5}
 #: ``config.json`` of every family, as newer and as older versions of transformers write it.
 CONFIGS = {
@@ -83,6 +84,8 @@ CONFIGS = {
     "olmo3-older": ("olmo3", {"rope_theta": 5e5, "rope_scaling": YARN}),
     "gpt-neox": ("gpt_neox", {"hidden_act": "gelu", "attention_bias": False, "rope_parameters": WHOLE}),
     "gpt-neox-older": ("gpt_neox", NEOX),
+    "gpt-oss": ("gpt_oss", OSS | {"rope_parameters": YARN | {"rope_theta": 150.0}}),
+    "gpt-oss-older": ("gpt_oss", OSS | {"rope_theta": 150.0, "rope_scaling": YARN, "attention_bias": False}),
     "opt": ("opt", OPT),
     "opt-post-norm": ("opt", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 8}),
     "gemma2": ("gemma2", GEMMA | {"layer_types": ["sliding_attention", "full_attention"]}),
@@ -226,7 +229,7 @@ def test_every_device_of_a_mesh_gets_its_share(saved, size, int8):
     np.testing.assert_allclose(logits(model), logits(load_huggingface(saved, int8=int8)), atol=1e-4, rtol=0)
 
 
-ON_MESHES = ["mixtral", "qwen2-moe", "qwen3-moe", "olmo2", "olmo3", "gpt-neox"]
+ON_MESHES = ["mixtral", "qwen2-moe", "qwen3-moe", "olmo2", "olmo3", "gpt-neox", "gpt-oss"]
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -466,7 +469,7 @@ def test_stop_tokens_of_a_folder_without_a_tokenizer(saved, tmp_path):
 
 WRITTEN = [
     *("llama", "mistral", "qwen2", "qwen3", "opt", "opt-post-norm", "gemma2", "gemma3"),
-    *("olmo2", "olmo3", "gpt-neox", "gpt-neox-older"),
+    *("olmo2", "olmo3", "gpt-neox", "gpt-neox-older", "gpt-oss"),
     *("mixtral", "qwen2-moe", "qwen2-moe-sliding", "qwen3-moe", "qwen3-moe-sliding"),
 ]
 
