@@ -133,6 +133,20 @@ def unknown_architecture(config: Config, known: str) -> ValueError:
     named = config.get("architectures") or ()
     got = ", ".join(map(str, named)) if isinstance(named, list | tuple) and named else str(config.get("model_type"))
     message = f"expected one of the supported architectures ({known}), got {got}"
+    if any(map(_is_linear, (config, config.get("text_config") or {}))):
+        return ValueError(
+            f"{message}, whose layers of linear attention keep a recurrent state instead of a row of keys and values "
+            "for every token; such a state cannot go back to before a rejected window, so they are not supported"
+        )
     if isinstance(config.get("text_config"), dict) or "vision_config" in config or "audio_config" in config:
         return ValueError(f"{message}, which reads more than text; text-only models are supported")
     return ValueError(message)
+
+
+def _is_linear(config: Any) -> bool:
+    """Return whether some layers have linear attention, as those of Qwen3-Next and Qwen3.5."""
+    if not isinstance(config, dict):
+        return False
+    types = config.get("layer_types")
+    named = isinstance(types, list) and "linear_attention" in types
+    return named or "linear_conv_kernel_dim" in config

@@ -307,7 +307,12 @@ OTHERS = {
     "exaone4": "Exaone4ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
 }
-WHY = {"llava": "more than text", "qwen2_vl": "more than text"}
+WHY = {
+    "qwen3_next": "linear attention .*recurrent state",
+    "qwen3_5": "linear attention .*recurrent state",
+    "llava": "more than text",
+    "qwen2_vl": "more than text",
+}
 
 
 @pytest.mark.peers
