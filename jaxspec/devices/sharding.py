@@ -110,14 +110,17 @@ def put_model(model: Model, mesh: Mesh | None) -> ShardedModel:
 
 
 def check_shardable(config: DecoderConfig, mesh: Mesh | None) -> None:
-    """Check that heads and hidden features can be split over the ``model`` axis.
+    """Check that heads, hidden features and experts can be split over the ``model`` axis.
 
     Raises:
         ValueError: they cannot; names the size and the number of devices.
     """
-    size = axis_size(mesh, MODEL_AXIS)
-    if config.hidden % size:
-        raise ValueError(f"expected hidden divisible by {size} devices, got {config.hidden}; use fewer devices")
+    size, experts = axis_size(mesh, MODEL_AXIS), config.experts
+    parts = {"hidden": config.hidden} if experts is None or any(experts.dense) else {}
+    parts |= {} if experts is None else {"experts": experts.count, "shared_hidden": experts.shared_hidden or size}
+    for name, count in parts.items():
+        if count % size:
+            raise ValueError(f"expected {name} divisible by {size} devices, got {count}; use fewer devices")
     if config.num_kv_heads % size and (size % config.num_kv_heads or config.num_heads % size):
         raise ValueError(
             f"expected num_kv_heads divisible by {size} devices, got {config.num_kv_heads}, or fewer of them that "
@@ -140,11 +143,20 @@ def with_repeated_heads(config: DecoderConfig, mesh: Mesh | None) -> DecoderConf
 
 
 def repeat_heads(path: tuple, leaf: Any, config: DecoderConfig, mesh: Mesh | None) -> Any:
-    """Repeat key and value rows of a fused projection [G, Q + 2, …] for ``with_repeated_heads``: [G·r, Q/r + 2, …]."""
+    """Repeat key and value rows of a fused projection [G, Q + 2, …] for ``with_repeated_heads``: [G·r, Q/r + 2, …].
+
+    The scales of a norm of all key heads together are repeated likewise; the mean square of repeated heads is the same.
+    Sinks [G, Q], which belong to query heads, become [G·r, Q/r].
+    """
     times = with_repeated_heads(config, mesh).num_kv_heads // config.num_kv_heads
-    if times == 1 or not any(str(getattr(step, "key", "")) in ("qkv", "qkv_bias") for step in path):
-        return leaf
     library: Any = np if isinstance(leaf, np.ndarray) else jnp
+    names = [str(getattr(step, "key", "")) for step in path]
+    if "key_norm" in names and config.attention.norm_heads == "together":
+        return library.repeat(leaf.reshape(-1, config.head_size), times, axis=0).reshape(-1)
+    if "sinks" in names:
+        return leaf.reshape(len(leaf) * times, -1)
+    if times == 1 or not {"qkv", "qkv_bias"} & set(names):
+        return leaf
     queries, both = leaf[:, :-2], library.repeat(leaf[:, -2:], times, axis=0)
     queries = queries.reshape(queries.shape[0] * times, queries.shape[1] // times, *queries.shape[2:])
     return library.concatenate([queries, both], axis=1)

@@ -77,7 +77,7 @@ class EagleModule(nnx.Module):
         self.embedding_norm = RMSNorm(c.width, epsilon) if network.norm_inputs else None
         self.hidden_norm = RMSNorm(c.width, epsilon) if network.norm_inputs else None
         self.layers = nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
-        self.layers[0].attention_norm = None  # type: ignore[assignment]
+        self.layers[0].attention_norm = None
         self.final_norm = RMSNorm(c.width, epsilon) if network.norm_output else None
         self.head, self.index = weight(rngs, (network.scored, c.width), c.width), index_of(network)
         self.config = c

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxspec.models import init_params, network
 from jaxspec.models.base import Array, Model, Params
-from jaxspec.models.config import Attention, DecoderConfig
+from jaxspec.models.config import DecoderConfig
 from jaxspec.models.heads import token_index
 
 #: Largest share of the target's weights that a pass of the draft reads, where the number of layers is not given.
@@ -44,9 +44,9 @@ def small_draft(
     config, ids = target.network.config, _checked_ids(target.network.config, vocabulary)
     layers = None if from_layers is None else _checked_layers(config, num_layers, from_layers)
     ends = config.ends if ids is None else replace(config.ends, tied=False, head_tokens=len(ids))
-    one = replace(config, num_layers=1, attention=_attention(config.attention, layers and layers[:1]), ends=ends)
+    one = replace(_layers_of(config, layers and layers[:1], 1), ends=ends)
     count = len(layers) if layers else num_layers or _fitting(target, one)
-    own = replace(one, num_layers=count, attention=_attention(config.attention, layers))
+    own = replace(_layers_of(config, layers, count), ends=ends)
     params: Params = init_params(own, jax.random.key(0) if key is None else key)
     dtype = target.params["embedding"].dtype
     params = {**params, "layers": jax.tree.map(lambda leaf: leaf.astype(dtype), params["layers"])}
@@ -73,16 +73,21 @@ def _fitting(target: Model, one: DecoderConfig) -> int:
     return max(1, int((SHARE * whole - rest) // sizes["layers"]))
 
 
-def _attention(attention: Attention, layers: Sequence[int] | None) -> Attention:
-    """Return the settings of chosen layers; fresh ones attend everywhere, with positions."""
+def _layers_of(config: DecoderConfig, layers: Sequence[int] | None, count: int) -> DecoderConfig:
+    """Return the settings of chosen layers; fresh ones attend everywhere, with positions, and have no experts."""
+    attention, experts = config.attention, config.experts
     if layers is None:
-        return replace(attention, window=None, windowed=(), local_rotary=None, unrotated=())
+        scores = replace(attention.scores, sinks=False)
+        fresh = replace(attention, scores=scores, window=None, windowed=(), local_rotary=None, unrotated=())
+        return replace(config, num_layers=count, attention=fresh, experts=None)
     flags: dict[str, Any] = {
         name: tuple(getattr(attention, name)[index] for index in layers)
         for name in ("windowed", "unrotated")
         if getattr(attention, name)
     }
-    return replace(attention, **flags)
+    if experts is not None and experts.dense:
+        experts = replace(experts, dense=tuple(experts.dense[index] for index in layers))
+    return replace(config, num_layers=count, attention=replace(attention, **flags), experts=experts)
 
 
 def _checked_ids(config: DecoderConfig, vocabulary: Sequence[int] | np.ndarray | None) -> np.ndarray | None:

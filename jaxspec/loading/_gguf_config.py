@@ -1,5 +1,6 @@
 """The ``config.json`` of a GGUF file and the published names of its arrays, which the gguf library's own table has."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ def config_of(file: GgufFile) -> Config:
         "num_attention_heads": heads,
         "num_key_value_heads": _size(file, "attention.head_count_kv", heads),
         "head_dim": head,
-        "intermediate_size": _size(file, "feed_forward_length"),
+        "intermediate_size": _size(file, "feed_forward_length", get("expert_feed_forward_length")),
         "rms_norm_eps": decimal(get("attention.layer_norm_rms_epsilon", 1e-6)),
         "max_position_embeddings": _size(file, "context_length"),
         "vocab_size": int(file.tensors["token_embd.weight"].shape[1]),
@@ -67,16 +68,16 @@ def names_of(file: GgufFile, config: Config) -> dict[str, str]:
     table = gguf.get_tensor_name_map(kinds[file.architecture], config["num_hidden_layers"])
     found = {}
     for published in published_names(family, config["num_hidden_layers"]):
-        stem, _, kind = published.rpartition(".")
+        stem, _, kind = published.replace(".experts.{}.", ".experts.").rpartition(".")
         if (own := table.get_name(stem)) is not None:
             found[f"{own}.{kind}"] = published
     return found
 
 
 def published_names(family: Family, layers: int) -> list[str]:
-    """Return all names of arrays that a family may have."""
+    """Return all names of arrays that a family may have, with a ``{}`` for the number of an expert."""
     names = [name for rule in family.weights.values() for name in rule.names]
-    return list(dict.fromkeys(name.format(layer) for name in names for layer in range(layers)))
+    return list(dict.fromkeys(name.format(layer, "{}") for name in names for layer in range(layers)))
 
 
 def undo_of(row: Architecture, config: Config) -> Callable[[str], Undo]:
@@ -86,10 +87,14 @@ def undo_of(row: Architecture, config: Config) -> Callable[[str], Undo]:
     def undo(name: str) -> Undo:
         letter = name.split(".")[-2] if "." in name else name
         if row.pairs and letter in heads:
-            return lambda rows: _halves(rows, heads[letter])
+            return Undo(lambda rows: _halves(rows, heads[letter]))
         if row.one_more and letter.endswith("norm"):
-            return lambda scale: scale - np.float32(1)
-        return lambda rows: rows
+            return Undo(lambda scale: scale - np.float32(1))
+        if row.transposed and letter.startswith("c_") and name.endswith("weight"):
+            return Undo(np.transpose, lambda shape: shape[::-1])
+        if letter == "shared_expert_gate":
+            return Undo(lambda row: row.reshape(1, -1), lambda shape: (1, math.prod(shape)))
+        return Undo()
 
     return undo
 

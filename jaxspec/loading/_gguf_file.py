@@ -10,15 +10,23 @@ import numpy as np
 
 from jaxspec.loading._weights import Entry
 
-#: A step from an array as llama.cpp keeps it to the published one.
-Undo = Callable[[np.ndarray], np.ndarray]
+#: Shape of an array.
+Shape = tuple[int, ...]
+
+
+class Undo(NamedTuple):
+    """A step from an array as llama.cpp keeps it to the published one, and what it does to the shape."""
+
+    array: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    shape: Callable[[Shape], Shape] = lambda shape: shape
 
 
 class Stored(NamedTuple):
-    """An array of the file, and what llama.cpp's converter did to it, undone."""
+    """An array of the file, or that of one expert in it, and what llama.cpp's converter did to it, undone."""
 
     tensor: Any
     undo: Undo
+    expert: int | None
 
 
 class GgufFile:
@@ -70,7 +78,8 @@ class GgufWeights:
 
     Args:
         file: the file.
-        names: name in the file → published name; arrays without one keep their own, so that they are refused.
+        names: name in the file → published name, with a ``{}`` for the number of an expert where one array holds
+            those of all; arrays without one keep their own, so that they are refused.
         undo: published name → the step that makes the published array.
         ignored: names in the file that are left out.
     """
@@ -79,8 +88,13 @@ class GgufWeights:
         self, file: GgufFile, names: Mapping[str, str], undo: Callable[[str], Undo], ignored: Iterable[str] = ()
     ):
         kept = {names.get(name, name): tensor for name, tensor in file.tensors.items() if name not in set(ignored)}
-        self._stored = {name: Stored(tensor, undo(name)) for name, tensor in kept.items()}
-        self.entries = {name: _entry(file.path, tensor) for name, tensor in kept.items()}
+        self._stored: dict[str, Stored] = {}
+        for name, tensor in kept.items():
+            count = _shape(tensor)[0] if "{}" in name else None
+            for expert in (None,) if count is None else range(count):
+                own = name.format(expert)
+                self._stored[own] = Stored(tensor, undo(own), expert)
+        self.entries = {name: _entry(file.path, stored) for name, stored in self._stored.items()}
 
     def equal(self, name: str, other: str) -> bool:
         """Return whether two arrays are equal."""
@@ -88,8 +102,10 @@ class GgufWeights:
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return the array of that name, as float32 if it is quantised."""
-        tensor, undo = self._stored[name]
-        return undo(library().dequantize(tensor.data, tensor.tensor_type))
+        tensor, undo, expert = self._stored[name]
+        return undo.array(
+            library().dequantize(tensor.data if expert is None else tensor.data[expert], tensor.tensor_type)
+        )
 
 
 def library() -> ModuleType:
@@ -114,6 +130,11 @@ def _readable(gguf: ModuleType, kind: Any) -> bool:
     return True
 
 
-def _entry(path: Path, tensor: Any) -> Entry:
-    shape = tuple(int(size) for size in reversed(tensor.shape))  # the file counts from the innermost
+def _entry(path: Path, stored: Stored) -> Entry:
+    shape = _shape(stored.tensor)
+    shape = stored.undo.shape(shape if stored.expert is None else shape[1:])
     return Entry(path, shape, 4 * math.prod(shape))
+
+
+def _shape(tensor: Any) -> Shape:
+    return tuple(int(size) for size in reversed(tensor.shape))  # the file counts from the innermost

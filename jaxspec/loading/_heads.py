@@ -77,11 +77,12 @@ def check_backbone(files: DraftFiles, target: Model) -> None:
     families = [family for family in FAMILIES if family.model_type == files.config.get("model_type")]
     if not families:
         raise ValueError(f"expected a Medusa-2 backbone of a supported family, got {files.config.get('model_type')!r}")
+    config = target.network.config
     for path, leaf in jax.tree_util.tree_leaves_with_path(target.params, is_leaf=is_int8):
-        rule, names = rule_of(families[0], path)
-        if is_int8(leaf) or (names[0] not in files and target.network.config.ends.tied):
+        rule, names = rule_of(families[0], path, config)
+        if is_int8(leaf) or (names[0] not in files and config.ends.tied):
             continue
-        array = rule.join([files[name] for name in names], target.network.config)
+        array = rule.join([files[name] for name in names], config)
         if array.shape != leaf.shape or not np.array_equal(array.astype(leaf.dtype), np.asarray(leaf)):
             raise ValueError(
                 f"expected the target that Medusa-2 trained along with its heads, got another {names[0]}; load it from "

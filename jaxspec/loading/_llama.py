@@ -111,16 +111,17 @@ def write_mistral(config: DecoderConfig) -> Config:
 
 def read_qwen2(config: Config) -> DecoderConfig:
     """Return Qwen 2's configuration: biases of queries, keys and values."""
-    return _read_qwen(config, qkv_bias=True)
+    return read_qwen(config, qkv_bias=True)
 
 
 def read_qwen3(config: Config) -> DecoderConfig:
     """Return Qwen 3's configuration: norms of query and key heads."""
     biased = bool(config.get("attention_bias", False))
-    return _read_qwen(config, norm_heads=True, qkv_bias=biased, out_bias=biased)
+    return read_qwen(config, norm_heads=True, qkv_bias=biased, out_bias=biased)
 
 
-def _read_qwen(config: Config, **special: Any) -> DecoderConfig:
+def read_qwen(config: Config, **special: Any) -> DecoderConfig:
+    """Return the configuration of Qwen 2 or 3, with further settings of its attention."""
     window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
     check_layer_types(config, window)
     first = config.get("max_window_layers", 28)

@@ -98,7 +98,7 @@ def _stop_tokens(generation: dict[str, Any], config: dict[str, Any]) -> list[int
 def _arrays(family: Family, config: DecoderConfig, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Return (published name, array) of every leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_int8):
-        rule, names = rule_of(family, path)
+        rule, names = rule_of(family, path, config)
         array = _as_float(leaf)
         own = params["embedding"].dtype if isinstance(leaf, Int8) else array.dtype
         written = leaf_dtype(path, own if dtype is None else dtype)

@@ -47,7 +47,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 def check_plain(folder: Path, config: Config) -> None:
-    """Reject quantised weights and adapters: ignoring either gives other logits.
+    """Reject quantised weights, except those of gpt-oss, and adapters: ignoring either gives other logits.
 
     Raises:
         ValueError: ``config.json`` or a file next to it names one.
@@ -57,13 +57,20 @@ def check_plain(folder: Path, config: Config) -> None:
             f"{folder}: expected weights without an adapter, got {ADAPTER}; merge it with peft: "
             "merge_and_unload().save_pretrained(...)"
         )
-    schemes = {key: config[key] for key in QUANTIZED_KEYS if config.get(key)}
+    schemes = {key: config[key] for key in QUANTIZED_KEYS if config.get(key) and not is_mxfp4(config)}
     schemes |= {name: read_json(folder / name) for name in QUANTIZED_FILES if (folder / name).is_file()}
     for where, scheme in schemes.items():
         raise ValueError(
             f"{folder}: expected weights that are not quantised, got {_scheme(scheme)} ({where}); {DEQUANTIZE}. "
             "For eight bits pass int8=True"
         )
+
+
+def is_mxfp4(config: Config) -> bool:
+    """Return whether the experts are those of gpt-oss in MXFP4, which are dequantised while they are read."""
+    scheme = config.get("quantization_config")
+    named = isinstance(scheme, dict) and scheme.get("quant_method") == "mxfp4"
+    return named and config.get("model_type") == "gpt_oss"
 
 
 def _scheme(value: Any) -> str:
@@ -126,14 +133,20 @@ def unknown_architecture(config: Config, known: str) -> ValueError:
     named = config.get("architectures") or ()
     got = ", ".join(map(str, named)) if isinstance(named, list | tuple) and named else str(config.get("model_type"))
     message = f"expected one of the supported architectures ({known}), got {got}"
-    inner = config.get("text_config")
-    if isinstance(inner, dict) and inner.get("model_type") == "gemma3_text":
+    if any(map(_is_linear, (config, config.get("text_config") or {}))):
         return ValueError(
-            f"{message}, which also reads images; write its text part with transformers: "
-            "model = Gemma3ForConditionalGeneration.from_pretrained(folder); "
-            "text = Gemma3ForCausalLM(model.config.text_config); "
-            "text.model.load_state_dict(model.model.language_model.state_dict()); text.save_pretrained(out)"
+            f"{message}, whose layers of linear attention keep a recurrent state instead of a row of keys and values "
+            "for every token; such a state cannot go back to before a rejected window, so they are not supported"
         )
-    if isinstance(inner, dict) or "vision_config" in config or "audio_config" in config:
+    if isinstance(config.get("text_config"), dict) or "vision_config" in config or "audio_config" in config:
         return ValueError(f"{message}, which reads more than text; text-only models are supported")
     return ValueError(message)
+
+
+def _is_linear(config: Any) -> bool:
+    """Return whether some layers have linear attention, as those of Qwen3-Next and Qwen3.5."""
+    if not isinstance(config, dict):
+        return False
+    types = config.get("layer_types")
+    named = isinstance(types, list) and "linear_attention" in types
+    return named or "linear_conv_kernel_dim" in config

@@ -19,6 +19,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 #: Likewise of arrays that are not weights, such as the vocabulary of a draft.
 INTEGERS = {"I64": 8, "I32": 4, "BOOL": 1}
+#: Likewise of arrays that hold weights of fewer bits.
+BYTES = {"U8": 1}
 #: Numbers of two arrays that are compared at once.
 COMPARED = 2**22
 #: Suffixes of files with pickled weights.
@@ -51,23 +53,25 @@ class Weights:
     Args:
         folder: of the files.
         integers: whether arrays that are not weights are read too.
+        packed: ends of names of arrays of bytes, which hold weights that the caller unpacks.
 
     Raises:
         ValueError: no safetensors file, or only pickles; a truncated or damaged file; an index that names files of
             another folder; arrays that are not floats (quantised weights); two arrays with one name.
     """
 
-    def __init__(self, folder: Path, integers: bool = False):
-        widths = WIDTHS | INTEGERS if integers else WIDTHS
+    def __init__(self, folder: Path, integers: bool = False, packed: tuple[str, ...] = ()):
+        floats = WIDTHS | INTEGERS if integers else WIDTHS
         self._files = {path: _opened(path) for path in _files(folder)}
         self.entries: dict[str, Entry] = {}
         for path, file in self._files.items():
             for name in file.keys():  # noqa: SIM118  not a dictionary
                 part = file.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                widths = BYTES if name.endswith(packed) else floats
                 if dtype not in widths:
                     raise ValueError(
-                        f"{path}: expected {name} of {', '.join(WIDTHS)}, got {dtype} (quantised "
+                        f"{path}: expected {name} of {', '.join(widths)}, got {dtype} (quantised "
                         "weights, whose scales are not applied here); use the bfloat16 checkpoint that it was made from"
                     )
                 if name in self.entries:

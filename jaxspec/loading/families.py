@@ -18,6 +18,7 @@ from jaxspec.loading._gemma import (
     write_gemma1,
 )
 from jaxspec.loading._gpt2 import GPT2_WEIGHTS, read_gpt2, write_gpt2
+from jaxspec.loading._gpt_oss import GPT_OSS_WEIGHTS, read_gpt_oss, write_gpt_oss
 from jaxspec.loading._like_llama import (
     PHI_WEIGHTS,
     read_granite,
@@ -37,6 +38,18 @@ from jaxspec.loading._llama import (
     write_mistral,
     write_qwen,
 )
+from jaxspec.loading._mixtures import (
+    MIXTRAL_WEIGHTS,
+    QWEN_MOE_WEIGHTS,
+    read_mixtral,
+    read_qwen2_moe,
+    read_qwen3_moe,
+    write_mixtral,
+    write_qwen2_moe,
+    write_qwen3_moe,
+)
+from jaxspec.loading._neox import NEOX_WEIGHTS, read_neox, write_neox
+from jaxspec.loading._olmo import OLMO_WEIGHTS, read_olmo2, read_olmo3, write_olmo2, write_olmo3
 from jaxspec.loading._opt import OPT_WEIGHTS, read_opt, write_opt
 from jaxspec.loading._rope import Config
 from jaxspec.loading._unsupported import check_unread, unknown_architecture
@@ -90,6 +103,7 @@ class Family:
 
 
 WINDOW = frozenset({"sliding_window"})
+PARALLEL = frozenset({"use_parallel_residual"})
 SCALED = frozenset({"attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier"})
 CAPPED = WINDOW | {"attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"}
 FAMILIES = (
@@ -97,9 +111,16 @@ FAMILIES = (
     Family("mistral", "MistralForCausalLM", read_mistral, write_mistral, LLAMA_WEIGHTS, WINDOW),
     Family("qwen2", "Qwen2ForCausalLM", read_qwen2, write_qwen, LLAMA_WEIGHTS, WINDOW),
     Family("qwen3", "Qwen3ForCausalLM", read_qwen3, write_qwen, LLAMA_WEIGHTS, WINDOW),
+    Family("mixtral", "MixtralForCausalLM", read_mixtral, write_mixtral, MIXTRAL_WEIGHTS, WINDOW),
+    Family("qwen2_moe", "Qwen2MoeForCausalLM", read_qwen2_moe, write_qwen2_moe, QWEN_MOE_WEIGHTS, WINDOW),
+    Family("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, QWEN_MOE_WEIGHTS, WINDOW),
+    Family("gpt_oss", "GptOssForCausalLM", read_gpt_oss, write_gpt_oss, GPT_OSS_WEIGHTS, WINDOW),
     Family("phi3", "Phi3ForCausalLM", read_phi3, write_phi3, PHI_WEIGHTS, WINDOW),
     Family("smollm3", "SmolLM3ForCausalLM", read_smollm3, write_smollm3, LLAMA_WEIGHTS, WINDOW | {"no_rope_layers"}),
     Family("granite", "GraniteForCausalLM", read_granite, write_granite, LLAMA_WEIGHTS, SCALED),
+    Family("olmo2", "Olmo2ForCausalLM", read_olmo2, write_olmo2, OLMO_WEIGHTS),
+    Family("olmo3", "Olmo3ForCausalLM", read_olmo3, write_olmo3, OLMO_WEIGHTS, WINDOW),
+    Family("gpt_neox", "GPTNeoXForCausalLM", read_neox, write_neox, NEOX_WEIGHTS, PARALLEL),
     Family("opt", "OPTForCausalLM", read_opt, write_opt, OPT_WEIGHTS),
     Family("gpt2", "GPT2LMHeadModel", read_gpt2, write_gpt2, GPT2_WEIGHTS, layers="n_layer"),
     Family("gemma", "GemmaForCausalLM", read_gemma1, write_gemma1, GEMMA1_WEIGHTS),

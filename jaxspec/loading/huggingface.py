@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from jaxspec.core.files import read_json, reading
 from jaxspec.devices.sharding import check_shardable, leaf_shardings, repeat_heads, with_repeated_heads
-from jaxspec.loading._unsupported import check_plain
+from jaxspec.loading._mxfp4 import PACKED, Mxfp4Weights
+from jaxspec.loading._towers import TextWeights, has_tower, text_part
+from jaxspec.loading._unsupported import check_plain, is_mxfp4
 from jaxspec.loading._weights import Arrays, Weights
 from jaxspec.loading.families import Family, family_of
 from jaxspec.loading.hub import folder_of
@@ -28,7 +30,7 @@ from jaxspec.text import Text
 
 CONFIG = "config.json"
 #: Published arrays that can be computed from the configuration, and Medusa's heads (``load_draft``).
-IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias|^medusa_head\.")
+IGNORED = re.compile(r"rotary_emb\.inv_freq|\.attn\.bias|\.attention\.bias|\.masked_bias|^medusa_head\.")
 #: For each leaf: its rule, and the names of the arrays that make it.
 Sources = dict[tuple, tuple[Rule, list[str]]]
 
@@ -43,6 +45,8 @@ def load_huggingface(
     revision: str | None = None,
 ) -> Model:
     """Read a published checkpoint, each array straight to its devices.
+
+    Of Gemma 3 with images the text part is read, and the arrays that are left out are named on standard error.
 
     Args:
         path: folder with ``config.json``, ``*.safetensors`` and, for text, ``tokenizer.json`` or ``tokenizer.model``;
@@ -67,7 +71,7 @@ def load_huggingface(
     with reading(folder / CONFIG, "the configuration of a supported family"):
         family_of(published)
         check_plain(folder, published)
-    weights, text = Weights(folder), Text.read(folder)
+    weights, text = _weights(folder, published), Text.read(folder)
     return read_published(folder / CONFIG, published, weights, text, mesh, dtype, int8=int8, progress=progress)
 
 
@@ -115,19 +119,25 @@ def published_dtype(folder: Path) -> str:
     return _own_dtype(_config(folder))
 
 
-def rule_of(family: Family, path: tuple) -> tuple[Rule, list[str]]:
+def rule_of(family: Family, path: tuple, config: DecoderConfig) -> tuple[Rule, list[str]]:
     """Return the rule of one leaf, and the published names that it needs."""
     steps = _name(path).split(".")
     layer, name = (steps[1], ".".join(steps[2:])) if steps[0] == "layers" else ("", ".".join(steps))
     rule = family.weights[name]
-    return rule, [published.format(layer) for published in rule.names]
+    return rule, rule.published(layer, config.experts.count if config.experts else 0)
 
 
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise ValueError(f"{folder}: expected a folder with config.json and *.safetensors, got no config.json")
-    return read_json(file)
+    return text_part(read_json(file))
+
+
+def _weights(folder: Path, published: dict[str, Any]) -> Arrays:
+    if is_mxfp4(published):
+        return Mxfp4Weights(Weights(folder, packed=PACKED))
+    return TextWeights(Weights(folder), folder) if has_tower(published) else Weights(folder)
 
 
 def _check_layers(published: dict[str, Any], key: str, weights: Arrays) -> None:
@@ -184,7 +194,7 @@ def _sources(family: Family, config: DecoderConfig, weights: Arrays) -> Sources:
                 f"expected at most {most} numbers in {_name(path)}, as many as the files have in all, got {leaf.size}; "
                 "config.json belongs to another model"
             )
-        rule, published = rule_of(family, path)
+        rule, published = rule_of(family, path, config)
         names = [_in_files(name, weights) for name in published]
         is_table = published == list(family.weights["embedding"].names)
         if config.ends.tied and is_table and names[0] not in weights.entries:

@@ -14,7 +14,7 @@ class Rule(NamedTuple):
     """The rule of one leaf.
 
     Attributes:
-        names: published names; ``{}`` is replaced by the index of the layer.
+        names: published names; ``{}`` is replaced by the index of the layer, a second one by that of each expert.
         join: (their arrays, configuration) → the leaf.
         split: (the leaf, configuration) → their arrays.
     """
@@ -22,6 +22,11 @@ class Rule(NamedTuple):
     names: tuple[str, ...]
     join: Callable[[Parts, DecoderConfig], np.ndarray]
     split: Callable[[np.ndarray, DecoderConfig], Parts]
+
+    def published(self, layer: int | str, experts: int = 0) -> list[str]:
+        """Return the names of one layer's arrays; those of experts one behind another."""
+        each = [(name, range(experts) if name.count("{}") > 1 else (0,)) for name in self.names]
+        return [name.format(layer, expert) for name, numbers in each for expert in numbers]
 
 
 def same(name: str) -> Rule:
@@ -39,6 +44,20 @@ def stacked(*names: str) -> Rule:
     return Rule(names, lambda parts, _: np.stack(parts), lambda leaf, _: list(leaf))
 
 
+def of_experts(rule: Rule) -> Rule:
+    """Stack what a rule makes of every expert's arrays."""
+
+    def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
+        count = len(parts) // len(rule.names)
+        return np.stack([rule.join(parts[expert::count], config) for expert in range(count)])
+
+    def split(leaf: np.ndarray, config: DecoderConfig) -> Parts:
+        experts = [rule.split(one, config) for one in leaf]
+        return [part for parts in zip(*experts, strict=True) for part in parts]
+
+    return Rule(rule.names, join, split)
+
+
 def heads(pattern: str) -> Rule:
     """Group rows of queries, keys and values by key-value head: [G, H/G + 2, head_size, …]."""
 
@@ -50,6 +69,15 @@ def heads(pattern: str) -> Rule:
         return [part.reshape(-1, *leaf.shape[3:]) for part in (leaf[:, :-2], leaf[:, -2], leaf[:, -1])]
 
     return Rule(tuple(pattern.format("{}", letter) for letter in "qkv"), join, split)
+
+
+def interleaved_heads(name: str) -> Rule:
+    """Group one published array in which the rows of every head's query, key and value lie behind each other."""
+
+    def join(parts: Parts, config: DecoderConfig) -> np.ndarray:
+        return parts[0].reshape(config.num_kv_heads, -1, config.head_size, *parts[0].shape[1:])
+
+    return Rule((name,), join, lambda leaf, _: [leaf.reshape(-1, *leaf.shape[3:])])
 
 
 def transposed(rule: Rule) -> Rule:

@@ -3,7 +3,7 @@
 from jaxspec.models._decoder import decoder, init_params, network
 from jaxspec.models._partition import partition
 from jaxspec.models.base import Array, Attend, Cache, Model, Network, Params, Rows
-from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Scores, Tracks
+from jaxspec.models.config import Attention, Block, ClampedGate, DecoderConfig, Ends, Experts, Scores, Tracks
 from jaxspec.models.quantize import quantized
 from jaxspec.models.rotary import LinearScaling, Llama3Scaling, LongRopeScaling, Rotary, YarnScaling
 from jaxspec.models.vocabulary import fit_vocabulary
@@ -14,8 +14,10 @@ __all__ = [
     "Attention",
     "Block",
     "Cache",
+    "ClampedGate",
     "DecoderConfig",
     "Ends",
+    "Experts",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",

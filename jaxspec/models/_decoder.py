@@ -16,6 +16,7 @@ from jaxspec.models._partition import partition
 from jaxspec.models._tracks import meet, segments, side_by_side
 from jaxspec.models.base import Array, Attend, Model, Network, Params
 from jaxspec.models.config import DecoderConfig
+from jaxspec.models.experts import mixture
 from jaxspec.models.heads import spread, token_index
 from jaxspec.models.layers import Layer, norm, project, turning, weight
 from jaxspec.models.modules import bound, params_of, structure
@@ -28,7 +29,7 @@ class Decoder(nnx.Module):
         c, ends = config, config.ends
         size = ends.embedding_size or c.width
         self.embedding = weight(rngs, (c.vocab_size, size), c.width)
-        self.layers = nnx.List([Layer(config, rngs) for _ in range(c.num_layers)])
+        self.layers = nnx.List([Layer(config, rngs, mlp=mixture(config, i, rngs)) for i in range(c.num_layers)])
         self.final_norm = norm(c.width, c.block) if ends.final_norm else None
         self.head = None if ends.tied else weight(rngs, (ends.head_tokens or c.vocab_size, size), size)
         first = ends.head_tokens and token_index(range(ends.head_tokens), c.vocab_size)

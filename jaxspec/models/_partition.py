@@ -9,16 +9,21 @@ from jaxspec.models.base import Params
 from jaxspec.models.quantize import Int8, is_int8
 
 #: Tensor parallelism (Megatron) over heads and hidden features, with two all-reduces for each layer; embedding and head
-#: over the vocabulary. Leaves without a name here are replicated.
+#: over the vocabulary. Experts are divided whole. Leaves without a name here are replicated.
 AXES = {
     "embedding": PartitionSpec("model"),
     "head": PartitionSpec("model"),
     "qkv": PartitionSpec("model"),
     "qkv_bias": PartitionSpec("model"),
+    "sinks": PartitionSpec("model"),
     "out": PartitionSpec(None, "model"),
     "gate_up": PartitionSpec(None, "model"),
     "gate_up_bias": PartitionSpec(None, "model"),
     "down": PartitionSpec(None, "model"),
+    "expert_gate_up": PartitionSpec("model"),
+    "expert_gate_up_bias": PartitionSpec("model"),
+    "expert_down": PartitionSpec("model"),
+    "expert_down_bias": PartitionSpec("model"),
 }
 
 

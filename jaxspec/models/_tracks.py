@@ -60,7 +60,7 @@ def side_by_side(
 
     projected = jax.vmap(heads, (axes, 0), out_axes=1)(params, x)
     queries, keys, values = (part.reshape(part.shape[0], -1, *part.shape[3:]) for part in projected)
-    context, rows = attend(queries, keys, values, rows, scores)
+    context, rows = attend(queries, keys, values, rows, layer.attention.with_sinks(scores))
     context = context.reshape(context.shape[0], len(x), -1, *context.shape[2:])
     return jax.vmap(rest, (axes, 0, 1))(params, x, context), rows
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows
+from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows, SinkScores
 from jaxspec.models.config import DecoderConfig, Scores
 from jaxspec.models.taps import run_layers
 
@@ -211,13 +211,17 @@ def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, s
         keys: [B, G, S, head_size].
         values: likewise.
         seen: which rows a query sees: [B or 1, T, S].
-        scores: scale (default 1/√head_size) and cap (default none).
+        scores: scale (default 1/√head_size), cap (default none) and sinks (default none).
     """
     return attend_parts(queries, [(keys, values, seen)], scores)
 
 
 def attend_parts(queries: Array, parts: Sequence[tuple[Array, Array, Array]], scores: Scores = Scores()) -> Array:
-    """Attend to rows in several arrays as if these were one: keys, values and the rows that are seen, of each."""
+    """Attend to rows in several arrays as if these were one: keys, values and the rows that are seen, of each.
+
+    Raises:
+        ValueError: scores with sinks, but without their logits.
+    """
     batch, groups, shared, length, size = queries.shape
     scale = size**-0.5 if scores.scale is None else scores.scale
     queries = queries.reshape(batch, groups, shared * length, size) * jnp.asarray(scale, queries.dtype)
@@ -228,11 +232,30 @@ def attend_parts(queries: Array, parts: Sequence[tuple[Array, Array, Array]], sc
             weights = scores.softcap * jnp.tanh(weights / scores.softcap)
         return jnp.where(jnp.tile(seen, (1, shared, 1))[:, None], weights, -jnp.inf)
 
-    weights = jnp.concatenate([weighed(keys, seen) for keys, _, seen in parts], axis=-1)
-    weights = jax.nn.softmax(weights, axis=-1).astype(parts[0][1].dtype)
+    columns = [weighed(keys, seen) for keys, _, seen in parts]
+    if (sinks := sink_logits(scores)) is not None:
+        sink = jnp.repeat(sinks.astype(jnp.float32), length, axis=1)[None, :, :, None]
+        columns.append(jnp.broadcast_to(sink, (batch, *sink.shape[1:])))
+    weights = jax.nn.softmax(jnp.concatenate(columns, axis=-1), axis=-1).astype(parts[0][1].dtype)
+    weights = weights if sinks is None else weights[..., :-1]
     cuts = np.cumsum([keys.shape[2] for keys, _, _ in parts])[:-1].tolist()
     contexts = [
         jnp.einsum("bgxs,bgsh->bgxh", part, values)
         for part, (_, values, _) in zip(jnp.split(weights, cuts, axis=-1), parts, strict=True)
     ]
     return sum(contexts[1:], contexts[0]).reshape(batch, groups, shared, length, size)
+
+
+def sink_logits(scores: Scores) -> Array | None:
+    """Return the logits of sinks [G, Q]; None if there are none.
+
+    Raises:
+        ValueError: the layer has sinks, but its caller has not passed their logits.
+    """
+    if not scores.sinks:
+        return None
+    if not isinstance(scores, SinkScores) or scores.logits is None:
+        raise ValueError(
+            "expected the logits of attention sinks (SelfAttention.with_sinks), got none; use a draft without sinks"
+        )
+    return scores.logits

@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, D features, V vocabulary, G key-value heads, Q qu
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,6 +22,22 @@ Rows = tuple[Array, Array]
 """Key rows and value rows of one layer, each [B, G, S, head_size]."""
 Cache = tuple[Rows, ...]
 """One ``Rows`` per layer."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("logits",),
+    meta_fields=("scale", "softcap", "window", "sinks"),
+)
+@dataclass(frozen=True)
+class SinkScores(Scores):
+    """Attention weights with the learned logits of a layer's sinks.
+
+    Attributes:
+        logits: one for every query head, [G, Q].
+    """
+
+    logits: Array | None = None
 
 
 class Attend(Protocol):

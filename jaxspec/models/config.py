@@ -1,6 +1,6 @@
 """Static configuration of a decoder: frozen, hashable, never traced."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -18,11 +18,13 @@ class Scores:
         scale: factor of q·kᵀ; default 1/√head_size.
         softcap: the cap; default: none.
         window: number of positions attended to, including the query's own; default: all.
+        sinks: whether the softmax also runs over a learned logit of every head, whose share of the weights is dropped.
     """
 
     scale: float | None = None
     softcap: float | None = None
     window: int | None = None
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Attention:
         unrotated: which layers have no rotary positions; empty: none.
         qkv_bias: whether the projections of queries, keys and values have biases.
         out_bias: whether the output projection has a bias.
-        norm_heads: RMS norms of every query and key head, before rotation.
+        norm_heads: RMS norms of every query and key head, before rotation; "together": of all query heads as one, and
+            of all key heads.
     """
 
     rotary: Rotary | None = Rotary()
@@ -49,7 +52,7 @@ class Attention:
     unrotated: tuple[bool, ...] = ()
     qkv_bias: bool = False
     out_bias: bool = False
-    norm_heads: bool = False
+    norm_heads: Literal[False, True, "together"] = False
 
     def is_windowed(self, layer: int) -> bool:
         """Return whether a layer attends to a sliding window only."""
@@ -57,8 +60,7 @@ class Attention:
 
     def scores_of(self, layer: int) -> Scores:
         """Return the attention weights of one layer."""
-        window = self.window if self.is_windowed(layer) else None
-        return Scores(self.scores.scale, self.scores.softcap, window)
+        return replace(self.scores, window=self.window if self.is_windowed(layer) else None)
 
     def rotary_of(self, layer: int) -> Rotary | None:
         """Return the rotary positions of one layer."""
@@ -68,26 +70,66 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class ClampedGate:
+    """g·σ(slope·g)·(u + 1), with g at most ``limit`` and u between −limit and limit; instead of activation(g)·u."""
+
+    slope: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class Block:
     """Settings of the residual blocks.
 
     Attributes:
         layer_norm: layer norms with biases instead of RMS norms.
         epsilon: added to the mean square or variance.
-        norms: "before": x + f(norm(x)); "around": x + norm(f(norm(x))); "after": norm(x + f(x)).
+        norms: "before": x + f(norm(x)); "around": x + norm(f(norm(x))); "output": x + norm(f(x)); "after":
+            norm(x + f(x)).
         activation: name in ``layers.ACTIVATIONS``.
         gated: activation(gate) · up instead of activation(up).
         bias: whether the two projections have biases.
         residual_scale: factor of what attention and feed-forward add to the residual stream; default: 1.
+        clamped: a gate of another form than activation(gate) · up; default: none.
+        parallel: whether the feed-forward block reads what attention read, instead of the stream after attention.
     """
 
     layer_norm: bool = False
     epsilon: float = 1e-5
-    norms: Literal["before", "around", "after"] = "before"
+    norms: Literal["before", "around", "output", "after"] = "before"
     activation: str = "silu"
     gated: bool = True
     bias: bool = False
     residual_scale: float | None = None
+    clamped: ClampedGate | None = None
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of a layer's feed-forward block.
+
+    Attributes:
+        count: number of experts E.
+        top_k: experts that are computed for each token k, the likeliest ones.
+        hidden: features inside one expert.
+        renormalised: whether the probabilities of the k experts are divided by their sum.
+        shared_hidden: features inside the expert of all tokens, which has a sigmoid gate; default: there is none.
+        dense: which layers have an ordinary feed-forward block; empty: none.
+        router_bias: whether the router has a bias.
+    """
+
+    count: int
+    top_k: int
+    hidden: int
+    renormalised: bool = True
+    shared_hidden: int | None = None
+    dense: tuple[bool, ...] = ()
+    router_bias: bool = False
+
+    def is_dense(self, layer: int) -> bool:
+        """Return whether a layer has an ordinary feed-forward block."""
+        return bool(self.dense) and self.dense[layer]
 
 
 @dataclass(frozen=True)
@@ -158,10 +200,11 @@ class DecoderConfig:
         block: options of a layer that differ between families.
         ends: options of embedding and head that differ between families.
         tracks: parallel tracks of the layers; default: none.
+        experts: mixtures of experts in the layers; default: none.
 
     Raises:
         ValueError: a field of another type, a number outside its range, sizes that are not divisible, or tracks with
-            blocks that do not add to the residual stream.
+            blocks that do not add to the residual stream, or with experts.
     """
 
     vocab_size: int
@@ -175,6 +218,7 @@ class DecoderConfig:
     block: Block = Block()
     ends: Ends = Ends()
     tracks: Tracks | None = None
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -195,6 +239,10 @@ class DecoderConfig:
             )
         if self.attention.rotary and self.head_size % 2:
             raise ValueError(f"expected an even head_size (rotary pairs), got {self.head_size}")
+        if self.block.clamped and not self.block.gated:
+            raise ValueError("expected blocks with a gate to clamp, got blocks without one (gated=False)")
+        if self.block.parallel and self.block.norms == "after":
+            raise ValueError('expected parallel blocks that add to the residual stream, got norms "after"')
         for name in ("windowed", "unrotated"):
             if (flags := getattr(self.attention, name)) and len(flags) != self.num_layers:
                 raise ValueError(f"expected {name} for {self.num_layers} layers, got {len(flags)}")
@@ -206,6 +254,8 @@ class DecoderConfig:
                 )
         if self.tracks is not None:
             _check_tracks(self, self.tracks)
+        if self.experts is not None:
+            _check_experts(self.experts, self.num_layers)
 
     @property
     def max_length(self) -> int | None:
@@ -252,10 +302,30 @@ def _check_tracks(config: DecoderConfig, tracks: Tracks) -> None:
         if getattr(config, name) % by:
             what = "segments" if name == "num_layers" else "tracks"
             raise ValueError(f"expected {name} divisible by {by} {what}, got {getattr(config, name)}; use fewer {what}")
+    if config.experts is not None and tracks.count > 1:
+        raise ValueError(
+            "expected a model without experts under tracks, got a mixture of experts: its router would have to see "
+            "what all tracks have added; use a mesh without tracks, which divides the experts"
+        )
+    if config.attention.norm_heads == "together" and tracks.count > 1:
+        raise ValueError(
+            "expected heads that are normed alone, or not, under tracks, got norms of all heads together, which no "
+            "track has; use a mesh without tracks"
+        )
     if config.block.norms == "after" and tracks.count > 1:
         raise ValueError(
             'expected blocks that add to the residual stream under tracks (norms "before" or "around"), got "after"'
         )
+
+
+def _check_experts(experts: Experts, num_layers: int) -> None:
+    for name in ("count", "hidden", "shared_hidden"):
+        if (size := getattr(experts, name)) is not None and size < 1:
+            raise ValueError(f"expected {name} of the experts >= 1, got {size}")
+    if not 1 <= experts.top_k <= experts.count:
+        raise ValueError(f"expected top_k from 1 to the {experts.count} experts there are, got {experts.top_k}")
+    if experts.dense and len(experts.dense) != num_layers:
+        raise ValueError(f"expected dense for {num_layers} layers, got {len(experts.dense)}")
 
 
 def build(kind: type[Built], values: dict[str, Any]) -> Built:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxspec.models.base import Array, Attend
+from jaxspec.models.base import Array, Attend, SinkScores
 from jaxspec.models.config import Block, DecoderConfig, Scores
 from jaxspec.models.quantize import Int8
 from jaxspec.models.rotary import Rotary
@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_fast": partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -35,12 +36,16 @@ def bias(shape: tuple[int, ...], present: bool) -> nnx.Param | None:
 
 def project(equation: str, matrix: nnx.Param, x: Array, offset: nnx.Param | None = None) -> Array:
     """Return matrix · x + offset: contract the last axis of ``matrix`` with the first of x; keep x's last two axes."""
-    value = matrix.get_value()
-    if isinstance(value, Int8):
-        y = jnp.einsum(equation, value.values.astype(x.dtype), x) * value.scale[..., None, None].astype(x.dtype)
+    return multiply(equation, matrix.get_value(), x, None if offset is None else offset[...])
+
+
+def multiply(equation: str, matrix: Array | Int8, x: Array, offset: Array | None = None) -> Array:
+    """Return ``project`` of arrays."""
+    if isinstance(matrix, Int8):
+        y = jnp.einsum(equation, matrix.values.astype(x.dtype), x) * matrix.scale[..., None, None].astype(x.dtype)
     else:
-        y = jnp.einsum(equation, value, x)
-    return y if offset is None else y + offset[...][..., None, None]
+        y = jnp.einsum(equation, matrix, x)
+    return y if offset is None else y + offset[..., None, None]
 
 
 class RMSNorm(nnx.Module):
@@ -91,8 +96,11 @@ class SelfAttention(nnx.Module):
         self.qkv_bias = bias((c.num_kv_heads, slots, c.head_size), a.qkv_bias)
         self.out = weight(rngs, (c.width, inner), inner, (2 * c.num_layers) ** -0.5)
         self.out_bias = bias((c.width,), a.out_bias)
-        self.query_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
-        self.key_norm = RMSNorm(c.head_size, c.block.epsilon) if a.norm_heads else None
+        self.sinks = bias((c.num_kv_heads, c.num_heads // c.num_kv_heads), a.scores.sinks)
+        self.together = a.norm_heads == "together"
+        sizes = (inner, c.num_kv_heads * c.head_size) if self.together else (c.head_size,) * 2
+        norms = [RMSNorm(size, c.block.epsilon) if a.norm_heads else None for size in sizes]
+        self.query_norm, self.key_norm = norms
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
         """Return queries, keys and values of x [D, B, T] for ``attend``; ``turn`` applies rotary positions to heads."""
@@ -101,9 +109,16 @@ class SelfAttention(nnx.Module):
             turned, values = turn(_heads(qkv[:, :-1])), _heads(qkv[:, -1:])
             queries, keys = turned[:, :, :-1], turned[:, :, -1:]
         else:
-            queries, keys = _normed(self.query_norm, qkv[:, :-2]), _normed(self.key_norm, qkv[:, -2:-1])
+            normed = _normed_together if self.together else _normed
+            queries, keys = normed(self.query_norm, qkv[:, :-2]), normed(self.key_norm, qkv[:, -2:-1])
             queries, keys, values = turn(_heads(queries)), turn(_heads(keys)), _heads(qkv[:, -1:])
         return queries, keys[:, :, 0], values[:, :, 0]
+
+    def with_sinks(self, scores: Scores) -> Scores:
+        """Return attention weights with this layer's sinks, if it has any."""
+        if self.sinks is None:
+            return scores
+        return SinkScores(scores.scale, scores.softcap, scores.window, scores.sinks, self.sinks[...])
 
     def output(self, context: Array) -> Array:
         """Return the block's output [D, B, T] for a context [B, G, Q, T, head_size]."""
@@ -121,56 +136,100 @@ def _normed(head_norm: RMSNorm, x: Array) -> Array:
     return jnp.moveaxis(head_norm(jnp.moveaxis(x, 2, 0)), 0, 2)
 
 
-class FeedForward(nnx.Module):
-    """down · (activation(gate · x) · (up · x)), or without a gate down · activation(up · x)."""
+def gating(block: Block) -> Callable[[Array], Array]:
+    """Return the function of gate and up [2, F, ...], or of up [1, F, ...], whose result the output projection reads.
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        c, parts = config, 2 if config.block.gated else 1
-        self.gate_up = weight(rngs, (parts, c.hidden, c.width), c.width)
-        self.gate_up_bias = bias((parts, c.hidden), c.block.bias)
-        self.down = weight(rngs, (c.width, c.hidden), c.hidden, (2 * c.num_layers) ** -0.5)
+    Raises:
+        ValueError: an activation that is not known.
+    """
+    if block.activation not in ACTIVATIONS:
+        raise ValueError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {block.activation!r}")
+    activation, clamped = ACTIVATIONS[block.activation], block.clamped
+
+    def inner(parts: Array) -> Array:
+        first, *up = parts
+        return activation(first) * up[0] if up else activation(first)
+
+    def within_limits(parts: Array) -> Array:
+        limit, slope = (jnp.asarray(each, parts.dtype) for each in (clamped.limit, clamped.slope))  # type: ignore[union-attr]
+        gate, up = jnp.minimum(parts[0], limit), jnp.clip(parts[1], -limit, limit)
+        return gate * jax.nn.sigmoid(slope * gate) * (up + 1)
+
+    return inner if clamped is None else within_limits
+
+
+def _normed_together(all_norm: RMSNorm, x: Array) -> Array:
+    """Normalise heads x [G, Q, head_size, B, T] over the features of all of them."""
+    return all_norm(x.reshape(-1, *x.shape[3:])).reshape(x.shape)
+
+
+class FeedForward(nnx.Module):
+    """down · (activation(gate · x) · (up · x)), or without a gate down · activation(up · x).
+
+    Args:
+        config: of the decoder.
+        rngs: of the random weights.
+        hidden: features inside the block; default: the configuration's.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, hidden: int | None = None):
+        c, parts, hidden = config, 2 if config.block.gated else 1, hidden or config.hidden
+        self.gate_up = weight(rngs, (parts, hidden, c.width), c.width)
+        self.gate_up_bias = bias((parts, hidden), c.block.bias)
+        self.down = weight(rngs, (c.width, hidden), hidden, (2 * c.num_layers) ** -0.5)
         self.down_bias = bias((c.width,), c.block.bias)
-        if c.block.activation not in ACTIVATIONS:
-            raise ValueError(f"expected an activation out of {', '.join(ACTIVATIONS)}, got {c.block.activation!r}")
-        self.activation = ACTIVATIONS[c.block.activation]
+        self.inner = gating(c.block)
 
     def __call__(self, x: Array) -> Array:
         """Return the block's output for x [D, B, T]."""
-        first, *up = project("gfd,dbt->gfbt", self.gate_up, x, self.gate_up_bias)
-        inner = self.activation(first)
-        return project("df,fbt->dbt", self.down, inner * up[0] if up else inner, self.down_bias)
+        inner = self.inner(project("gfd,dbt->gfbt", self.gate_up, x, self.gate_up_bias))
+        return project("df,fbt->dbt", self.down, inner, self.down_bias)
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward, each with its norms and its residual connection."""
+    """Attention and feed-forward, each with its norms and its residual connection.
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, inputs: int | None = None):
-        around = config.block.norms == "around"
-        make = partial(norm, config.width, config.block)
-        self.attention_norm, self.mlp_norm = make(), make()
-        self.attention_post_norm = make() if around else None
-        self.mlp_post_norm = make() if around else None
-        self.attention, self.mlp = SelfAttention(config, rngs, inputs), FeedForward(config, rngs)
-        self.after, self.residual_scale = config.block.norms == "after", config.block.residual_scale
+    Args:
+        config: of the decoder.
+        rngs: of the random weights.
+        inputs: features that attention reads; default: the width.
+        mlp: the feed-forward block; default: an ordinary one.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, inputs: int | None = None, mlp: Any = None):
+        norms, make = config.block.norms, partial(norm, config.width, config.block)
+        own, post = norms != "output", norms in ("around", "output")
+        self.attention_norm: Any = make() if own else None
+        self.mlp_norm: Any = make() if own else None
+        self.attention_post_norm = make() if post else None
+        self.mlp_post_norm = make() if post else None
+        self.attention = SelfAttention(config, rngs, inputs)
+        self.mlp = FeedForward(config, rngs) if mlp is None else mlp
+        self.after, self.residual_scale = norms == "after", config.block.residual_scale
+        self.parallel = config.block.parallel
 
     def __call__(
         self, x: Array, turn: Callable[[Array], Array], attend: Attend, rows: Any, scores: Scores
     ) -> tuple[Array, Any]:
         """Run the layer on x [D, B, T]; ``turn`` applies rotary positions, ``rows`` are its cache."""
-        context, rows = attend(*self.heads(x, turn), rows, scores)
+        context, rows = attend(*self.heads(x, turn), rows, self.attention.with_sinks(scores))
         return self.after_attention(x, context), rows
 
     def heads(self, x: Array, turn: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
         """Run the layer up to attention: queries, keys, values."""
-        return self.attention.heads(x if self.after else self.attention_norm(x), turn)
+        return self.attention.heads(self._read(x, self.attention_norm), turn)
 
     def after_attention(self, x: Array, context: Array) -> Array:
         """Run the layer from attention on, for its input x [D, B, T] and the context."""
-        x = self._joined(x, self.attention.output(context), self.attention_norm, self.attention_post_norm)
-        branch = self.mlp(x if self.after else self.mlp_norm(x))
-        return self._joined(x, branch, self.mlp_norm, self.mlp_post_norm)
+        between = self._joined(x, self.attention.output(context), self.attention_norm, self.attention_post_norm)
+        branch = self.mlp(self._read(x if self.parallel else between, self.mlp_norm))
+        return self._joined(between, branch, self.mlp_norm, self.mlp_post_norm)
 
-    def _joined(self, x: Array, branch: Array, own: Callable, post: Callable | None) -> Array:
+    def _read(self, x: Array, own: Callable | None) -> Array:
+        """Return what a block reads."""
+        return x if self.after or own is None else own(x)
+
+    def _joined(self, x: Array, branch: Array, own: Any, post: Callable | None) -> Array:
         if self.residual_scale is not None:
             branch = branch * jnp.asarray(self.residual_scale, branch.dtype)
         if self.after:

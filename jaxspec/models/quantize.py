@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxspec.models.base import Array, Params
 
-#: Leaves that are quantised: the matrices of the layers. Embedding, head, norms and biases are not.
-QUANTIZED = ("qkv", "out", "gate_up", "down")
+#: Leaves that are quantised: the matrices of the layers. Embedding, head, routers, norms and biases are not.
+QUANTIZED = ("qkv", "out", "gate_up", "down", "expert_gate_up", "expert_down")
 
 
 class Int8(NamedTuple):

@@ -117,6 +117,8 @@ def _own_steps(documents: Array | None) -> Attend:
     """
 
     def attend(queries: Array, keys: Array, values: Array, rows: Any, scores: Scores = Scores()) -> tuple[Array, Any]:
+        if scores.sinks:
+            raise ValueError("expected a draft without attention sinks to train over steps, got one with sinks")
         rows = (*rows, (keys, values))
         (first_keys, first_values), *later = rows
         scale = queries.shape[-1] ** -0.5 if scores.scale is None else scores.scale

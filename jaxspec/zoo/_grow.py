@@ -37,7 +37,9 @@ def grow(model: Model, width: int = 1, depth: int = 1, seed: int = 0) -> Model:
         raise ValueError(f"expected width and depth >= 1, got {width} and {depth}")
     if width == depth == 1:
         return model
-    if config.block.layer_norm or config.block.norms != "before" or config.ends != Ends():
+    block, attention = config.block, config.attention
+    others = config.experts, attention.norm_heads == "together", attention.scores.sinks
+    if block.layer_norm or block.parallel or block.norms != "before" or config.ends != Ends() or any(others):
         raise ValueError("expected a model with Llama's blocks and a tied head to grow, got another architecture")
     if num_streams(model.network):
         return _grown_streams(model, width, depth, seed)

@@ -70,6 +70,16 @@ GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0},
 }
 
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SHARED = EXPERTS | {"shared_expert_intermediate_size": 40}
+OLMO3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": YARN | {"rope_theta": 1000.0},
+}
+NEOX_ROPE = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+OSS_LIMITS = {"swiglu_limit": 0.8, "swiglu_alpha": 1.3, "attention_bias": False, "layer_types": SLIDING}
+
 
 class Case(NamedTuple):
     """A configuration of transformers: which class, and what differs from ``SIZES``."""
@@ -96,6 +106,30 @@ CASES = {
     "qwen3-sliding": Case(
         "Qwen3", ONE_HEAD | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}, True
     ),
+    "mixtral": Case("Mixtral", MIXTRAL),
+    "mixtral-sliding": Case("Mixtral", ONE_HEAD | {"num_local_experts": 5, "sliding_window": 9}, True),
+    "qwen2-moe": Case("Qwen2Moe", SHARED | {"norm_topk_prob": False}),
+    "qwen2-moe-some": Case(
+        "Qwen2Moe",
+        SHARED | THREE | {"mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 6, "qkv_bias": False},
+        True,
+    ),
+    "qwen3-moe": Case("Qwen3Moe", EXPERTS | {"head_dim": 24, "norm_topk_prob": True}),
+    "qwen3-moe-some": Case(
+        "Qwen3Moe",
+        EXPERTS | ONE_HEAD | {"decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 6},
+        True,
+    ),
+    "olmo2": Case("Olmo2", {"num_key_value_heads": 4}),
+    "olmo2-biased": Case("Olmo2", THREE | {"attention_bias": True, "tie_word_embeddings": True}, True),
+    "olmo3": Case("Olmo3", THREE | {"sliding_window": 9, "rope_parameters": OLMO3_ROPE, "layer_types": SLIDING}),
+    "olmo3-four": Case("Olmo3", {"num_hidden_layers": 4, "sliding_window": 7}, True),
+    "gpt-neox": Case("GPTNeoX", {"hidden_size": 64, "rope_parameters": NEOX_ROPE}),
+    "gpt-neox-in-turn": Case(
+        "GPTNeoX", THREE | {"use_parallel_residual": False, "attention_bias": False, "hidden_size": 32}, True
+    ),
+    "gpt-oss": Case("GptOss", MIXTRAL | {"head_dim": 12, "sliding_window": 9, "rope_parameters": YARN}),
+    "gpt-oss-limited": Case("GptOss", ONE_HEAD | THREE | MIXTRAL | OSS_LIMITS, True),
     "opt": Case("OPT", OPT),
     "opt-post-norm": Case("OPT", OPT | POST_NORM | THREE | {"num_attention_heads": 2}),
     "gpt2": Case("GPT2", GPT2),
@@ -136,6 +170,8 @@ def published(case):
     renamed = case.family in ("OPT", "GPT2")
     own = {key: SIZES[key] for key in SIZES if not renamed or key == "vocab_size" or "token" in key}
     own = own | case.config
+    if case.family == "GPTNeoX":
+        del own["num_key_value_heads"]
     config = getattr(transformers, name)(**own, attn_implementation="eager")
     torch.manual_seed(0)
     model = getattr(transformers, f"{case.family}{'LMHeadModel' if case.family == 'GPT2' else 'ForCausalLM'}")(

@@ -16,7 +16,7 @@ import jaxspec
 from jaxspec.__main__ import main
 from jaxspec.loading import packaged
 from jaxspec.loading.store import open_model
-from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Scores
+from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Experts, Scores
 from jaxspec.models.rotary import LinearScaling, Llama3Scaling, Rotary
 from jaxspec.training import hidden_states
 from tests.support.jaxspec.models import random_model
@@ -35,6 +35,25 @@ CASES = {
     "qwen2": DecoderConfig(*SIZES, Attention(Rotary(1e6), qkv_bias=True), ends=Ends(tied=False, embedding_scale=1.0)),
     "qwen3": DecoderConfig(
         *SIZES, Attention(Rotary(1e6), norm_heads=True), Block(epsilon=1e-6), Ends(tied=True, embedding_scale=1.0)
+    ),
+    "mixtral": DecoderConfig(*SIZES, ends=LLAMA_ENDS, experts=Experts(4, 2, 96)),
+    "qwen2moe": DecoderConfig(
+        *SIZES,
+        Attention(Rotary(1e6), qkv_bias=True),
+        Block(epsilon=1e-6),
+        LLAMA_ENDS,
+        experts=Experts(4, 2, 32, renormalised=False, shared_hidden=64),
+    ),
+    "qwen3moe": DecoderConfig(
+        *SIZES, Attention(Rotary(1e6), norm_heads=True), Block(epsilon=1e-6), LLAMA_ENDS, experts=Experts(4, 2, 32)
+    ),
+    "gpt2": DecoderConfig(
+        *SIZES[:4],
+        4,
+        *SIZES[5:],
+        Attention(None, qkv_bias=True, out_bias=True),
+        Block(layer_norm=True, activation="gelu_new", gated=False, bias=True),
+        Ends(tied=True, embedding_scale=1.0, positions=128),
     ),
     "phi3": DecoderConfig(*SIZES, Attention(Rotary(partial_factor=0.5)), ends=Ends(tied=False, embedding_scale=1.0)),
     "smollm3": DecoderConfig(
@@ -58,7 +77,7 @@ CASES = {
     ),
 }
 #: Architectures that transformers reads as well.
-THEIRS = "llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"
+THEIRS = "llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "gpt2", "qwen2moe", "qwen3moe"
 TEXT = np.random.default_rng(0).integers(0, 96, (2, 24))
 KINDS = "F32", "F16", "Q8_0", "Q4_1"
 
@@ -291,7 +310,6 @@ def test_pieces_are_those_of_sentencepiece(folders, tmp_path):
 
 REFUSED = {
     "expected one of the architectures llama, .* got falcon": {"general.architecture": "falcon"},
-    "expected a dense model, got one of 8 experts": {"expert_count": 8},
     "expected a whole model, got one of 3 files": {"split.count": 3},
     "expected llama.attention.head_count_kv to be one whole number": {"attention.head_count_kv": [2, 1, 2]},
     "expected keys and values of one size, got 16 and 8": {"attention.value_length": 8},
@@ -321,6 +339,12 @@ def test_what_is_refused_by_name(message, folders, tmp_path):
         changed = data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x06\0\0\0\0\0\0\0falcon")
         (tmp_path / "a.gguf").write_bytes(changed)
     with pytest.raises(ValueError, match=rf"(?s)a\.gguf: {message}"):
+        jaxspec.load_gguf(tmp_path / "a.gguf")
+
+
+def test_experts_of_an_architecture_without_are_refused(folders, tmp_path):
+    gguf_files.write(tmp_path / "a.gguf", folders["granite"], "granite", **{"expert_count": 8})
+    with pytest.raises(ValueError, match=r"a\.gguf: expected a dense model, got one of 8 experts"):
         jaxspec.load_gguf(tmp_path / "a.gguf")
 
 

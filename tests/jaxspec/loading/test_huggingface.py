@@ -49,6 +49,12 @@ GEMMA3_ROPE = {
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False}
 LONG = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0, 2.0], "original_max_position_embeddings": 16}
 GPT2 = {"vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+OLMO3_ROPE = {"full_attention": YARN | {"rope_theta": 100.0}, "sliding_attention": GEMMA3_ROPE["sliding_attention"]}
+NEOX = {"rotary_pct": 0.5, "hidden_size": 32, "rotary_emb_base": 1e3, "use_parallel_residual": False}
+WHOLE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+OSS = {"head_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5, "swiglu_limit": 2.0}
+SLIDING = {"use_sliding_window": True, "sliding_window": 5}
 #: ``config.json`` of every family, as newer and as older versions of transformers write it.
 CONFIGS = {
     "llama": ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5} | LLAMA3}),
@@ -68,6 +74,18 @@ CONFIGS = {
     "qwen2-older": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "head_dim": 6}),
     "qwen3-older": ("qwen3", {"rope_theta": 1e6, "rope_scaling": None, "attention_bias": True}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen2-moe": ("qwen2_moe", EXPERTS | {"mlp_only_layers": [1], "shared_expert_intermediate_size": 16}),
+    "qwen2-moe-sliding": ("qwen2_moe", EXPERTS | {"shared_expert_intermediate_size": 16} | SLIDING),
+    "qwen3-moe": ("qwen3_moe", EXPERTS | {"norm_topk_prob": True, "head_dim": 6}),
+    "qwen3-moe-sliding": ("qwen3_moe", EXPERTS | SLIDING | {"attention_bias": True}),
+    "olmo2": ("olmo2", {"attention_bias": True}),
+    "olmo3": ("olmo3", {"sliding_window": 5, "rope_parameters": OLMO3_ROPE}),
+    "olmo3-older": ("olmo3", {"rope_theta": 5e5, "rope_scaling": YARN}),
+    "gpt-neox": ("gpt_neox", {"hidden_act": "gelu", "attention_bias": False, "rope_parameters": WHOLE}),
+    "gpt-neox-older": ("gpt_neox", NEOX),
+    "gpt-oss": ("gpt_oss", OSS | {"rope_parameters": YARN | {"rope_theta": 150.0}}),
+    "gpt-oss-older": ("gpt_oss", OSS | {"rope_theta": 150.0, "rope_scaling": YARN, "attention_bias": False}),
     "opt": ("opt", OPT),
     "opt-post-norm": ("opt", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 8}),
     "gemma2": ("gemma2", GEMMA | {"layer_types": ["sliding_attention", "full_attention"]}),
@@ -209,6 +227,35 @@ def test_every_device_of_a_mesh_gets_its_share(saved, size, int8):
         assert shares(leaf) == (1 / size if leaf.ndim > 1 else 1), "a scale of what all devices sum is needed by all"
     assert model.network.config.num_kv_heads == max(2, size), "key-value heads fewer than the devices are repeated"
     np.testing.assert_allclose(logits(model), logits(load_huggingface(saved, int8=int8)), atol=1e-4, rtol=0)
+
+
+ON_MESHES = ["mixtral", "qwen2-moe", "qwen3-moe", "olmo2", "olmo3", "gpt-neox", "gpt-oss"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", ON_MESHES)
+def test_a_family_on_a_mesh_decodes_the_same_tokens(name, size, tmp_path):
+    """Prompts longer than a chunk too, and in windows."""
+    save_huggingface(made(name), tmp_path)
+    mesh = jaxspec.mesh_of(jax.devices()[:size])
+    alone, spread = load_huggingface(tmp_path), load_huggingface(tmp_path, mesh)
+    np.testing.assert_allclose(logits(spread), logits(alone), atol=1e-4, rtol=0)
+    prompts = [np.random.default_rng(2).integers(0, 31, length).tolist() for length in (300, 5)]
+    expected = jaxspec.generate(jaxspec.autoregressive(alone), prompts, 12).tokens
+    method = jaxspec.speculative(spread, alone, window=3, mesh=mesh)
+    assert jaxspec.generate(method, prompts, 12).tokens == expected
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["floats", "int8"])
+def test_experts_are_divided_next_to_a_batch(int8, tmp_path):
+    save_huggingface(made("qwen2-moe"), tmp_path)
+    mesh = jaxspec.mesh_of(jax.devices()[:4], data=2)
+    alone, spread = load_huggingface(tmp_path, int8=int8), load_huggingface(tmp_path, mesh, int8=int8)
+    mlp = spread.params["layers"][0]["mlp"]
+    for leaf in jax.tree.leaves([mlp["expert_gate_up"], mlp["expert_down"]]):
+        assert shares(leaf) == 0.5
+    tokens = jaxspec.generate(jaxspec.autoregressive(spread, mesh), TOKENS.tolist(), 12).tokens
+    assert tokens == jaxspec.generate(jaxspec.autoregressive(alone), TOKENS.tolist(), 12).tokens
 
 
 def test_repeated_heads_decode_the_same_tokens(saved):
@@ -354,6 +401,12 @@ def test_a_mesh_that_does_not_divide_is_refused(tmp_path, size, changes, message
         load_huggingface(tmp_path, jaxspec.mesh_of(jax.devices()[:size]))
 
 
+def test_a_mesh_that_does_not_divide_the_experts_is_refused(tmp_path):
+    save_huggingface(made("mixtral"), tmp_path)
+    with pytest.raises(ValueError, match="expected experts divisible by 8 devices, got 4; use fewer"):
+        load_huggingface(tmp_path, jaxspec.mesh_of(jax.devices()[:8]))
+
+
 def test_too_little_memory_is_detected_before_anything_is_read(saved, tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
     monkeypatch.setattr(parameters, "MEMORY", memory)
@@ -414,8 +467,15 @@ def test_stop_tokens_of_a_folder_without_a_tokenizer(saved, tmp_path):
         assert (result.text, result.finish_reason) == (None, ["stop"])
 
 
+WRITTEN = [
+    *("llama", "mistral", "qwen2", "qwen3", "opt", "opt-post-norm", "gemma2", "gemma3"),
+    *("olmo2", "olmo3", "gpt-neox", "gpt-neox-older", "gpt-oss"),
+    *("mixtral", "qwen2-moe", "qwen2-moe-sliding", "qwen3-moe", "qwen3-moe-sliding"),
+]
+
+
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "opt", "opt-post-norm", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", WRITTEN)
 def test_transformers_loads_what_is_written(name, tmp_path):
     import torch
     import transformers

@@ -288,9 +288,6 @@ def test_what_transformers_writes_by_default_is_taken(family):
 
 #: Architectures that are not supported, by their ``model_type``.
 OTHERS = {
-    "mixtral": "MixtralForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
     "qwen3_5": "Qwen3_5ForConditionalGeneration",
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -298,15 +295,10 @@ OTHERS = {
     "phi": "PhiForCausalLM",
     "gemma3n": "Gemma3nForConditionalGeneration",
     "gemma4": "Gemma4ForConditionalGeneration",
-    "gemma3": "Gemma3ForConditionalGeneration",
-    "olmo2": "Olmo2ForCausalLM",
-    "olmo3": "Olmo3ForCausalLM",
     "cohere": "CohereForCausalLM",
     "glm4": "Glm4ForCausalLM",
-    "gpt_oss": "GptOssForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
-    "gpt_neox": "GPTNeoXForCausalLM",
     "gptj": "GPTJForCausalLM",
     "falcon": "FalconForCausalLM",
     "stablelm": "StableLmForCausalLM",
@@ -315,7 +307,12 @@ OTHERS = {
     "exaone4": "Exaone4ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
 }
-WHY = {"gemma3": "also reads images.*Gemma3ForCausalLM", "llava": "more than text", "qwen2_vl": "more than text"}
+WHY = {
+    "qwen3_next": "linear attention .*recurrent state",
+    "qwen3_5": "linear attention .*recurrent state",
+    "llava": "more than text",
+    "qwen2_vl": "more than text",
+}
 
 
 @pytest.mark.peers

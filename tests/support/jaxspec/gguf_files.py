@@ -6,12 +6,15 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
+#: Of our names: those of files that have another one.
+NAMES = {"mixtral": "llama"}
 PAIRS, ONE_MORE = ("llama", "smollm3", "granite"), ("gemma", "gemma2", "gemma3")
 
 
 def write(path, folder, architecture, kind="F32", **more):
     """Writes the model of a folder; ``kind`` is how matrices are kept, ``more`` replaces or adds metadata."""
     config, arrays = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    architecture = NAMES.get(architecture, architecture)
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in (sizes(config) | {"tokenizer.ggml.model": "none"} | more).items():
         put(
@@ -20,13 +23,29 @@ def write(path, folder, architecture, kind="F32", **more):
             value,
         )
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(numbers[architecture], config["num_hidden_layers"])
-    for name, array in arrays.items():
+    table = gguf.get_tensor_name_map(numbers[architecture], config.get("num_hidden_layers", config.get("n_layer")))
+    for name, array in stacked(arrays).items():
         if name == "lm_head.weight" and config["tie_word_embeddings"]:
             continue
         stem, _, last = name.rpartition(".")
         add(writer, f"{table.get_name(stem)}.{last}", converted(name, array, config, architecture), kind)
     return finish(writer)
+
+
+def stacked(arrays):
+    """Those of all experts in one array."""
+    joined = {}
+    for name, array in arrays.items():
+        before, experts, after = name.partition(".experts.")
+        if experts:
+            number, _, last = after.partition(".")
+            joined.setdefault(f"{before}.experts.{last}", {})[int(number)] = array
+        else:
+            joined[name] = array
+    return {
+        name: np.stack([array[i] for i in sorted(array)]) if isinstance(array, dict) else array
+        for name, array in joined.items()
+    }
 
 
 def finish(writer):
@@ -60,6 +79,15 @@ def put(writer, name, value):
 
 def sizes(config):
     """Metadata of a ``config.json``."""
+    if config["model_type"] == "gpt2":
+        return {
+            "block_count": config["n_layer"],
+            "context_length": config["n_positions"],
+            "embedding_length": config["n_embd"],
+            "feed_forward_length": config["n_inner"],
+            "attention.head_count": config["n_head"],
+            "attention.layer_norm_epsilon": config["layer_norm_epsilon"],
+        }
     rope = config.get("rope_parameters") or {}
     full = rope.get("full_attention", rope)
     scaled = (
@@ -68,6 +96,10 @@ def sizes(config):
         else {}
     )
     return scaled | {
+        "expert_count": config.get("num_experts", config.get("num_local_experts")),
+        "expert_used_count": config.get("num_experts_per_tok"),
+        "expert_feed_forward_length": config.get("moe_intermediate_size"),
+        "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size"),
         "block_count": config["num_hidden_layers"],
         "context_length": config["max_position_embeddings"],
         "embedding_length": config["hidden_size"],
@@ -91,8 +123,10 @@ def sizes(config):
 
 def converted(name, array, config, architecture):
     """An array as llama.cpp keeps it."""
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     letter = name.split(".")[-2]
+    if letter.startswith("c_") or letter == "shared_expert_gate":
+        return array.T if array.ndim > 1 and len(array) > 1 else array.reshape(-1)
+    heads = {"q_proj": config.get("num_attention_heads"), "k_proj": config.get("num_key_value_heads")}
     if architecture in PAIRS and letter in heads:
         return array.reshape(heads[letter], 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
     return array + 1 if architecture in ONE_MORE and letter.endswith("norm") else array

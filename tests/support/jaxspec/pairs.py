@@ -35,6 +35,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 #: Name → published architecture, and the settings of its ``config.json`` besides the sizes.
 FAMILIES = {
     "llama": ("LlamaForCausalLM", {"rope_scaling": LLAMA3}),
@@ -57,6 +58,10 @@ FAMILIES = {
         "Gemma3ForCausalLM",
         {"query_pre_attn_scalar": 4, "sliding_window": 5, "sliding_window_pattern": 2, "rope_local_base_freq": 100.0},
     ),
+    "gpt-oss": ("GptOssForCausalLM", EXPERTS | {"sliding_window": 5, "swiglu_limit": 2.0}),
+    "qwen2-moe": ("Qwen2MoeForCausalLM", EXPERTS | {"mlp_only_layers": [1], "shared_expert_intermediate_size": 8}),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "gpt-neox": ("GPTNeoXForCausalLM", {"rotary_pct": 0.5}),
 }
 WINDOWS, BATCHES, TEMPERATURES = tuple(range(1, 9)), (1, 3, 8), (0.0, 0.7, 1.0)
 PROMPTS = [[1, 5, 3], [7, 2, 9, 4, 4, 8, 1], [6], [0, 10, 2, 2], [3] * 9, [8, 8], [4, 1, 10, 9, 0], [2, 5, 7, 3, 3, 1]]
