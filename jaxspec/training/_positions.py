@@ -14,18 +14,20 @@ class Places(NamedTuple):
     """Where in texts an exit is trained or measured.
 
     Attributes:
-        values: hidden states at S layers of all tokens of the texts, [N, S, D].
+        values: hidden states at some layers of all tokens of the texts, [N, …, D].
+        which: of these layers are wanted, S.
         rows: rows of ``values``, one of each place, [m].
         following: token behind each place, [m].
     """
 
     values: Any
+    which: tuple[int, ...]
     rows: np.ndarray
     following: np.ndarray
 
     def at(self, chosen: np.ndarray) -> np.ndarray:
         """Return hidden states at some of the m places: [S, D, 1, n]."""
-        states = self.values[self.rows[chosen]]
+        states = self.values[self.rows[chosen]][:, list(self.which)]
         return np.ascontiguousarray(np.moveaxis(states, 0, 2))[:, :, None]
 
     def drawn(self, seed: int, step: int, count: int) -> np.ndarray:
@@ -35,7 +37,7 @@ class Places(NamedTuple):
     def followed_by(self, tokens: np.ndarray) -> "Places":
         """Return the places before one of some tokens."""
         where = np.isin(self.following, tokens)
-        return Places(self.values, self.rows[where], self.following[where])
+        return self._replace(rows=self.rows[where], following=self.following[where])
 
 
 def places_of(
@@ -55,4 +57,4 @@ def places_of(
     places = np.arange(texts.tokens.shape[1] - 1)[None]
     firsts = np.zeros(len(texts.tokens), int) if prompts else texts.starts - 1
     row, place = np.nonzero((places >= firsts[:, None]) & (places < hidden.lengths[:, None] - 1))
-    return Places(hidden.values, hidden.starts[row] + place, texts.tokens[row, place + 1])
+    return Places(hidden.values, hidden.which, hidden.starts[row] + place, texts.tokens[row, place + 1])

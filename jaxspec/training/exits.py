@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -87,6 +87,7 @@ def fit_exits(
     recipe: ExitRecipe = ExitRecipe(),  # noqa: B008  a frozen default
     seed: int = 0,
     directory: str | Path | None = None,
+    hidden: str | Path | None = None,
     progress: bool = True,
 ) -> dict[int, FittedExit]:
     """Fit an exit head to each of some layers, all in the same steps (``exits_loss``).
@@ -101,7 +102,8 @@ def fit_exits(
             not trained on.
         recipe: sizes and schedule.
         seed: of heads and batches.
-        directory: of hidden states and steps, to resume from with the same arguments; default: a temporary one.
+        directory: of steps, to resume from with the same arguments; default: a temporary one.
+        hidden: where the target's hidden states are kept, which several fits can share; default: in ``directory``.
         progress: show bars, and containment while it trains.
 
     Raises:
@@ -115,7 +117,7 @@ def fit_exits(
     ids = jnp.asarray(_ids(target, texts, recipe.vocabulary))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary if directory is None else directory)
-        stored = partial(places_of, target, layers, folder=folder / "hidden", progress=progress)
+        stored = partial(places_of, target, layers, folder=Path(hidden or folder / "hidden"), progress=progress)
         training = stored(texts, prompts=True).followed_by(np.asarray(ids))
         measured = _Containment(target, ids, stored(held_out))
         params = _fitted(target, layers, ids, training, measured, (recipe, seed, folder, progress, start))
@@ -167,8 +169,8 @@ def _fitted(
 
     folder = folder / f"exits-{digest(f'{layers} {recipe} {seed}', None, np.asarray(ids))}"
     if recipe.minutes is not None:
-        left = recipe.minutes - (time.monotonic() - started) / 60
-        schedule = within(FOR_STEPS * max(left, 0.0), schedule, loss, start, batch, folder)
+        left = max(recipe.minutes - (time.monotonic() - started) / 60, 0.0)
+        schedule = within(replace(schedule, minutes=FOR_STEPS * left), loss, start, batch, folder)
     watch = partial(_watch, layers, measured, max(1, schedule.steps // REPORTS)) if progress else None
     options: dict[str, Any] = {"label": "exits", "progress": progress, "until": watch, "seed": seed}
     return fit(loss, start, batch, schedule, directory=folder / "steps", **options)
