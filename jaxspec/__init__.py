@@ -8,16 +8,25 @@ from jaxspec.analysis import probe, tune
 from jaxspec.devices import Placement, default_placement, mesh_of
 from jaxspec.drafts import streaming
 from jaxspec.generation import Generation, NonFiniteLogits, Sampling, Stats, generate, stream
-from jaxspec.loading import load_draft, load_gguf, load_huggingface, load_llama2c, save_draft, save_huggingface
+from jaxspec.loading import (
+    load_draft,
+    load_exit,
+    load_gguf,
+    load_huggingface,
+    load_llama2c,
+    save_draft,
+    save_huggingface,
+)
 from jaxspec.methods import DecodingMethod, autoregressive, candidates, fallbacks, lookup, mirror, speculative
 from jaxspec.models import DecoderConfig, Model, Network, Tracks, decoder, fit_vocabulary, quantized
 from jaxspec.text import Text
-from jaxspec.verify import AffineLens, LogitLens, StepInfo, acceptance
+from jaxspec.verify import AffineLens, FrequentLens, LogitLens, StepInfo, acceptance
 
 __all__ = [
     "AffineLens",
     "DecoderConfig",
     "DecodingMethod",
+    "FrequentLens",
     "Generation",
     "LogitLens",
     "Model",
@@ -42,6 +51,7 @@ __all__ = [
     "generate",
     "generation",
     "load_draft",
+    "load_exit",
     "load_gguf",
     "load_huggingface",
     "load_llama2c",

@@ -54,7 +54,8 @@ def bench(
     chosen = read_questions(questions, per_task)
     two_devices()
     needs = [name for name in methods if name in WITH_DRAFT]
-    models = load(target, draft, dtype, drafting_for=f"--methods {' '.join(needs)}" if needs else None)
+    use = f"--methods {' '.join(needs)}" if needs else None
+    models = load(target, draft, dtype, drafting_for=use, exit=drafting.exit)
     plain = baselines(models.target, 2 if "mirror" in methods else 1)
     others = {name: method_of(models, name, drafting) for name in methods if name != "autoregressive"}
     count = fastest(plain, chosen[0], max_new_tokens, runs)

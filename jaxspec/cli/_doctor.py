@@ -38,7 +38,7 @@ def doctor(
     drafting.check("mirror")
     at_least(1, max_new_tokens=max_new_tokens)
     two_devices()
-    models = load(target, draft, drafting_for="jaxspec doctor")
+    models = load(target, draft, drafting_for="jaxspec doctor", exit=drafting.exit).at(drafting.exit_layer)
     method, own = method_of(models, "mirror", drafting), models.drafting(drafting.streams)
     assert own is not None
     crosses = crossing.step_bytes(models.target, own, drafting.spec("mirror", models))

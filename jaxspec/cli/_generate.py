@@ -172,8 +172,8 @@ def generate(
     Args:
         source: of the prompts.
         models: target and draft.
-        method: decoding method; lookup needs no draft. Default: speculative with --tree, mirror for a pair, speculative
-            with a draft, else autoregressive.
+        method: decoding method; lookup needs no draft. Default: speculative with --tree, mirror for a pair or a draft
+            and a trained exit, speculative with a draft, else autoregressive.
         max_new_tokens: maximum number of new tokens.
         max_length: most tokens of prompt and answer together. Default: what the target was made for.
         stop: texts that end the sequence, in addition to the model's stop tokens.
@@ -190,7 +190,7 @@ def generate(
     prompts = [] if interactive else source.read()
     two_devices()
     needs = f"--method {method}" if method in WITH_DRAFT else "--tree" if drafting.tree else None
-    decoder = method_of(load(**vars(models), drafting_for=needs), method, drafting)
+    decoder = method_of(load(**vars(models), drafting_for=needs, exit=drafting.exit), method, drafting)
     sampling = sampler.sampling(decoder.text.defaults if decoder.text else None)
     answering = Answering(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)
     if interactive:

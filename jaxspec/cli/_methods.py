@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import jax
 import tyro
 
 from jaxspec.cli.checks import at_least, check_models, check_readable, draft_path, is_pair
+from jaxspec.cli.exits import check_exit_file, exits_for, untrained
 from jaxspec.cli.shared import prompts_of
 from jaxspec.drafts import Draft, trees
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.loading import is_draft, load_draft
+from jaxspec.loading.exits import Exit
 from jaxspec.loading.hub import folder_of
 from jaxspec.methods import DecodeSpec, candidates, lookup
 from jaxspec.methods.candidates import Policy
@@ -81,7 +84,8 @@ class Drafting:
         num_candidates: tokens that the exit sends for each position (κ), for mirror.
         policy: what the draft rolls out ahead, for mirror.
         budget: branches that it rolls out (R); with hybrid, as many for each side.
-        exit_layer: layers before the exit; default: the pair's own, else half of the target's.
+        exit_layer: layers before the exit; default: the pair's own, that of a trained exit, else half of the target's.
+        exit: exits that train lens wrote; default: those in the target's folder, if there are any.
         streams: lookahead streams of the draft; default: none for an embedded pair, all for a draft in a file.
         acceptance: match gives the tokens of plain decoding with the same seed, ratio their distribution.
     """
@@ -92,6 +96,7 @@ class Drafting:
     policy: Literal["none", "pearl", "saguaro", "ahead", "mirror", "hybrid"] = "mirror"
     budget: int = 4
     exit_layer: int | None = None
+    exit: Path | None = None
     streams: int | None = None
     acceptance: Literal["match", "ratio"] = "match"
 
@@ -106,6 +111,7 @@ class Drafting:
         """
         at_least(1, window=self.window, num_candidates=self.num_candidates, budget=self.budget)
         at_least(1, exit_layer=self.exit_layer)
+        check_exit_file(self.exit)
         at_least(0, streams=self.streams)
         if self.tree is None:
             return
@@ -185,13 +191,21 @@ def two_devices() -> None:
 
 
 class Loaded(NamedTuple):
-    """Models by their names: target, draft if there is one, the exit of an embedded pair, and its streaming draft."""
+    """Models by their names: target, draft if there is one, an exit, a streaming draft, and all trained exits."""
 
     target: Model
     draft: Model | Draft | None
     exit: Any = None
     exit_layer: int | None = None
     streaming: Model | None = None
+    exits: tuple[Exit, ...] = ()
+
+    def at(self, layer: int | None) -> "Loaded":
+        """Return it with the exit of a layer, where exits were trained; the logit lens where none was for this one."""
+        if layer is None or not self.exits:
+            return self
+        heads = {exit.layer: exit.head for exit in self.exits}
+        return self._replace(exit=heads.get(layer), exit_layer=layer)
 
     @property
     def max_window(self) -> int | None:
@@ -217,7 +231,13 @@ class Loaded(NamedTuple):
 
 
 def load(
-    target: str, draft: Path | None, dtype: str | None = None, int8: bool = False, *, drafting_for: str | None = None
+    target: str,
+    draft: Path | None,
+    dtype: str | None = None,
+    int8: bool = False,
+    *,
+    drafting_for: str | None = None,
+    exit: Path | None = None,
 ) -> Loaded:
     """Load an embedded or trained pair, or models from files; the draft may be one that reads hidden states.
 
@@ -227,10 +247,17 @@ def load(
         dtype: of the parameters of both.
         int8: keep the target's matrices in eight bits.
         drafting_for: option or command that needs a draft; a missing draft is refused before models are loaded.
+        exit: file of trained exits, or its folder; default: the one in the target's folder, if there is one.
 
     Raises:
-        ValueError: a model that is missing or cannot be loaded.
+        ValueError: a model or exit that is missing or cannot be loaded.
     """
+    models = _load(target, draft, dtype, int8, drafting_for)
+    exits = tuple(exits_for(models.target, target, exit))
+    return models._replace(exit=exits[0].head, exit_layer=exits[0].layer, exits=exits) if exits else models
+
+
+def _load(target: str, draft: Path | None, dtype: str | None, int8: bool, drafting_for: str | None) -> Loaded:
     from jaxspec import zoo
     from jaxspec.loading.store import changed, open_model
 
@@ -250,7 +277,9 @@ def load(
     return Loaded(changed(model, None, int8), small, pair.exit, pair.exit_layer, streaming)
 
 
-def load_language_models(target: str, draft: Path | None, use: str, needed: bool = True) -> Loaded:
+def load_language_models(
+    target: str, draft: Path | None, use: str, needed: bool = True, exit: Path | None = None
+) -> Loaded:
     """Load what ``load`` does, for a command whose draft must be a language model.
 
     Args:
@@ -258,6 +287,7 @@ def load_language_models(target: str, draft: Path | None, use: str, needed: bool
         draft: path.
         use: option or command that the draft is for.
         needed: whether a missing draft is refused.
+        exit: as of ``load``.
 
     Raises:
         ValueError: a draft of another kind, before models are loaded, or what ``load`` refuses.
@@ -268,21 +298,24 @@ def load_language_models(target: str, draft: Path | None, use: str, needed: bool
             f"{path}: expected a language model as --draft for {use}, got a draft that reads hidden states; "
             "pass a smaller model with the same tokenizer"
         )
-    return load(target, draft, drafting_for=use if needed else None)
+    return load(target, draft, drafting_for=use if needed else None, exit=exit)
 
 
 def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingMethod:
     """Build a method on the first two devices.
 
-    Default: speculative for a tree, mirror for a pair, speculative with a draft, else plain.
+    Default: speculative for a tree, mirror for a pair or with a trained exit, speculative with a draft, else plain.
 
     Raises:
         ValueError: no draft for a method that needs one.
     """
-    draft = models.drafting(how.streams)
+    draft, models = models.drafting(how.streams), models.at(how.exit_layer)
     if method == "lookup":
         return lookup(models.target, WINDOW if how.window is None else how.window)
     if method is None:
-        mirrors = models.exit_layer is not None and how.tree is None
+        mirrors = models.exit_layer is not None and draft is not None and how.tree is None
         method = "mirror" if mirrors else "autoregressive" if draft is None else "speculative"
-    return how.spec(method, models).build(models.target, draft, models.exit)
+    spec = how.spec(method, models)
+    if spec.policy is not None and spec.policy.exit is not None and models.exit is None:
+        print(untrained(models.target, spec.exit_layer, models.exits), file=sys.stderr)
+    return spec.build(models.target, draft, models.exit)

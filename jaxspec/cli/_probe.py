@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, Loaded, load_language_models, two_devices
 from jaxspec.cli.checks import at_least, check_picture
+from jaxspec.cli.exits import check_exit_file
 from jaxspec.cli.shared import Flag, report, with_tokenizer
 from jaxspec.text import tokens_of
 from jaxspec.text.prompts import Continued
@@ -22,6 +23,7 @@ def probe(
     draft: Path | None = None,
     window: int = 7,
     num_candidates: tuple[int, ...] = (1, 4, 8),
+    exit: Path | None = None,
     fit_lens: Flag = False,
     propose: Flag = False,
     plot: Path = Path("out/probe.png"),
@@ -36,6 +38,7 @@ def probe(
         draft: a smaller model with the same vocabulary; an embedded pair has its own. Optional: adds figures.
         window: tokens drafted per step (γ).
         num_candidates: tokens that an exit would send for each position (κ).
+        exit: exits that train lens wrote, read at their layers; default: those in the target's folder, if any.
         fit_lens: fit an affine lens for every layer first, on the texts or the embedded pair's training roles; minutes.
         propose: time the pair on this machine and propose an exit and κ by the cost model.
         plot: picture.
@@ -47,8 +50,9 @@ def probe(
     at_least(1, window=window, num_candidates=num_candidates)
     continuations.check(window)
     check_picture(plot)
+    check_exit_file(exit)
     two_devices()
-    models = load_language_models(target, draft, "--propose" if propose else "jaxspec probe", propose)
+    models = load_language_models(target, draft, "--propose" if propose else "jaxspec probe", propose, exit)
     text = _text(models, continuations, not json)
     corpus = _corpus(models, continuations.prompts) if fit_lens else None
     probes = _probes(models, text, window, num_candidates, corpus, not json)
@@ -91,12 +95,19 @@ def _probes(
     from jaxspec.training import fit_lens
 
     options: dict[str, Any] = {"window": window, "num_candidates": kappas}
+    pair = models.target, models.language_model, text
+    if corpus is None and models.exits:
+        heads = {exit.layer: exit.head for exit in models.exits}
+        layers = range(1, models.target.network.config.num_layers + 1)
+        rest = probe_exits(*pair, layers=[layer for layer in layers if layer not in heads], **options)
+        own = [probe_exits(*pair, layers=[layer], exit=heads[layer], **options)[0] for layer in sorted(heads)]
+        return sorted([*rest, *own], key=lambda row: row.layer)
     if corpus is None:
-        return probe_exits(models.target, models.language_model, text, exit=models.exit, **options)
+        return probe_exits(*pair, exit=models.exit, **options)
     probes: list[Any] = []
     for layer in range(1, models.target.network.config.num_layers):
         lens = fit_lens(models.target, layer, corpus, progress=progress)
-        probes += probe_exits(models.target, models.language_model, text, layers=[layer], exit=lens, **options)
+        probes += probe_exits(*pair, layers=[layer], exit=lens, **options)
     return probes
 
 

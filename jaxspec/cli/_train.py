@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxspec.cli._train_draft import DraftTraining, train_draft
+from jaxspec.cli._train_lens import LensTraining, train_lens
 from jaxspec.cli.checks import check_writable
 from jaxspec.cli.shared import Flag, report
 from jaxspec.zoo.heads import HeadsRecipe
@@ -13,26 +14,32 @@ from jaxspec.zoo.recipe import PairRecipe
 
 
 def train(
-    what: Annotated[Literal["shakespeare", "streams", "drafts", "draft"], tyro.conf.Positional] = "shakespeare",
+    what: Annotated[Literal["shakespeare", "streams", "drafts", "draft", "lens"], tyro.conf.Positional] = "shakespeare",
     out: Path | None = None,
     recipe: PairRecipe = PairRecipe(),
     heads: HeadsRecipe = HeadsRecipe(),  # noqa: B008  a frozen default
     draft: Annotated[DraftTraining, tyro.conf.arg(name="")] = DraftTraining(),  # noqa: B008  a frozen default
+    lens: Annotated[LensTraining, tyro.conf.arg(name="")] = LensTraining(),
     json: Flag = False,  # noqa: A002  the flag is called --json
 ) -> None:
-    """Train a pair on the roles in the package, or a draft for any target; an interrupted run resumes from OUT.
+    """Train a pair on the roles in the package, or a draft or exits for any target; interrupted runs resume from OUT.
 
     Args:
         what: shakespeare: the whole pair; streams: only lookahead streams for the draft of the embedded pair; drafts:
-            only its drafts that read hidden states; draft: a draft for any target, on texts that it continues itself.
-        out: folder for checkpoints; the result is OUT/pair or OUT/draft. Default: out/pair or out/draft.
+            only its drafts that read hidden states; draft: a draft for any target, on texts that it continues itself;
+            lens: exits for it, likewise.
+        out: folder for checkpoints; the result is OUT/pair, OUT/draft or OUT/lens.safetensors. Default: out/pair,
+            out/draft or out/lens.
         recipe: models and schedules of a pair.
         heads: of the embedded pair's drafts that read hidden states.
         draft: settings of a draft.
+        lens: settings of exits.
         json: print one JSON object as the last line.
     """
-    folder = out or Path("out", "draft" if what == "draft" else "pair")
+    folder = out or Path("out", what if what in ("draft", "lens") else "pair")
     check_writable(folder)
+    if what == "lens":
+        return report(train_lens(draft, lens, folder), json)
     if what == "draft":
         return report(train_draft(draft, folder), json)
     from jaxspec.zoo import load

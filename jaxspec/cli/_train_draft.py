@@ -30,7 +30,7 @@ LARGE, FREQUENT = 16_384, 8_192
 
 @dataclass(frozen=True)
 class DraftTraining:
-    """What is trained for which target, and on what; of ``train draft`` only.
+    """What is trained for which target, and on what; of ``train draft`` and, but for the draft, ``train lens``.
 
     Attributes:
         kind: eagle3, eagle, medusa, hydra and hydra++ read hidden states; plain is a language model, streams adds
@@ -38,22 +38,25 @@ class DraftTraining:
         target: name of an embedded pair, a folder written by train or convert, or a published checkpoint.
         draft: initial draft of plain and streams: a smaller model with the same vocabulary. A pair has its own; plain
             without one is made of the target: its embedding, its head, few layers.
-        layers: of such a plain draft; default: as many as cost a tenth of the target's pass.
+        layers: how many such a plain draft has, one number; default: as many as cost a tenth of the target's pass. Of
+            train lens: layers before the exits, which are all trained in the same steps; the first exit is used by
+            default. Default: half of the target's.
         from_layers: the target's layers that a plain draft starts from; default: random numbers.
         prompts: what the target answers. .jsonl with "prompt", "question", "messages" or "turns": whole prompts, put
             through the target's chat template if it has one. .txt files, folders of them, or JSON lines with "user" and
             "text": windows of these. Default: questions that an instruct model asks itself; for others, the training
             roles of the embedded pair.
         taps: layers before which eagle3 reads (others: one); default: 2, L//2, L−3 (others: the final hidden state).
-        vocabulary: number of tokens that it drafts, the most frequent ones; default: 8,192 of more than
+        vocabulary: number of tokens that a draft or an exit knows, the most frequent ones; default: 8,192 of more than
             16,384, otherwise all.
         heads: of medusa and hydra.
         exclude: files of whole prompts that are not trained on, such as those of a benchmark.
         count: how many prompts the target continues.
         new_tokens: longest continuation.
-        minutes: of optimiser steps, in place of the schedule's number of steps; the answers are written before.
-        answers: folder where the target's answers and hidden states are kept, which several drafts can share; default:
-            OUT.
+        minutes: of optimiser steps, in place of the schedule's number of steps; the answers are written before. Of
+            train lens: of it all, answers too, unless these have a folder of their own; default: 30.
+        answers: folder where the target's answers and hidden states are kept, which several drafts and exits can share;
+            default: OUT.
         recipe: of eagle3; the first of its fields is how often it runs on its own output.
         schedule: optimiser steps; longer answers are cut to windows of its sequence_length.
     """
@@ -61,7 +64,7 @@ class DraftTraining:
     kind: Literal["eagle3", "eagle", "medusa", "hydra", "hydra++", "plain", "streams"] = "eagle3"
     target: str = PAIRS[0]
     draft: Path | None = None
-    layers: int | None = None
+    layers: tuple[int, ...] = ()
     from_layers: tuple[int, ...] | None = None
     prompts: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("--texts",))] = ()
     taps: tuple[int, ...] | None = None
@@ -81,8 +84,9 @@ class DraftTraining:
         Raises:
             ValueError: a number below its minimum, a path that cannot be read.
         """
-        at_least(1, heads=self.heads, vocabulary=self.vocabulary, layers=self.layers)
+        at_least(1, heads=self.heads, vocabulary=self.vocabulary, layers=self.layers or None)
         at_least(0, from_layers=self.from_layers)
+        _number(self.layers)
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"expected minutes > 0, got {self.minutes}")
         at_least(0, taps=self.taps)
@@ -122,14 +126,14 @@ def train_draft(settings: DraftTraining, out: Path) -> dict[str, Any]:
     models = load_language_models(settings.target, initial, use, settings.kind == "streams")
     make = _streams if settings.kind == "streams" else _fitted
     folder = settings.answers or out
-    prompts = _prompts(models.target, settings, folder)
+    prompts = training_prompts(models.target, settings, folder)
     texts = continued(models.target, prompts, settings.new_tokens, progress=True, directory=folder)
     held = min(MOST_HELD_OUT, max(1, len(texts.tokens) // HELD_OUT))
     figures = make(settings, _Task(models, texts.rows(slice(held, None)), texts.rows(slice(held)), out))
     return {"kind": settings.kind, **figures, "draft": str(out / "draft")}
 
 
-def _prompts(target: Model, settings: DraftTraining, out: Path) -> list[list[int]]:
+def training_prompts(target: Model, settings: DraftTraining, out: Path) -> list[list[int]]:
     """Return the prompts, shuffled."""
     from jaxspec.federated import own_questions, read_roles, split_roles
     from jaxspec.generation.requests import encoded
@@ -174,9 +178,17 @@ def _fresh(settings: DraftTraining, task: _Task) -> Model | Draft:
     count = settings.vocabulary or (FREQUENT if size > LARGE else size)
     ids = None if count >= size else frequent_tokens(task.texts.tokens, count, size)
     if kind == "plain":
-        return small_draft(target, num_layers=settings.layers, from_layers=settings.from_layers, vocabulary=ids)
+        return small_draft(
+            target, num_layers=_number(settings.layers), from_layers=settings.from_layers, vocabulary=ids
+        )
     assert kind != "streams"
     return init_draft(kind, target, taps=settings.taps, vocabulary=ids, heads=settings.heads)
+
+
+def _number(layers: tuple[int, ...]) -> int | None:
+    if len(layers) > 1:
+        raise ValueError(f"expected one number of layers for a draft, got {layers}; pass --from-layers to choose some")
+    return layers[0] if layers else None
 
 
 def _streams(settings: DraftTraining, task: _Task) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """``jaxspec tune``: which method, policy, window, exit and number of branches are the fastest on this machine?"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, load, two_devices
 from jaxspec.cli.checks import at_least
+from jaxspec.cli.exits import check_exit_file
 from jaxspec.cli.shared import Flag, report
 from jaxspec.zoo import PAIRS
 
@@ -21,6 +23,7 @@ def tune(
     num_candidates: tuple[int, ...] = (4, 8),
     budgets: tuple[int, ...] = (4, 8),
     exit_layers: tuple[int, ...] = (),
+    exit: Path | None = None,
     batch: int = 1,
     continuations: Annotated[Continuations, tyro.conf.arg(name="")] = Continuations(),
     json: Flag = False,  # noqa: A002  the flag is called --json
@@ -33,7 +36,9 @@ def tune(
         windows: tokens drafted per step (γ).
         num_candidates: tokens that an exit sends for each position (κ).
         budgets: branches rolled out (R); all candidates are tried as well.
-        exit_layers: layers before the exit; default: the pair's own, and quarters of the target.
+        exit_layers: layers before the exit; default: the pair's own, and quarters of the target; with trained exits,
+            the first of them.
+        exit: exits that train lens wrote; default: those in the target's folder, if there are any.
         batch: sequences that will be decoded together.
         continuations: prompts and their continuations.
         json: end with one JSON object on one line.
@@ -44,8 +49,12 @@ def tune(
     grid = Grid(windows, num_candidates, (*budgets, None), exit_layers or None)
     at_least(1, batch=batch)
     continuations.check(max(windows))
+    check_exit_file(exit)
     two_devices()
-    models = load(pair, draft, drafting_for="jaxspec tune")
+    models = load(pair, draft, drafting_for="jaxspec tune", exit=exit)
+    if models.exits:
+        models = models.at(exit_layers[0] if exit_layers else None)
+        grid = replace(grid, exit_layers=exit_layers or (models.exits[0].layer,))
     assert models.draft is not None
     tuned = find_fastest(
         models.target,

@@ -15,6 +15,8 @@ from jaxspec.core.files import read_json, reading
 SHARD_BYTES = 5_000_000_000
 #: Name of a single file, and of the index of several.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Name of a file of trained exits, which are no weights of the model (``loading.exits``).
+LENS = "lens.safetensors"
 #: Bytes of one number of each dtype that weights may have.
 WIDTHS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 #: Likewise of arrays that are not weights, such as the vocabulary of a draft.
@@ -108,7 +110,7 @@ def _files(folder: Path) -> list[Path]:
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ValueError(f"{folder}: expected the files of {INDEX}, got no {', '.join(missing)}; copy them too")
         return [folder / name for name in names]
-    if files := sorted(folder.glob("*.safetensors")):
+    if files := sorted(path for path in folder.glob("*.safetensors") if path.name != LENS):
         return files
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:

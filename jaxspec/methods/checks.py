@@ -78,6 +78,11 @@ def check_exit(target: Model, exit_layer: int, num_candidates: int, head: Any) -
         raise ValueError(f"expected an exit head for this target, got another model's: {error}") from error
     if logits.shape != (vocabulary, 1, 1):
         raise ValueError(f"expected an exit head over {vocabulary} tokens, got logits of shape {logits.shape}")
+    own = getattr(head, "tokens", None)
+    if own is not None and num_candidates >= len(own):
+        raise ValueError(
+            f"expected num_candidates <= {len(own) - 1}, since the exit has {len(own)} tokens, got {num_candidates}"
+        )
     return exit_layer, num_candidates
 
 

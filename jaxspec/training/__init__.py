@@ -5,6 +5,7 @@ from jaxspec.training._held_out import accepted_tokens
 from jaxspec.training._trained import trained_part
 from jaxspec.training._unroll import drafted_logits
 from jaxspec.training.eagle3 import SPECULATORS, Recipe, eagle3_loss
+from jaxspec.training.exits import ExitRecipe, FittedExit, exits_loss, fit_exits
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
 from jaxspec.training.imputation import fit_imputation
 from jaxspec.training.lens import fit_lens, lens_loss
@@ -21,6 +22,8 @@ from jaxspec.training.reading import fit_draft
 from jaxspec.training.streams import draft_loss, fit_streams, streaming_loss
 
 __all__ = [
+    "ExitRecipe",
+    "FittedExit",
     "LossFn",
     "Recipe",
     "SPECULATORS",
@@ -32,8 +35,10 @@ __all__ = [
     "drafted_logits",
     "eagle3_loss",
     "eagle_loss",
+    "exits_loss",
     "fit",
     "fit_draft",
+    "fit_exits",
     "fit_imputation",
     "fit_lens",
     "fit_streams",

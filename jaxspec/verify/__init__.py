@@ -1,7 +1,7 @@
 """The target's side: its passes, sampling, the rule of acceptance, the verdict, and the early exit's message."""
 
 from jaxspec.verify import acceptance
-from jaxspec.verify.exits import AffineLens, LogitLens, init_affine_lens
+from jaxspec.verify.exits import AffineLens, FrequentLens, LogitLens, init_affine_lens, init_frequent_lens
 from jaxspec.verify.features import Features, Reads
 from jaxspec.verify.info import StepInfo
 from jaxspec.verify.message import Message, Roots, join, likely, message_like
@@ -10,6 +10,7 @@ from jaxspec.verify.seen import Seen
 __all__ = [
     "AffineLens",
     "Features",
+    "FrequentLens",
     "LogitLens",
     "Message",
     "Reads",
@@ -18,6 +19,7 @@ __all__ = [
     "StepInfo",
     "acceptance",
     "init_affine_lens",
+    "init_frequent_lens",
     "join",
     "likely",
     "message_like",
