@@ -1,6 +1,6 @@
 """The drafts of specbench.py: trained by ``jaxspec train draft`` on answers that the target writes itself.
 
-    python benchmarks/specbench_recipe.py --data DIR [--target models/smollm2] [--out out/specbench] [--kinds plain eagle3]
+    python benchmarks/specbench_recipe.py --data DIR [--target models/smollm2] [--out out/specbench] [--kinds plain]
 
 DIR holds gsm8k_test.jsonl, HumanEval.jsonl.gz, tinystories_2MiB.txt and spec_bench_question.jsonl, whose questions are
 left out. The first prompts are questions that the target asks itself. Answers and hidden states are made once for all
