@@ -7,12 +7,14 @@ from jaxspec.loading.exits import Exit, load_exit, load_exits, save_exits
 from jaxspec.loading.gguf import convert_gguf, load_gguf
 from jaxspec.loading.huggingface import load_huggingface
 from jaxspec.loading.llama2c import load_llama2c
+from jaxspec.loading.packaged import fetch
 from jaxspec.loading.store import convert, load_model, open_model, save_model
 
 __all__ = [
     "Exit",
     "convert",
     "convert_gguf",
+    "fetch",
     "is_draft",
     "load_draft",
     "load_exit",

@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.long.notebooks import NOTEBOOKS, ROOT, executed, names, parameters, pictures
 
+#: A real model, which 04 decodes: make smollm2.
+SMOLLM2 = ROOT / "models" / "smollm2"
 #: Constants with which a notebook runs in seconds, and the number of pictures that it draws.
 TOY = {
     "01_fedspeed": (
@@ -33,6 +35,11 @@ TOY = {
             "BATCH": 1,
             "LEARNING_RATES": (0.5,),
         },
+        2,
+    ),
+    "04_real_model": (
+        {"FOLDER": str(SMOLLM2), "QUESTIONS": 4, "TEST_QUESTIONS": 1, "NEW_TOKENS": 6}
+        | {"MINUTES": 1e-3, "VOCABULARY": 256, "WINDOWS": (2,)},
         2,
     ),
 }
@@ -69,6 +76,8 @@ def test_every_notebook_has_a_toy_size():
 @every_notebook
 def test_runs_at_toy_size(path):
     constants, count = TOY[path.stem]
+    if path.stem == "04_real_model" and not (SMOLLM2 / "config.json").is_file():
+        pytest.skip("models/smollm2 is absent: make smollm2")
     notebook = executed(path, constants)
     assert len(pictures(notebook)) == count
     assert not [output for cell in code(notebook) for output in cell.outputs if output.get("name") == "stderr"]
