@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from jaxspec.analysis._probe import ExitProbe
 from jaxspec.analysis.whatif import REFERENCE, WhatIf
@@ -108,14 +108,16 @@ def probe(probes: Sequence[ExitProbe], path: str | Path | None = None) -> Figure
         (f"windows foreseen with {most} candidates per position", "foreseen", most, "#e1812c"),
     )
     for label, share, kappa, colour in lines:
-        if not getattr(probes[0], share):  # probed without a draft
+        is_double = label.startswith("…") and least == most
+        if is_double or not getattr(probes[0], share):  # probed without a draft
             continue
         values = [getattr(row, share)[kappa] for row in probes]
         axes.plot(layers, values, marker="o", markersize=3.5, color=colour, label=label, linewidth=1.8)
-    axes.set(xlabel="layers before the exit", ylim=(0, 1.02), xticks=layers)
+    axes.set(xlabel="layers before the exit", ylim=(0, 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.legend(frameon=False, loc="best", fontsize=9)
     return _saved(figure, path)
 
 

@@ -16,6 +16,9 @@ from jaxspec.text import tokens_of
 from jaxspec.text.prompts import Continued
 from jaxspec.zoo import PAIRS
 
+#: Prompts continued in one batch; more of them are padded to more different lengths.
+TOGETHER = 8
+
 
 def probe(
     target: Annotated[str, tyro.conf.arg(aliases=("--pair",))] = PAIRS[0],
@@ -66,9 +69,10 @@ def probe(
 
 def _text(models: Loaded, continuations: Continuations, progress: bool) -> Continued:
     """Return prompts with the target's own continuations."""
-    from jaxspec.federated import continued
+    from jaxspec.generation import continued
 
-    return continued(models.target, continuations.read(models.target.text), continuations.new_tokens, progress)
+    prompts = continuations.read(models.target.text)
+    return continued(models.target, prompts, continuations.new_tokens, progress, batch_size=TOGETHER)
 
 
 def _corpus(models: Loaded, paths: Sequence[Path]) -> np.ndarray:
@@ -92,7 +96,7 @@ def _probes(
 
     options: dict[str, Any] = {"window": window, "num_candidates": kappas}
     if corpus is None:
-        return probe_exits(models.target, models.language_model, text, exit=models.exit, **options)
+        return probe_exits(models.target, models.language_model, text, exit=models.exit, progress=progress, **options)
     probes: list[Any] = []
     for layer in range(1, models.target.network.config.num_layers):
         lens = fit_lens(models.target, layer, corpus, progress=progress)

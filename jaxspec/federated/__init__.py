@@ -5,7 +5,7 @@ the target's tokens. Only draft parameters are sent. The gain is measured as acc
 """
 
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
-from jaxspec.federated._examples import Continued, TopTokens, accepted_length, client_examples, continued, top_tokens
+from jaxspec.federated._examples import Continued, TopTokens, accepted_length, client_examples, top_tokens
 from jaxspec.federated._gather import UNSEEN, Distilling, gather
 from jaxspec.federated._methods import (
     METHODS,
@@ -20,6 +20,7 @@ from jaxspec.federated._recipe import FederatedDraft, FederatedSettings, check_f
 from jaxspec.federated._runs import best, compare, run
 from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TextProblem, TrainingOutcome
 from jaxspec.federated._texts import read_texts
+from jaxspec.generation import continued
 from jaxspec.text import token_rows
 
 __all__ = [

@@ -1,5 +1,6 @@
 """Decoding: prompts in; tokens, text and statistics out, with any decoding method."""
 
+from jaxspec.generation._continue import continued
 from jaxspec.generation._generate import generate, stream
 from jaxspec.generation._results import Generation, NonFiniteLogits, Stats
 from jaxspec.generation.sampling import Sampling
@@ -13,6 +14,7 @@ __all__ = [
     "Span",
     "Stats",
     "Timeline",
+    "continued",
     "generate",
     "median_milliseconds",
     "perfetto",
