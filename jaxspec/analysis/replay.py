@@ -97,9 +97,9 @@ def record(
         tokens = np.pad(np.asarray(text, np.int32), (0, padded_length(len(text), longest) - len(text)))[None]
         places = np.minimum(start - 1 + np.arange(most + depths - 1), len(text) - 1)
         drafted, own = _read(target, draft, tokens, places[:most], depths, num_candidates)
-        sizes = layers, num_candidates, depths
+        drafted, sizes = np.asarray(drafted), (layers, num_candidates, depths)  # the draft may be on another mesh
         exits = _read_exits(target.network, sizes, target.params, head, tokens, places, drafted)
-        drafted, count = np.asarray(drafted), len(text) - start
+        count = len(text) - start
         messages = jax.tree.map(lambda leaf, count=count: _flat(np.asarray(leaf)[0, :count]), (own, *exits))
         rows.append((drafted[0, :count], np.asarray(text[start:]), *messages))
     agrees = [drafted == _following(text, depths) for drafted, text, *_ in rows]
