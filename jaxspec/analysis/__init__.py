@@ -2,6 +2,7 @@
 
 from jaxspec.analysis import cost, crossing, plots, replay, specbench, timing, whatif
 from jaxspec.analysis._grid import Grid
+from jaxspec.analysis._point import MeasuredPoint, measured_point
 from jaxspec.analysis._predict import Prediction, Tuned
 from jaxspec.analysis._probe import ExitProbe, ExitProposal, probe, proposals
 from jaxspec.analysis._reading import step_ends
@@ -11,10 +12,12 @@ __all__ = [
     "ExitProbe",
     "ExitProposal",
     "Grid",
+    "MeasuredPoint",
     "Prediction",
     "Tuned",
     "cost",
     "crossing",
+    "measured_point",
     "plots",
     "probe",
     "proposals",
