@@ -49,7 +49,7 @@ class TaskResult(NamedTuple):
         method: name.
         tokens_per_second: new tokens over seconds, prefill included; median over runs.
         ratio: over the first method's.
-        accepted_length: accepted drafted tokens, mean over steps (``Stats.accepted_length``).
+        accepted_length: accepted drafted tokens, mean over steps; those that the end of a text cuts off do not count.
         tokens: new tokens in one run.
         identical: whether the tokens equal the first method's.
     """
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 
     seconds: float
     steps: int
-    verified: int
+    accepted: int
     tokens: list[list[int]]
 
 
@@ -147,16 +147,16 @@ def _answers(
 def answer(method: DecodingMethod, question: Question, max_new_tokens: int) -> Answer:
     """Answer all turns of a question with one method."""
     said: list[str] = []
-    seconds, steps, verified, tokens = 0.0, 0, 0, []
+    seconds, steps, accepted, tokens = 0.0, 0, 0, []
     for turn in question.turns:
         said.append(turn)
         start = time.perf_counter()
         result = generate(method, [_prompt(method, said)], max_new_tokens)
         seconds += time.perf_counter() - start
-        steps, verified = steps + result.stats.steps, verified + result.stats.verified
+        steps, accepted = steps + result.stats.steps, accepted + result.stats.accepted
         tokens.append(result.tokens[0])
         said.append((result.text or [""])[0])
-    return Answer(seconds, steps, verified, tokens)
+    return Answer(seconds, steps, accepted, tokens)
 
 
 def _prompt(method: DecodingMethod, said: Sequence[str]) -> Any:
@@ -173,7 +173,7 @@ def _results(task: str, answers: Sequence[Mapping[str, list[Answer]]]) -> list[T
         runs = list(zip(*(each[name] for each in answers), strict=True))
         tokens = sum(len(row) for each in runs[0] for row in each.tokens)
         speeds[name] = float(np.median([tokens / sum(each.seconds for each in run) for run in runs]))
-        accepted = sum(each.verified for each in runs[0]) / max(sum(each.steps for each in runs[0]), 1)
+        accepted = sum(each.accepted for each in runs[0]) / max(sum(each.steps for each in runs[0]), 1)
         same = all(each[name][0].tokens == each[first][0].tokens for each in answers)
         ratio = speeds[name] / speeds[first]
         results.append(TaskResult(task, name, speeds[name], ratio, accepted, tokens, same))
