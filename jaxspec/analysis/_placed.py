@@ -27,7 +27,7 @@ from jaxspec.verify.exits import LogitLens
 TOGETHER = 8
 
 
-class Written(NamedTuple):
+class TargetTexts(NamedTuple):
     """Prompts with the target's greedy continuations, each up to a stop token.
 
     Attributes:
@@ -79,7 +79,7 @@ class PlacedPair(NamedTuple):
         layer = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
         return cls(target, made, where, send(head, replicated_sharding(where.target)), layer)
 
-    def write(self, prompts: Sequence[Prompt], new_tokens: int, window: int, progress: bool = False) -> Written:
+    def write(self, prompts: Sequence[Prompt], new_tokens: int, window: int, progress: bool = False) -> TargetTexts:
         """Return the target's continuations that are longer than a window.
 
         Raises:
@@ -95,9 +95,9 @@ class PlacedPair(NamedTuple):
                 f"{int(np.max(counts, initial=0))} at most; pass other prompts, more new tokens or smaller windows"
             )
         texts = [rows.tokens[row, : rows.starts[row] + counts[row]].tolist() for row in kept]
-        return Written(texts, rows.starts[kept].tolist(), len(counts) - len(kept))
+        return TargetTexts(texts, rows.starts[kept].tolist(), len(counts) - len(kept))
 
-    def record(self, written: Written, layers: Sequence[int], num_candidates: int, depths: int) -> Recording:
+    def record(self, written: TargetTexts, layers: Sequence[int], num_candidates: int, depths: int) -> Recording:
         """Read the texts with each model (``replay.record``)."""
         made, where = self.draft, self.placement
         assert made is not None
