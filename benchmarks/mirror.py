@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from jaxspec import federated, zoo
 from jaxspec.analysis import replay
-from jaxspec.analysis._tune import predict
+from jaxspec.analysis._predict import predict
 from jaxspec.analysis.cost import StepTiming
 from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
 from jaxspec.cli._bench_methods import (

@@ -128,7 +128,7 @@ def recorded(result: Answer) -> Row:
     """Return the entries of an answer."""
     tokens = [token for turn in result.tokens for token in turn]
     times = {"seconds": result.seconds, "prompt_seconds": result.prompt_seconds}
-    return times | {"steps": result.steps, "verified": result.verified, "tokens": tokens}
+    return times | {"steps": result.steps, "accepted": result.accepted, "tokens": tokens}
 
 
 def rows(ledger: Ledger, questions: list[Question], temperatures: list[float]) -> Iterator[Row]:
@@ -157,7 +157,7 @@ def summary(pairs: list[tuple[Row, Row]]) -> Row:
     plain, own = (counts[side] / total(side, "seconds") for side in (0, 1))
     decoding = [counts[side] / (total(side, "seconds") - total(side, "prompt_seconds")) for side in (0, 1)]
     return {
-        "tau": round(1 + total(1, "verified") / max(total(1, "steps"), 1), 3),
+        "tau": round(1 + total(1, "accepted") / max(total(1, "steps"), 1), 3),
         "tokens_per_second": round(own, 2),
         "ratio_to_autoregressive": round(own / plain, 3),
         "ratio_without_prompts": round(decoding[1] / decoding[0], 3),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.cli._train_draft import DraftTraining, train_draft
-from jaxspec.federated import own_questions
+from jaxspec.generation import own_questions
 from jaxspec.loading import open_model
 from jaxspec.training import Recipe, Schedule
 

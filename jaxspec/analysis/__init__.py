@@ -2,18 +2,22 @@
 
 from jaxspec.analysis import cost, crossing, plots, replay, specbench, timing, whatif
 from jaxspec.analysis._grid import Grid
+from jaxspec.analysis._point import MeasuredPoint, measured_point
+from jaxspec.analysis._predict import Prediction, Tuned
 from jaxspec.analysis._probe import ExitProbe, ExitProposal, probe, proposals
 from jaxspec.analysis._reading import step_ends
-from jaxspec.analysis._tune import Prediction, Tuned, tune
+from jaxspec.analysis._tune import tune
 
 __all__ = [
     "ExitProbe",
     "ExitProposal",
     "Grid",
+    "MeasuredPoint",
     "Prediction",
     "Tuned",
     "cost",
     "crossing",
+    "measured_point",
     "plots",
     "probe",
     "proposals",

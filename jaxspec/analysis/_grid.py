@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from jaxspec.drafts.ngram import SIZES
 from jaxspec.methods import candidates
 from jaxspec.methods.checks import MANY_BRANCHES
 from jaxspec.methods.spec import DecodeSpec
@@ -50,8 +51,13 @@ class Grid:
             self if most is None else replace(self, windows=tuple(sorted({min(each, most) for each in self.windows})))
         )
 
+    @staticmethod
+    def lookups(windows: Sequence[int]) -> list[DecodeSpec]:
+        """Return the settings of prompt lookup."""
+        return [DecodeSpec(window, sizes=SIZES, label="prompt lookup") for window in windows]
+
     def specs(self, layers: Sequence[int]) -> list[DecodeSpec]:
-        """Return all settings, plain decoding first."""
+        """Return all settings with a draft, and plain decoding first."""
         return [PLAIN, *(spec for window in self.windows for spec in self._of_window(window, layers))]
 
     def _of_window(self, window: int, layers: Sequence[int]) -> list[DecodeSpec]:

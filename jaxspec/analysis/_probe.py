@@ -2,23 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.analysis._reading import check_layers, draft_pass, map_exits, step_ends
+from jaxspec.analysis._exit_reading import ExitReading, read_exits
+from jaxspec.analysis._reading import check_layers, step_ends
 from jaxspec.analysis.cost import ProgramTimes, step_time
-from jaxspec.models.base import Array, Model, Network, Params
+from jaxspec.models.base import Model
 from jaxspec.models.vocabulary import check_language_model, fitted
-from jaxspec.text.prompts import Continued, filled, without_prompts
-from jaxspec.training import hidden_states
+from jaxspec.text.prompts import Continued
 from jaxspec.verify.exits import LogitLens
-
-#: Most logits in one pass, 1 GiB in float32; more texts are read in several passes.
-MAX_LOGITS = 2**28
 
 
 class ExitProbe(NamedTuple):
@@ -40,24 +34,6 @@ class ExitProbe(NamedTuple):
     foreseen: dict[int, float]
 
 
-class ExitReading(NamedTuple):
-    """Both models at every position [n, T] of the texts.
-
-    Attributes:
-        agrees: whether the draft's most likely token is the target's.
-        ranks: of the target's most likely token in every exit's logits: [layers, n, T].
-        masked_ranks: the same without the drafted token.
-        mass: Ω_κ: [layers, κ, n, T].
-        is_text: whether the position is before the end of the text.
-    """
-
-    agrees: Any
-    ranks: Any
-    masked_ranks: Any
-    mass: Any
-    is_text: Any
-
-
 def probe(
     target: Model,
     draft: Model | None,
@@ -68,6 +44,7 @@ def probe(
     num_candidates: Sequence[int] = (1, 4, 8),
     layers: Sequence[int] | None = None,
     exit: Any = None,
+    progress: bool = False,
 ) -> list[ExitProbe]:
     """Measure how well exits predict the target, layer by layer.
 
@@ -81,6 +58,7 @@ def probe(
         num_candidates: κ.
         layers: ℓₑ, ascending; default: all.
         exit: exit head; default ``LogitLens()``.
+        progress: show a bar.
 
     Raises:
         ValueError: no text after the prompts, a layer or a number out of range, another tokenizer or kind of draft.
@@ -98,73 +76,15 @@ def probe(
     if texts.most <= window:
         raise ValueError(f"expected more than {window} tokens after the prompts, got {texts.most}")
     kappas, head = tuple(num_candidates), LogitLens() if exit is None else exit
-    reading = _read(target, draft and fitted(target, draft), texts, layers, kappas, head)
+    reading = read_exits(target, draft and fitted(target, draft), texts, layers, kappas, head, progress)
     ends = None if draft is None else _ends(reading, window)
     return [_summary(reading, index, layer, kappas, ends, window) for index, layer in enumerate(layers)]
 
 
-def _read(
-    target: Model,
-    draft: Model | None,
-    texts: Continued,
-    layers: tuple[int, ...],
-    kappas: tuple[int, ...],
-    head: Any,
-) -> ExitReading:
-    """Read texts in parts of at most ``MAX_LOGITS``; positions of the prompts are dropped."""
-    networks, params = (target.network, draft and draft.network), (target.params, draft and draft.params)
-    tokens = texts.tokens
-    size = max(1, MAX_LOGITS // (target.network.config.vocab_size * tokens.shape[1]))
-    parts = [
-        jax.device_get(
-            _read_part(networks, layers, kappas, params, head, jnp.asarray(filled(tokens[start : start + size])))
-        )
-        for start in range(0, len(tokens), size)
-    ]
-    joined = (np.concatenate(leaves, axis=-2)[..., :-1] for leaves in zip(*parts, strict=True))
-    agrees, ranks, masked_ranks, mass = (without_prompts(leaf, texts.starts - 1) for leaf in joined)
-    return ExitReading(agrees, ranks, masked_ranks, mass, without_prompts(tokens, texts.starts, -1) >= 0)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _read_part(
-    networks: tuple[Network, Network | None],
-    layers: tuple[int, ...],
-    kappas: tuple[int, ...],
-    params: tuple[Params, Params],
-    head: Any,
-    tokens: Array,
-) -> tuple[Array, ...]:
-    (target, draft), (target_params, draft_params) = networks, params
-    *early, final = hidden_states(target, target_params, tokens, layers)
-    logits = target.logits(target_params, final)
-    probabilities, choice = jax.nn.softmax(logits, axis=0), jnp.argmax(logits, axis=0)
-    drafted = choice if draft is None else draft_pass(draft, draft_params, tokens)[1]
-    exits = map_exits(
-        target, target_params, head, early, lambda scores: _ranks(scores, probabilities, choice, drafted, kappas)
-    )
-    return drafted == choice, *exits
-
-
-def _ranks(
-    scores: Array, probabilities: Array, choice: Array, drafted: Array, kappas: tuple[int, ...]
-) -> tuple[Array, Array, Array]:
-    """Return ranks of the target's choice, with and without the drafted token, [n, T], and Ω_κ, [κ, n, T]."""
-    own = jnp.take_along_axis(scores, choice[None], axis=0)
-    above = ~(scores <= own)  # every token, where the scores are NaN
-    rank = jnp.sum(above, axis=0)
-    drafted_above = jnp.take_along_axis(above, jnp.maximum(drafted, 0)[None], axis=0)[0] & (drafted >= 0)
-    order = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(scores, 0, -1), max(kappas))[1], -1, 0)
-    summed = jnp.cumsum(jnp.take_along_axis(probabilities, order, axis=0), axis=0)
-    mass = jnp.stack([summed[kappa - 1] for kappa in kappas])
-    return rank, rank - drafted_above.astype(rank.dtype), mass
-
-
 def _ends(reading: ExitReading, window: int) -> list[tuple[int, int, int]]:
-    lines = [line[mask] for line, mask in zip(reading.agrees, reading.is_text, strict=True)]
-    ends = step_ends(lines, window)
+    ends = step_ends(reading.lines, window)
     if not ends:
-        raise ValueError(f"expected texts of more than {window} tokens, got {max(map(len, lines))}; use other prompts")
+        raise ValueError(f"expected texts of more than {window} tokens, got {reading.counts.max()}; use other prompts")
     return ends
 
 
@@ -178,13 +98,13 @@ def _summary(
 ) -> ExitProbe:
     rank, masked = reading.ranks[index], reading.masked_ranks[index]
     share = lambda ranks: {kappa: float(np.mean(ranks < kappa)) if len(ranks) else 1.0 for kappa in kappas}  # noqa: E731
-    mass = {kappa: float(np.mean(reading.mass[index, number][reading.is_text])) for number, kappa in enumerate(kappas)}
-    contained = share(rank[reading.is_text])
+    mass = {kappa: float(np.mean(reading.mass[index, number])) for number, kappa in enumerate(kappas)}
     if ends is None:
-        return ExitProbe(layer, contained, mass, {}, {})
-    corrections = np.asarray([masked[row, at] for row, at, accepted in ends if accepted < window])
-    last = np.asarray([(rank if accepted == window else masked)[row, at] for row, at, accepted in ends])
-    return ExitProbe(layer, contained, mass, share(corrections), share(last))
+        return ExitProbe(layer, share(rank), mass, {}, {})
+    rows, positions, accepted = np.asarray(ends).T
+    places, is_whole = reading.places(rows, positions), accepted == window
+    last = np.where(is_whole, rank[places], masked[places])
+    return ExitProbe(layer, share(rank), mass, share(masked[places[~is_whole]]), share(last))
 
 
 class ExitProposal(NamedTuple):

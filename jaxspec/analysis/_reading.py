@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxspec.generation.requests import bucket
 from jaxspec.models.base import Array, Network, Params
-from jaxspec.training import hidden_states
-from jaxspec.verify.sampling import guess
 
 
 def check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
@@ -26,10 +25,17 @@ def check_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def draft_pass(network: Network, params: Params, tokens: Array) -> tuple[Array, Array]:
-    """Return the draft's logits [V, B, T] and its most likely token after every position [B, T]."""
-    logits = network.logits(params, hidden_states(network, params, tokens)[-1])
-    return logits, guess(logits)
+def padded_length(length: int, longest: int) -> int:
+    """Return the length to which a text is padded: 256 times a power of two, so that few programs are compiled.
+
+    Args:
+        length: of the text.
+        longest: of all texts; none is padded beyond its bucket.
+    """
+    size = 256
+    while size < length:
+        size *= 2
+    return min(size, bucket(longest))
 
 
 def map_exits(

@@ -164,6 +164,19 @@ class StepTiming:
         return 1 - (self.step - self.predicted) / self.times.hidden if self.times.hidden > 0 else None
 
 
+def pooled(timings: Sequence[StepTiming]) -> StepTiming:
+    """Return the medians over several measurements with the same batch; counts are added.
+
+    Args:
+        timings: of the same method. A program that did not run in one of them does not count there.
+    """
+    by_name = {name: [getattr(each.times, name) for each in timings] for name in vars(timings[0].times)}
+    ran = {name: [seconds for seconds in values if seconds] or [0.0] for name, values in by_name.items()}
+    times = ProgramTimes(**{name: float(np.median(values)) for name, values in ran.items()})
+    stats = Stats(**{name: sum(getattr(each.stats, name) for each in timings) for name in vars(timings[0].stats)})
+    return StepTiming(times, float(np.median([each.step for each in timings])), stats, timings[0].batch)
+
+
 def check_local(placement: Placement) -> None:
     """Check that programs of both meshes can be timed in this process.
 

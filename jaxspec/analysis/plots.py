@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from jaxspec.analysis._probe import ExitProbe
-from jaxspec.analysis.whatif import REFERENCE, WhatIf
+from jaxspec.analysis.whatif import REFERENCE, Point, WhatIf
 from jaxspec.generation.trace import VERDICT, Span
 
 COLOURS = {
@@ -108,14 +110,16 @@ def probe(probes: Sequence[ExitProbe], path: str | Path | None = None) -> Figure
         (f"windows foreseen with {most} candidates per position", "foreseen", most, "#e1812c"),
     )
     for label, share, kappa, colour in lines:
-        if not getattr(probes[0], share):  # probed without a draft
+        is_double = label.startswith("…") and least == most
+        if is_double or not getattr(probes[0], share):  # probed without a draft
             continue
         values = [getattr(row, share)[kappa] for row in probes]
         axes.plot(layers, values, marker="o", markersize=3.5, color=colour, label=label, linewidth=1.8)
-    axes.set(xlabel="layers before the exit", ylim=(0, 1.02), xticks=layers)
+    axes.set(xlabel="layers before the exit", ylim=(0, 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator(15, integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.legend(frameon=False, loc="best", fontsize=9)
     return _saved(figure, path)
 
 
@@ -130,8 +134,14 @@ WINNERS = {
 }
 
 
-def whatif(result: WhatIf, path: str | Path | None = None) -> Figure:
-    """Draw which policy wins, a panel for every Ω′; lines: the best speed-up over plain decoding."""
+def whatif(result: WhatIf, path: str | Path | None = None, pair: Point | None = None) -> Figure:
+    """Draw which policy wins, a panel for every Ω′; lines: the best speed-up over plain decoding.
+
+    Args:
+        result: the comparison.
+        path: of the picture.
+        pair: a measured pair, a star in the panel of its Ω′, or of the next one to it.
+    """
     count = len(result.foreseen)
     figure = Figure(figsize=(4.3 * count + 0.6, 4.9), layout="constrained")
     panels = figure.subplots(1, count, sharey=True, squeeze=False)
@@ -149,13 +159,20 @@ def whatif(result: WhatIf, path: str | Path | None = None) -> Figure:
         inside = [level for level in levels if best[0, column] < level < best[-1, column]]
         at = [(result.costs[column], np.interp(level, best[:, column], result.rates)) for level in inside]
         axes.clabel(lines, fmt=lambda level: f"{level:g}×", fontsize=9, manual=at)
+        if pair is not None and number == np.argmin(abs(result.foreseen - pair.foreseen)):
+            axes.plot(pair.cost, pair.rate, "*", color="#9b2335", markersize=15, markeredgecolor="white")
         axes.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0, 0].set_ylabel("α, chance that a drafted token is accepted")
     shown = [name for number, name in enumerate(result.names) if (result.winners == number).any()]
-    handles = [Patch(facecolor=WINNERS[name], edgecolor="#555555", linewidth=0.5, label=name) for name in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(shown), frameon=False, fontsize=10)
+    handles: list[Artist] = [
+        Patch(facecolor=WINNERS[name], edgecolor="#555555", linewidth=0.5, label=name) for name in shown
+    ]
+    if pair is not None:
+        star = {"color": "#9b2335", "marker": "*", "markersize": 12, "linestyle": "none"}
+        handles.append(Line2D([], [], label="this pair, measured", **star))  # type: ignore[arg-type]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
     figure.suptitle(
         f"The simplest policy within {100 * result.margin:g} % of the fastest, by the cost model; lines: the fastest "
         "over plain decoding (every policy at its best window)",

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.analysis._reading import check_layers, draft_pass, map_exits, step_ends
+from jaxspec.analysis._reading import check_layers, map_exits, padded_length, step_ends
 from jaxspec.drafts import Draft, DraftNetwork
-from jaxspec.generation.requests import bucket
 from jaxspec.methods.candidates import Policy
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.training import drafted_logits, hidden_states
@@ -90,15 +89,19 @@ def record(
     if empty or not len(texts):
         raise ValueError(f"expected text after every prompt, got none after {empty or 'none'}; continue them first")
     head, rows, depths = LogitLens() if exit is None else exit, [], 1 if isinstance(draft, Model) else depths
-    size = bucket(max(map(len, texts)))
-    for text, length in zip(texts, prompt_lengths, strict=True):
-        tokens = np.pad(np.asarray(text, np.int32), (0, size - len(text)))[None]
-        drafted, own = _read(target, draft, tokens, depths, num_candidates)
-        drafted = np.asarray(drafted)
-        exits = _read_exits(target.network, layers, num_candidates, target.params, head, tokens, drafted)
-        continuation = slice(length - 1, len(text) - 1)
-        messages = jax.tree.map(lambda leaf, at=continuation: _flat(np.asarray(leaf)[0, at]), (own, *exits))
-        rows.append((drafted[0, continuation], np.asarray(text[length:]), *messages))
+    longest, most = (
+        max(map(len, texts)),
+        max(len(text) - start for text, start in zip(texts, prompt_lengths, strict=True)),
+    )
+    for text, start in zip(texts, prompt_lengths, strict=True):
+        tokens = np.pad(np.asarray(text, np.int32), (0, padded_length(len(text), longest) - len(text)))[None]
+        places = np.minimum(start - 1 + np.arange(most + depths - 1), len(text) - 1)
+        drafted, own = _read(target, draft, tokens, places[:most], depths, num_candidates)
+        drafted, sizes = np.asarray(drafted), (layers, num_candidates, depths)  # the draft may be on another mesh
+        exits = _read_exits(target.network, sizes, target.params, head, tokens, places, drafted)
+        count = len(text) - start
+        messages = jax.tree.map(lambda leaf, count=count: _flat(np.asarray(leaf)[0, :count]), (own, *exits))
+        rows.append((drafted[0, :count], np.asarray(text[start:]), *messages))
     agrees = [drafted == _following(text, depths) for drafted, text, *_ in rows]
     agrees = [line[:, 0] for line in agrees] if isinstance(draft, Model) else agrees
     _, text, own, *exits = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
@@ -122,43 +125,62 @@ def _early(draft: Model | Draft, layers: Sequence[int]) -> tuple[int, ...] | Non
     return tuple(layer for layer in layers if not reads.final and max(reads.taps, default=0) <= layer)
 
 
-def _read(target: Model, draft: Model | Draft, tokens: Any, depths: int, kappa: int) -> tuple[Any, SideMessages]:
-    """Return the draft's tokens [1, T, K] and candidates [1, T, K, κ] along a text."""
+def _read(
+    target: Model, draft: Model | Draft, tokens: Any, places: Any, depths: int, kappa: int
+) -> tuple[Any, SideMessages]:
+    """Return the draft's tokens [1, p, K] and candidates [1, p, K, κ] at places of a text."""
     if isinstance(draft, Model):
-        return _read_draft(draft.network, kappa, draft.params, tokens)
+        return _read_draft(draft.network, kappa, draft.params, tokens, places)
     network = draft.drafter.network  # type: ignore[attr-defined]
-    return _read_chains(network, target.network, depths, kappa, draft.params, target.params, tokens)
+    return _read_chains((network, target.network), depths, kappa, (draft.params, target.params), tokens, places)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _read_draft(network: Network, kappa: int, params: Params, tokens: Array) -> tuple[Array, SideMessages]:
-    logits, drafted = draft_pass(network, params, tokens)
+def _read_draft(
+    network: Network, kappa: int, params: Params, tokens: Array, places: Array
+) -> tuple[Array, SideMessages]:
+    logits = network.logits(params, hidden_states(network, params, tokens)[-1][:, :, places])
+    drafted = guess(logits)
     return jax.tree.map(lambda leaf: leaf[:, :, None], (drafted, _messages(logits, drafted, kappa)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _read_chains(
-    network: DraftNetwork, of: Network, depths: int, kappa: int, params: Params, of_params: Params, tokens: Array
+    networks: tuple[DraftNetwork, Network],
+    depths: int,
+    kappa: int,
+    params: tuple[Params, Params],
+    tokens: Array,
+    places: Array,
 ) -> tuple[Array, SideMessages]:
-    found = []
-    for logits in drafted_logits(network, params, Model(of, of_params), tokens, min(depths, network.depth or depths)):
+    found, (network, of) = [], networks
+    count = min(depths, network.depth or depths)
+    for logits in drafted_logits(network, params[0], Model(of, params[1]), tokens, count):
         # Row t has the token at t + 1 as the root of its window.
-        logits = jnp.pad(logits[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
+        logits = jnp.pad(logits[:, :, :-1], ((0, 0), (0, 0), (1, 0)))[:, :, places]
         drafted = guess(logits)
         found.append((drafted, _messages(logits, drafted, kappa)))
     found += found[-1:] * (depths - len(found))  # behind the last head; no window reaches them
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *found)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _read_exits(
-    network: Network, layers: tuple[int, ...], kappa: int, params: Params, head: Any, tokens: Array, drafted: Array
+    network: Network,
+    sizes: tuple[tuple[int, ...], int, int],
+    params: Params,
+    head: Any,
+    tokens: Array,
+    places: Array,
+    drafted: Array,
 ) -> list[SideMessages]:
-    states = hidden_states(network, params, tokens, layers)[:-1]
+    """Return the candidates of every exit at the first p of p + K − 1 places, K deep."""
+    layers, kappa, depths = sizes
+    states = [x[:, :, places] for x in hidden_states(network, params, tokens, layers)[:-1]]
+    count = drafted.shape[1]
 
     def summary(logits: Array) -> SideMessages:
-        places = [jnp.pad(logits[:, :, depth:], ((0, 0), (0, 0), (0, depth))) for depth in range(drafted.shape[2])]
-        every = [_messages(place, drafted[:, :, depth], kappa) for depth, place in enumerate(places)]
+        every = [_messages(logits[:, :, at : at + count], drafted[:, :, at], kappa) for at in range(depths)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *every)
 
     stacked = map_exits(network, params, head, states, summary)

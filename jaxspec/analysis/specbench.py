@@ -50,7 +50,7 @@ class TaskResult(NamedTuple):
         method: name.
         tokens_per_second: new tokens over seconds, prefill included; median over runs.
         ratio: over the first method's.
-        accepted_length: accepted drafted tokens, mean over steps (``Stats.accepted_length``).
+        accepted_length: accepted drafted tokens, mean over steps; those that the end of a text cuts off do not count.
         tokens: new tokens in one run.
         identical: whether the tokens equal the first method's.
     """
@@ -70,7 +70,7 @@ class Answer(NamedTuple):
     Attributes:
         seconds: of all turns, prompts included.
         steps: of decoding.
-        verified: accepted drafted tokens.
+        accepted: drafted tokens that the text has.
         tokens: of each turn.
         prompt_seconds: those of ``seconds`` in which prompts were read.
         compiled: programs that were compiled meanwhile.
@@ -78,7 +78,7 @@ class Answer(NamedTuple):
 
     seconds: float
     steps: int
-    verified: int
+    accepted: int
     tokens: list[list[int]]
     prompt_seconds: float = 0.0
     compiled: int = 0
@@ -166,7 +166,7 @@ def answer(method: DecodingMethod, question: Question, max_new_tokens: int, temp
         start = time.perf_counter()
         one = generate(method, [prompt_of(method.text, said)], max_new_tokens, sampling=sampling)
         seconds, stats = time.perf_counter() - start, one.stats
-        counts = seconds, stats.steps, stats.verified, one.tokens[:1], stats.prefill_seconds, stats.compiled
+        counts = seconds, stats.steps, stats.accepted, one.tokens[:1], stats.prefill_seconds, stats.compiled
         result = Answer(*(old + new for old, new in zip(result, counts, strict=True)))  # type: ignore[operator]
         said.append((one.text or [""])[0])
     return result
@@ -186,7 +186,7 @@ def _results(task: str, answers: Sequence[Mapping[str, list[Answer]]]) -> list[T
         runs = list(zip(*(each[name] for each in answers), strict=True))
         tokens = sum(len(row) for each in runs[0] for row in each.tokens)
         speeds[name] = float(np.median([tokens / sum(each.seconds for each in run) for run in runs]))
-        accepted = sum(each.verified for each in runs[0]) / max(sum(each.steps for each in runs[0]), 1)
+        accepted = sum(each.accepted for each in runs[0]) / max(sum(each.steps for each in runs[0]), 1)
         same = all(each[name][0].tokens == each[first][0].tokens for each in answers)
         ratio = speeds[name] / speeds[first]
         results.append(TaskResult(task, name, speeds[name], ratio, accepted, tokens, same))

@@ -8,28 +8,25 @@ the target's side and for a few R on the draft's, not for every setting. Inputs 
 that a draft reads: values do not affect times.
 """
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from jaxspec.analysis._laps import Laps, LookupLaps, PlainLaps, run_in_turns
+from jaxspec.analysis._laps import TimedPair as TimedPair
 from jaxspec.analysis.cost import ProgramTimes, rendezvous
 from jaxspec.analysis.crossing import Crossing, step_arrays
 from jaxspec.devices.channel import pack, send
-from jaxspec.devices.sharding import Placement, batch_sharding, put_model
+from jaxspec.devices.sharding import batch_sharding, put_model
 from jaxspec.drafts import Draft, draft_for
-from jaxspec.methods import autoregressive
 from jaxspec.methods.candidates import Likeliest, Policy
 from jaxspec.methods.draft_side import DraftSide, count_roots, draft_begin, draft_rollout, draft_select
 from jaxspec.methods.fallbacks import Full
-from jaxspec.models.base import Model
 from jaxspec.verify.acceptance import match
 from jaxspec.verify.programs import target_prefix, target_suffix, target_whole
 from jaxspec.verify.target import Request, Target, prefill
@@ -80,7 +77,7 @@ def _between(measured: Mapping[int, float], at: int) -> float:
 
 @dataclass(frozen=True)
 class Primitives:
-    """Measured times, in seconds.
+    """Measured times, in seconds; without a draft those of plain decoding and prompt lookup alone.
 
     Attributes:
         plain: a step of plain decoding.
@@ -92,17 +89,19 @@ class Primitives:
         rendezvous: a message from one mesh to the other.
         overlap: share of the shorter of two programs that is hidden when both meshes are busy.
         batch: B, sequences decoded together.
+        lookup: a step of prompt lookup, by γ; 0: one that finds nothing.
     """
 
     plain: float
-    passes: Mapping[int, TargetPass]
-    exit_layer: int
-    num_layers: int
-    drafting: DraftTimes
-    beside: DraftTimes
-    rendezvous: float
+    passes: Mapping[int, TargetPass] = field(default_factory=dict)
+    exit_layer: int = 0
+    num_layers: int = 0
+    drafting: DraftTimes = DraftTimes(0.0, {})
+    beside: DraftTimes = DraftTimes(0.0, {})
+    rendezvous: float = 0.0
     overlap: float = 1.0
     batch: int = 1
+    lookup: Mapping[int, float] = field(default_factory=dict)
 
     def speculative(self, window: int) -> ProgramTimes:
         """Return a step of speculative decoding, one program on the target's mesh; its FF is 1."""
@@ -135,53 +134,12 @@ class Primitives:
         return prefix + (exit_layer - before) * late, suffix - (exit_layer - before) * late
 
 
-class TimedPair(NamedTuple):
-    """A pair on its meshes, an exit, and a batch of prompts.
-
-    Attributes:
-        target: network and parameters.
-        draft: a model, or a draft of another kind.
-        placement: their meshes.
-        exit: exit head.
-        exit_layer: ℓₑ.
-        num_candidates: κ of the message.
-        request: prompts.
-        capacity: rows of a cache.
-    """
-
-    target: Model
-    draft: Model | Draft
-    placement: Placement
-    exit: Any
-    exit_layer: int
-    num_candidates: int
-    request: Request
-    capacity: int
-
-
-@dataclass
-class Laps:
-    """Seconds of programs that run in turns, one at a time, so that a slow phase of the machine affects all of them."""
-
-    seconds: dict[Any, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def __call__(self, name: Any, program: Callable[..., Any], *args: Any) -> Any:
-        """Run a program to its end and return its outputs."""
-        start = time.perf_counter()
-        outputs = jax.block_until_ready(program(*args))
-        self.seconds[name].append(time.perf_counter() - start)
-        return outputs
-
-    def median(self, *name: Any) -> float:
-        """Return the median of all laps but the first, which compiles."""
-        return float(np.median(self.seconds[name][1:]))
-
-
 def measure(
     pair: TimedPair,
     windows: Sequence[int],
     branches: Sequence[int],
     *,
+    lookups: Sequence[int] = (),
     laps: int = 50,
     most: float = 10.0,
     progress: bool = False,
@@ -190,62 +148,63 @@ def measure(
 
     Args:
         pair: to be timed.
-        windows: γ.
+        windows: γ of the draft.
         branches: R, ascending from 1.
+        lookups: γ of prompt lookup.
         laps: repetitions for the medians, after one that compiles.
         most: seconds after which no further lap begins, but at least three are run.
         progress: show a bar.
     """
-    verifier, longest = _Verifier(pair, windows), max(*windows, 2)
-    longest = min(longest, verifier.made.drafter.max_window or longest)
-    on_draft, on_target = (
-        [_Roller(pair, side, 1, 1), *(_Roller(pair, side, count, longest) for count in counts)]
-        for side, counts in (("draft", branches), ("target", (1,)))
-    )
-    selecting, middle = (on_draft[1], on_draft[-1]), on_draft[len(on_draft) // 2]
-
-    def both(state: Any) -> Any:
-        return verifier.whole(max(windows)), middle.rollout(state)
-
-    programs = [_Plain(pair).lap, verifier.lap, *(roller.lap for roller in (*on_draft, *on_target))]
-    programs.append(lambda clock: clock(("both",), both, middle.copied()))
-    clock, start = Laps(), 0.0
-    with tqdm(total=(1 + laps) * len(programs), desc="time", unit="program", disable=not progress) as bar:
-        for lap in range(1 + laps):
-            start = time.perf_counter() if lap == 1 else start
-            if lap > 3 and time.perf_counter() - start > most:
-                break
-            for program in programs:
-                program(clock)
-                bar.update()
-            for roller in selecting:
-                roller.lap_select(clock)
-    passes = {size: TargetPass(*(clock.median(part, size) for part in TargetPass._fields)) for size in windows}
-    return Primitives(
-        clock.median("plain"),
-        passes,
-        pair.exit_layer,
-        pair.target.network.config.num_layers,
-        _drafting(clock, on_draft)._replace(
-            selects={one.name[1]: clock.median("select", *one.name) for one in selecting}
-        ),
-        _drafting(clock, on_target),
-        rendezvous(pair.placement, on_draft[-1].crosses.bytes.largest // 4),
-        _overlap(clock, middle, max(windows)),
-        len(pair.request.lengths),
-    )
+    plain, clock, batch = PlainLaps(pair), Laps(), len(pair.request.lengths)
+    looking = [LookupLaps(pair, lookups)] if lookups else []
+    drafting = [] if pair.draft is None else [_Drafting(pair, windows, branches)]
+    programs = [plain.lap, *(part.lap for part in looking), *(lap for part in drafting for lap in part.laps())]
+    run_in_turns(programs, clock, laps, most, progress)
+    looked_up = {size: seconds for part in looking for size, seconds in part.medians(clock).items()}
+    alone = Primitives(clock.median("plain"), batch=batch, lookup=looked_up)
+    return drafting[0].times(clock, alone) if drafting else alone
 
 
-class _Plain:
-    """Plain decoding."""
+class _Drafting:
+    """All programs of a pair: the target's passes over windows, and the draft's on both meshes."""
 
-    def __init__(self, pair: TimedPair):
-        self.method = autoregressive(pair.target, pair.placement.target)
-        self.state = self.method.init(pair.request, pair.capacity)
+    def __init__(self, pair: TimedPair, windows: Sequence[int], branches: Sequence[int]):
+        self.pair, self.windows, self.verifier = pair, windows, _Verifier(pair, windows)
+        longest = max(*windows, 2)
+        longest = min(longest, self.verifier.made.drafter.max_window or longest)
+        self.on_draft, self.on_target = (
+            [_Roller(pair, side, 1, 1), *(_Roller(pair, side, count, longest) for count in counts)]
+            for side, counts in (("draft", branches), ("target", (1,)))
+        )
+        self.selecting, self.middle = (self.on_draft[1], self.on_draft[-1]), self.on_draft[len(self.on_draft) // 2]
 
-    def lap(self, clock: Laps) -> None:
-        """Time one step."""
-        self.state, _ = clock(("plain",), self.method.step, self.state)
+    def laps(self) -> list[Callable[[Laps], None]]:
+        """Return a function for each program, or group of them, that times it once."""
+        rollers = [roller.lap for roller in (*self.on_draft, *self.on_target)]
+        return [self.verifier.lap, *rollers, self._lap_both, *(roller.lap_select for roller in self.selecting)]
+
+    def _lap_both(self, clock: Laps) -> None:
+        """Time a pass of the target and a rollout at once."""
+
+        def both(state: Any) -> Any:
+            return self.verifier.whole(max(self.windows)), self.middle.rollout(state)
+
+        clock(("both",), both, self.middle.copied())
+
+    def times(self, clock: Laps, alone: Primitives) -> Primitives:
+        """Return all medians, with those that need no draft."""
+        passes = {size: TargetPass(*(clock.median(part, size) for part in TargetPass._fields)) for size in self.windows}
+        selects = {one.name[1]: clock.median("select", *one.name) for one in self.selecting}
+        return replace(
+            alone,
+            passes=passes,
+            exit_layer=self.pair.exit_layer,
+            num_layers=self.pair.target.network.config.num_layers,
+            drafting=_drafting(clock, self.on_draft)._replace(selects=selects),
+            beside=_drafting(clock, self.on_target),
+            rendezvous=rendezvous(self.pair.placement, self.on_draft[-1].crosses.bytes.largest // 4),
+            overlap=_overlap(clock, self.middle, max(self.windows)),
+        )
 
 
 class _Verifier:
@@ -253,7 +212,7 @@ class _Verifier:
 
     def __init__(self, pair: TimedPair, windows: Sequence[int]):
         network, self.params, home, shared = put_model(pair.target, pair.placement.target)
-        self.made = draft_for(pair.target, pair.draft)
+        self.made = _made(pair)
         self.target = Target(network, reader=self.made.drafter.reader())
         parts = pair.exit, self.made.drafter.fusion(self.made.params)
         (self.head, self.fusion), self.layer, self.kappa = send(parts, shared), pair.exit_layer, pair.num_candidates
@@ -297,7 +256,7 @@ class _Roller:
     """
 
     def __init__(self, pair: TimedPair, side: str, branches: int, window: int):
-        mesh, draft = getattr(pair.placement, side), draft_for(pair.target, pair.draft)
+        mesh, draft = getattr(pair.placement, side), _made(pair)
         drafter, self.params = draft.drafter.put_on_mesh(draft.params, mesh)
         self.name, kappa, home = (side, branches, window), -(-branches // (window + 1)), batch_sharding(mesh)
         self.side = DraftSide(drafter, match(), Policy(exit=Likeliest(branches)), kappa, Full())
@@ -339,6 +298,11 @@ class _Roller:
     def lap_select(self, clock: Laps) -> None:
         """Time a selection of the first branch."""
         clock(("select", *self.name), self.select, *jax.block_until_ready(self.rolled()))
+
+
+def _made(pair: TimedPair) -> Draft:
+    assert pair.draft is not None
+    return draft_for(pair.target, pair.draft)
 
 
 def _drafting(clock: Laps, rollers: Sequence[_Roller]) -> DraftTimes:

@@ -136,6 +136,13 @@ def speed_ups(policy: PolicyCost, constants: Assumptions, at: Point) -> np.ndarr
     return np.max(by_window, axis=0)
 
 
+def best_at(constants: Assumptions, at: Point, margin: float = 0.0) -> tuple[str, float]:
+    """Return the simplest policy within ``margin`` of the fastest at a point, and its speed-up over plain decoding."""
+    gains = {"plain": 1.0} | {name: float(speed_ups(policy, constants, at)[0]) for name, policy in POLICIES.items()}
+    most = max(gains.values())
+    return next((name, gain) for name, gain in gains.items() if gain >= most * (1 - margin - 1e-9))
+
+
 class WhatIf(NamedTuple):
     """The result over a grid.
 
@@ -179,6 +186,7 @@ def compare(
     points: int = 160,
     assumptions: Assumptions = Assumptions(),
     margin: float = 0.02,
+    at: Point | None = None,
 ) -> WhatIf:
     """Compare policies for T_draft/T_target of 0.05 to 2, on a logarithmic axis, and acceptance rates of 0.5 to 0.95.
 
@@ -187,6 +195,7 @@ def compare(
         points: along either axis.
         assumptions: constants.
         margin: share of the best speed-up within which the simplest policy wins.
+        at: a point that the axes shall reach.
 
     Raises:
         ValueError: an Ω′ outside [0, 1], fewer than two points, or a margin outside [0, 1).
@@ -194,7 +203,11 @@ def compare(
     if points < 2 or not len(foreseen) or not all(0 <= share <= 1 for share in foreseen) or not 0 <= margin < 1:
         values = f"{points}, {tuple(foreseen)} and {margin}"
         raise ValueError(f"expected points >= 2, shares in [0, 1] and a margin in [0, 1), got {values}")
-    costs, rates = np.geomspace(0.05, 2.0, points), np.linspace(0.5, 0.95, points)
+    least, most, low, high = 0.05, 2.0, 0.5, 0.95
+    if at is not None:
+        least, most = min(least, at.cost / 1.2), max(most, at.cost * 1.2)
+        low, high = min(low, max(at.rate - 0.05, 0.0)), max(high, min(at.rate + 0.02, 1.0))
+    costs, rates = np.geomspace(least, most, points), np.linspace(low, high, points)
 
     def over_grid(policy: PolicyCost) -> np.ndarray:
         by_cost = [[speed_ups(policy, assumptions, Point(cost, rates, share)) for cost in costs] for share in foreseen]

@@ -6,8 +6,8 @@ from typing import Annotated
 import tyro
 
 from jaxspec.cli._methods import Drafting, load, method_of, two_devices
-from jaxspec.cli.checks import at_least
-from jaxspec.cli.shared import Flag, report
+from jaxspec.cli.checks import at_least, check_readable
+from jaxspec.cli.shared import Flag, prompts_of, report
 from jaxspec.zoo import PAIRS
 
 
@@ -15,6 +15,8 @@ def doctor(
     target: str = PAIRS[0],
     draft: Path | None = None,
     prompt: str = "Now is the winter of our discontent\n",
+    prompts: Path | None = None,
+    count: int = 4,
     max_new_tokens: int = 128,
     drafting: Annotated[Drafting, tyro.conf.arg(name="")] = Drafting(),
     json: Flag = False,  # noqa: A002  the flag is called --json
@@ -27,7 +29,9 @@ def doctor(
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
         draft: as for generate; an embedded pair has its own.
-        prompt: text to continue.
+        prompt: text to continue, without --prompts.
+        prompts: file of prompts to decode one by one instead, as for tune; times are medians over them.
+        count: how many of these, evenly spaced over the file.
         max_new_tokens: tokens decoded for every measurement.
         drafting: window, policy, exit.
         json: end with one JSON object on one line.
@@ -36,13 +40,16 @@ def doctor(
     from jaxspec.devices.sharding import default_placement
 
     drafting.check("mirror")
-    at_least(1, max_new_tokens=max_new_tokens)
+    at_least(1, max_new_tokens=max_new_tokens, count=count)
+    check_readable(prompts)
     two_devices()
     models = load(target, draft, drafting_for="jaxspec doctor", exit=drafting.exit).at(drafting.exit_layer)
     method, own = method_of(models, "mirror", drafting), models.drafting(drafting.streams)
     assert own is not None
     crosses = crossing.step_bytes(models.target, own, drafting.spec("mirror", models))
-    timing = cost.measure(method, default_placement(), [prompt], max_new_tokens, numbers=max(64, crosses.largest // 4))
+    chosen = [prompt] if prompts is None else prompts_of(models.target.text, count, [prompts])
+    numbers, place = max(64, crosses.largest // 4), default_placement()
+    timing = cost.pooled([cost.measure(method, place, [each], max_new_tokens, numbers=numbers) for each in chosen])
     summary = {
         **{f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in vars(timing.times).items()},
         **{f"{name}_bytes": count for name, count in crosses._asdict().items()},

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 import jaxspec
-from jaxspec.cli._methods import WITH_DRAFT, Drafting, Method, load, method_of, two_devices
+from jaxspec.cli._methods import WITH_DRAFT, Drafting, Loaded, Method, load, method_of, two_devices
+from jaxspec.cli._tuned import read_tuned
 from jaxspec.cli.checks import check_readable
 from jaxspec.cli.shared import Flag, report
 from jaxspec.generation import Generation
@@ -167,13 +168,14 @@ def generate(
 
     Without --prompt and --prompts the prompt is read from standard input; with --chat on a terminal it is a
     conversation. Seconds and tokens per second exclude compilation; compile_seconds is the time of a short first run.
-    Compiled programs are kept for the next call.
+    Compiled programs are kept for the next call. Where jaxspec tune --save left a tuned.json for this target, draft and
+    machine, method and settings that no flag sets are the tuned ones; a line on standard error says so.
 
     Args:
         source: of the prompts.
         models: target and draft.
-        method: decoding method; lookup needs no draft. Default: speculative with --tree, mirror for a pair or a draft
-            and a trained exit, speculative with a draft, else autoregressive.
+        method: decoding method; lookup needs no draft. Default: what was tuned, else speculative with --tree, mirror
+            for a pair or a draft and a trained exit, speculative with a draft, else autoregressive.
         max_new_tokens: maximum number of new tokens.
         max_length: most tokens of prompt and answer together. Default: what the target was made for.
         stop: texts that end the sequence, in addition to the model's stop tokens.
@@ -190,7 +192,8 @@ def generate(
     prompts = [] if interactive else source.read()
     two_devices()
     needs = f"--method {method}" if method in WITH_DRAFT else "--tree" if drafting.tree else None
-    decoder = method_of(load(**vars(models), drafting_for=needs, exit=drafting.exit), method, drafting)
+    loaded = load(**vars(models), drafting_for=needs, exit=drafting.exit)
+    decoder = method_of(loaded, *defaults(models, loaded, method, drafting))
     sampling = sampler.sampling(decoder.text.defaults if decoder.text else None)
     answering = Answering(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)
     if interactive:
@@ -199,6 +202,17 @@ def generate(
         compiling = answering.compile(each)
         result = answering.decode(each) if json else answering.show(each, each if isinstance(each, str) else "")
         tell(result, compiling, json)
+
+
+def defaults(
+    models: ModelOptions, loaded: Loaded, method: Method | None, how: Drafting
+) -> tuple[Method | None, Drafting]:
+    """Return method and settings, those that no flag sets from a ``tuned.json`` if there is one; say so."""
+    tuned, line = read_tuned(models.target, models.draft, loaded.target)
+    is_used = tuned is not None and how.tree is None and method in (None, tuned.method)
+    if line and (is_used or tuned is None):
+        print(line, file=sys.stderr)
+    return (tuned.method, tuned.completed(how)) if tuned and is_used else (method, how)
 
 
 def converse(answering: Answering) -> None:
@@ -232,7 +246,8 @@ def tell(result: Generation, compiling: float, json: bool) -> None:
     if json:
         about = {"finish_reason": result.finish_reason[0], **times, "stats": stats.to_dict()}
         return report({"tokens": result.tokens[0], "text": (result.text or [""])[0], **about}, True)
-    accepted = f", {stats.accepted_length:.2f} drafted tokens accepted a step" if stats.accepted else ""
+    used = stats.accepted / max(stats.steps, 1)  # not accepted_length, which counts what the end of the text cuts off
+    accepted = f", {used:.2f} drafted tokens used a step" if stats.accepted else ""
     print(
         f"{stats.new_tokens} tokens in {times['seconds']:.2f} s, {stats.tokens_per_second:.1f} a second{accepted}; "
         f"compiled in {compiling:.1f} s; ended by {result.finish_reason[0]}",

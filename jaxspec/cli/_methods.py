@@ -15,11 +15,12 @@ from jaxspec.cli.checks import at_least, check_models, check_readable, draft_pat
 from jaxspec.cli.exits import check_exit_file, exits_for, untrained
 from jaxspec.cli.shared import prompts_of
 from jaxspec.drafts import Draft, trees
+from jaxspec.drafts.ngram import SIZES
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.loading import is_draft, load_draft
 from jaxspec.loading.exits import Exit
 from jaxspec.loading.hub import folder_of
-from jaxspec.methods import DecodeSpec, candidates, lookup
+from jaxspec.methods import DecodeSpec, candidates
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.protocol import DecodingMethod
 from jaxspec.models.base import Model
@@ -32,14 +33,14 @@ WITH_DRAFT = ("speculative", "mirror")
 #: γ by default.
 WINDOW = 7
 
-#: From a budget R to a policy, by name.
-POLICIES: dict[str, Callable[[int], Policy]] = {
-    "none": lambda budget: candidates.none(),
-    "pearl": lambda budget: candidates.pearl(),
-    "saguaro": candidates.saguaro,
-    "ahead": candidates.ahead,
-    "mirror": candidates.mirror,
-    "hybrid": lambda budget: candidates.hybrid(budget, budget),
+#: From a budget R, and κ of the draft's own candidates, to a policy, by name.
+POLICIES: dict[str, Callable[[int, int], Policy]] = {
+    "none": lambda budget, own: candidates.none(),
+    "pearl": lambda budget, own: candidates.pearl(),
+    "saguaro": lambda budget, own: candidates.saguaro(budget, num_candidates=own),
+    "ahead": lambda budget, own: candidates.ahead(budget, num_candidates=own),
+    "mirror": lambda budget, own: candidates.mirror(budget),
+    "hybrid": lambda budget, own: candidates.hybrid(budget, budget, num_candidates=own),
 }
 
 
@@ -62,7 +63,7 @@ def tree_named(text: str) -> TreePolicy:
     return trees.dynamic(*counts) if kind else trees.static(counts)
 
 
-def policy_named(name: str, budget: int) -> Policy:
+def policy_named(name: str, budget: int, own_candidates: int = 8) -> Policy:
     """Return a policy by its name.
 
     Raises:
@@ -70,7 +71,7 @@ def policy_named(name: str, budget: int) -> Policy:
     """
     if name not in POLICIES:
         raise ValueError(f"expected a policy out of {', '.join(POLICIES)}, got {name!r}")
-    return POLICIES[name](budget)
+    return POLICIES[name](budget, own_candidates)
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,11 @@ class Drafting:
         window: tokens drafted per step (γ). Default: 7, or as many as the draft has heads.
         tree: draft a tree of tokens instead of a window, for speculative: 4,2,1 are the children of every node at each
             depth; dynamic:10,6,60 keeps the best (top_k, depth, nodes).
-        num_candidates: tokens that the exit sends for each position (κ), for mirror.
-        policy: what the draft rolls out ahead, for mirror.
-        budget: branches that it rolls out (R); with hybrid, as many for each side.
+        num_candidates: tokens that the exit sends for each position (κ), for mirror. Default: 4.
+        policy: what the draft rolls out ahead, for mirror, which is the default.
+        budget: branches that it rolls out (R); with hybrid, as many for each side. Default: 4.
+        draft_candidates: tokens that the draft itself lists for each position, for saguaro, ahead and hybrid. Default:
+            8.
         exit_layer: layers before the exit; default: the pair's own, that of a trained exit, else half of the target's.
         exit: exits that train lens wrote; default: those in the target's folder, if there are any.
         streams: lookahead streams of the draft; default: none for an embedded pair, all for a draft in a file.
@@ -92,9 +95,10 @@ class Drafting:
 
     window: int | None = None
     tree: str | None = None
-    num_candidates: int = 4
-    policy: Literal["none", "pearl", "saguaro", "ahead", "mirror", "hybrid"] = "mirror"
-    budget: int = 4
+    num_candidates: int | None = None
+    policy: Literal["none", "pearl", "saguaro", "ahead", "mirror", "hybrid"] | None = None
+    budget: int | None = None
+    draft_candidates: int | None = None
     exit_layer: int | None = None
     exit: Path | None = None
     streams: int | None = None
@@ -110,7 +114,7 @@ class Drafting:
             ValueError: a number below its minimum, or a tree that none of the methods or not the acceptance can use.
         """
         at_least(1, window=self.window, num_candidates=self.num_candidates, budget=self.budget)
-        at_least(1, exit_layer=self.exit_layer)
+        at_least(1, exit_layer=self.exit_layer, draft_candidates=self.draft_candidates)
         check_exit_file(self.exit)
         at_least(0, streams=self.streams)
         if self.tree is None:
@@ -129,11 +133,13 @@ class Drafting:
         """Return the settings of a method for these models; a tree is for speculative decoding alone."""
         if method == "autoregressive":
             return DecodeSpec()
+        if method == "lookup":
+            return DecodeSpec(WINDOW if self.window is None else self.window, sizes=SIZES)
         mirrors, most = method == "mirror", models.max_window
         return DecodeSpec(
             min(WINDOW, most or WINDOW) if self.window is None else self.window,
-            policy_named(self.policy, self.budget) if mirrors else None,
-            self.num_candidates,
+            policy_named(self.policy or "mirror", self.budget or 4, self.draft_candidates or 8) if mirrors else None,
+            self.num_candidates or 4,
             self.exit_layer or models.exit_layer,
             acceptance.match() if self.acceptance == "match" else acceptance.ratio(),
             tree=None if mirrors or self.tree is None else tree_named(self.tree),
@@ -310,8 +316,6 @@ def method_of(models: Loaded, method: Method | None, how: Drafting) -> DecodingM
         ValueError: no draft for a method that needs one.
     """
     draft, models = models.drafting(how.streams), models.at(how.exit_layer)
-    if method == "lookup":
-        return lookup(models.target, WINDOW if how.window is None else how.window)
     if method is None:
         mirrors = models.exit_layer is not None and draft is not None and how.tree is None
         method = "mirror" if mirrors else "autoregressive" if draft is None else "speculative"

@@ -17,6 +17,9 @@ from jaxspec.text import tokens_of
 from jaxspec.text.prompts import Continued
 from jaxspec.zoo import PAIRS
 
+#: Prompts continued in one batch; more of them are padded to more different lengths.
+TOGETHER = 8
+
 
 def probe(
     target: Annotated[str, tyro.conf.arg(aliases=("--pair",))] = PAIRS[0],
@@ -70,9 +73,10 @@ def probe(
 
 def _text(models: Loaded, continuations: Continuations, progress: bool) -> Continued:
     """Return prompts with the target's own continuations."""
-    from jaxspec.federated import continued
+    from jaxspec.generation import continued
 
-    return continued(models.target, continuations.read(models.target.text), continuations.new_tokens, progress)
+    prompts = continuations.read(models.target.text)
+    return continued(models.target, prompts, continuations.new_tokens, progress, batch_size=TOGETHER)
 
 
 def _corpus(models: Loaded, paths: Sequence[Path]) -> np.ndarray:
@@ -103,7 +107,7 @@ def _probes(
         own = [probe_exits(*pair, layers=[layer], exit=heads[layer], **options)[0] for layer in sorted(heads)]
         return sorted([*rest, *own], key=lambda row: row.layer)
     if corpus is None:
-        return probe_exits(*pair, exit=models.exit, **options)
+        return probe_exits(*pair, exit=models.exit, progress=progress, **options)
     probes: list[Any] = []
     for layer in range(1, models.target.network.config.num_layers):
         lens = fit_lens(models.target, layer, corpus, progress=progress)

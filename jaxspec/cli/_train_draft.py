@@ -135,7 +135,8 @@ def train_draft(settings: DraftTraining, out: Path) -> dict[str, Any]:
 
 def training_prompts(target: Model, settings: DraftTraining, out: Path) -> list[list[int]]:
     """Return the prompts, shuffled."""
-    from jaxspec.federated import own_questions, read_roles, split_roles
+    from jaxspec.federated import read_roles, split_roles
+    from jaxspec.generation import own_questions
     from jaxspec.generation.requests import encoded
     from jaxspec.zoo.recipe import held_out_ids
 

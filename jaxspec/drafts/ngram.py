@@ -16,6 +16,9 @@ from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.sampling import NOTHING
 from jaxspec.verify.target import Request
 
+#: n of the n-grams that ``jaxspec.lookup`` tries, in this order.
+SIZES = (3, 2, 1)
+
 
 class CommittedText(NamedTuple):
     """Committed text: ``tokens`` [B, S] up to and with ``position`` [B]; behind that anything."""

@@ -5,7 +5,7 @@ the target's tokens. Only draft parameters are sent. The gain is measured as acc
 """
 
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
-from jaxspec.federated._examples import Continued, TopTokens, accepted_length, client_examples, continued, top_tokens
+from jaxspec.federated._examples import Continued, TopTokens, accepted_length, client_examples, top_tokens
 from jaxspec.federated._gather import UNSEEN, Distilling, gather
 from jaxspec.federated._methods import (
     METHODS,
@@ -16,11 +16,11 @@ from jaxspec.federated._methods import (
     private,
     transformed,
 )
-from jaxspec.federated._questions import own_questions
 from jaxspec.federated._recipe import FederatedDraft, FederatedSettings, check_federation, federate
 from jaxspec.federated._runs import best, compare, run
 from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TextProblem, TrainingOutcome
 from jaxspec.federated._texts import read_texts
+from jaxspec.generation import continued
 from jaxspec.text import token_rows
 
 __all__ = [
@@ -49,7 +49,6 @@ __all__ = [
     "federate",
     "gather",
     "method_of",
-    "own_questions",
     "private",
     "read_roles",
     "read_texts",

@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 from jaxfed.data.roles import split_text
 from jaxspec.core.digests import digest
 from jaxspec.core.files import kept
-from jaxspec.federated._examples import Continued, TopTokens, client_examples, continued, top_tokens
+from jaxspec.federated._examples import Continued, TopTokens, client_examples, top_tokens
 from jaxspec.federated._methods import check_counts
 from jaxspec.federated._setup import TextProblem
+from jaxspec.generation import continued
 from jaxspec.models.base import Model
 from jaxspec.text import Text, token_rows
 

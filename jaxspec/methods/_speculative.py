@@ -16,7 +16,7 @@ from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import put_model
 from jaxspec.drafts.base import Draft, Drafter
 from jaxspec.drafts.beginning import first_tree, first_window, next_window
-from jaxspec.drafts.ngram import prompt_lookup
+from jaxspec.drafts.ngram import SIZES, prompt_lookup
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Pending, Verification, Window
 from jaxspec.drafts.trees import TreePolicy
@@ -114,7 +114,7 @@ class Fixed(NamedTuple):
 
 
 def lookup(
-    target: Model, window: int = 7, sizes: int | Sequence[int] = (3, 2, 1), mesh: Mesh | None = None
+    target: Model, window: int = 7, sizes: int | Sequence[int] = SIZES, mesh: Mesh | None = None
 ) -> DecodingMethod:
     """Decode without a draft: what followed the text's last tokens when they occurred before is verified as a window.
 

@@ -8,7 +8,7 @@ from jaxspec.drafts import Draft
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.methods._autoregressive import autoregressive
 from jaxspec.methods._mirror import mirror
-from jaxspec.methods._speculative import speculative
+from jaxspec.methods._speculative import lookup, speculative
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.fallbacks import Fallback, Full
 from jaxspec.methods.protocol import DecodingMethod
@@ -18,7 +18,7 @@ from jaxspec.verify.acceptance import Acceptance
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """Settings of plain decoding (window 0, no tree), speculative decoding (no policy) or Mirror-SD (a policy).
+    """Settings of plain decoding (window 0), prompt lookup (sizes), speculative decoding, or Mirror-SD (a policy).
 
     Attributes:
         window: γ, tokens drafted per step; 0 without a tree: plain decoding.
@@ -28,10 +28,11 @@ class DecodeSpec:
         acceptance: None: ``acceptance.match()``.
         fallback: what Mirror-SD drafts where no branch matches the verdict.
         tree: shape that speculative decoding drafts; its depth replaces ``window``.
+        sizes: n of the n-grams that prompt lookup tries, in this order; without any it is another method.
         label: name in tables; default: the method's. Not part of the comparison.
 
     Raises:
-        ValueError: a tree with a policy, or one that is none of ``drafts.trees``.
+        ValueError: a tree with a policy, or one that is none of ``drafts.trees``; prompt lookup with either.
     """
 
     window: int = 0
@@ -41,6 +42,7 @@ class DecodeSpec:
     acceptance: Acceptance | None = None
     fallback: Fallback = Full()
     tree: TreePolicy | None = None
+    sizes: tuple[int, ...] = ()
     label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -48,10 +50,14 @@ class DecodeSpec:
             raise ValueError(f"expected a tree, such as jaxspec.drafts.trees.static((4, 2, 1)), got {self.tree!r}")
         if self.policy is not None and self.tree is not None:
             raise ValueError("expected a tree or a policy, got both; a tree is for speculative decoding: policy=None")
+        if self.sizes and (self.policy is not None or self.tree is not None):
+            raise ValueError("expected sizes of n-grams without policy and tree; prompt lookup has neither")
 
     @property
     def method(self) -> str:
-        """Name of the method: "autoregressive", "speculative" or "mirror"."""
+        """Name of the method: "autoregressive", "lookup", "speculative" or "mirror"."""
+        if self.sizes:
+            return "lookup"
         if not self.window and self.tree is None:
             return "autoregressive"
         return "speculative" if self.policy is None else "mirror"
@@ -63,9 +69,10 @@ class DecodeSpec:
 
         Args:
             target: network and parameters whose text is generated.
-            draft: a model with the target's tokenizer, or a draft of another kind; not used by plain decoding.
+            draft: a model with the target's tokenizer, or a draft of another kind; not used by plain decoding
+                and prompt lookup.
             exit: exit head, for Mirror-SD; default ``LogitLens()``.
-            placement: target and draft mesh; plain and speculative decoding use the target's only. Default: the first
+            placement: target and draft mesh; all but Mirror-SD use the target's only. Default: the first
                 device, or the first two for Mirror-SD.
 
         Raises:
@@ -74,6 +81,8 @@ class DecodeSpec:
         mesh = None if placement is None else placement.target
         if self.method == "autoregressive":
             return autoregressive(target, mesh)
+        if self.method == "lookup":
+            return lookup(target, self.window, self.sizes, mesh)
         if draft is None:
             raise ValueError(
                 f"expected a draft for {self.method} decoding, got none; pass a smaller model with the same tokenizer"

@@ -4,16 +4,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import jaxspec
 from jaxspec import __main__ as command_line
-from jaxspec.analysis import probe, proposals, step_ends
+from jaxspec.analysis import ExitProbe, _exit_reading, plots, probe, proposals, step_ends
 from jaxspec.analysis.cost import ProgramTimes
 from jaxspec.federated import continued
-from jaxspec.text.prompts import token_rows
-from jaxspec.training import Schedule, fit_lens
+from jaxspec.text.prompts import Continued, token_rows
+from jaxspec.training import Schedule, fit_lens, hidden_states
+from jaxspec.verify.exits import LogitLens
 from tests.support.jaxspec import models, pairs
 
 KAPPAS = (1, 2, 4, 8)
@@ -137,6 +139,58 @@ def test_positions_after_the_end_of_a_text_do_not_count(text):
     assert (drafted.contained, drafted.mass) == (whole.contained, whole.mass)
     assert whole.at_correction == whole.foreseen == {}
     assert drafted.foreseen.keys() == {2}
+
+
+def by_hand(texts, window, kappas, head=LogitLens()):
+    """All figures from whole logits, by sorting the vocabulary at every position."""
+    target, draft = models.target(), models.draft()
+    found = {layer: {name: {kappa: [] for kappa in kappas} for name in ExitProbe._fields[1:]} for layer in (1, 2, 3, 4)}
+    for row, start in zip(texts.tokens, texts.starts, strict=True):
+        text = row[row >= 0]
+        *early, final = hidden_states(target.network, target.params, text[None], (1, 2, 3, 4))
+        read = lambda x, start=start: np.asarray(head(target.network, target.params, x))[:, 0, start - 1 : -1]  # noqa: E731
+        choice, shares = read(final).argmax(0), np.asarray(jax.nn.softmax(read(final), axis=0))
+        small = draft.network.logits(draft.params, hidden_states(draft.network, draft.params, text[None])[-1])
+        drafted = np.asarray(small).argmax(0)[0, start - 1 : -1]
+        ends = step_ends([drafted == choice], window)
+        for layer, x in zip((1, 2, 3, 4), early, strict=True):
+            order = np.argsort(-read(x), axis=0, kind="stable")
+            rest = [[token for token in column if token != no] for column, no in zip(order.T, drafted, strict=True)]
+            for kappa in kappas:
+                figures = found[layer]
+                figures["contained"][kappa] += [
+                    c in column for c, column in zip(choice, order.T[:, :kappa], strict=True)
+                ]
+                figures["mass"][kappa] += np.take_along_axis(shares, order[:kappa], axis=0).sum(0).tolist()
+                for _, at, accepted in ends:
+                    own = order[:kappa, at] if accepted == window else rest[at][:kappa]
+                    figures["foreseen"][kappa].append(choice[at] in own)
+                    if accepted < window:
+                        figures["at_correction"][kappa].append(choice[at] in own)
+    mean = lambda lists: {kappa: float(np.mean(values)) for kappa, values in lists.items()}  # noqa: E731
+    return [ExitProbe(layer, *map(mean, figures.values())) for layer, figures in found.items()]
+
+
+@pytest.mark.parametrize("most", [2**24, 5 * models.VOCAB])
+def test_prompts_of_unequal_length_are_read_behind_their_ends(text, most, monkeypatch):
+    """A few logits at a time give what whole sorted vocabularies give."""
+    monkeypatch.setattr(_exit_reading, "MAX_LOGITS", most)
+    ended = np.where(np.arange(text.shape[1]) < np.asarray([[text.shape[1]], [30]]), text[:2], -1)
+    rows = Continued(np.pad(ended, ((0, 0), (0, 6)), constant_values=-1), np.asarray([9, 3]))
+    found = probe(models.target(), models.draft(), rows, window=3, num_candidates=KAPPAS)
+    for row, other in zip(found, by_hand(rows, 3, KAPPAS), strict=True):
+        for name in ("contained", "at_correction", "foreseen"):
+            assert getattr(row, name) == pytest.approx(getattr(other, name), abs=1e-9)
+        assert row.mass == pytest.approx(other.mass, rel=1e-5)
+
+
+def test_the_picture_without_a_draft_has_no_figure_of_decoding(probes):
+    """And with one κ no line twice."""
+    alone = [row._replace(at_correction={}, foreseen={}) for row in probes]
+    few = [row._replace(contained={4: row.contained[4]}, mass={4: row.mass[4]}) for row in alone]
+    labels = [[line.get_label() for line in plots.probe(rows).axes[0].lines] for rows in (probes, alone, few)]
+    assert [len(each) for each in labels] == [5, 3, 2]
+    assert labels[2][0] == "target's token among the exit's first 4"
 
 
 @pytest.mark.slow

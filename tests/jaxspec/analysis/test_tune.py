@@ -11,7 +11,8 @@ import jaxspec
 from jaxspec import __main__ as command_line
 from jaxspec.analysis import probe
 from jaxspec.analysis._grid import PLAIN, Grid
-from jaxspec.analysis._tune import Tuned, predict, ranked, tune
+from jaxspec.analysis._predict import Tuned, predict, ranked
+from jaxspec.analysis._tune import tune
 from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
 from jaxspec.methods import DecodeSpec, candidates
 from jaxspec.models.config import Tracks

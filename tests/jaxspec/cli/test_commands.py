@@ -239,6 +239,11 @@ EARLY = {
     "probe's tokens": ("probe --window 7 --new-tokens 7", "expected new_tokens >= 8, got 7"),
     "probe's picture": ("probe --plot FILE/picture.png", "FILE: expected a folder that can be written to, .*is a file"),
     "probe's texts": ("probe --texts NOWHERE", "NOWHERE: expected a file or folder to read, got no such path"),
+    "doctor's prompts": ("doctor --prompts NOWHERE", "NOWHERE: expected a file or folder to read, got no such path"),
+    "doctor's count": ("doctor --count 0", "expected count >= 1, got 0"),
+    "whatif's draft": ("whatif", NO_DRAFT.format("jaxspec whatif --target")),
+    "whatif's tokens": ("whatif --new-tokens 7", "expected new_tokens >= 8, got 7"),
+    "whatif's share": ("whatif --exit-share 2", r"expected shares in \[0, 1\], got 2"),
     "questions": ("bench NOWHERE", "NOWHERE: expected a file or folder to read"),
     "runs": ("bench QUESTIONS --runs 0", "expected runs >= 1, got 0"),
     "federate's out": ("federate --out FILE", "FILE: expected a folder that can be written to"),
@@ -288,7 +293,8 @@ def test_settings_are_checked_while_they_are_parsed(option, message, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", NO_DRAFT.format("jaxspec tune")),
+        ("--target BROKEN", "expected one target, got BROKEN and --target BROKEN; leave one out"),
+        ("--save --draft FILE", "expected a folder of a draft, or of a target, to save tuned.json in, got FILE"),
         ("--windows 3 --new-tokens 3", "expected new_tokens >= 4, got 3"),
         ("--windows 0", "expected windows and candidates, each number >= 1"),
         ("--batch 0", "expected batch >= 1, got 0"),

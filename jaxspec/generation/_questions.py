@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxspec.federated._examples import continued
+from jaxspec.generation._continue import continued
 from jaxspec.models.base import Model
 from jaxspec.text import Text
 
