@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxspec.cli._train_draft import DraftTraining, train_draft
+from jaxspec.cli.answers import Answers
 from jaxspec.generation import own_questions
 from jaxspec.loading import open_model
 from jaxspec.training import Recipe, Schedule
@@ -41,17 +42,18 @@ def trained(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         questions = own_questions(open_model(options.target), OWN, progress=True, directory=answers)
         own.write_text("".join(json.dumps({"prompt": question}) + "\n" for question in questions))
     files = "gsm8k_test.jsonl", "HumanEval.jsonl.gz", "tinystories_2MiB.txt"
-    settings: dict[str, Any] = {
-        "prompts": (own, *(options.data / name for name in files)),
-        "exclude": (options.data / "spec_bench_question.jsonl",),
-        "count": PROMPTS,
-        "new_tokens": NEW_TOKENS,
-        "answers": answers,
-        "minutes": options.minutes or MINUTES[kind],
-        "recipe": Recipe(steps=3),
-        "schedule": Schedule(learning_rate=1e-3, sequence_length=192),
-    }
-    return train_draft(DraftTraining(kind, options.target, **settings), options.out / "drafts" / kind)  # type: ignore[arg-type]
+    asked = Answers(
+        options.target,
+        (own, *(options.data / name for name in files)),
+        (options.data / "spec_bench_question.jsonl",),
+        PROMPTS,
+        NEW_TOKENS,
+        answers,
+        options.minutes or MINUTES[kind],
+    )
+    schedule = Schedule(learning_rate=1e-3, sequence_length=192)
+    settings = DraftTraining(kind, recipe=Recipe(steps=3), schedule=schedule)  # type: ignore[arg-type]
+    return train_draft(asked, settings, options.out / "drafts" / kind)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import tyro
 
 from jaxspec.cli._train_draft import DraftTraining, train_draft
 from jaxspec.cli._train_lens import LensTraining, train_lens
+from jaxspec.cli.answers import Answers
 from jaxspec.cli.checks import check_writable
 from jaxspec.cli.shared import Flag, report
 from jaxspec.zoo.heads import HeadsRecipe
@@ -18,6 +19,7 @@ def train(
     out: Path | None = None,
     recipe: PairRecipe = PairRecipe(),
     heads: HeadsRecipe = HeadsRecipe(),  # noqa: B008  a frozen default
+    answers: Annotated[Answers, tyro.conf.arg(name="")] = Answers(),
     draft: Annotated[DraftTraining, tyro.conf.arg(name="")] = DraftTraining(),  # noqa: B008  a frozen default
     lens: Annotated[LensTraining, tyro.conf.arg(name="")] = LensTraining(),
     json: Flag = False,  # noqa: A002  the flag is called --json
@@ -32,6 +34,7 @@ def train(
             out/draft or out/lens.
         recipe: models and schedules of a pair.
         heads: of the embedded pair's drafts that read hidden states.
+        answers: what the target answers, for a draft or exits.
         draft: settings of a draft.
         lens: settings of exits.
         json: print one JSON object as the last line.
@@ -39,9 +42,9 @@ def train(
     folder = out or Path("out", what if what in ("draft", "lens") else "pair")
     check_writable(folder)
     if what == "lens":
-        return report(train_lens(draft, lens, folder), json)
+        return report(train_lens(answers, draft, lens, folder), json)
     if what == "draft":
-        return report(train_draft(draft, folder), json)
+        return report(train_draft(answers, draft, folder), json)
     from jaxspec.zoo import load
     from jaxspec.zoo import recipe as recipes
     from jaxspec.zoo.heads import run

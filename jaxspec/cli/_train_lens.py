@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxspec.cli._methods import load
-from jaxspec.cli._train_draft import FREQUENT, HELD_OUT, LARGE, MOST_HELD_OUT, DraftTraining, training_prompts
-from jaxspec.cli.checks import at_least, check_readable, check_writable
+from jaxspec.cli._train_draft import FREQUENT, LARGE, DraftTraining
+from jaxspec.cli.answers import Answers, divided
+from jaxspec.cli.checks import at_least, check_writable
 from jaxspec.core.digests import digest
 from jaxspec.core.files import kept
 from jaxspec.models.base import Model
@@ -33,7 +34,7 @@ class LensTraining:
     rank: int = 1024
 
 
-def train_lens(settings: DraftTraining, lens: LensTraining, out: Path) -> dict[str, Any]:
+def train_lens(asked: Answers, settings: DraftTraining, lens: LensTraining, out: Path) -> dict[str, Any]:
     """Train exits, write ``out/lens.safetensors``, and return figures; an interrupted run resumes from ``out``.
 
     Answers, hidden states and steps are kept in ``out/lens``, which may be deleted afterwards; with a folder of
@@ -46,23 +47,24 @@ def train_lens(settings: DraftTraining, lens: LensTraining, out: Path) -> dict[s
     from jaxspec.training import ExitRecipe, fit_exits
     from jaxspec.training.exits import check_layers
 
-    _check(settings, lens)
+    asked.check()
+    at_least(1, vocabulary=settings.vocabulary, rank=lens.rank, layers=settings.layers or None)
     check_writable(out)
-    target, start, work = load(settings.target, None).target, time.monotonic(), out / "lens"
+    target, start, work = load(asked.target, None).target, time.monotonic(), out / "lens"
     size = target.network.config.vocab_size
     layers = settings.layers or (max(1, target.network.config.num_layers // 2),)
     check_layers(target, layers)
-    texts, minutes = _answers(target, settings, start, work)
-    held = min(MOST_HELD_OUT, max(1, len(texts.tokens) // HELD_OUT))
+    texts, minutes = _answers(target, asked, start, work)
+    train, held_out = divided(texts)
     vocabulary = settings.vocabulary or (FREQUENT if size > LARGE else size)
     fitted = fit_exits(
         target,
         layers,
-        texts.rows(slice(held, None)),
-        held_out=texts.rows(slice(held)),
+        train,
+        held_out=held_out,
         recipe=ExitRecipe(vocabulary, lens.rank, minutes),
         directory=work,
-        hidden=None if settings.answers is None else settings.answers / "hidden",
+        hidden=None if asked.answers is None else asked.hidden(out),
     )
     shares = {
         layer: {str(kappa): round(value, 4) for kappa, value in fitted[layer].contained.items()} for layer in layers
@@ -72,44 +74,30 @@ def train_lens(settings: DraftTraining, lens: LensTraining, out: Path) -> dict[s
     return {"answers": len(texts.tokens), "tokens": tokens, "contained": shares, "exits": str(file)}
 
 
-def _check(settings: DraftTraining, lens: LensTraining) -> None:
-    layers, minutes = settings.layers or None, settings.minutes
-    at_least(1, vocabulary=settings.vocabulary, rank=lens.rank, layers=layers, new_tokens=settings.new_tokens)
-    at_least(2, count=settings.count)
-    if minutes is not None and minutes <= 0:
-        raise ValueError(f"expected minutes > 0, got {minutes}")
-    for path in (*settings.prompts, *settings.exclude):
-        check_readable(path)
-
-
-def _answers(target: Model, settings: DraftTraining, start: float, work: Path) -> tuple[Continued, float]:
+def _answers(target: Model, asked: Answers, start: float, work: Path) -> tuple[Continued, float]:
     """Return the target's answers to as many prompts as their share of the time allows, and the minutes left."""
-    from jaxspec.federated import continued
-
-    folder = settings.answers or work
-    minutes, prompts = settings.minutes or MINUTES, training_prompts(target, settings, folder)
-    if settings.answers is not None:
-        return continued(target, prompts, settings.new_tokens, progress=True, directory=folder), minutes
+    minutes = asked.minutes or MINUTES
+    if asked.answers is not None:
+        return asked.written(target, work), minutes
+    prompts = asked.prompts_for(target, work)
     ids = np.concatenate([np.asarray(row, np.int32) for row in prompts])
-    about = f"{target.network.config} {settings.new_tokens} {minutes} {[len(row) for row in prompts]}"
+    about = f"{target.network.config} {asked.new_tokens} {minutes} {[len(row) for row in prompts]}"
 
     def written() -> dict[str, np.ndarray]:
         count, passed = 0, 0.0
-        for part in _parts(target, prompts, settings.new_tokens, work):
+        for part in _parts(target, prompts, asked.new_tokens, work):
             count, passed = count + len(part.tokens), (time.monotonic() - start) / 60
             if passed > FOR_ANSWERS * minutes and count > 1:
                 break
         return {"count": np.asarray(count), "minutes": np.asarray(max(0.01, minutes - passed))}
 
     plan = kept(work, f"answers-{digest(about, target.params, ids)}", written)
-    return _joined(list(_parts(target, prompts[: int(plan["count"])], settings.new_tokens, work))), float(
-        plan["minutes"]
-    )
+    return _joined(list(_parts(target, prompts[: int(plan["count"])], asked.new_tokens, work))), float(plan["minutes"])
 
 
 def _parts(target: Model, prompts: list[list[int]], new_tokens: int, work: Path) -> Iterator[Continued]:
     """Yield answers to ``BATCH`` prompts at a time; those of an earlier call are read."""
-    from jaxspec.federated import continued
+    from jaxspec.generation import continued
 
     for at in range(0, len(prompts), BATCH):
         rows = prompts[at : at + BATCH]

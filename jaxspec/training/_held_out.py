@@ -14,7 +14,7 @@ from jaxspec.drafts.base import Draft
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.text.prompts import Continued, behind
 from jaxspec.training._hidden import Hidden
-from jaxspec.training._rows import Rows, batches
+from jaxspec.training._rows import TextRows, batches
 from jaxspec.training._trained import as_float32, network_of
 from jaxspec.training._unroll import fused, lesson, shifted, unroll
 from jaxspec.training.losses import hidden_states
@@ -62,7 +62,7 @@ def accepted_tokens(
     count = partial(_counts, network, target.network, size, draft.params, target.params)
     mask = behind(texts.prompt_length, rows.shape)
     most = min(8, max(1, MAX_LOGITS // (target.network.config.vocab_size * rows.shape[1])))
-    read = Rows(texts, hidden, rows.shape[1]).hidden
+    read = TextRows(texts, hidden, rows.shape[1]).hidden
     places = batches((np.arange(len(rows)),), batch_size or most)
     parts = [count(rows[index], mask[index], read(index)) for (index,) in places]
     right, places = np.sum(jax.device_get(parts), axis=0)

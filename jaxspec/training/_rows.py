@@ -15,7 +15,7 @@ def batches(arrays: Sequence[np.ndarray], size: int) -> Iterator[tuple[np.ndarra
         yield tuple(array[start : start + size] for array in arrays)
 
 
-class Rows(NamedTuple):
+class TextRows(NamedTuple):
     """Texts to train on, and the target's streams along them.
 
     Attributes:

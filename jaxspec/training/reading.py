@@ -20,7 +20,7 @@ from jaxspec.text.prompts import Continued
 from jaxspec.training._fit import Schedule, fit, within
 from jaxspec.training._held_out import Best, accepted_tokens
 from jaxspec.training._hidden import Hidden, hidden_bytes, stored_hidden
-from jaxspec.training._rows import Rows
+from jaxspec.training._rows import TextRows
 from jaxspec.training._trained import as_float32, network_of, trained_part
 from jaxspec.training.eagle3 import Recipe, eagle3_loss
 from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
@@ -83,7 +83,7 @@ def fit_draft(
     fresh, taps = as_float32(own), () if isinstance(draft, Model) else draft.drafter.reads.taps
     states = Path(hidden) if hidden is not None else folder and folder / "hidden"
     stored = partial(_stored, target, taps, states, progress)
-    batch_fn = partial(Rows(texts, stored(texts), schedule.sequence_length).batch, schedule.batch_size, seed)
+    batch_fn = partial(TextRows(texts, stored(texts), schedule.sequence_length).batch, schedule.batch_size, seed)
     schedule = within(schedule, loss, fresh, batch_fn, folder)
     epoch, best = -(-len(texts.tokens) // schedule.batch_size), None
     if unseen is not None:

@@ -98,17 +98,17 @@ def test_accepted_tokens_are_those_of_decoding(kind, window):
 
 def test_a_fit_resumes_bit_for_bit(tmp_path, monkeypatch):
     draft, expected = made("eagle3"), fitted(made("eagle3"))
-    batch = _rows.Rows.batch
+    batch = _rows.TextRows.batch
 
     def interrupted(*args):
         if args[-1] == 13:
             raise KeyboardInterrupt
         return batch(*args)
 
-    monkeypatch.setattr(_rows.Rows, "batch", interrupted)
+    monkeypatch.setattr(_rows.TextRows, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fitted(draft, directory=tmp_path)
-    monkeypatch.setattr(_rows.Rows, "batch", batch)
+    monkeypatch.setattr(_rows.TextRows, "batch", batch)
     chex.assert_trees_all_equal(fitted(draft, directory=tmp_path).params, expected.params)
 
 

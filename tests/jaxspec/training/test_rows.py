@@ -8,7 +8,7 @@ from jaxspec.text.prompts import behind, without_prompts
 from jaxspec.training import hidden_states
 from jaxspec.training._fit import Schedule, within
 from jaxspec.training._hidden import hidden_bytes, stored_hidden
-from jaxspec.training._rows import Rows
+from jaxspec.training._rows import TextRows
 from tests.support.jaxspec import models
 
 LENGTHS, STARTS = (5, 12, 9, 12, 3), np.asarray([2, 4, 3, 1, 2])
@@ -61,7 +61,7 @@ def test_hidden_states_are_those_of_every_text_alone(tmp_path):
 @pytest.mark.parametrize("length", [6, 12, 99])
 def test_batches_are_windows_of_rows(length, tmp_path):
     data = texts()
-    rows = Rows(data, stored_hidden(models.target(), (), data.tokens, tmp_path), length)
+    rows = TextRows(data, stored_hidden(models.target(), (), data.tokens, tmp_path), length)
     batch, again = rows.batch(16, 3, 5), rows.batch(16, 3, 5)
     for name, values in batch.items():
         np.testing.assert_array_equal(values, again[name])
