@@ -9,8 +9,8 @@ from jaxspec.generation._continue import continued
 from jaxspec.models.base import Model
 from jaxspec.text import Text
 
-#: Stands for a user's words in a rendered template.
-MARK = "\u2063question\u2063"
+#: A user's words: what a conversation that begins with these has in common is written before them.
+WORDS = ("\u2063", "a", "0")
 
 
 def own_questions(
@@ -46,9 +46,9 @@ def _beginning(text: Text | None) -> tuple[np.ndarray, Callable[..., str], tuple
             "expected an instruct model, with a chat template and stop tokens, to write questions, got none; pass "
             "prompts of your own"
         )
-    marked, other = (text.chat([{"role": "user", "content": words}]) for words in (MARK, f"a{MARK}"))
-    size = min(len(marked), len(other))
-    differ = np.flatnonzero(marked[:size] != other[:size])
+    rows = [text.chat([{"role": "user", "content": words}]) for words in WORDS]
+    size = min(map(len, rows))
+    differ = np.flatnonzero(np.ptp(np.stack([row[:size] for row in rows]), axis=0))
     if not len(differ) or not differ[0]:
         raise ValueError("expected a chat template that writes the user's words, got one that does not")
-    return marked[: differ[0]], text.decode, text.stop
+    return rows[0][: differ[0]], text.decode, text.stop
