@@ -38,7 +38,7 @@ TOY = {
         2,
     ),
     "04_real_model": (
-        {"FOLDER": str(SMOLLM2), "QUESTIONS": 4, "TEST_QUESTIONS": 1, "NEW_TOKENS": 6}
+        {"FOLDER": str(SMOLLM2), "QUESTIONS": 8, "TEST_QUESTIONS": 1, "NEW_TOKENS": 9}
         | {"MINUTES": 1e-3, "VOCABULARY": 256, "WINDOWS": (2,)},
         2,
     ),

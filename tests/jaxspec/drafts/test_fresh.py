@@ -76,7 +76,6 @@ def test_frequent_tokens_are_in_ascending_order_and_ignore_padding():
         ("eagle3", {"taps": ()}, "expected taps for eagle3"),
         ("medusa", {"taps": (1, 2)}, "expected one tap for medusa"),
         ("medusa", {"heads": 0}, "expected heads >= 1, got 0"),
-        ("eagle", {"vocabulary": [1]}, "got 1 ids, 1 of them different, for eagle"),
         ("eagle3", {"vocabulary": [1, 1]}, "got 2 ids, 1 of them different"),
         ("eagle3", {"vocabulary": [models.VOCAB]}, "from 0 to 10"),
         ("eagle3", {"vocabulary": []}, "got 0 ids"),

@@ -39,7 +39,7 @@ CASES = {
     "mixtral": DecoderConfig(*SIZES, ends=LLAMA_ENDS, experts=Experts(4, 2, 96)),
     "qwen2moe": DecoderConfig(
         *SIZES,
-        Attention(Rotary(1e6), qkv_bias=True),
+        Attention(Rotary(1e5), qkv_bias=True),
         Block(epsilon=1e-6),
         LLAMA_ENDS,
         experts=Experts(4, 2, 32, renormalised=False, shared_hidden=64),
