@@ -88,14 +88,29 @@ def executed(path: Path, constants: Mapping[str, Any]) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop metadata that differs between runs, and store pictures with 256 colours."""
+    """Drop metadata that differs between runs, join pieces of one stream, and store pictures with 256 colours."""
     notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
     for output in pictures(notebook):
         written = io.BytesIO()
         Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB").quantize(256).save(
             written, "PNG", optimize=True
         )
         output.data["image/png"] = base64.b64encode(written.getvalue()).decode()
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join neighbouring outputs of one stream, which would each begin a line of their own."""
+    result: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        before = result[-1] if result else None
+        if before is not None and output.output_type == "stream" == before.output_type and before.name == output.name:
+            before.text += output.text
+        else:
+            result.append(output)
+    return result
 
 
 def main() -> None:
