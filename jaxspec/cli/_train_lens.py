@@ -15,6 +15,7 @@ from jaxspec.cli.checks import at_least, check_writable
 from jaxspec.core.digests import digest
 from jaxspec.core.files import kept
 from jaxspec.models.base import Model
+from jaxspec.models.config import described
 from jaxspec.text.prompts import Continued
 
 #: Minutes by default, and their share for answers; the rest is for hidden states and steps.
@@ -81,7 +82,7 @@ def _answers(target: Model, asked: Answers, start: float, work: Path) -> tuple[C
         return asked.written(target, work), minutes
     prompts = asked.prompts_for(target, work)
     ids = np.concatenate([np.asarray(row, np.int32) for row in prompts])
-    about = f"{target.network.config} {asked.new_tokens} {minutes} {[len(row) for row in prompts]}"
+    about = f"{described(target.network.config)} {asked.new_tokens} {minutes} {[len(row) for row in prompts]}"
 
     def written() -> dict[str, np.ndarray]:
         count, passed = 0, 0.0

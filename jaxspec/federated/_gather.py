@@ -15,6 +15,7 @@ from jaxspec.federated._methods import check_counts
 from jaxspec.federated._setup import TextProblem
 from jaxspec.generation import continued
 from jaxspec.models.base import Model
+from jaxspec.models.config import described
 from jaxspec.text import Text, token_rows
 
 UNSEEN = "unseen"
@@ -89,6 +90,6 @@ def _labels(
     if s.top_k is None:
         return tokens, None
     train = tokens[:num_train]
-    name = f"laws-{digest(f'{target.network.config} {train.shape} {s.top_k}', target.params, train)}"
+    name = f"laws-{digest(f'{described(target.network.config)} {train.shape} {s.top_k}', target.params, train)}"
     top = kept(directory, name, lambda: top_tokens(target, train, s.top_k or 1, progress)._asdict())
     return tokens, TopTokens(**top)

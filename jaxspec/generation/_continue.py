@@ -15,6 +15,7 @@ from jaxspec.generation.requests import Prompt, encoded
 from jaxspec.generation.sampling import Sampling
 from jaxspec.methods import autoregressive
 from jaxspec.models.base import Model
+from jaxspec.models.config import described
 from jaxspec.text.prompts import Continued
 
 
@@ -68,7 +69,7 @@ def _writer(
         return {"tokens": np.stack(padded)}
 
     def write(ids: list[np.ndarray], seeds: np.ndarray) -> np.ndarray:
-        about = f"{target.network.config} {[len(row) for row in ids]} {new_tokens} {stop} {temperature}"
+        about = f"{described(target.network.config)} {[len(row) for row in ids]} {new_tokens} {stop} {temperature}"
         parts = [np.concatenate(ids), *([seeds] if temperature else [])]
         name = f"said-{digest(about, target.params, np.concatenate(parts))}"
         return kept(directory, name, partial(written, ids, seeds))["tokens"]

@@ -328,6 +328,15 @@ def _check_experts(experts: Experts, num_layers: int) -> None:
         raise ValueError(f"expected dense for {num_layers} layers, got {len(experts.dense)}")
 
 
+def described(config: Any) -> str:
+    """Return a configuration as text, fields with their default left out: so it stays when fields are added."""
+    if not is_dataclass(config) or isinstance(config, type):
+        return repr(config)
+    values = {each.name: getattr(config, each.name) for each in fields(config)}
+    own = [name for name, value in values.items() if value != type(config).__dataclass_fields__[name].default]
+    return f"{type(config).__name__}({', '.join(f'{name}={described(values[name])}' for name in own)})"
+
+
 def build(kind: type[Built], values: dict[str, Any]) -> Built:
     """Build a configuration from the result of ``dataclasses.asdict``, also after JSON.
 

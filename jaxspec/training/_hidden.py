@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from jaxspec.core.digests import digest
 from jaxspec.models.base import Array, Model, Network, Params
+from jaxspec.models.config import described
 from jaxspec.text.prompts import lengths
 from jaxspec.training.losses import hidden_states
 
@@ -61,7 +62,7 @@ def stored_hidden(
     order, like = np.argsort(sizes, kind="stable"), _token(target, taps)
     starts = np.zeros(len(sizes), np.int64)
     starts[order] = np.cumsum(sizes[order]) - sizes[order]
-    name = f"states-{digest(f'{target.network.config} {tokens.shape}', target.params, tokens)}"
+    name = f"states-{digest(f'{described(target.network.config)} {tokens.shape}', target.params, tokens)}"
     path, kept = _file(folder, name, taps)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
