@@ -52,7 +52,11 @@ def transformers_sides(target: jaxspec.Model, new_tokens: int, draft: jaxspec.Mo
             torch.manual_seed(seed)
             drawn = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
             inputs = torch.tensor(ids[None].astype(np.int64))
-            settings = {"max_new_tokens": count, "eos_token_id": stop, "pad_token_id": stop[0]} | drawn | options
+            settings = (
+                {"max_new_tokens": count, "eos_token_id": stop or None, "pad_token_id": (stop or [0])[0]}
+                | drawn
+                | options
+            )
             with torch.inference_mode():
                 row = model.generate(inputs, attention_mask=torch.ones_like(inputs), **settings)[0]
             return row[len(ids) :].tolist()
