@@ -17,7 +17,7 @@ LINES = [
     {"question_id": 201, "category": "translation", "turns": ["Good morrow, lords."]},
     {"question_id": 202, "category": "translation", "turns": ["The king is come."]},
 ]
-METHODS = "autoregressive", "prompt lookup", "speculative", "Mirror-SD"
+METHODS = "autoregressive", "prompt lookup", "speculative"
 
 
 def lines(tmp_path, *options):
