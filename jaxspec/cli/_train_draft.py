@@ -60,6 +60,10 @@ class DraftTraining:
         _number(self.layers)
         at_least(0, taps=self.taps)
 
+    def num_tokens(self, vocab_size: int) -> int:
+        """Return how many tokens of a vocabulary a draft or an exit knows."""
+        return self.vocabulary or (FREQUENT if vocab_size > LARGE else vocab_size)
+
 
 class _Task(NamedTuple):
     """Models, what the target answers, its answers for training and held-out ones, and where to save."""
@@ -114,8 +118,8 @@ def _fresh(settings: DraftTraining, task: _Task) -> Model | Draft:
     if kind == "plain" and given is not None:
         return given
     size = target.network.config.vocab_size
-    count = settings.vocabulary or (FREQUENT if size > LARGE else size)
-    ids = None if count >= size else frequent_tokens(task.texts.tokens, count, size)
+    count = settings.num_tokens(size)
+    ids = None if count >= size else frequent_tokens(task.texts.answers, count, size)
     if kind == "plain":
         return small_draft(
             target, num_layers=_number(settings.layers), from_layers=settings.from_layers, vocabulary=ids

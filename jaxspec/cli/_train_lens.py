@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxspec.cli._methods import load
-from jaxspec.cli._train_draft import FREQUENT, LARGE, DraftTraining
+from jaxspec.cli._train_draft import DraftTraining
 from jaxspec.cli.answers import Answers, divided
 from jaxspec.cli.checks import at_least, check_writable
 from jaxspec.core.digests import digest
@@ -52,12 +52,11 @@ def train_lens(asked: Answers, settings: DraftTraining, lens: LensTraining, out:
     at_least(1, vocabulary=settings.vocabulary, rank=lens.rank, layers=settings.layers or None)
     check_writable(out)
     target, start, work = load(asked.target, None).target, time.monotonic(), out / "lens"
-    size = target.network.config.vocab_size
     layers = settings.layers or (max(1, target.network.config.num_layers // 2),)
     check_layers(target, layers)
     texts, minutes = _answers(target, asked, start, work)
     train, held_out = divided(texts)
-    vocabulary = settings.vocabulary or (FREQUENT if size > LARGE else size)
+    vocabulary = settings.num_tokens(target.network.config.vocab_size)
     fitted = fit_exits(
         target,
         layers,

@@ -18,7 +18,7 @@ from jaxspec.drafts.modules import ModuleNetwork
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import Attention, Block, DecoderConfig, Ends, Rotary
 from jaxspec.models.dtypes import hidden_like
-from jaxspec.models.heads import token_index
+from jaxspec.models.heads import head_over, token_index
 from jaxspec.verify.features import Reads, check_reads
 
 Kind = Literal["eagle3", "eagle", "medusa", "hydra", "hydra++"]
@@ -93,14 +93,14 @@ def _eagle3(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     count = config.vocab_size if ids is None else len(ids)
     network = Eagle3(replace(wishes.layer, vocab_size=count), config.vocab_size, config.width, wishes.reads)
     if wishes.layer.width == config.width:
-        return network, {"embedding": target.params["embedding"], "head": _head(target, ids)} | _index(target, ids)
+        return network, {"embedding": target.params["embedding"], "head": head_over(target, ids)} | _index(target, ids)
     return network, _index(target, ids)
 
 
 def _eagle(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     early, ids = not wishes.reads.final, wishes.vocabulary
     network = Eagle(wishes.layer, wishes.reads, norm_inputs=early, norm_output=early, head_tokens=_count(ids))
-    return network, {"embedding": target.params["embedding"], "head": _head(target, ids)} | _index(target, ids)
+    return network, {"embedding": target.params["embedding"], "head": head_over(target, ids)} | _index(target, ids)
 
 
 def _medusa(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
@@ -109,7 +109,7 @@ def _medusa(target: Model, wishes: _Wishes) -> tuple[ModuleNetwork, Params]:
     network = Medusa(config.vocab_size, config.width, count, reads=wishes.reads, norm_inputs=early, head_tokens=small)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))["blocks"]
     still = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, hidden_like(target).dtype), shapes)
-    return network, {"blocks": still, "heads": [_head(target, ids)] * count} | _index(target, ids)
+    return network, {"blocks": still, "heads": [head_over(target, ids)] * count} | _index(target, ids)
 
 
 def _hydra(target: Model, wishes: _Wishes, repeats: int = 0, has_prefix: bool = False) -> tuple[ModuleNetwork, Params]:
@@ -118,7 +118,7 @@ def _hydra(target: Model, wishes: _Wishes, repeats: int = 0, has_prefix: bool = 
     network = Hydra(
         config.vocab_size, config.width, count, repeats, prefix, wishes.reads, early, head_tokens=_count(ids)
     )
-    params = {"embedding": target.params["embedding"], "heads": [_head(target, ids)] * count}
+    params = {"embedding": target.params["embedding"], "heads": [head_over(target, ids)] * count}
     return network, params | _index(target, ids)
 
 
@@ -146,12 +146,6 @@ def _layer(target: DecoderConfig, sizes: DecoderConfig) -> DecoderConfig:
         Block(epsilon=target.block.epsilon),
         Ends(tied=False, embedding_scale=1.0),
     )
-
-
-def _head(target: Model, ids: np.ndarray | None) -> Array:
-    """Return the target's head, or its rows of a smaller vocabulary."""
-    head = target.params.get("head", target.params["embedding"])
-    return head if ids is None else head[ids]
 
 
 def _count(ids: np.ndarray | None) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxspec.models import init_params, network
 from jaxspec.models.base import Array, Model, Params
 from jaxspec.models.config import DecoderConfig
-from jaxspec.models.heads import token_index
+from jaxspec.models.heads import head_over, token_index
 
 #: Largest share of the target's weights that a pass of the draft reads, where the number of layers is not given.
 SHARE = 0.1
@@ -59,8 +59,7 @@ def small_draft(
 def _head(target: Model, ids: np.ndarray | None) -> dict[str, Any]:
     if ids is None:
         return {}
-    rows = target.params["embedding" if target.network.config.ends.tied else "head"][ids]
-    return {"head": rows, "index": token_index(ids, target.network.config.vocab_size)}
+    return {"head": head_over(target, ids), "index": token_index(ids, target.network.config.vocab_size)}
 
 
 def _fitting(target: Model, one: DecoderConfig) -> int:

@@ -13,10 +13,9 @@ from jaxspec.analysis import step_ends
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.text.prompts import Continued, behind, filled, lengths
 from jaxspec.training import hidden_states, log_probabilities
+from jaxspec.training.losses import texts_at_once
 from jaxspec.verify.sampling import guess
 
-#: Most logits in one pass, 512 MiB in float32.
-MAX_LOGITS = 2**27
 #: Arrays [n, ...] of one client, by name.
 Examples = dict[str, np.ndarray]
 
@@ -41,7 +40,7 @@ def top_tokens(target: Model, tokens: np.ndarray, k: int, progress: bool = False
         tokens: texts; −1 after the end of a text, where the result has no meaning.
         k: number of tokens to keep at each position.
         progress: show a bar.
-        batch_size: texts per pass, fewer where they would make more than ``MAX_LOGITS``.
+        batch_size: texts per pass, fewer where the vocabulary is large.
 
     Raises:
         ValueError: ``k`` is not between 1 and the vocabulary's size.
@@ -50,7 +49,7 @@ def top_tokens(target: Model, tokens: np.ndarray, k: int, progress: bool = False
     size = target.network.config.vocab_size
     if not 1 <= k <= size:
         raise ValueError(f"expected 1 <= top_k <= {size} (tokens of the vocabulary), got {k}")
-    batch_size = min(batch_size, max(1, MAX_LOGITS // (size * tokens.shape[1])))
+    batch_size = texts_at_once(size, tokens.shape[1], batch_size)
     starts = tqdm(range(0, len(tokens), batch_size), desc="top tokens", unit="batch", disable=not progress)
     compute = partial(_top_tokens, target.network, k, target.params)
     texts = filled(tokens)[:, :-1]
@@ -124,7 +123,7 @@ def mean_accepted(parts: Sequence[tuple[Params, Continued]], network: Network, w
 def _agreement_rows(network: Network, params: Params, data: Continued, window: int) -> list[np.ndarray]:
     """Return whether draft and target agree, per new token; False after a stop token, to complete last steps."""
     texts = filled(data.tokens)
-    size = max(1, MAX_LOGITS // (network.config.vocab_size * texts.shape[1]))
+    size = texts_at_once(network.config.vocab_size, texts.shape[1], len(texts))
     parts = [_agreement(network, params, texts[at : at + size]) for at in range(0, len(texts), size)]
     agrees = np.concatenate(jax.device_get(parts))
     rows = []

@@ -16,6 +16,12 @@ def token_index(ids: Sequence[int] | np.ndarray | range, vocab_size: int) -> Arr
     return rows.at[np.asarray(ids)].set(jnp.arange(len(ids), dtype=jnp.int32))
 
 
+def head_over(model: Model, ids: np.ndarray | None) -> Array:
+    """Return a decoder's output head, its embedding if they are tied, or the rows of some tokens."""
+    head = model.params.get("head", model.params["embedding"])
+    return head if ids is None else head[np.asarray(ids)]
+
+
 def spread(logits: Array, index: Array) -> Array:
     """Return logits over all tokens, −∞ where the head has no row: [V, B, T] from those of its own, [K, B, T]."""
     return jnp.pad(logits, ((0, 1), (0, 0), (0, 0)), constant_values=-jnp.inf)[index]
@@ -37,5 +43,5 @@ def narrowed(model: Model, ids: Sequence[int] | np.ndarray) -> Model:
     if model.network.with_config is None or ends.head_tokens is not None:
         raise ValueError("expected a decoder whose head scores every token, got another network")
     name = "embedding" if ends.tied else "head"
-    params: dict[str, Any] = {**model.params, name: model.params[name][np.asarray(ids)]}
+    params: dict[str, Any] = {**model.params, name: head_over(model, np.asarray(ids))}
     return Model(model.network.with_config(replace(config, vocab_size=len(ids))), params, model.text)

@@ -86,6 +86,11 @@ class Continued(NamedTuple):
         return np.broadcast_to(self.prompt_length, len(self.tokens))
 
     @property
+    def answers(self) -> np.ndarray:
+        """The tokens without the prompts, −1 in their place: [n, P + L]."""
+        return np.where(behind(self.prompt_length, self.tokens.shape), self.tokens, -1)
+
+    @property
     def most(self) -> int:
         """L."""
         return self.tokens.shape[1] - int(np.max(self.prompt_length))

@@ -17,10 +17,7 @@ from jaxspec.training._hidden import Hidden
 from jaxspec.training._rows import TextRows, batches
 from jaxspec.training._trained import as_float32, network_of
 from jaxspec.training._unroll import fused, lesson, shifted, unroll
-from jaxspec.training.losses import hidden_states
-
-#: Most logits in one pass, 512 MiB in float32.
-MAX_LOGITS = 2**27
+from jaxspec.training.losses import hidden_states, texts_at_once
 
 
 def accepted_tokens(
@@ -44,7 +41,7 @@ def accepted_tokens(
             prompt.
         prompt_length: tokens of each text [n, T] at which no window begins.
         window: tokens drafted, at most as many as the draft has heads.
-        batch_size: texts at a time; default: as many as make ``MAX_LOGITS``, at most 8.
+        batch_size: texts at a time; default: ``texts_at_once``, at most 8.
         hidden: the target's streams along the texts, if they are known: those that the draft reads, and the last.
 
     Raises:
@@ -61,7 +58,7 @@ def accepted_tokens(
         )
     count = partial(_counts, network, target.network, size, draft.params, target.params)
     mask = behind(texts.prompt_length, rows.shape)
-    most = min(8, max(1, MAX_LOGITS // (target.network.config.vocab_size * rows.shape[1])))
+    most = texts_at_once(target.network.config.vocab_size, rows.shape[1], 8)
     read = TextRows(texts, hidden, rows.shape[1]).hidden
     places = batches((np.arange(len(rows)),), batch_size or most)
     parts = [count(rows[index], mask[index], read(index)) for (index,) in places]

@@ -147,8 +147,7 @@ def _divided(texts: Continued, held_out: Continued | None) -> tuple[Continued, C
 def _ids(target: Model, texts: Continued, count: int | None) -> np.ndarray:
     """Return the tokens that get a row: the most frequent ones of the answers, ascending."""
     most = target.network.config.vocab_size
-    answers = np.where(np.arange(texts.tokens.shape[1])[None] >= texts.starts[:, None], texts.tokens, -1)
-    return frequent_tokens(answers, most if count is None else min(count, most), most)
+    return frequent_tokens(texts.answers, most if count is None else min(count, most), most)
 
 
 def _fitted(

@@ -18,6 +18,15 @@ LossFn = Callable[[Params, Mapping[str, Array], Array], tuple[Array, dict[str, A
 """``loss_fn(params, batch, key) -> (loss, aux)``."""
 
 
+#: Most logits in one pass, 512 MiB in float32.
+MAX_LOGITS = 2**27
+
+
+def texts_at_once(vocab_size: int, length: int, most: int) -> int:
+    """Return how many texts of a length make at most ``MAX_LOGITS`` logits: 1 to ``most``."""
+    return max(1, min(most, MAX_LOGITS // (vocab_size * length)))
+
+
 def hidden_states(network: Network, params: Params, tokens: Array, exits: tuple[int, ...] = ()) -> list[Array]:
     """Return hidden states x [D, B, T] after each layer count in ``exits`` and after the last layer; no cache."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
