@@ -6,7 +6,7 @@ cached decoding and branch rollouts run the same layers.
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class Decoder(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-@lru_cache
+@cache
 def network(config: DecoderConfig) -> Network:
     """Return the decoder as pure functions of plain parameters; no array is made."""
     graph = structure(partial(Decoder, config))

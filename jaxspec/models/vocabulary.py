@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def unfitted(model: Model) -> Model:
     return model._replace(network=model.network.source or model.network)
 
 
-@lru_cache
+@cache
 def _fitted(network: Network, size: int) -> Network:
     """Return the network with another vocabulary size; cached, so that compiled programs are reused."""
     own = network.config.vocab_size
