@@ -15,6 +15,7 @@ from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification, Window
 from jaxspec.drafts.small import small_draft
 from jaxspec.drafts.streams import limited, num_streams, streaming
+from jaxspec.drafts.table import ngram_table
 
 __all__ = [
     "Branches",
@@ -38,6 +39,7 @@ __all__ = [
     "init_draft",
     "limited",
     "prompt_lookup",
+    "ngram_table",
     "num_streams",
     "small_draft",
     "streaming",

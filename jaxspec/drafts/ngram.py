@@ -102,6 +102,10 @@ class NGramDrafter(Drafter):
         """Take the target's vocabulary."""
         return replace(self, vocab_size=target.config.vocab_size)
 
+    def following(self, params: Params, text: CommittedText, count: int) -> Array:
+        """Return the tokens [B, ``count``] that are drafted after a text; −1 where there is none."""
+        return continuation(text, self.sizes, count)
+
     def begin(self, params: Params, request: Request, features: Any, capacity: int, scratch: int) -> CommittedText:
         """Return the prompts."""
         return text_of(request, capacity)
@@ -114,7 +118,7 @@ class NGramDrafter(Drafter):
         self, params: Params, state: CommittedText, root: Pending, window: int, proposer: Proposer
     ) -> tuple[Drafted, CommittedText]:
         """Look up the window; it is empty where the n-gram is new."""
-        tokens = continuation(state, self.sizes, window)
+        tokens = self.following(params, state, window)
         positions = root.position[:, None] + 1 + jnp.arange(window)[None]
         return Drafted(tokens, proposer.certain(self._logits(tokens), tokens, positions)), state
 
@@ -124,7 +128,7 @@ class NGramDrafter(Drafter):
         """Look up what follows the whole window: its only likely token."""
         size = jnp.sum(verified.window >= 0, axis=1)
         after = state.with_tokens(jnp.maximum(verified.window, 0), size)
-        tokens = continuation(after, self.sizes, 1)
+        tokens = self.following(params, after, 1)
         return proposer.others(self._logits(tokens), after.position[:, None] + 1), state
 
     def rollout(
@@ -142,7 +146,7 @@ class NGramDrafter(Drafter):
 
         def branch(accepted: Array, token: Array) -> Array:
             text = committed(state, verified._replace(window=drafted, num_accepted=accepted, next_token=token))
-            return continuation(text, self.sizes, window)
+            return self.following(params, text, window)
 
         tokens = jax.vmap(branch, in_axes=1, out_axes=1)(roots.accepted, roots.tokens)
         start = verified.starts(roots).position + 1

@@ -14,10 +14,12 @@ from jaxspec.drafts.eagle3 import Eagle3
 from jaxspec.drafts.feature_drafter import FeatureDrafter
 from jaxspec.drafts.hydra import Hydra
 from jaxspec.drafts.medusa import Medusa
+from jaxspec.drafts.table import TableDrafter
 from jaxspec.loading._draft_files import CONFIG
 from jaxspec.loading._draft_rules import INDEX, name_of, rule_for
 from jaxspec.loading._eagles import FLAGS
 from jaxspec.loading._llama import write_layer_types, write_sizes
+from jaxspec.loading._ngrams import write_table
 from jaxspec.loading._weights import write
 from jaxspec.loading.parameters import float_dtype, leaf_dtype
 from jaxspec.models.base import Params
@@ -35,18 +37,21 @@ def save_draft(draft: Draft, path: str | Path, *, dtype: Any = None) -> None:
     Hydra as their authors, embedding and head of the target included.
 
     Args:
-        draft: EAGLE, EAGLE-3, Medusa or Hydra.
+        draft: EAGLE, EAGLE-3, Medusa or Hydra, or a table of n-grams.
         path: folder, made if it does not exist.
         dtype: of the matrices; default: their own.
 
     Raises:
         ValueError: a draft of another kind, or a dtype that is not a float.
     """
+    if isinstance(draft.drafter, TableDrafter):
+        write_table(draft, Path(path))
+        return
     network = draft.drafter.network if isinstance(draft.drafter, FeatureDrafter) else None
     if network is None or type(network) not in WRITERS:
         raise ValueError(
-            f"expected an EAGLE, EAGLE-3, Medusa or Hydra draft, got {type(draft.drafter).__name__}; a language "
-            "model is written by save_huggingface or save_model"
+            "expected an EAGLE, EAGLE-3, Medusa or Hydra draft or a table of n-grams, got "
+            f"{type(draft.drafter).__name__}; a language model is written by save_huggingface or save_model"
         )
     dtype, folder = None if dtype is None else float_dtype(dtype), Path(path)
     config, rename = WRITERS[type(network)](network)

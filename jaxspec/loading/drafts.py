@@ -1,4 +1,4 @@
-"""Published drafts that read hidden states of the target: EAGLE, EAGLE-3, Medusa and Hydra, read and written."""
+"""Published drafts that read hidden states of the target, EAGLE, EAGLE-3, Medusa and Hydra, and tables of n-grams."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from jaxspec.loading._draft_files import CONFIG, DraftFiles, some
 from jaxspec.loading._draft_rules import INDEX, leaves_of, name_of, rule_for
 from jaxspec.loading._eagles import AFTER, BEFORE, TapOptions, is_eagle, is_eagle3, read_eagle, read_eagle3
 from jaxspec.loading._heads import is_hydra, is_medusa, read_hydra, read_medusa
+from jaxspec.loading._ngrams import is_table, read_table
 from jaxspec.loading.hub import folder_of
 from jaxspec.loading.parameters import float_dtype
 from jaxspec.models.base import Model, Params
@@ -61,7 +62,8 @@ def load_draft(
     """Read a published draft that reads hidden states of its target, by the names and shapes of its arrays.
 
     EAGLE-3 as EAGLE, SpecForge and SGLang write it, or as vllm-project/speculators does; EAGLE; Medusa-1 and -2; Hydra
-    and Hydra++. What is not in the files, such as the embedding, is the target's own array.
+    and Hydra++; tables of n-grams as ``save_draft`` writes them. What is not in the files, such as the embedding, is
+    the target's own array.
 
     Args:
         path: folder with ``config.json`` and ``*.safetensors``, or its name on the hub; ``*.bin`` and ``*.pt`` in a
@@ -86,6 +88,8 @@ def load_draft(
     folder = folder_of(path)
     options = TapOptions(None if taps is None else tuple(int(tap) for tap in taps), tap_convention)
     with reading(folder, "a published draft"):
+        if is_table(folder):
+            return read_table(folder, target)
         files = DraftFiles(folder)
         format = _format_of(files)
         network, said = format.read(files, target, options)
@@ -114,7 +118,7 @@ def is_draft(path: str | Path) -> bool:
     if not (folder / CONFIG).is_file():
         return False
     with reading(folder, "a model or a draft"):
-        return _matching(DraftFiles(folder)) is not None
+        return is_table(folder) or _matching(DraftFiles(folder)) is not None
 
 
 def _matching(files: DraftFiles) -> Format | None:

@@ -20,8 +20,10 @@ from jaxspec.training.losses import (
 from jaxspec.training.ranks import rank_accuracy
 from jaxspec.training.reading import fit_draft
 from jaxspec.training.streams import draft_loss, fit_streams, streaming_loss
+from jaxspec.training.target import ExitCost, early_exit_loss, exit_cost, fit_target
 
 __all__ = [
+    "ExitCost",
     "ExitRecipe",
     "FittedExit",
     "LossFn",
@@ -35,6 +37,8 @@ __all__ = [
     "drafted_logits",
     "eagle3_loss",
     "eagle_loss",
+    "early_exit_loss",
+    "exit_cost",
     "exits_loss",
     "fit",
     "fit_draft",
@@ -42,6 +46,7 @@ __all__ = [
     "fit_imputation",
     "fit_lens",
     "fit_streams",
+    "fit_target",
     "hidden_states",
     "hydra_loss",
     "language_model_loss",
