@@ -3,12 +3,14 @@
     python benchmarks/specbench_recipe.py --data DIR [--target models/smollm2] [--out out/specbench] [--kinds plain]
 
 DIR holds gsm8k_test.jsonl, HumanEval.jsonl.gz, tinystories_2MiB.txt and spec_bench_question.jsonl, whose questions are
-left out. The first prompts are questions that the target asks itself. Answers and hidden states are made once for all
-drafts; the same command continues after an interruption. ``MINUTES`` are of optimiser steps on two cores.
+left out. The first prompts are questions that the target asks itself; stories are to be summarised or continued.
+Answers and hidden states are made once for all drafts; the same command continues after an interruption. ``MINUTES``
+are of optimiser steps on two cores; a table of n-grams needs none.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from jaxspec.generation import own_questions
 from jaxspec.loading import open_model
 from jaxspec.training import Recipe, Schedule
 
-MINUTES = {"plain": 30, "eagle3": 45, "eagle": 45, "medusa": 15, "hydra": 15}
+MINUTES = {"ngram": None, "plain": 30, "eagle3": 45, "eagle": 45, "medusa": 15, "hydra": 15}
 OWN, PROMPTS, NEW_TOKENS = 384, 960, 128
+#: What is asked of a story, in turns, and how many there are.
+ASKED, STORIES = ("Summarize: ", "Continue this story: "), 256
 
 
 def main() -> None:
@@ -37,14 +41,13 @@ def main() -> None:
 
 def trained(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one draft."""
-    own, answers = options.out / "own.jsonl", options.out / "answers"
+    own, stories, answers = options.out / "own.jsonl", options.out / "stories.jsonl", options.out / "answers"
     if not own.exists():
-        questions = own_questions(open_model(options.target), OWN, progress=True, directory=answers)
-        own.write_text("".join(json.dumps({"prompt": question}) + "\n" for question in questions))
-    files = "gsm8k_test.jsonl", "HumanEval.jsonl.gz", "tinystories_2MiB.txt"
+        _write(own, own_questions(open_model(options.target), OWN, progress=True, directory=answers))
+    _write(stories, about_stories(options.data / "tinystories_2MiB.txt"))
     asked = Answers(
         options.target,
-        (own, *(options.data / name for name in files)),
+        (own, options.data / "gsm8k_test.jsonl", options.data / "HumanEval.jsonl.gz", stories),
         (options.data / "spec_bench_question.jsonl",),
         PROMPTS,
         NEW_TOKENS,
@@ -54,6 +57,16 @@ def trained(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     schedule = Schedule(learning_rate=1e-3, sequence_length=192)
     settings = DraftTraining(kind, recipe=Recipe(steps=3), schedule=schedule)  # type: ignore[arg-type]
     return train_draft(asked, settings, options.out / "drafts" / kind)
+
+
+def about_stories(path: Path) -> list[str]:
+    """Return prompts about the first stories of a file."""
+    stories = path.read_text(encoding="utf-8").split("<|endoftext|>")[:STORIES]
+    return [ASKED[number % len(ASKED)] + story.strip() for number, story in enumerate(stories)]
+
+
+def _write(path: Path, prompts: Sequence[str]) -> None:
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ class Grid:
         """Return the settings of prompt lookup."""
         return [DecodeSpec(window, sizes=SIZES, label="prompt lookup") for window in windows]
 
+    @staticmethod
+    def chains(windows: Sequence[int]) -> list[DecodeSpec]:
+        """Return the settings of speculative decoding with a window."""
+        return [DecodeSpec(window, label="speculative") for window in windows]
+
     def specs(self, layers: Sequence[int]) -> list[DecodeSpec]:
         """Return all settings with a draft, and plain decoding first."""
         return [PLAIN, *(spec for window in self.windows for spec in self._of_window(window, layers))]
@@ -65,7 +70,7 @@ class Grid:
         policies = {"none": candidates.none(), "pearl": candidates.pearl()}
         policies |= {f"saguaro({r})": candidates.saguaro(r, num_candidates=most) for r in few}
         policies |= {f"ahead({r})": candidates.ahead(r, num_candidates=most) for r in few}
-        specs = [DecodeSpec(window, label="speculative")]
+        specs = self.chains((window,))
         specs += [DecodeSpec(window, policy, label=name) for name, policy in policies.items()]
         for kappa in self.num_candidates:
             every = (window + 1) * kappa

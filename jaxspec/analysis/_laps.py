@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, batch_sharding
 from jaxspec.drafts import Draft, Window
-from jaxspec.methods import autoregressive, lookup
+from jaxspec.methods import autoregressive, speculative
 from jaxspec.models.base import Model
 from jaxspec.verify.target import Request
 
@@ -89,11 +89,12 @@ class PlainLaps:
 
 
 class LookupLaps:
-    """Prompt lookup: a step over a whole window of every size, and one that found nothing."""
+    """A draft without a model: a step over a whole window of every size, and one that found nothing."""
 
-    def __init__(self, pair: TimedPair, windows: Sequence[int]):
+    def __init__(self, name: str, draft: Draft, pair: TimedPair, windows: Sequence[int]):
         mesh, batch = pair.placement.target, len(pair.request.lengths)
-        self.methods = {size: lookup(pair.target, size, mesh=mesh) for size in windows}
+        self.name = name
+        self.methods = {size: speculative(pair.target, draft, size, mesh) for size in windows}
         self.windows = {size: send(np.zeros((batch, size), np.int32), batch_sharding(mesh)) for size in windows}
         self.longest = max(windows)
         self.windows[0] = self.windows[self.longest] - 1
@@ -104,8 +105,13 @@ class LookupLaps:
         for size, tokens in self.windows.items():
             step = self.methods[size or self.longest].step
             state = self.state._replace(window=Window(jnp.copy(tokens), None))
-            self.state, _ = clock(("lookup", size), step, jax.block_until_ready(state))
+            self.state, _ = clock((self.name, size), step, jax.block_until_ready(state))
 
     def medians(self, clock: Laps) -> dict[int, float]:
         """Return the times by γ."""
-        return {size: clock.median("lookup", size) for size in sorted(self.windows)}
+        return {size: clock.median(self.name, size) for size in sorted(self.windows)}
+
+
+def laps_without_model(pair: TimedPair, drafts: Mapping[str, Draft], windows: Sequence[int]) -> list[LookupLaps]:
+    """Return laps of drafts without a model, by the name of the method that uses each."""
+    return [LookupLaps(name, draft, pair, windows) for name, draft in drafts.items()]

@@ -1,19 +1,26 @@
-"""Prompt lookup along a recorded text, without decoding: what each step would find, and how much of it is right."""
+"""Drafts without a model along recorded texts, without decoding: what each step would find, and how much is right."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from jaxspec.drafts.ngram import SIZES
+from jaxspec.drafts import Draft
+from jaxspec.drafts.ngram import CommittedText, NGramDrafter
+from jaxspec.models.base import Array, Params
+
+#: Texts are padded to a multiple of so many tokens, so that few programs are compiled.
+BUCKET = 128
 
 
 class LookupSteps(NamedTuple):
-    """Every step of greedy prompt lookup along texts, n of them.
+    """Every step of greedy decoding with a draft without a model along texts, n of them.
 
     Attributes:
         accepted: A: [n].
-        found: whether anything was looked up; where nothing was, the step is one of plain decoding: [n].
+        found: whether anything was drafted; where nothing was, the step is one of plain decoding: [n].
     """
 
     accepted: np.ndarray
@@ -31,15 +38,15 @@ class LookupSteps(NamedTuple):
 
 
 def lookup_steps(
-    texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int], window: int, sizes: Sequence[int] = SIZES
+    draft: Draft, texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int], window: int
 ) -> LookupSteps:
-    """Return the steps of ``jaxspec.lookup`` along texts, without the last γ tokens of each.
+    """Return the steps of ``jaxspec.speculative`` with such a draft along texts, without the last γ tokens of each.
 
     Args:
+        draft: prompt lookup or a table of n-grams.
         texts: prompts with the target's greedy continuations.
         prompt_lengths: of the prompts in ``texts``.
         window: γ.
-        sizes: n, in the order in which they are tried.
 
     Raises:
         ValueError: no text is longer than a window.
@@ -47,7 +54,7 @@ def lookup_steps(
     steps = [
         step
         for text, length in zip(texts, prompt_lengths, strict=True)
-        for step in _steps(list(text), length, window, tuple(sizes))
+        for step in _steps(draft, np.asarray(text, np.int32), length, window)
     ]
     if not steps:
         raise ValueError(f"expected more than {window} tokens after a prompt, got none; continue them further")
@@ -55,25 +62,19 @@ def lookup_steps(
     return LookupSteps(np.asarray(accepted), np.asarray(found))
 
 
-def _steps(text: list[int], length: int, window: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, bool]]:
+def _steps(draft: Draft, text: np.ndarray, length: int, window: int) -> Iterator[tuple[int, bool]]:
     """Yield A, and whether anything was found, of every step of one text."""
-    latest: dict[tuple[int, ...], int] = {}
-    read, last = 0, length - 1
-    while last + window < len(text) - 1:
-        for end in range(read, last):
-            latest |= {tuple(text[end + 1 - size : end + 1]): end for size in sizes if size <= end + 1}
-        read = last
-        drafted = _looked_up(text[: last + 1], latest, window, sizes)
-        right = [one == other for one, other in zip(drafted, text[last + 1 :], strict=False)]
-        accepted = right.index(False) if False in right else len(right)
-        yield accepted, bool(drafted)
-        last += accepted + 1
+    place, end = length - 1, len(text) - 1 - window
+    padded = np.pad(text, (0, -(len(text) + window) % BUCKET + window))
+    while place < end:
+        drafted = np.asarray(_drafted(draft.drafter, window, draft.params, padded, np.int32(place)))
+        right = drafted == text[place + 1 : place + 1 + window]
+        accepted = window if right.all() else int(np.argmin(right))
+        yield accepted, bool((drafted >= 0).any())
+        place += accepted + 1
 
 
-def _looked_up(text: list[int], latest: dict[tuple[int, ...], int], window: int, sizes: tuple[int, ...]) -> list[int]:
-    """Return at most γ tokens that followed the latest earlier occurrence of the last ones, up to the text's end."""
-    for size in sizes:
-        end = latest.get(tuple(text[-size:])) if size <= len(text) else None
-        if end is not None:
-            return text[end + 1 : end + 1 + window]
-    return []
+@partial(jax.jit, static_argnums=(0, 1))
+def _drafted(drafter: NGramDrafter, window: int, params: Params, text: Array, place: Array) -> Array:
+    """Return the tokens [γ] that are drafted after a place of a text."""
+    return drafter.following(params, CommittedText(text[None], place[None]), window)[0]

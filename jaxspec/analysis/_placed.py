@@ -12,7 +12,8 @@ from jaxspec.analysis.replay import Recording, record
 from jaxspec.analysis.timing import Primitives, measure
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, default_placement, put_model, replicated_sharding
-from jaxspec.drafts import Draft, FeatureDrafter
+from jaxspec.drafts import Draft, FeatureDrafter, prompt_lookup
+from jaxspec.drafts.ngram import SIZES, NGramDrafter
 from jaxspec.drafts.plain import Plain
 from jaxspec.drafts.streams import check_no_streams
 from jaxspec.generation import continued
@@ -79,6 +80,17 @@ class PlacedPair(NamedTuple):
         layer = max(1, target.network.config.num_layers // 2) if exit_layer is None else exit_layer
         return cls(target, made, where, send(head, replicated_sharding(where.target)), layer)
 
+    @property
+    def reader(self) -> Model | Draft | None:
+        """The draft, if it is a model."""
+        return None if isinstance(self.draft, Draft) and _is_lookup(self.draft) else self.draft
+
+    @property
+    def without_model(self) -> dict[str, Draft]:
+        """Drafts without a model, by the name of the method that uses each: prompt lookup, and such a draft."""
+        own = {"speculative": self.draft} if isinstance(self.draft, Draft) and _is_lookup(self.draft) else {}
+        return {"lookup": prompt_lookup(SIZES), **own}
+
     def write(self, prompts: Sequence[Prompt], new_tokens: int, window: int, progress: bool = False) -> TargetTexts:
         """Return the target's continuations that are longer than a window.
 
@@ -99,7 +111,7 @@ class PlacedPair(NamedTuple):
 
     def record(self, written: TargetTexts, layers: Sequence[int], num_candidates: int, depths: int) -> Recording:
         """Read the texts with each model (``replay.record``)."""
-        made, where = self.draft, self.placement
+        made, where = self.reader, self.placement
         assert made is not None
         reader = _on(made, where.draft) if isinstance(made, Model) else _beside(made, where)
         target = _on(self.target, where.target)
@@ -128,23 +140,29 @@ class PlacedPair(NamedTuple):
         target, kappa = _on(self.target, self.placement.target), max(grid.num_candidates)
         rest = self.placement, self.exit, self.exit_layer, kappa, request, capacity
         lookups = [spec.window for spec in specs if spec.sizes]
-        pair = TimedPair(target, self.draft, *rest)
-        return measure(pair, grid.windows, grid.branches, lookups=lookups, progress=progress)
+        options: dict[str, Any] = {"without_model": self.without_model} if lookups else {}
+        pair = TimedPair(target, self.reader, *rest)
+        return measure(pair, grid.windows, grid.branches, lookups=lookups, progress=progress, **options)
 
 
 def _replayable(target: Model, draft: Model | Draft) -> Model | Draft:
-    """Return a language model over the target's vocabulary, or a draft that reads hidden states, made for it."""
+    """Return a language model over the target's vocabulary, or a draft made for it that can be replayed."""
     if isinstance(draft, Model):
         check_no_streams(draft, " to tune with")
     made, _ = check_pair(target, draft, 1)
     if type(made.drafter) is Plain:
         return Model(made.drafter.network, made.params, made.text)
-    if isinstance(made.drafter, FeatureDrafter):
+    if isinstance(made.drafter, FeatureDrafter) or _is_lookup(made):
         return made
     raise ValueError(
-        f"expected a language model, or a draft of a DraftNetwork that reads hidden states, got "
+        "expected a language model, a draft without a model, or one of a DraftNetwork that reads hidden states, got "
         f"{type(made.drafter).__name__}, whose windows cannot be replayed; decode with it and compare Stats"
     )
+
+
+def _is_lookup(draft: Draft) -> bool:
+    """Return whether a draft has no model: prompt lookup, or a table of n-grams."""
+    return isinstance(draft.drafter, NGramDrafter)
 
 
 def _on(model: Model, mesh: Any) -> Model:

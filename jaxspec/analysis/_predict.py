@@ -1,6 +1,6 @@
 """Settings by the cost model: replayed steps and measured times make tokens a second.
 
-tokens/s = B·(1 + E[A]) / T        T by ``jaxspec.analysis.cost``; of prompt lookup the mean of its two steps
+tokens/s = B·(1 + E[A]) / T        T by ``jaxspec.analysis.cost``; without a draft's model the mean of two steps
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Prediction:
         spec: the setting.
         step: T, in seconds.
         accepted_length: E[A].
-        fallback_rate: FF of one sequence; of prompt lookup the share of steps that find nothing.
+        fallback_rate: FF of one sequence; of a draft without a model the share of steps that find nothing.
         tokens_per_second: of the whole batch.
     """
 
@@ -93,9 +93,9 @@ def predict(primitives: Primitives, spec: DecodeSpec, accepted_length: float, fa
     p = primitives
     if not spec.window:
         return Prediction(spec, p.plain, 0.0, 0.0, p.batch / p.plain)
-    if spec.sizes:
-        whole = 1 - fallback_rate**p.batch
-        step = whole * p.lookup[spec.window] + (1 - whole) * p.lookup[0]
+    if spec.method in p.lookup:
+        whole, seconds = 1 - fallback_rate**p.batch, p.lookup[spec.method]
+        step = whole * seconds[spec.window] + (1 - whole) * seconds[0]
         return Prediction(spec, step, accepted_length, fallback_rate, p.batch * (1 + accepted_length) / step)
     times = p.speculative(spec.window)
     if spec.policy is not None:
@@ -109,7 +109,7 @@ def ranked(
     primitives: Primitives,
     recording: Recording | None,
     specs: Sequence[DecodeSpec],
-    lookups: Mapping[int, LookupSteps] = MappingProxyType({}),
+    lookups: Mapping[tuple[str, int], LookupSteps] = MappingProxyType({}),
     progress: bool = False,
 ) -> list[Prediction]:
     """Return all settings by tokens/s, highest first; ties keep their order.
@@ -118,15 +118,15 @@ def ranked(
         primitives: measured times.
         recording: of the draft, for settings that need one.
         specs: settings.
-        lookups: steps of prompt lookup, by window.
+        lookups: steps of drafts without a model, by method and window.
         progress: show a bar.
     """
-    drafted = {spec.window for spec in specs if spec.window and not spec.sizes}
+    drafted = {spec.window for spec in specs if spec.window and spec.method not in primitives.lookup}
     by_window = {window: steps(recording, window) for window in drafted if recording is not None}
     rows = []
     for spec in tqdm(specs, desc="replay", unit="setting", disable=not progress):
-        if spec.sizes:
-            length, rate = lookups[spec.window].accepted_length, lookups[spec.window].empty_rate
+        if (found := lookups.get((spec.method, spec.window))) is not None:
+            length, rate = found.accepted_length, found.empty_rate
         elif spec.window and recording is not None:
             length, rate = _of_draft(recording, by_window[spec.window], spec)
         else:

@@ -38,9 +38,10 @@ def tune(
 
     Args:
         target: network and parameters whose text is generated.
-        draft: a model with the target's tokenizer (``vocabulary.fitted``), or a draft that reads hidden states. One
-            with heads is tried with as many tokens as it has heads, and with branches where these start from the
-            target's own hidden states. None: plain decoding and prompt lookup alone are compared.
+        draft: a model with the target's tokenizer (``vocabulary.fitted``), a draft that reads hidden states, or a
+            table of n-grams, of which speculative decoding alone is tried. One with heads is tried with as many tokens
+            as it has heads, and with branches where these start from the target's own hidden states. None: plain
+            decoding and prompt lookup alone are compared.
         prompts: texts, conversations or token ids, similar to later ones.
         grid: values to try.
         exit_layer: ℓₑ of the exit head, timed as one program; default N/2.
@@ -56,15 +57,19 @@ def tune(
             longer than one, or a kind of draft that cannot be replayed.
     """
     pair = PlacedPair.of(target, draft, placement, exit, exit_layer)
-    lookups, grid = grid.windows, grid.limited(None if pair.draft is None else _heads(pair.draft))
+    lookups, grid = grid.windows, grid.limited(None if pair.reader is None else _heads(pair.reader))
     layers = _layers(pair, grid, new_tokens, max(lookups))
     written = pair.write(prompts, new_tokens, max(lookups), progress)
     recording, depths = None, 2 * max(grid.windows) + 1
-    if pair.draft is not None:
+    if pair.reader is not None:
         recording = pair.record(written, layers, max(grid.num_candidates), depths)
     specs = _specs(pair, grid, lookups, layers, recording)
     primitives = pair.measure(written.prompts(batch), new_tokens, grid, specs, progress)
-    looked_up = {window: lookup_steps(written.texts, written.starts, window) for window in lookups}
+    looked_up = {
+        (name, window): lookup_steps(found, written.texts, written.starts, window)
+        for name, found in pair.without_model.items()
+        for window in lookups
+    }
     rows = ranked(primitives, recording, specs, looked_up, progress)
     return Tuned(rows, primitives, _builder(pair), len(written.texts), written.left_out)
 
@@ -84,7 +89,7 @@ def _layers(pair: PlacedPair, grid: Grid, new_tokens: int, window: int) -> tuple
     """Return the exits to try, after checks of what can be checked before the target writes."""
     if new_tokens <= window:
         raise ValueError(f"expected new_tokens > {window}, the largest window, got {new_tokens}")
-    if pair.draft is None:
+    if pair.reader is None:
         return ()
     layers = grid.layers(pair.exit_layer, pair.target.network.config)
     for layer in {pair.exit_layer, *layers}:
@@ -97,9 +102,9 @@ def _specs(
 ) -> list[DecodeSpec]:
     """Return all settings that may pay, plain decoding first."""
     alone = [PLAIN, *Grid.lookups(lookups)]
-    if recording is None or pair.draft is None:
-        return alone
-    early, made = recording.early, pair.draft
+    if recording is None or pair.reader is None:
+        return alone if pair.draft is None else [*alone, *Grid.chains(lookups)]
+    early, made = recording.early, pair.reader
     return alone + [spec for spec in grid.specs(layers)[1:] if _is_tried(early, made, spec)]
 
 

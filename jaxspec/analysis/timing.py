@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.analysis._laps import Laps, LookupLaps, PlainLaps, run_in_turns
+from jaxspec.analysis._laps import Laps, PlainLaps, laps_without_model, run_in_turns
 from jaxspec.analysis._laps import TimedPair as TimedPair
 from jaxspec.analysis.cost import ProgramTimes, rendezvous
 from jaxspec.analysis.crossing import Crossing, step_arrays
@@ -89,7 +89,7 @@ class Primitives:
         rendezvous: a message from one mesh to the other.
         overlap: share of the shorter of two programs that is hidden when both meshes are busy.
         batch: B, sequences decoded together.
-        lookup: a step of prompt lookup, by γ; 0: one that finds nothing.
+        lookup: a step with a draft without a model, by method and γ; 0: one that finds nothing.
     """
 
     plain: float
@@ -101,7 +101,7 @@ class Primitives:
     rendezvous: float = 0.0
     overlap: float = 1.0
     batch: int = 1
-    lookup: Mapping[int, float] = field(default_factory=dict)
+    lookup: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def speculative(self, window: int) -> ProgramTimes:
         """Return a step of speculative decoding, one program on the target's mesh; its FF is 1."""
@@ -139,6 +139,7 @@ def measure(
     windows: Sequence[int],
     branches: Sequence[int],
     *,
+    without_model: Mapping[str, Draft] = MappingProxyType({}),
     lookups: Sequence[int] = (),
     laps: int = 50,
     most: float = 10.0,
@@ -150,17 +151,18 @@ def measure(
         pair: to be timed.
         windows: γ of the draft.
         branches: R, ascending from 1.
-        lookups: γ of prompt lookup.
+        without_model: drafts without a model, by the name of the method that uses each.
+        lookups: γ of these.
         laps: repetitions for the medians, after one that compiles.
         most: seconds after which no further lap begins, but at least three are run.
         progress: show a bar.
     """
     plain, clock, batch = PlainLaps(pair), Laps(), len(pair.request.lengths)
-    looking = [LookupLaps(pair, lookups)] if lookups else []
+    looking = laps_without_model(pair, without_model, lookups)
     drafting = [] if pair.draft is None else [_Drafting(pair, windows, branches)]
     programs = [plain.lap, *(part.lap for part in looking), *(lap for part in drafting for lap in part.laps())]
     run_in_turns(programs, clock, laps, most, progress)
-    looked_up = {size: seconds for part in looking for size, seconds in part.medians(clock).items()}
+    looked_up = {part.name: part.medians(clock) for part in looking}
     alone = Primitives(clock.median("plain"), batch=batch, lookup=looked_up)
     return drafting[0].times(clock, alone) if drafting else alone
 
