@@ -17,7 +17,7 @@ from jaxfed.algorithms import (
     mofedsam,
     scaffold,
 )
-from jaxfed.core import CoinFlips, FixedSize, Stateful, masked_mean, mixed_precision, trainable
+from jaxfed.core import CoinFlips, FixedSize, Stateful, lora, masked_mean, mixed_precision, trainable
 from jaxfed.core.protocol import ClientMessage, ClientRow, Cohort, FederatedAlgorithm, RoundInfo, Server
 from jaxfed.data import Epochs, Steps
 from jaxfed.layout import chunked, map, plans, sharded, vmap  # noqa: A004  plans by their names
@@ -73,6 +73,7 @@ __all__ = [
     "fedsmoo",
     "fedspeed",
     "layout",
+    "lora",
     "map",
     "masked_mean",
     "messages",

@@ -1,6 +1,6 @@
 """Core types: the protocol of an algorithm, trees, random keys, checks, samplers."""
 
-from jaxfed.core import keys, trainable, tree
+from jaxfed.core import keys, lora, trainable, tree
 from jaxfed.core.checks import check_choice, check_range
 from jaxfed.core.precision import mixed_precision
 from jaxfed.core.protocol import (
@@ -52,6 +52,7 @@ __all__ = [
     "check_choice",
     "check_range",
     "keys",
+    "lora",
     "masked_mean",
     "mixed_precision",
     "trainable",

@@ -7,15 +7,13 @@ from typing import Any, Literal, NamedTuple
 from jaxspec.cli._methods import Loaded, load_language_models
 from jaxspec.cli.answers import Answers, divided
 from jaxspec.cli.checks import at_least, check_writable
-from jaxspec.drafts import Draft
+from jaxspec.drafts import Draft, DraftSizes, fresh_draft, known_tokens
 from jaxspec.models.base import Model
 from jaxspec.text.prompts import Continued
 from jaxspec.training import Recipe, Schedule
 
 #: γ of reported acceptance.
 WINDOW = 7
-#: Tokens of a vocabulary from which on a head scores the most frequent ones alone, and how many.
-LARGE, FREQUENT = 16_384, 8_192
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,13 @@ class DraftTraining:
 
     def num_tokens(self, vocab_size: int) -> int:
         """Return how many tokens of a vocabulary a draft or an exit knows."""
-        return self.vocabulary or (FREQUENT if vocab_size > LARGE else vocab_size)
+        return known_tokens(self.vocabulary, vocab_size)
+
+    @property
+    def sizes(self) -> DraftSizes:
+        """Kind and sizes of a fresh draft."""
+        assert self.kind != "streams"
+        return DraftSizes(self.kind, _number(self.layers), self.from_layers, self.taps, self.vocabulary, self.heads)
 
 
 class _Task(NamedTuple):
@@ -112,20 +116,9 @@ def _fitted(settings: DraftTraining, task: _Task) -> dict[str, Any]:
 
 def _fresh(settings: DraftTraining, task: _Task) -> Model | Draft:
     """Return the draft that training starts from."""
-    from jaxspec.drafts import frequent_tokens, init_draft, small_draft
-
-    target, kind, given = task.models.target, settings.kind, task.models.language_model
-    if kind == "plain" and given is not None:
-        return given
-    size = target.network.config.vocab_size
-    count = settings.num_tokens(size)
-    ids = None if count >= size else frequent_tokens(task.texts.answers, count, size)
-    if kind == "plain":
-        return small_draft(
-            target, num_layers=_number(settings.layers), from_layers=settings.from_layers, vocabulary=ids
-        )
-    assert kind != "streams"
-    return init_draft(kind, target, taps=settings.taps, vocabulary=ids, heads=settings.heads)
+    if settings.kind == "plain" and task.models.language_model is not None:
+        return task.models.language_model
+    return fresh_draft(task.models.target, settings.sizes, lambda: task.texts.answers)
 
 
 def _number(layers: tuple[int, ...]) -> int | None:

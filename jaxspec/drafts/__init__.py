@@ -13,6 +13,7 @@ from jaxspec.drafts.networks import DraftNetwork
 from jaxspec.drafts.ngram import prompt_lookup
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Notes, Pending, Verification, Window
+from jaxspec.drafts.sizes import DraftKind, DraftSizes, fresh_draft, known_tokens
 from jaxspec.drafts.small import small_draft
 from jaxspec.drafts.streams import limited, num_streams, streaming
 from jaxspec.drafts.table import ngram_table
@@ -22,7 +23,9 @@ __all__ = [
     "Draft",
     "Drafted",
     "Drafter",
+    "DraftKind",
     "DraftNetwork",
+    "DraftSizes",
     "Eagle",
     "Eagle3",
     "FeatureDrafter",
@@ -36,7 +39,9 @@ __all__ = [
     "Window",
     "draft_for",
     "frequent_tokens",
+    "fresh_draft",
     "init_draft",
+    "known_tokens",
     "limited",
     "prompt_lookup",
     "ngram_table",

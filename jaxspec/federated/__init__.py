@@ -4,9 +4,11 @@ Clients hold private text. On each client the target continues windows of that t
 the target's tokens. Only draft parameters are sent. The gain is measured as accepted length on unseen text.
 """
 
+from jaxfed.core.lora import LoRA
 from jaxfed.data.roles import Role, read_roles, split_roles, split_text
 from jaxspec.federated._examples import Continued, TopTokens, accepted_length, client_examples, top_tokens
 from jaxspec.federated._gather import UNSEEN, Distilling, gather
+from jaxspec.federated._learning import Learning
 from jaxspec.federated._methods import (
     METHODS,
     FederatedMethod,
@@ -18,6 +20,7 @@ from jaxspec.federated._methods import (
 )
 from jaxspec.federated._recipe import FederatedDraft, FederatedSettings, check_federation, federate
 from jaxspec.federated._runs import best, compare, run
+from jaxspec.federated._sending import Send, SentPart
 from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TextProblem, TrainingOutcome
 from jaxspec.federated._texts import read_texts
 from jaxspec.generation import continued
@@ -36,7 +39,11 @@ __all__ = [
     "FederatedSettings",
     "FederatedSetup",
     "Federation",
+    "Learning",
+    "LoRA",
     "Role",
+    "Send",
+    "SentPart",
     "TextProblem",
     "TopTokens",
     "TrainingOutcome",

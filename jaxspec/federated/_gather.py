@@ -10,7 +10,9 @@ from tokenizers import Tokenizer
 from jaxfed.data.roles import split_text
 from jaxspec.core.digests import digest
 from jaxspec.core.files import kept
+from jaxspec.drafts import Draft
 from jaxspec.federated._examples import Continued, TopTokens, client_examples, top_tokens
+from jaxspec.federated._learning import Learning, check_top_k, learning_of
 from jaxspec.federated._methods import check_counts
 from jaxspec.federated._setup import TextProblem
 from jaxspec.generation import continued
@@ -54,6 +56,7 @@ def gather(
     settings: Distilling,
     directory: Path | None = None,
     progress: bool = True,
+    draft: Model | Draft | None = None,
 ) -> TextProblem:
     """Label the clients' and the evaluation texts with the target, or read the labels from ``directory``.
 
@@ -65,10 +68,14 @@ def gather(
         settings: number and length of windows.
         directory: of the cache.
         progress: show a bar.
+        draft: that the examples are for; a draft that reads hidden states of the target gets texts and these states, in
+            place of labels. None: a language model.
 
     Raises:
-        ValueError: a text is too short for a window.
+        ValueError: a text is too short for a window, or ``top_k`` for a draft that reads hidden states.
     """
+    if draft is not None:
+        check_top_k(_learning(target, draft, settings, directory, progress), settings.top_k)
     s, halves = settings, [split_text(text) for text in clients]
     texts = {UNSEEN: [rest for _, rest in halves], **evaluation}
     train, owners = token_rows(tokenizer, [seen for seen, _ in halves], s.prompt_tokens, s.client_prompts)
@@ -79,7 +86,12 @@ def gather(
     seen, *others = np.split(tokens, cuts)
     sets = {name: Continued(part, s.prompt_tokens) for name, part in zip(rows, others, strict=True)}
     sets[UNSEEN] = sets[UNSEEN]._replace(owners=np.asarray(rows[UNSEEN][1]))
-    return TextProblem(client_examples(Continued(seen, s.prompt_tokens), owners, top), sets)
+    make = client_examples if draft is None else _learning(target, draft, s, directory, progress).examples
+    return TextProblem(make(Continued(seen, s.prompt_tokens), owners, top), sets)
+
+
+def _learning(target: Model, draft: Model | Draft, s: Distilling, directory: Path | None, progress: bool) -> Learning:
+    return learning_of(draft, target, s.window, folder=directory and Path(directory) / "hidden", progress=progress)
 
 
 def _labels(

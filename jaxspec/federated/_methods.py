@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any, Literal
 
 import jaxfed
+from jaxfed.core.stateful import AnyLossFn
 from jaxfed.messages.compression import quantise, top_k
 from jaxfed.messages.privacy import Central, Guarantee, central_noise, clip, epsilon
-from jaxspec.training import LossFn
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def check_counts(settings: Any) -> None:
 
 
 #: (loss_fn, settings, learning_rate) → algorithm.
-Build = Callable[[LossFn, Federation, float], jaxfed.FederatedAlgorithm]
+Build = Callable[[AnyLossFn, Federation, float], jaxfed.FederatedAlgorithm]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class FederatedMethod:
             )
 
     def algorithm(
-        self, loss_fn: LossFn, settings: Federation, rate: float, num_clients: int
+        self, loss_fn: AnyLossFn, settings: Federation, rate: float, num_clients: int
     ) -> jaxfed.FederatedAlgorithm:
         """Build the algorithm; a private method also clips messages and adds noise to their sum."""
         built, noise = self.build(loss_fn, settings, rate), self.mechanism(settings, num_clients)
@@ -139,16 +139,16 @@ def _common(settings: Federation, rate: float) -> dict[str, Any]:
     return {"client_learning_rate": rate, "clip_norm": settings.clip_norm, "learning_rate_decay": decay}
 
 
-def _fedspeed(loss_fn: LossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
+def _fedspeed(loss_fn: AnyLossFn, settings: Federation, rate: float, **options: Any) -> jaxfed.FederatedAlgorithm:
     return jaxfed.fedspeed(loss_fn, **_common(settings, rate), **asdict(settings.fedspeed) | options)
 
 
-def _feddyn(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
+def _feddyn(loss_fn: AnyLossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
     return jaxfed.feddyn(loss_fn, **_common(settings, rate), prox_weight=settings.fedspeed.prox_weight)
 
 
 def _plain(
-    factory: Callable[..., jaxfed.FederatedAlgorithm], loss_fn: LossFn, settings: Federation, rate: float
+    factory: Callable[..., jaxfed.FederatedAlgorithm], loss_fn: AnyLossFn, settings: Federation, rate: float
 ) -> jaxfed.FederatedAlgorithm:
     return factory(loss_fn, **_common(settings, rate))
 
@@ -171,7 +171,7 @@ def private(name: str, max_norm: float, noise_multiplier: float) -> FederatedMet
 def transformed(name: str, *transforms: Any) -> FederatedMethod:
     """Make FedSpeed whose messages go through ``jaxfed.uplink`` transforms."""
 
-    def build(loss_fn: LossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
+    def build(loss_fn: AnyLossFn, settings: Federation, rate: float) -> jaxfed.FederatedAlgorithm:
         return jaxfed.uplink(_fedspeed(loss_fn, settings, rate), *transforms)
 
     return FederatedMethod(name, build)

@@ -10,7 +10,7 @@ import numpy as np
 import jaxfed
 from jaxfed import checkpoint
 from jaxspec.federated._alone import alone
-from jaxspec.federated._examples import Continued, accepted_length
+from jaxspec.federated._examples import Continued
 from jaxspec.federated._methods import FederatedMethod, method_of, one_draft
 from jaxspec.federated._setup import VALIDATION, FederatedReport, FederatedSetup, TrainingOutcome
 from jaxspec.models.base import Params
@@ -25,23 +25,23 @@ def compare(
     centralised one, an upper bound, by its best. Each run has its checkpoints in ``setup.directory``.
 
     Args:
-        setup: draft, data and settings.
+        setup: draft, data and settings; what is sent.
         unseen: continuations on which the untrained draft and each method's best draft are compared.
         names: of ``METHODS``.
 
     Raises:
         ValueError: an unknown method, one that makes a draft for every client, or a cohort larger than the population.
     """
-    network, methods = setup.draft.network, [one_draft(name) for name in names]
-    report = FederatedReport({"before": accepted_length(network, setup.draft.params, unseen, setup.window)}, {})
+    methods = [one_draft(name) for name in names]
+    report = FederatedReport({"before": setup.accepted(setup.draft.params, unseen)}, {}, setup.metric)
     for method in methods:
         report.outcomes[method.name] = outcome = best(setup, method)
-        report.acceptance[method.name] = accepted_length(network, outcome.params, unseen, setup.window)
+        report.acceptance[method.name] = setup.accepted(outcome.params, unseen)
     return report
 
 
 def best(setup: FederatedSetup, method: str | FederatedMethod) -> TrainingOutcome:
-    """Run the grid of learning rates; return the outcome with the largest accepted length on the validation set."""
+    """Run the grid of learning rates; return the outcome with the largest acceptance on the validation set."""
     outcomes = [run(setup, method, rate) for rate in setup.settings.learning_rates]
     return max(outcomes, key=lambda outcome: outcome.accepted[-1])
 
@@ -50,10 +50,11 @@ def run(setup: FederatedSetup, method: str | FederatedMethod, rate: float) -> Tr
     """Run one method at one learning rate.
 
     Raises:
-        ValueError: an unknown method, or a cohort larger than the population.
+        ValueError: an unknown method, a cohort larger than the population, or clients' examples of another kind of
+            draft.
     """
     method = method_of(method)
-    algorithm = method.algorithm(setup.loss, setup.settings, rate, len(setup.problem.clients))
+    algorithm = method.algorithm(setup.sent.loss, setup.settings, rate, len(setup.problem.clients))
     train = {"federated": _federated, "pooled": _pooled, "alone": alone}[method.training]
     return train(setup, method, algorithm, rate)
 
@@ -64,11 +65,13 @@ def _federated(
     s, clients = setup.settings, setup.problem.clients
     server, history = jaxfed.simulate(
         algorithm,
-        algorithm.init(setup.draft.params, len(clients)),
+        algorithm.init(setup.sent.params, len(clients), setup.sent.state),
         jaxfed.data.client_data(clients),
         batching=jaxfed.Steps(s.local_steps, s.batch_size),
         sampler=method.sampler(s, len(clients)),
-        report=jaxfed.Report(setup.evaluate, s.evaluate_every, progress=setup.progress),
+        report=jaxfed.Report(
+            lambda params: setup.evaluate(setup.whole(params)), s.evaluate_every, progress=setup.progress
+        ),
         **_options(setup, method, rate),
     )
     return _outcome(setup, server.params, rate, history, history.last_known("sent_bytes"))
@@ -80,16 +83,16 @@ def _pooled(
     """Train one client with all text for the local steps of a whole cohort; keep the best evaluated parameters."""
     s, clients = setup.settings, setup.problem.clients
     pooled = {name: np.concatenate([client[name] for client in clients]) for name in clients[0]}
-    kept = _Best(setup.before[VALIDATION], setup.draft.params, setup.folder(method.name, rate, "best"))
+    kept = _Best(setup.before[VALIDATION], setup.sent.params, setup.folder(method.name, rate, "best"))
 
     def evaluate(params: Params) -> dict[str, float]:
-        accepted = setup.evaluate(params)
+        accepted = setup.evaluate_sent(params)
         kept.offer(accepted[VALIDATION], params)
         return accepted
 
     _, history = jaxfed.simulate(
         algorithm,
-        algorithm.init(setup.draft.params, 1),
+        algorithm.init(setup.sent.params, 1, setup.sent.state),
         jaxfed.data.client_data([pooled]),
         batching=jaxfed.Steps(s.local_steps * s.cohort_size, s.batch_size),
         sampler=jaxfed.FixedSize(1),
@@ -119,7 +122,9 @@ def _outcome(
     evaluations = history.evaluations
     curves = {name: [before, *evaluations[name]] for name, before in setup.before.items()}
     samples = sum(history.rounds["samples"])
-    return TrainingOutcome(params, rate, [0, *evaluations["round"]], curves[VALIDATION], curves, samples, sent)
+    return TrainingOutcome(
+        setup.whole(params), rate, [0, *evaluations["round"]], curves[VALIDATION], curves, samples, sent
+    )
 
 
 class _Best:
@@ -132,7 +137,7 @@ class _Best:
             self.accepted = checkpoint.manifest(directory).metadata["accepted"]
 
     def offer(self, accepted: float, params: Params) -> None:
-        """Keep these parameters if their accepted length is larger."""
+        """Keep these parameters if their acceptance is larger."""
         if accepted <= self.accepted:
             return
         self.accepted, self.params = accepted, params

@@ -47,10 +47,35 @@ def accepted_tokens(
     Raises:
         ValueError: a draft of another kind or for another target, a window below 1, or texts too short for a window.
     """
+    texts = Continued.of(tokens, prompt_length)
+    return mean_window(*window_counts(draft, target, texts, window=window, batch_size=batch_size, hidden=hidden))
+
+
+def mean_window(right: np.ndarray, places: np.ndarray) -> float:
+    """Return Σ_depth right / places, the mean number of accepted tokens, from counts [γ]."""
+    return float(np.sum(right / np.maximum(places, 1)))
+
+
+def window_counts(
+    draft: Model | Draft,
+    target: Model,
+    texts: Continued,
+    *,
+    window: int = 7,
+    batch_size: int | None = None,
+    hidden: Hidden | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return at how many places all tokens of a window up to each depth are right, and how many there are: [γ] each.
+
+    The arguments are those of ``accepted_tokens``, which is ``mean_window`` of the counts. Counts of several texts, or
+    of several drafts, can be added.
+
+    Raises:
+        ValueError: as of ``accepted_tokens``.
+    """
     network: Any = draft.network if isinstance(draft, Model) else network_of(draft, target)
     depth = None if isinstance(draft, Model) else network.depth
-    texts, size = Continued.of(tokens, prompt_length), min(window, depth or window)
-    rows, most = texts.tokens, int(np.max(texts.prompt_length))
+    rows, most, size = texts.tokens, int(np.max(texts.prompt_length)), min(window, depth or window)
     if size < 1 or rows.ndim != 2 or rows.shape[1] < most + size + 1:
         raise ValueError(
             f"expected a window >= 1 and texts [n, T] with T > prompt_length + window, got window {window}, "
@@ -60,10 +85,12 @@ def accepted_tokens(
     mask = behind(texts.prompt_length, rows.shape)
     most = texts_at_once(target.network.config.vocab_size, rows.shape[1], 8)
     read = TextRows(texts, hidden, rows.shape[1]).hidden
-    places = batches((np.arange(len(rows)),), batch_size or most)
-    parts = [count(rows[index], mask[index], read(index)) for (index,) in places]
+    parts = [
+        count(rows[index], mask[index], read(index))
+        for (index,) in batches((np.arange(len(rows)),), batch_size or most)
+    ]
     right, places = np.sum(jax.device_get(parts), axis=0)
-    return float(np.sum(right / np.maximum(places, 1)))
+    return right, places
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

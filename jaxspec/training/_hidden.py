@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,14 @@ class Hidden(NamedTuple):
         part = self.values[self.starts[row] + first :][:count, list(self.which)]
         return np.moveaxis(np.pad(part, ((0, length - count), (0, 0), (0, 0))), 0, 1)
 
+    def along(self, length: int) -> np.ndarray:
+        """Return the streams along the first tokens of all texts, [n, S, length, D]."""
+        return np.stack([self.window(row, 0, length) for row in range(len(self.starts))])
+
+    def rows(self, index: np.ndarray | slice) -> "Hidden":
+        """Return the streams of some of the texts."""
+        return self._replace(starts=self.starts[index], lengths=self.lengths[index])
+
 
 def stored_hidden(
     target: Model, taps: tuple[int, ...], tokens: np.ndarray, folder: Path, progress: bool = False, batch_size: int = 16
@@ -75,6 +84,33 @@ def stored_hidden(
         os.replace(part, path)
     values = np.memmap(path, like.dtype, "r", shape=(int(sizes.sum()), len(kept) + 1, like.shape[1]))
     return Hidden(values, starts, sizes, (*map(kept.index, taps), len(kept)))
+
+
+def hidden_within(
+    target: Model,
+    taps: tuple[int, ...],
+    tokens: np.ndarray,
+    most: int,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Hidden | None:
+    """Return what ``stored_hidden`` does, or None if it takes more than ``most`` bytes.
+
+    Args:
+        target: runs over the texts.
+        taps: as of ``Reads``.
+        tokens: [n, T]; −1 behind the end of a text.
+        most: bytes.
+        folder: of the file; None: the streams are kept in memory.
+        progress: show a bar.
+    """
+    if hidden_bytes(target, taps, tokens) > most:
+        return None
+    if folder is not None:
+        return stored_hidden(target, taps, tokens, folder, progress)
+    with TemporaryDirectory() as temporary:
+        stored = stored_hidden(target, taps, tokens, Path(temporary), progress)
+        return stored._replace(values=np.array(stored.values))
 
 
 def _file(folder: Path, name: str, taps: tuple[int, ...]) -> tuple[Path, tuple[int, ...]]:

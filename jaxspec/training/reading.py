@@ -1,6 +1,5 @@
 """Training of drafts on text that the target generated, from its hidden states."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,30 +9,20 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxspec.drafts.base import Draft
-from jaxspec.drafts.eagle import Eagle
-from jaxspec.drafts.eagle3 import Eagle3
-from jaxspec.drafts.hydra import Hydra
-from jaxspec.drafts.medusa import Medusa
 from jaxspec.models.base import Model, Params
-from jaxspec.models.vocabulary import check_trainable
 from jaxspec.text.prompts import Continued
 from jaxspec.training._fit import Schedule, fit, within
 from jaxspec.training._held_out import Best, accepted_tokens
-from jaxspec.training._hidden import Hidden, hidden_bytes, stored_hidden
+from jaxspec.training._hidden import Hidden, hidden_within
 from jaxspec.training._rows import TextRows
-from jaxspec.training._trained import as_float32, network_of, trained_part
-from jaxspec.training.eagle3 import Recipe, eagle3_loss
-from jaxspec.training.heads import eagle_loss, hydra_loss, medusa_loss
-from jaxspec.training.losses import LossFn
-from jaxspec.training.plain import SHARED, plain_loss
+from jaxspec.training._trained import as_float32
+from jaxspec.training.eagle3 import Recipe
+from jaxspec.training.tasks import draft_task
 
 #: Epochs without a better acceptance on held-out text, after which a fit ends.
 PATIENCE = 3
 #: Bytes of hidden states that are kept on disk.
 MOST_HIDDEN = 16 << 30
-#: The loss of each kind of network.
-LOSSES: dict[type, Callable[[Draft, Model], LossFn]] = {Eagle: eagle_loss, Medusa: medusa_loss, Hydra: hydra_loss}
-
 
 Trained = TypeVar("Trained", bound=Model | Draft)
 
@@ -79,7 +68,7 @@ def fit_draft(
     texts = Continued.of(tokens)
     unseen = None if held_out is None else Continued.of(held_out)
     _check_rows(texts, unseen)
-    own, rest, loss = _task(draft, target, recipe)
+    own, rest, loss = draft_task(draft, target, recipe)
     fresh, taps = as_float32(own), () if isinstance(draft, Model) else draft.drafter.reads.taps
     states = Path(hidden) if hidden is not None else folder and folder / "hidden"
     stored = partial(_stored, target, taps, states, progress)
@@ -99,23 +88,9 @@ def fit_draft(
 def _stored(
     target: Model, taps: tuple[int, ...], folder: Path | None, progress: bool, texts: Continued
 ) -> Hidden | None:
-    if folder is None or hidden_bytes(target, taps, texts.tokens) > MOST_HIDDEN:
+    if folder is None:
         return None
-    return stored_hidden(target, taps, texts.tokens, folder, progress)
-
-
-def _task(draft: Model | Draft, target: Model, recipe: Recipe) -> tuple[Params, Params, LossFn]:
-    """Return the parameters that are trained, the others, and the loss of the first."""
-    if isinstance(draft, Model):
-        check_trainable(target, draft)
-        shared = () if draft.network.config.ends.tied else SHARED
-        rest = {name: draft.params[name] for name in shared if name in draft.params}
-        own = {name: value for name, value in draft.params.items() if name not in rest}
-        return own, rest, plain_loss(draft, target, rest)
-    network = network_of(draft, target)
-    if isinstance(network, Eagle3):
-        return *trained_part(draft, recipe.frozen), eagle3_loss(draft, target, recipe)
-    return *trained_part(draft), LOSSES[type(network)](draft, target)
+    return hidden_within(target, taps, texts.tokens, MOST_HIDDEN, folder, progress)
 
 
 def _measure(

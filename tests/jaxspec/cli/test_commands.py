@@ -100,7 +100,8 @@ def test_doctor_counts_the_bytes_of_hidden_states(drafts, capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("federate", "expected a language model as --draft for jaxspec federate, got a draft that reads hidden states"),
+        ("federate --streams 1", "expected a language model as a draft to limit its streams, got .*FeatureDrafter"),
+        ("federate --kind eagle3", "expected --kind or --draft, got eagle3 and heads; leave one out"),
         ("probe", "expected a language model as --draft for jaxspec probe"),
         ("train draft --kind streams", "expected a language model as --draft for jaxspec train draft --kind streams"),
         (
@@ -252,6 +253,8 @@ EARLY = {
     "cohort": ("federate --clients 4", r"expected at least 8 clients \(a cohort\)"),
     "share": ("federate --validation-share 1", r"expected validation_share in \(0, 1\), got 1"),
     "radius": ("federate --federation.fedspeed.ascent-radius -1", "ascent_radius"),
+    "sending": ("federate --lora.rank 0", "rank must be a finite number ≥ 1, got 0"),
+    "heads of a federation": ("federate --kind medusa --heads 0", "expected heads >= 1, got 0"),
     "alone": ("federate --method local-only", "expected a method that makes one draft, got 'local-only'"),
 }
 
