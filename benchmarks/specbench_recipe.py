@@ -55,7 +55,7 @@ def trained(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         options.minutes or MINUTES[kind],
     )
     schedule = Schedule(learning_rate=1e-3, sequence_length=192)
-    settings = DraftTraining(kind, recipe=Recipe(steps=3), schedule=schedule)  # type: ignore[arg-type]
+    settings = DraftTraining(kind, tune=False, recipe=Recipe(steps=3), schedule=schedule)  # type: ignore[arg-type]
     return train_draft(asked, settings, options.out / "drafts" / kind)
 
 

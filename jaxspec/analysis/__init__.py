@@ -2,6 +2,7 @@
 
 from jaxspec.analysis import cost, crossing, plots, replay, specbench, timing, whatif
 from jaxspec.analysis._grid import Grid
+from jaxspec.analysis._lookup import LookupSteps, lookup_steps
 from jaxspec.analysis._point import MeasuredPoint, measured_point
 from jaxspec.analysis._predict import Prediction, Tuned
 from jaxspec.analysis._probe import ExitProbe, ExitProposal, probe, proposals
@@ -12,11 +13,13 @@ __all__ = [
     "ExitProbe",
     "ExitProposal",
     "Grid",
+    "LookupSteps",
     "MeasuredPoint",
     "Prediction",
     "Tuned",
     "cost",
     "crossing",
+    "lookup_steps",
     "measured_point",
     "plots",
     "probe",

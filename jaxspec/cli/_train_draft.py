@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxspec.cli._methods import Loaded, load_language_models
+from jaxspec.cli._methods import Loaded, load_language_models, two_devices
+from jaxspec.cli._tuned import fastest, write_tuned
 from jaxspec.cli.answers import Answers, divided
 from jaxspec.cli.checks import at_least, check_writable
 from jaxspec.drafts import Draft, DraftSizes, fresh_draft, known_tokens
@@ -14,6 +15,8 @@ from jaxspec.training import Recipe, Schedule
 
 #: γ of reported acceptance.
 WINDOW = 7
+#: Held-out prompts on which settings are compared.
+TUNED_ON = 8
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class DraftTraining:
 
     Attributes:
         kind: eagle3, eagle, medusa, hydra and hydra++ read hidden states; plain is a language model, streams adds
-            lookahead streams to one.
+            lookahead streams to one; ngram counts what the target wrote and trains nothing.
         draft: initial draft of plain and streams: a smaller model with the same vocabulary. A pair has its own; plain
             without one is made of the target: its embedding, its head, few layers.
         layers: how many such a plain draft has, one number; default: as many as cost a tenth of the target's pass. Of
@@ -35,9 +38,11 @@ class DraftTraining:
         heads: of medusa and hydra.
         recipe: of eagle3; the first of its fields is how often it runs on its own output.
         schedule: optimiser steps; longer answers are cut to windows of its sequence_length.
+        tune: end with what tune finds on held-out prompts, and write it to tuned.json, which generate follows; not for
+            streams, nor train lens.
     """
 
-    kind: Literal["eagle3", "eagle", "medusa", "hydra", "hydra++", "plain", "streams"] = "eagle3"
+    kind: Literal["eagle3", "eagle", "medusa", "hydra", "hydra++", "plain", "streams", "ngram"] = "eagle3"
     draft: Path | None = None
     layers: tuple[int, ...] = ()
     from_layers: tuple[int, ...] | None = None
@@ -46,6 +51,7 @@ class DraftTraining:
     heads: int = 4
     recipe: Recipe = Recipe()
     schedule: Schedule = field(default_factory=lambda: Schedule(learning_rate=1e-3))
+    tune: bool = True
 
     def check(self) -> None:
         """Check the numbers before models are loaded.
@@ -66,6 +72,7 @@ class DraftTraining:
     def sizes(self) -> DraftSizes:
         """Kind and sizes of a fresh draft."""
         assert self.kind != "streams"
+        assert self.kind != "ngram"
         return DraftSizes(self.kind, _number(self.layers), self.from_layers, self.taps, self.vocabulary, self.heads)
 
 
@@ -89,16 +96,31 @@ def train_draft(answers: Answers, settings: DraftTraining, out: Path) -> dict[st
     settings.check()
     answers.check(WINDOW)
     check_writable(out)
+    two_devices()
     use = f"jaxspec train draft --kind {settings.kind}"
     initial = settings.draft if settings.kind in ("plain", "streams") else None
     models = load_language_models(answers.target, initial, use, settings.kind == "streams")
-    make = _streams if settings.kind == "streams" else _fitted
+    make: Any = {"streams": _streams, "ngram": _counted}.get(settings.kind, _fitted)
     texts, held_out = divided(answers.written(models.target, out))
-    figures = make(settings, _Task(models, answers, texts, held_out, out))
-    return {"kind": settings.kind, **figures, "draft": str(out / "draft")}
+    task = _Task(models, answers, texts, held_out, out)
+    draft, figures = make(settings, task)
+    figures = {"kind": settings.kind, **figures, "draft": str(out / "draft")}
+    return figures | (_tuned(draft, task) if settings.tune and settings.kind != "streams" else {})
 
 
-def _fitted(settings: DraftTraining, task: _Task) -> dict[str, Any]:
+def _tuned(draft: Model | Draft, task: _Task) -> dict[str, Any]:
+    """Return the fastest way to decode with a draft, on held-out prompts, and write it beside the draft."""
+    target, rows = task.models.target, task.held_out.rows(slice(TUNED_ON))
+    prompts = [row[:start].tolist() for row, start in zip(rows.tokens, rows.starts, strict=True)]
+    try:
+        found = fastest(task.models._replace(draft=draft), prompts, new_tokens=task.answers.new_tokens, progress=True)
+    except ValueError as error:  # the draft is written; what follows is advice
+        return {"tuned": f"not tuned: {error}"}
+    write_tuned(task.out / "draft", found, target)
+    return {"tuned": str(found), "over_plain": round(found.over(found.chosen, "plain decoding") or 1.0, 3)}
+
+
+def _fitted(settings: DraftTraining, task: _Task) -> tuple[Model | Draft, dict[str, Any]]:
     """Train a draft on the target's hidden states."""
     from jaxspec.loading import save_draft, save_model
     from jaxspec.training import accepted_tokens, fit_draft
@@ -108,10 +130,10 @@ def _fitted(settings: DraftTraining, task: _Task) -> dict[str, Any]:
     draft = fit_draft(_fresh(settings, task), task.models.target, task.texts, held_out=task.held_out, **options)
     if isinstance(draft, Model):
         save_model(draft, task.out / "draft")
-        return {"accepted": _accepted(draft, task), "window": WINDOW}
+        return draft, {"accepted": _accepted(draft, task), "window": WINDOW}
     save_draft(draft, task.out / "draft")
     accepted = accepted_tokens(draft, task.models.target, task.held_out, window=WINDOW)
-    return {"accepted": round(accepted, 4), "window": min(WINDOW, draft.drafter.max_window or WINDOW)}
+    return draft, {"accepted": round(accepted, 4), "window": min(WINDOW, draft.drafter.max_window or WINDOW)}
 
 
 def _fresh(settings: DraftTraining, task: _Task) -> Model | Draft:
@@ -127,7 +149,21 @@ def _number(layers: tuple[int, ...]) -> int | None:
     return layers[0] if layers else None
 
 
-def _streams(settings: DraftTraining, task: _Task) -> dict[str, Any]:
+def _counted(settings: DraftTraining, task: _Task) -> tuple[Draft, dict[str, Any]]:
+    """Count a table of n-grams."""
+    from jaxspec.analysis import lookup_steps
+    from jaxspec.drafts import ngram_table
+    from jaxspec.loading import save_draft
+
+    held = task.held_out
+    table = ngram_table(task.texts, task.models.target.network.config.vocab_size)
+    save_draft(table, task.out / "draft")
+    texts = [row[row >= 0].tolist() for row in held.tokens]
+    steps = lookup_steps(table, texts, held.starts.tolist(), WINDOW)
+    return table, {"accepted": round(steps.accepted_length, 4), "window": WINDOW}
+
+
+def _streams(settings: DraftTraining, task: _Task) -> tuple[Model, dict[str, Any]]:
     from jaxspec.drafts import streaming
     from jaxspec.loading import save_model
     from jaxspec.training import fit_streams
@@ -140,7 +176,7 @@ def _streams(settings: DraftTraining, task: _Task) -> dict[str, Any]:
         directory=task.out / "steps",
     )
     save_model(draft, task.out / "draft")
-    return {"accepted": _accepted(draft, task), "window": WINDOW}
+    return draft, {"accepted": _accepted(draft, task), "window": WINDOW}
 
 
 def _accepted(draft: Model, task: _Task) -> float:

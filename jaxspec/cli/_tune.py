@@ -1,6 +1,6 @@
 """``jaxspec tune``: which method, policy, window, exit and number of branches are the fastest on this machine?"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, load, two_devices
-from jaxspec.cli._tuned import TUNED, folder_to_save, write_tuned
+from jaxspec.cli._tuned import TUNED, fastest, folder_to_save, write_tuned
 from jaxspec.cli.checks import at_least
 from jaxspec.cli.exits import check_exit_file
 from jaxspec.cli.shared import Flag, report
@@ -75,8 +75,6 @@ def tune(
             decodes that way by default.
         json: end with one JSON object on one line.
     """
-    from jaxspec.analysis import tune as find_fastest
-
     if pair is not None and target is not None:
         raise ValueError(f"expected one target, got {pair} and --target {target}; leave one out")
     grid, name = tried.grid(), pair or target or PAIRS[0]
@@ -86,20 +84,9 @@ def tune(
     check_exit_file(tried.exit)
     two_devices()
     models = load(name, draft, exit=tried.exit)
-    if models.exits:
-        models = models.at(tried.exit_layers[0] if tried.exit_layers else None)
-        grid = replace(grid, exit_layers=tried.exit_layers or (models.exits[0].layer,))
-    tuned = find_fastest(
-        models.target,
-        models.draft,
-        continuations.read(models.target.text),
-        grid=grid,
-        exit_layer=models.exit_layer,
-        exit=models.exit,
-        new_tokens=continuations.new_tokens,
-        batch=batch,
-        progress=not json,
-    )
+    prompts = continuations.read(models.target.text)
+    options = {"new_tokens": continuations.new_tokens, "batch": batch, "progress": not json}
+    tuned = fastest(models, prompts, grid, **options)
     if folder is not None:
         write_tuned(folder, tuned, models.target)
     if json:

@@ -2,19 +2,24 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from jaxspec.cli._methods import Drafting, Method
+from jaxspec.cli._methods import Drafting, Loaded, Method
 from jaxspec.cli.checks import check_writable, draft_path
 from jaxspec.core import read_json
 from jaxspec.core.digests import digest
+from jaxspec.generation.requests import Prompt
 from jaxspec.models.base import Model
 from jaxspec.zoo import PAIRS
+
+if TYPE_CHECKING:
+    from jaxspec.analysis import Grid
 
 TUNED = "tuned.json"
 """Name of the file."""
@@ -77,6 +82,18 @@ def folder_to_save(target: str, draft: Path | None) -> Path:
         )
     check_writable(folder)
     return folder
+
+
+def fastest(models: Loaded, prompts: Sequence[Prompt], grid: "Grid | None" = None, **options: Any) -> Any:
+    """Return what ``analysis.tune`` finds; of trained exits the first is tried unless the grid names layers."""
+    from jaxspec.analysis import Grid, tune
+
+    grid = grid or Grid()
+    if models.exits:
+        models = models.at(grid.exit_layers[0] if grid.exit_layers else None)
+        grid = replace(grid, exit_layers=grid.exit_layers or (models.exits[0].layer,))
+    rest = {"grid": grid, "exit_layer": models.exit_layer, "exit": models.exit}
+    return tune(models.target, models.draft, prompts, **rest, **options)
 
 
 def write_tuned(folder: Path, tuned: Any, target: Model) -> None:

@@ -13,7 +13,7 @@ from jaxspec.drafts import limited, num_streams
 from jaxspec.loading import load_draft, load_model
 from tests.support.jaxspec import small
 
-FEW = ["--count", "8", "--new-tokens", "10", "--schedule.steps", "6", "--schedule.batch-size", "2"]
+FEW = ["--no-tune", "--count", "8", "--new-tokens", "10", "--schedule.steps", "6", "--schedule.batch-size", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,18 @@ def test_a_draft_that_reads_hidden_states(kind, options, texts, target, tmp_path
     assert drafted == plain
     again = trained(capsys, texts, tmp_path, "--kind", kind, "--target", target, *options)
     assert again == result
+
+
+def test_a_table_of_n_grams_ends_with_what_tune_finds(texts, target, tmp_path, capsys):
+    """The held-out prompt is repeated, so that the table has its answer."""
+    result = trained(capsys, texts, tmp_path, "--kind", "ngram", "--target", target, "--new-tokens", 24, "--tune")
+    assert set(result) == {"kind", "accepted", "window", "draft", "tuned", "over_plain"}
+    assert "by the cost model" in result["tuned"]
+    model, tuned = jaxspec.load_huggingface(target), json.loads((tmp_path / "draft" / "tuned.json").read_text())
+    assert tuned["predicted"] == pytest.approx(result["over_plain"], abs=1e-3)
+    method = jaxspec.speculative(model, load_draft(result["draft"], model), window=3)
+    plain = jaxspec.autoregressive(model)
+    assert len({str(jaxspec.generate(each, ["My lord, "], 8).tokens) for each in (plain, method)}) == 1
 
 
 @pytest.mark.parametrize("kind", ["plain", "streams"])
