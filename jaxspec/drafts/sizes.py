@@ -11,8 +11,9 @@ from jaxspec.drafts.fresh import frequent_tokens, init_draft
 from jaxspec.drafts.small import small_draft
 from jaxspec.models.base import Model
 
-#: Kinds of drafts that are made of their target.
 DraftKind = Literal["eagle3", "eagle", "medusa", "hydra", "hydra++", "plain"]
+"""Kinds of drafts that are made of their target."""
+
 #: Tokens of a vocabulary from which on a head scores the most frequent ones alone, and how many.
 LARGE, FREQUENT = 16_384, 8_192
 

@@ -11,6 +11,8 @@ from jaxspec.models.base import Params
 from jaxspec.training import LossFn
 
 Send = Literal["all", "head", "lora"]
+"""What clients send of a draft: all that is trained, its output head, or low-rank updates."""
+
 #: Names of what scores tokens in the parameters of a draft.
 HEAD = ("head", "heads", "head_biases")
 
