@@ -53,7 +53,7 @@ WINDOWS, GROWN, FANS = (2, 3, 4, 6), ((3, 3, 8), (4, 4, 16)), ((2, 1, 1), (3, 2,
 METHODS: dict[str, Method] = {
     PLAIN: Method("", lambda target, draft, devices: on_devices(target, devices), (1, 2)),
     "prompt lookup": Method("", lambda target, draft, window: jaxspec.lookup(target, window), (3, 5, 8)),
-    "table of n-grams": Method("ngram", chain, (4, 7)),
+    "table of n-grams": Method("ngram", chain, (3, 5, 7)),
     "speculative": Method("plain", chain, WINDOWS),
     "Medusa": Method("medusa", tree, FANS),
     "Hydra": Method("hydra", tree, FANS),

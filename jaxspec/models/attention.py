@@ -5,6 +5,7 @@ rolling back after a rejected window is arithmetic on lengths and copies nothing
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ from jaxspec.models.taps import run_layers
 
 #: Tokens of a prompt that are run at a time.
 CHUNK = 256
+#: Fewest rows of a cache that are read; otherwise as many as are in use, rounded up to this times a power of two.
+READ = 256
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
@@ -101,7 +104,7 @@ def cached(positions: Array, start: Array | None = None) -> Attend:
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
         rows = write(rows[0], keys, first), write(rows[1], values, first)
-        return attend_cache(queries, rows, visible(rows[0].shape[2], positions, scores.window), scores), rows
+        return attend_in_use(queries, rows, positions, scores), rows
 
     return attend
 
@@ -201,6 +204,20 @@ def attend_cache(queries: Array, rows: Rows, seen: Array, scores: Scores) -> Arr
         # XLA:CPU extends a cache twice and copies it four times if a single token then reads it as it is.
         rows, seen = jax.tree.map(lambda part: part[:, :, :-1], rows), seen[:, :, :-1]
     return softmax_attention(queries, *rows, seen, scores)
+
+
+def attend_in_use(queries: Array, rows: Rows, positions: Array, scores: Scores) -> Array:
+    """Attend to the rows up to ``positions`` [B, T]; of a long cache only those in use are read (``READ``)."""
+    capacity = rows[0].shape[2]
+    bounds = [READ << power for power in range(capacity.bit_length()) if READ << power < capacity]
+    seen = visible(capacity, positions, scores.window)
+
+    def attend(bound: int, queries: Array, rows: Rows, seen: Array) -> Array:
+        return softmax_attention(queries, *(part[:, :, :bound] for part in rows), seen[:, :, :bound], scores)
+
+    some = [partial(attend, bound) for bound in bounds]
+    enough = jnp.sum(jnp.max(positions) >= jnp.asarray(bounds, jnp.int32), dtype=jnp.int32)
+    return jax.lax.switch(enough, [*some, partial(attend_cache, scores=scores)], queries, rows, seen)
 
 
 def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, scores: Scores = Scores()) -> Array:

@@ -10,7 +10,7 @@ import pytest
 import jaxspec
 from jaxspec.drafts import ngram_table
 from jaxspec.drafts.ngram import CommittedText
-from jaxspec.drafts.table import counted_next
+from jaxspec.drafts.table import UNSEEN, counted_next
 from jaxspec.generation import continued
 from jaxspec.loading import is_draft, load_draft, save_draft
 from jaxspec.text.prompts import Continued
@@ -51,7 +51,7 @@ def test_the_table_has_what_most_often_followed():
         for (_, follows), token, share in zip(rows, tokens.tolist(), shares.tolist(), strict=True):
             most = max(follows.values())
             assert follows[token] == most
-            assert share == pytest.approx((most - 0.5) / follows.total())
+            assert share == pytest.approx((most - 0.5) / (follows.total() + UNSEEN[size]))
 
 
 def test_the_longest_counted_n_gram_decides():
