@@ -132,8 +132,8 @@ def ngram_table(
 ) -> Draft:
     """Count what a target writes after every n-gram, and return it as a draft without a forward pass.
 
-    The share of the token that most often followed an n-gram, c of N times, is (c − ½)/(N + k_n). The table takes 24 to 48
-    bytes an n-gram.
+    The share of the token that most often followed an n-gram, c of N times, is (c − ½)/(N + k_n), k_n ``UNSEEN``. The
+    table takes 24 to 48 bytes an n-gram.
 
     Args:
         texts: prompts with the target's answers, which alone are counted; the last tokens of a prompt begin n-grams.
