@@ -104,6 +104,15 @@ SECTIONS: dict[str, Section] = {
         tables.draft_kinds,
         "draft_kinds.png",
     ),
+    "specbench": Section(
+        "Spec-Bench on SmolLM2",
+        "Methods on questions of six tasks, 128 new tokens of SmolLM2-135M-Instruct in float32, beside other programs "
+        "on the same weights, and the paper's Table 1.",
+        "python benchmarks/specbench.py --questions FILE --drafts out/specbench/drafts --others --gguf FILE --json"
+        " --picture docs/images/specbench.png",
+        tables.specbench,
+        "specbench.png",
+    ),
     "mirror_trees": Section(
         "Trees under Mirror-SD",
         "How often would the likeliest verdicts hold the one that comes, and what would continuing them cost?",

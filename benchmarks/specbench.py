@@ -1,7 +1,7 @@
 """Spec-Bench on a published model: every method with drafts that our trainer made, and other programs.
 
     python benchmarks/specbench.py --questions FILE --drafts DIR [--target models/smollm2] [--per-task 10]
-        [--temperatures 0 1] [--minutes 60] [--others] [--gguf FILE] [--json] [--out out/specbench]
+        [--temperatures 0 1] [--minutes 60] [--others] [--gguf FILE] [--json] [--picture FILE] [--out out/specbench]
 
 DIR holds a folder for each draft, plain, eagle3, eagle, medusa, hydra, as ``python -m jaxspec train draft`` writes them
 (OUT/draft); methods without theirs are left out, and said. All methods answer a question in turns; an answer during
@@ -26,6 +26,7 @@ import jax
 from ledger import Ledger, Row
 from specbench_methods import METHODS, PLAIN, tried
 from specbench_others import Side, float32_gguf, llama_cpp_sides, transformers_sides
+from specbench_picture import draw
 from tqdm import tqdm
 
 import jaxspec
@@ -48,8 +49,11 @@ def main() -> None:
     ledger = Ledger(options.out / "answers.jsonl", settings)
     sides = sides_of(options, target, drafts, spare, ledger)
     measure(sides, questions, options, ledger)
-    for row in rows(ledger, questions, options.temperatures):
+    lines = list(rows(ledger, questions, options.temperatures))
+    for row in lines:
         print(json.dumps(row) if options.json else shown(row))
+    if options.picture:
+        draw(lines, options.picture)
 
 
 def parsed() -> argparse.Namespace:
@@ -67,6 +71,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, help="the target's file, from which float32 weights are written")
     parser.add_argument("--out", type=Path, default=Path("out/specbench"))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--picture", type=Path, help="file to draw")
     return parser.parse_args()
 
 

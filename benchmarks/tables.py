@@ -296,3 +296,44 @@ def late_taps(lines: list[Line]) -> Iterator[Table]:
         yield pivot(named, "setting", "late", lambda line, name=name: share(line[name]), title)
     accepted = lambda line: f"{line['accepted_length']:.2f} of {line['of_speculative']:.2f}"  # noqa: E731
     yield pivot(named, "setting", "late", accepted, "Accepted tokens a step, of speculative decoding's")
+
+
+#: Speed-up over plain decoding by task: Mirror-SD, EAGLE-3, vanilla speculative decoding (arXiv 2510.13161, Table 1).
+PUBLISHED = {
+    "Qwen3-14B, T = 0": "4.13/2.53/2.34 3.07/2.91/1.76 3.18/3.09/1.81 5.32/3.36/2.80 3.49/2.66/2.02 3.70/3.29/2.07",
+    "Qwen3-14B, T = 1": "3.89/1.92/2.19 2.81/2.84/1.50 2.80/2.61/1.36 5.02/3.25/2.53 2.95/2.53/1.68 3.48/3.05/1.98",
+    "Qwen3-32B, T = 0": "3.72/2.52/2.74 3.14/2.98/2.07 3.04/2.76/2.06 5.84/3.77/3.33 3.42/2.65/2.33 3.59/3.29/2.67",
+    "Qwen3-32B, T = 1": "3.15/2.36/2.43 2.92/2.79/1.92 2.90/2.34/1.89 5.08/3.45/2.88 3.33/2.34/2.08 3.28/3.14/2.39",
+}
+#: Spec-Bench's tasks in the order of that table.
+TASKS = {
+    "translation": "translation",
+    "summarization": "summaries",
+    "question answering": "questions",
+    "mathematical reasoning": "mathematics",
+    "retrieval-augmented generation": "retrieval",
+    "conversation": "conversation",
+    "all": "all",
+}
+
+
+def specbench(lines: list[Line]) -> Iterator[Table]:
+    """Speed over plain decoding and tokens a step, by method and task; then what the paper reports."""
+    ordered = sorted(lines, key=lambda line: list(TASKS).index(line["task"]))
+    for temperature in dict.fromkeys(line["temperature"] for line in ordered):
+        mine = [line | {"task": TASKS[line["task"]]} for line in ordered if line["temperature"] == temperature]
+        asked = {line["method"]: line["questions"] for line in mine if line["task"] == "all"}
+        named = [line | {"method": f"{line['method']} ({asked[line['method']]})"} for line in mine]
+        title = (
+            f"Temperature {temperature:g}: tokens/s over plain decoding, tokens a step in brackets; number of questions"
+        )
+        yield pivot(named, "method", "task", _over_plain, title)
+    heads = ["Mirror-SD / EAGLE-3 / vanilla", *(TASKS[task] for task in TASKS if task != "all")]
+    rows = [[name, *(cell.replace("/", " / ") for cell in cells.split())] for name, cells in PUBLISHED.items()]
+    yield Table(heads, rows, "Published: all 480 questions, on the authors' machine (arXiv 2510.13161, Table 1)")
+
+
+def _over_plain(line: Line) -> str:
+    star = "" if line["identical"] else "\\*"
+    steps = f" ({line['tau']:.2f})" if line["tau"] > 1 else ""
+    return f"{line['ratio_to_autoregressive']:.2f}×{steps}{star}"

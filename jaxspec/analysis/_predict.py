@@ -79,7 +79,7 @@ class Tuned:
                 f"Plain decoding is faster: of {len(self.rows) - 1} other settings the best ({second.spec}) "
                 f"would reach {self.over(second, PLAIN.label):.2f} of its tokens a second, by the cost model."
             )
-        than_draft = self.over(best, "speculative")
+        than_draft = None if best.spec.label == "speculative" else self.over(best, "speculative")
         return (
             f"{best.spec}: {1e3 * best.step:.2f} ms a step of {1 + best.accepted_length:.2f} tokens, "
             f"{self.over(best, PLAIN.label):.2f}× plain decoding"

@@ -17,6 +17,7 @@ from jaxspec.cli.shared import Flag, report
 from jaxspec.generation import Generation
 from jaxspec.generation.sampling import Sampling, checked
 from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.models import for_long_texts
 from jaxspec.text import conversation_of, read_prompts
 from jaxspec.zoo import PAIRS
 
@@ -177,7 +178,8 @@ def generate(
         method: decoding method; lookup needs no draft. Default: what was tuned, else speculative with --tree, mirror
             for a pair or a draft and a trained exit, speculative with a draft, else autoregressive.
         max_new_tokens: maximum number of new tokens.
-        max_length: most tokens of prompt and answer together. Default: what the target was made for.
+        max_length: most tokens of prompt and answer together. Default: what the target was made for. Beyond the
+            original length of a model with LongRoPE its factors for long texts are used.
         stop: texts that end the sequence, in addition to the model's stop tokens.
         drafting: settings of speculative and mirror decoding.
         sampler: sampling parameters.
@@ -193,6 +195,9 @@ def generate(
     two_devices()
     needs = f"--method {method}" if method in WITH_DRAFT else "--tree" if drafting.tree else None
     loaded = load(**vars(models), drafting_for=needs, exit=drafting.exit)
+    most = loaded.target.network.config.max_length
+    if max_length is not None and most is not None and max_length > most:
+        loaded = loaded._replace(target=for_long_texts(loaded.target))
     decoder = method_of(loaded, *defaults(models, loaded, method, drafting))
     sampling = sampler.sampling(decoder.text.defaults if decoder.text else None)
     answering = Answering(decoder, sampling, {"max_new_tokens": max_new_tokens, "max_length": max_length}, stop)

@@ -135,6 +135,9 @@ def request_of(
     return Request(tokens, lengths, new, _traced(settings), _seen(rows, settings, method.vocab_size)), capacity
 
 
+NO_MORE = "the target has no more positions (jaxspec.models.for_long_texts has, of a model with LongRoPE)"
+
+
 def _check_prompts(ids: Sequence[np.ndarray], method: DecodingMethod, new: np.ndarray, max_length: int) -> None:
     if not len(ids):
         raise ValueError("expected at least one prompt, got none")
@@ -144,7 +147,7 @@ def _check_prompts(ids: Sequence[np.ndarray], method: DecodingMethod, new: np.nd
             raise ValueError(f"prompt {index}: expected at least one token, got shape {row.shape}")
         check_ids(row, method.vocab_size, f"prompt {index}: ")
         if len(row) + more > limit:
-            other = " or raise max_length" if limit == max_length else ": the target has no more positions"
+            other = " or raise max_length" if limit == max_length else f": {NO_MORE}"
             raise ValueError(
                 f"prompt {index}: expected prompt and new tokens to fit the cache of {limit}, got {len(row)} + "
                 f"{more}; shorten the prompt{other}"

@@ -92,7 +92,10 @@ def _long(rope: Config, config: Config) -> Scaling:
     factor = float(rope.get("factor") or config["max_position_embeddings"] / length)
     if attention is None:
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
-    return LongRopeScaling(tuple(float(each) for each in rope["short_factor"]), length, float(attention))
+    short, long = (tuple(float(each) for each in rope.get(name) or ()) for name in ("short_factor", "long_factor"))
+    longest = int(config.get("max_position_embeddings") or round(length * factor))
+    rest = (long, longest) if long and longest > length else ()
+    return LongRopeScaling(short, length, float(attention), *rest)
 
 
 def _dynamic(rope: Config, config: Config) -> Scaling:
@@ -117,7 +120,7 @@ SCALINGS: dict[str, Callable[[Config, Config], Scaling | None]] = {
 
 
 def rope_json(rotary: Rotary) -> Config:
-    """Return ``rope_parameters`` of rotary positions; of LongRoPE with the factors of short texts for long ones too."""
+    """Return ``rope_parameters`` of rotary positions."""
     scaling, theta = rotary.scaling, {"rope_theta": rotary.theta}
     theta |= {} if rotary.partial_factor == 1 else {"partial_rotary_factor": rotary.partial_factor}
     if isinstance(scaling, LinearScaling):
@@ -129,9 +132,10 @@ def rope_json(rotary: Rotary) -> Config:
         named = "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"
         return theta | {"rope_type": "yarn"} | dict(zip(named, asdict(scaling).values(), strict=True))
     if isinstance(scaling, LongRopeScaling):
-        length = {"original_max_position_embeddings": scaling.max_length, "factor": 1.0}
+        factor = (scaling.longest or scaling.max_length) / scaling.max_length
+        length = {"original_max_position_embeddings": scaling.max_length, "factor": factor}
         if not scaling.factors:
             return theta | length | {"rope_type": "dynamic"}
-        factors = {"short_factor": list(scaling.factors), "long_factor": list(scaling.factors)}
+        factors = {"short_factor": list(scaling.factors), "long_factor": list(scaling.long_factors or scaling.factors)}
         return theta | length | factors | {"rope_type": "longrope", "attention_factor": scaling.attention_factor}
     return theta | {"rope_type": "default"}

@@ -213,7 +213,7 @@ def attend_in_use(queries: Array, rows: Rows, positions: Array, scores: Scores) 
     seen = visible(capacity, positions, scores.window)
 
     def attend(bound: int, queries: Array, rows: Rows, seen: Array) -> Array:
-        return softmax_attention(queries, *(part[:, :, :bound] for part in rows), seen[:, :, :bound], scores)
+        return softmax_attention(queries, rows[0][:, :, :bound], rows[1][:, :, :bound], seen[:, :, :bound], scores)
 
     some = [partial(attend, bound) for bound in bounds]
     enough = jnp.sum(jnp.max(positions) >= jnp.asarray(bounds, jnp.int32), dtype=jnp.int32)

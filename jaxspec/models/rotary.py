@@ -84,6 +84,8 @@ class LongRopeScaling:
         factors: one for each frequency; empty: none is divided (dynamic NTK).
         max_length: positions beyond which other factors would hold.
         attention_factor: factor of cosines and sines.
+        long_factors: those of longer texts, if they are known.
+        longest: positions up to which these hold.
 
     Source: Ding et al. (arXiv 2402.13753).
     """
@@ -91,10 +93,22 @@ class LongRopeScaling:
     factors: tuple[float, ...]
     max_length: int
     attention_factor: float = 1.0
+    long_factors: tuple[float, ...] = ()
+    longest: int | None = None
 
     def __call__(self, frequencies: np.ndarray, theta: float) -> np.ndarray:
         """Scale frequencies [n]."""
         return frequencies / np.asarray(self.factors) if self.factors else frequencies
+
+    def for_long_texts(self) -> "LongRopeScaling":
+        """Return the long factors, for all texts.
+
+        Raises:
+            ValueError: they are not known, or hold already.
+        """
+        if self.longest is None or not self.long_factors:
+            raise ValueError(f"expected a model with factors for texts of more than {self.max_length} tokens, got none")
+        return LongRopeScaling(self.long_factors, self.longest, self.attention_factor)
 
 
 Scaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling

@@ -48,6 +48,7 @@ def test_lines_of_methods_and_of_transformers(tmp_path):
     assert all(found[0.0, "all", name]["identical"] for name in others)
     assert found[0.0, "all", "speculative"]["tau"] > 1
     kept = (tmp_path / "out" / "answers.jsonl").read_text()
-    again = lines(tmp_path, "--temperatures", 0, 1, "--minutes", 0)
+    again = lines(tmp_path, "--temperatures", 0, 1, "--minutes", 0, "--picture", tmp_path / "out" / "speed.png")
+    assert (tmp_path / "out" / "speed.png").stat().st_size > 10_000
     assert (tmp_path / "out" / "answers.jsonl").read_text() == kept
     assert again == rows
