@@ -14,6 +14,7 @@ from tqdm import tqdm
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import Placement, batch_sharding
 from jaxspec.drafts import Draft, Window
+from jaxspec.drafts.ngram import verified_widths
 from jaxspec.methods import autoregressive, speculative
 from jaxspec.models.base import Model
 from jaxspec.verify.target import Request
@@ -89,9 +90,10 @@ class PlainLaps:
 
 
 class LookupLaps:
-    """A draft without a model: a step over a whole window of every size, and one that found nothing."""
+    """A draft without a model: a step over a whole window of every width that occurs, and one that found nothing."""
 
     def __init__(self, name: str, draft: Draft, pair: TimedPair, windows: Sequence[int]):
+        windows = sorted({width for window in windows for width in verified_widths(window) if width})
         mesh, batch = pair.placement.target, len(pair.request.lengths)
         self.name = name
         self.methods = {size: speculative(pair.target, draft, size, mesh) for size in windows}
@@ -108,7 +110,7 @@ class LookupLaps:
             self.state, _ = clock((self.name, size), step, jax.block_until_ready(state))
 
     def medians(self, clock: Laps) -> dict[int, float]:
-        """Return the times by γ."""
+        """Return the times by width."""
         return {size: clock.median(self.name, size) for size in sorted(self.windows)}
 
 

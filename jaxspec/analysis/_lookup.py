@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxspec.drafts import Draft
-from jaxspec.drafts.ngram import CommittedText, NGramDrafter
+from jaxspec.drafts.ngram import CommittedText, NGramDrafter, verified_width
 from jaxspec.models.base import Array, Params
 
 #: Texts are padded to a multiple of so many tokens, so that few programs are compiled.
@@ -20,11 +20,11 @@ class LookupSteps(NamedTuple):
 
     Attributes:
         accepted: A: [n].
-        found: whether anything was drafted; where nothing was, the step is one of plain decoding: [n].
+        widths: places that were verified; where there were none, the step is one of plain decoding: [n].
     """
 
     accepted: np.ndarray
-    found: np.ndarray
+    widths: np.ndarray
 
     @property
     def accepted_length(self) -> float:
@@ -34,7 +34,12 @@ class LookupSteps(NamedTuple):
     @property
     def empty_rate(self) -> float:
         """Share of the steps that find nothing."""
-        return float(np.mean(~self.found))
+        return float(np.mean(self.widths == 0))
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """Share of the steps by width."""
+        return {int(width): float(np.mean(self.widths == width)) for width in np.unique(self.widths)}
 
 
 def lookup_steps(
@@ -58,19 +63,18 @@ def lookup_steps(
     ]
     if not steps:
         raise ValueError(f"expected more than {window} tokens after a prompt, got none; continue them further")
-    accepted, found = zip(*steps, strict=True)
-    return LookupSteps(np.asarray(accepted), np.asarray(found))
+    return LookupSteps(*(np.asarray(column) for column in zip(*steps, strict=True)))
 
 
-def _steps(draft: Draft, text: np.ndarray, length: int, window: int) -> Iterator[tuple[int, bool]]:
-    """Yield A, and whether anything was found, of every step of one text."""
+def _steps(draft: Draft, text: np.ndarray, length: int, window: int) -> Iterator[tuple[int, int]]:
+    """Yield A, and how many places were verified, of every step of one text."""
     place, end = length - 1, len(text) - 1 - window
     padded = np.pad(text, (0, -(len(text) + window) % BUCKET + window))
     while place < end:
         drafted = np.asarray(_drafted(draft.drafter, window, draft.params, padded, np.int32(place)))
         right = drafted == text[place + 1 : place + 1 + window]
         accepted = window if right.all() else int(np.argmin(right))
-        yield accepted, bool((drafted >= 0).any())
+        yield accepted, verified_width(drafted)
         place += accepted + 1
 
 

@@ -88,14 +88,28 @@ class Tuned:
         )
 
 
-def predict(primitives: Primitives, spec: DecodeSpec, accepted_length: float, fallback_rate: float) -> Prediction:
-    """Apply the cost model, with the overlap that was measured."""
+def predict(
+    primitives: Primitives,
+    spec: DecodeSpec,
+    accepted_length: float,
+    fallback_rate: float,
+    widths: Mapping[int, float] | None = None,
+) -> Prediction:
+    """Apply the cost model, with the overlap that was measured.
+
+    Args:
+        primitives: measured times.
+        spec: the setting.
+        accepted_length: E[A].
+        fallback_rate: FF.
+        widths: of a draft without a model, share of the steps by places verified; default: all or none.
+    """
     p = primitives
     if not spec.window:
         return Prediction(spec, p.plain, 0.0, 0.0, p.batch / p.plain)
     if spec.method in p.lookup:
-        whole, seconds = 1 - fallback_rate**p.batch, p.lookup[spec.method]
-        step = whole * seconds[spec.window] + (1 - whole) * seconds[0]
+        shares = widths or {0: fallback_rate, spec.window: 1 - fallback_rate}
+        step = _widest(shares, p.lookup[spec.method], p.batch)
         return Prediction(spec, step, accepted_length, fallback_rate, p.batch * (1 + accepted_length) / step)
     times = p.speculative(spec.window)
     if spec.policy is not None:
@@ -126,13 +140,23 @@ def ranked(
     rows = []
     for spec in tqdm(specs, desc="replay", unit="setting", disable=not progress):
         if (found := lookups.get((spec.method, spec.window))) is not None:
-            length, rate = found.accepted_length, found.empty_rate
-        elif spec.window and recording is not None:
+            rows.append(predict(primitives, spec, found.accepted_length, found.empty_rate, found.shares))
+            continue
+        if spec.window and recording is not None:
             length, rate = _of_draft(recording, by_window[spec.window], spec)
         else:
             length, rate = 0.0, 0.0
         rows.append(predict(primitives, spec, length, rate))
     return sorted(rows, key=lambda row: -row.tokens_per_second)
+
+
+def _widest(shares: Mapping[int, float], seconds: Mapping[int, float], batch: int) -> float:
+    """Return the mean time of a step, which verifies as many places as the widest of its sequences needs."""
+    below, mean = 0.0, 0.0
+    for width in sorted(shares):
+        mean += ((below + shares[width]) ** batch - below**batch) * seconds[width]
+        below += shares[width]
+    return mean
 
 
 def _of_draft(recording: Recording, found: RecordedSteps, spec: DecodeSpec) -> tuple[float, float]:

@@ -89,7 +89,7 @@ class Primitives:
         rendezvous: a message from one mesh to the other.
         overlap: share of the shorter of two programs that is hidden when both meshes are busy.
         batch: B, sequences decoded together.
-        lookup: a step with a draft without a model, by method and γ; 0: one that finds nothing.
+        lookup: a step with a draft without a model, by method and places that are verified; 0: it found nothing.
     """
 
     plain: float

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxspec.core.arguments import whole
 from jaxspec.drafts.base import Draft, Drafter
@@ -18,6 +19,8 @@ from jaxspec.verify.target import Request
 
 #: n of the n-grams that ``jaxspec.lookup`` tries, in this order.
 SIZES = (3, 2, 1)
+#: Most tokens that are drafted where only the last token of the text occurred before: further ones are rarely right.
+BEHIND_ONE = 2
 
 
 class CommittedText(NamedTuple):
@@ -52,12 +55,31 @@ def committed(text: CommittedText, verified: Verification) -> CommittedText:
 def continuation(text: CommittedText, sizes: Sequence[int], count: int) -> Array:
     """Return the tokens [B, ``count``] that followed the latest earlier occurrence of the text's last tokens.
 
-    Those of the first of ``sizes`` that occurs are taken; −1 where none does, and behind the text's end.
+    Those of the first of ``sizes`` that occurs are taken, few where longer n-grams are new and one token alone occurs
+    (``BEHIND_ONE``); −1 where none does, and behind the text's end.
     """
-    first, *rest = (_followers(text, size, count) for size in sizes)
+    last = len(sizes) > 1
+    first, *rest = (
+        _few(_followers(text, size, count)) if last and size == 1 else _followers(text, size, count) for size in sizes
+    )
     for other in rest:
         first = jnp.where(first[:, :1] >= 0, first, other)
     return first
+
+
+def _few(tokens: Array) -> Array:
+    return jnp.where(jnp.arange(tokens.shape[1])[None] < BEHIND_ONE, tokens, NOTHING)
+
+
+def verified_width(tokens: np.ndarray) -> int:
+    """Return how many places of a window [B, γ] are verified: 0, 1, 3, 7, … or γ, as many as have a token at least."""
+    drafted = int((tokens >= 0).sum(axis=-1).max(initial=0))
+    return min((1 << drafted.bit_length()) - 1, tokens.shape[-1])
+
+
+def verified_widths(window: int) -> tuple[int, ...]:
+    """Return the widths that there are for windows of γ places."""
+    return tuple(sorted({min((1 << power) - 1, window) for power in range(window.bit_length() + 1)}))
 
 
 def sizes_of(size: int | Sequence[int]) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ UNSEEN = {1: 2.8, 2: 1.6, 3: 0.7, 4: 0.2}
 PLACES = 8
 #: Fewest tokens that a window has to promise, as otherwise verifying it costs more than it brings.
 LEAST = 0.25
+#: Least chance of a token to be accepted.
+LEAST_CHANCE = 0.1
 
 
 class Entries(NamedTuple):
@@ -71,13 +73,14 @@ class TableDrafter(NGramDrafter):
     def following(self, params: Params, text: CommittedText, count: int) -> Array:
         """Return the likely next tokens [B, ``count``]; −1 where none is known, or too few are promised.
 
-        With s_i the share of token i, a window promises Σ_k Π_{i≤k} s_i accepted tokens.
+        With s_i the share of token i, token k is accepted with a chance of Π_{i≤k} s_i, and a window promises their
+        sum. A token with less than ``LEAST_CHANCE`` is left out, and those behind it.
         """
         tokens, chances, chance = [], [], jnp.ones(text.position.shape)
         for _ in range(count):
             token, share = self._next(params, text)
             chance = chance * share
-            tokens.append(jnp.where(chance > 0, token, NOTHING))
+            tokens.append(jnp.where(chance >= LEAST_CHANCE, token, NOTHING))
             chances.append(chance)
             text = text.with_tokens(jnp.maximum(token, 0)[:, None], jnp.ones_like(text.position))
         promised = sum(chances[1:], chances[0])[:, None]

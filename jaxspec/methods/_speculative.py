@@ -16,7 +16,7 @@ from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import put_model
 from jaxspec.drafts.base import Draft, Drafter
 from jaxspec.drafts.beginning import first_tree, first_window, next_window
-from jaxspec.drafts.ngram import SIZES, prompt_lookup
+from jaxspec.drafts.ngram import SIZES, prompt_lookup, verified_width
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Pending, Verification, Window
 from jaxspec.drafts.trees import TreePolicy
@@ -90,15 +90,15 @@ def speculative(
         first, _, own = begin(drafter, rule, draft_params, request, features, window, capacity)
         return SpeculativeState(state, own, first)
 
-    # Only the host can leave out the pass over a window: a branch in the program would copy the cache.
-    skips_empty = tree is None and drafter.may_be_empty and rule == match()
+    # Only the host can choose the pass over a window: a branch in the program would copy the cache.
+    fits = tree is None and drafter.may_be_empty and rule == match()
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
         if tree is not None:
             state, info = _tree_step(fixed, params, state)
         else:
-            empty = skips_empty and not (np.asarray(state.window.tokens) >= 0).any()
-            state, info = _step(fixed, params, state, empty)
+            width = verified_width(np.asarray(state.window.tokens)) if fits else window
+            state, info = _step(fixed, params, state, width)
         watch("target", "step", info)
         return state, info
 
@@ -118,7 +118,8 @@ def lookup(
 ) -> DecodingMethod:
     """Decode without a draft: what followed the text's last tokens when they occurred before is verified as a window.
 
-    A step that finds nothing is a step of plain decoding. The tokens are those of plain decoding with the same seed.
+    A step that finds nothing is a step of plain decoding, one that finds little verifies little. The tokens are those
+    of plain decoding with the same seed.
 
     Args:
         target: network and parameters.
@@ -134,14 +135,14 @@ def lookup(
     return speculative(target, prompt_lookup(sizes), window, mesh)
 
 
-@partial(jax.jit, static_argnames=("fixed", "empty"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("fixed", "width"), donate_argnames="state")
 def _step(
-    fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState, empty: bool = False
+    fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState, width: int
 ) -> tuple[SpeculativeState, StepInfo]:
-    """Verify a window, or of an ``empty`` one nothing, and draft the next."""
+    """Verify the first ``width`` places of a window, behind which there is no token, and draft the next."""
     (target, drafter, _), (tokens, probabilities), old = fixed, state.window, state.target.progress
     window = tokens.shape[1]
-    tokens = tokens[:, : 0 if empty else window]
+    tokens = tokens[:, :width]
     x, cache, features = prefix_pass(target, params[0], state.target.cache, old, tokens, target.num_layers)
     choices = choose(target, params[0], old, x, tokens, probabilities)
     progress, verdict, emitted = advance(old, tokens, choices.tokens)

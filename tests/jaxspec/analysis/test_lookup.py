@@ -68,10 +68,10 @@ def test_a_table_is_a_setting_of_speculative_decoding():
 def test_steps_by_hand():
     """Nothing is behind 3 at first; 1 2 3 4 is then found again, and 5 after it is not."""
     steps = lookup_steps(prompt_lookup(SIZES), [[1, 2, 3, 4, 1, 2, 3, 5, 6]], [3], 1)
-    assert steps.found.tolist() == [False, False, True, True]
+    assert steps.widths.tolist() == [0, 0, 1, 1]
     assert steps.accepted.tolist() == [0, 0, 1, 0]
     assert (steps.accepted_length, steps.empty_rate) == (0.25, 0.5)
-    assert lookup_steps(prompt_lookup(2), [[1, 2, 1, 9, 9]], [3], 1).found.tolist() == [False]
+    assert lookup_steps(prompt_lookup(2), [[1, 2, 1, 9, 9]], [3], 1).widths.tolist() == [0]
     with pytest.raises(ValueError, match="expected more than 7 tokens after a prompt, got none"):
         lookup_steps(prompt_lookup(SIZES), [[1, 2, 3]], [1], 7)
 
@@ -79,6 +79,8 @@ def test_steps_by_hand():
 def test_a_step_that_finds_nothing_costs_a_plain_step():
     spec = DecodeSpec(3, sizes=(3, 2, 1))
     assert predict(TIMES, spec, 1.0, 0.25).step == pytest.approx(0.75 * 12.0 + 0.25 * 10.5)
+    mixed = predict(TIMES, spec, 1.0, 0.5, {0: 0.5, 1: 0.3, 3: 0.2})
+    assert mixed.step == pytest.approx(0.5 * 10.5 + 0.3 * 11.0 + 0.2 * 12.0)
     together = predict(replace(TIMES, batch=2), spec, 1.0, 0.25)
     assert together.step == pytest.approx(12.0 - 0.25**2 * 1.5)
     assert together.tokens_per_second == pytest.approx(2 * 2.0 / together.step)
@@ -87,7 +89,9 @@ def test_a_step_that_finds_nothing_costs_a_plain_step():
 @pytest.mark.parametrize(("right", "words"), [(2, "prompt lookup, window 3: "), (0, "Plain decoding is faster: of 2 ")])
 def test_it_is_chosen_where_it_is_the_fastest(right, words):
     specs = [PLAIN, *Grid.lookups((1, 3))]
-    looked_up = {("lookup", window): LookupSteps(np.full(4, min(right, window)), np.full(4, True)) for window in (1, 3)}
+    looked_up = {
+        ("lookup", window): LookupSteps(np.full(4, min(right, window)), np.full(4, window)) for window in (1, 3)
+    }
     rows = ranked(TIMES, None, specs, looked_up)
     tuned = Tuned(rows, TIMES, lambda spec: spec.build(models.target()))
     assert str(tuned).startswith(words)
@@ -110,7 +114,7 @@ def test_without_a_draft_texts_end_at_stop_tokens():
     tuned = tune(target, None, models.PROMPTS, grid=grid, placement=models.meshes(), new_tokens=models.NEW_TOKENS)
     assert (tuned.texts, tuned.left_out) == (1, 1)
     assert {row.spec.label for row in tuned.rows} == {"plain decoding", "prompt lookup"}
-    assert set(tuned.primitives.lookup["lookup"]) == {0, 1, window}
+    assert {0, 1, window} <= set(tuned.primitives.lookup["lookup"])
     assert all(seconds > 0 for seconds in tuned.primitives.lookup["lookup"].values())
     with pytest.raises(ValueError, match="expected an answer of more than 4 tokens, the largest window, .*got 1 at"):
         tune(stopping(first[0]), None, models.PROMPTS[:1], grid=grid, new_tokens=models.NEW_TOKENS)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxspec
 from jaxspec.drafts import prompt_lookup
-from jaxspec.drafts.ngram import CommittedText, continuation
+from jaxspec.drafts.ngram import BEHIND_ONE, CommittedText, continuation, verified_width, verified_widths
 from jaxspec.methods import candidates
 from jaxspec.verify import acceptance
 from jaxspec.verify.sampling import NOTHING
@@ -52,21 +52,35 @@ def test_shorter_n_grams_are_tried_where_longer_ones_are_new():
     tokens, positions = random.integers(0, 4, (64, 14)), random.integers(0, 14, 64)
     found = continuation(CommittedText(jnp.asarray(tokens), jnp.asarray(positions)), (3, 2, 1), 4).tolist()
     tried = [[by_hand(row.tolist(), at, n, 4) for n in (3, 2, 1)] for row, at in zip(tokens, positions, strict=True)]
+    tried = [[three, two, one[:BEHIND_ONE] + [NOTHING] * (4 - BEHIND_ONE)] for three, two, one in tried]
     expected = [next((each for each in three if each[0] != NOTHING), three[-1]) for three in tried]
     assert found == expected
     assert {next((n for n, each in enumerate(three) if each[0] != NOTHING), 3) for three in tried} == {0, 1, 2, 3}
 
 
 def test_a_step_that_finds_nothing_is_one_of_plain_decoding():
-    """The target runs one token; where something was found, the whole window."""
+    """The target runs one token; where something was found, that and little more."""
     method = jaxspec.lookup(models.target(), 4)
     request, capacity = models.request(models.PROMPTS[:1], 24), 64
     state, widths = method.init(request, capacity), []
     for _ in range(24):
-        found = bool((np.asarray(state.window.tokens) >= 0).any())
+        found = int((np.asarray(state.window.tokens) >= 0).sum())
         state, info = method.step(state)
         widths.append((found, info.tokens.shape[1]))
-    assert set(widths) == {(False, 1), (True, 5)}
+    expected = {0: 1, 1: 2, 2: 4, 3: 4, 4: 5}
+    assert {found for found, _ in widths} >= {0, 4}
+    assert all(expected[found] == width for found, width in widths)
+
+
+def test_widths_that_are_verified():
+    assert [verified_widths(window) for window in (1, 2, 3, 5, 8)] == [
+        (0, 1), (0, 1, 2), (0, 1, 3), (0, 1, 3, 5), (0, 1, 3, 7, 8)
+    ]  # fmt: skip
+    for window in range(1, 10):
+        for drafted in range(window + 1):
+            tokens = np.where(np.arange(window) < drafted, 5, NOTHING)
+            width = verified_width(np.stack([tokens, np.full(window, NOTHING)]))
+            assert width == min(each for each in verified_widths(window) if each >= drafted)
 
 
 @pytest.mark.parametrize("name", METHODS)
