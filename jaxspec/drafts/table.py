@@ -34,7 +34,7 @@ PLACES = 8
 #: Fewest tokens that a window has to promise, as otherwise verifying it costs more than it brings.
 LEAST = 0.25
 #: Least chance of a token to be accepted.
-LEAST_CHANCE = 0.1
+LEAST_CHANCE = 0.2
 
 
 class Entries(NamedTuple):
