@@ -110,9 +110,14 @@ class PlacedPair(NamedTuple):
         return TargetTexts(texts, rows.starts[kept].tolist(), len(counts) - len(kept))
 
     def record(self, written: TargetTexts, layers: Sequence[int], num_candidates: int, depths: int) -> Recording:
-        """Read the texts with each model (``replay.record``)."""
+        """Read the texts with each model (``replay.record``).
+
+        Raises:
+            ValueError: there is no draft that is a model.
+        """
         made, where = self.reader, self.placement
-        assert made is not None
+        if made is None:
+            raise ValueError("expected a draft that is a model, got one without; tune compares it with plain decoding")
         reader = _on(made, where.draft) if isinstance(made, Model) else _beside(made, where)
         target = _on(self.target, where.target)
         return record(target, reader, written.texts, written.starts, layers, num_candidates, self.exit, depths)

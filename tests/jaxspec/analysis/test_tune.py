@@ -14,6 +14,7 @@ from jaxspec.analysis._grid import PLAIN, Grid
 from jaxspec.analysis._predict import Tuned, predict, ranked
 from jaxspec.analysis._tune import tune
 from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
+from jaxspec.drafts import Draft, Drafter
 from jaxspec.methods import DecodeSpec, candidates
 from jaxspec.models.config import Tracks
 from tests.jaxspec.analysis.test_replay import recorded
@@ -150,8 +151,8 @@ def test_a_draft_that_reads_hidden_states(kind):
 
 
 def test_a_draft_that_cannot_be_replayed_is_refused():
-    with pytest.raises(ValueError, match=r"expected a language model, or a draft of a DraftNetwork.*got NGramDrafter"):
-        tune(models.target(), jaxspec.drafts.prompt_lookup(2), models.PROMPTS)
+    with pytest.raises(ValueError, match=r"expected a language model, a draft without a model, or one .*got Drafter"):
+        tune(models.target(), Draft(Drafter()), models.PROMPTS)
     with pytest.raises(ValueError, match=r"expected a language model as a draft to probe with, got .*FeatureDrafter"):
         probe(models.target(), reading.draft("eagle"), np.zeros((1, 20), np.int32), 4)
 
