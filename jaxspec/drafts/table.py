@@ -31,9 +31,9 @@ DISCOUNT = 0.5
 UNSEEN = {1: 2.8, 2: 1.6, 3: 0.7, 4: 0.2}
 #: Places of a row of the table, which is found by a hash.
 PLACES = 8
-#: Fewest tokens that a window has to promise, as otherwise verifying it costs more than it brings.
+#: Expected accepted tokens below which a window is left empty, as verifying it would cost more than it brings.
 LEAST = 0.25
-#: Least chance of a token to be accepted.
+#: Least probability of a token to be accepted.
 LEAST_CHANCE = 0.2
 
 
@@ -51,7 +51,7 @@ class TableDrafter(NGramDrafter):
 
     Attributes:
         counted: n of the table, longest first.
-        least: tokens that a window has to promise; it is empty otherwise.
+        least: expected accepted tokens below which a window is left empty.
     """
 
     counted: tuple[int, ...] = COUNTED
@@ -71,10 +71,10 @@ class TableDrafter(NGramDrafter):
         return self
 
     def following(self, params: Params, text: CommittedText, count: int) -> Array:
-        """Return the likely next tokens [B, ``count``]; −1 where none is known, or too few are promised.
+        """Return the likely next tokens [B, ``count``]; −1 where none is known, or too few are expected to be accepted.
 
-        With s_i the share of token i, token k is accepted with a chance of Π_{i≤k} s_i, and a window promises their
-        sum. A token with less than ``LEAST_CHANCE`` is left out, and those behind it.
+        With s_i the share of token i, token k is accepted with probability Π_{i≤k} s_i; their sum is the expected
+        number of accepted tokens. A token with less than ``LEAST_CHANCE`` is left out, and those behind it.
         """
         tokens, chances, chance = [], [], jnp.ones(text.position.shape)
         for _ in range(count):
@@ -83,8 +83,8 @@ class TableDrafter(NGramDrafter):
             tokens.append(jnp.where(chance >= LEAST_CHANCE, token, NOTHING))
             chances.append(chance)
             text = text.with_tokens(jnp.maximum(token, 0)[:, None], jnp.ones_like(text.position))
-        promised = sum(chances[1:], chances[0])[:, None]
-        return jnp.where(promised >= self.least, jnp.stack(tokens, axis=1), NOTHING)
+        expected = sum(chances[1:], chances[0])[:, None]
+        return jnp.where(expected >= self.least, jnp.stack(tokens, axis=1), NOTHING)
 
     def _next(self, params: Params, text: CommittedText) -> tuple[Array, Array]:
         """Return the likely next token of each text and its share: [B] each; the share is 0 where none is known."""
@@ -143,7 +143,7 @@ def ngram_table(
         vocab_size: of the target.
         sizes: n of the n-grams that are counted.
         repeated: n of the n-grams that are looked up in the text itself.
-        least: tokens that a window has to promise; the target takes a step of plain decoding otherwise.
+        least: expected accepted tokens below which the target takes a step of plain decoding.
 
     Raises:
         ValueError: a size below 1, or no answer.
