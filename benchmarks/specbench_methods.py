@@ -1,13 +1,13 @@
 """The methods of specbench.py: each a draft, a way to build it, and settings of which the fastest is taken."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 import jaxspec
 from jaxspec import candidates
-from jaxspec.analysis.specbench import Question, fastest
+from jaxspec.analysis.specbench import fastest
 from jaxspec.drafts import trees
 from jaxspec.methods.protocol import DecodingMethod
 
@@ -73,18 +73,21 @@ def on_devices(target: jaxspec.Model, count: int) -> DecodingMethod:
     return jaxspec.autoregressive(target, jaxspec.mesh_of(jax.devices()[:count]))
 
 
-def tried(
-    target: jaxspec.Model, drafts: Mapping[str, Any], names: tuple[str, ...], question: Question, new_tokens: int
-) -> dict[str, tuple[Any, DecodingMethod]]:
-    """Return every method whose draft there is, with the setting that answers a question fastest."""
-    chosen: dict[str, tuple[Any, DecodingMethod]] = {}
-    for name, (draft, build, settings) in METHODS.items():
-        if name not in names or (draft and draft not in drafts):
-            continue
-        built = {each: build(target, drafts.get(draft), each) for each in settings if _fits(target, name, each)}
-        best = fastest(built, question, new_tokens, 1)
-        chosen[name] = best, built[best]
-    return chosen
+def available(drafts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the named methods whose draft there is."""
+    return [name for name, method in METHODS.items() if name in names and (not method.draft or method.draft in drafts)]
+
+
+def best_setting(target: jaxspec.Model, drafts: Mapping[str, Any], name: str, **measured: Any) -> Any:
+    """Return the setting of a method that answers questions fastest; options of ``specbench.fastest``."""
+    settings = [each for each in METHODS[name].settings if _fits(target, name, each)]
+    return fastest({each: built(target, drafts, name, each) for each in settings}, runs=1, **measured)
+
+
+def built(target: jaxspec.Model, drafts: Mapping[str, Any], name: str, setting: Any) -> DecodingMethod:
+    """Return a method with a setting, which may come from JSON."""
+    method = METHODS[name]
+    return method.build(target, drafts.get(method.draft), tuple(setting) if isinstance(setting, list) else setting)
 
 
 def _fits(target: jaxspec.Model, name: str, setting: Any) -> bool:

@@ -136,12 +136,15 @@ def run(
     return [row for task, group in groups.items() for row in _results(task, group)]
 
 
-def fastest(methods: Mapping[Key, DecodingMethod], question: Question, max_new_tokens: int, runs: int) -> Key:
-    """Return the method that answers a question fastest, median over runs in turns after one that compiles."""
+def fastest(
+    methods: Mapping[Key, DecodingMethod], questions: Sequence[Question], max_new_tokens: int, runs: int
+) -> Key:
+    """Return the method that answers questions fastest, median over runs in turns after one that compiles."""
     if len(methods) == 1:
         return next(iter(methods))
-    answers = _answers(methods, question, max_new_tokens, runs, lambda: None)
-    return min(methods, key=lambda name: float(np.median([each.seconds for each in answers[name]])))
+    answers = [_answers(methods, question, max_new_tokens, runs, lambda: None) for question in questions]
+    seconds = lambda name: sum(float(np.median([run.seconds for run in each[name]])) for each in answers)  # noqa: E731
+    return min(methods, key=seconds)
 
 
 def _answers(

@@ -58,7 +58,7 @@ def bench(
     models = load(target, draft, dtype, drafting_for=use, exit=drafting.exit)
     plain = baselines(models.target, 2 if "mirror" in methods else 1)
     others = {name: method_of(models, name, drafting) for name in methods if name != "autoregressive"}
-    count = fastest(plain, chosen[0], max_new_tokens, runs)
+    count = fastest(plain, chosen[:1], max_new_tokens, runs)
     rows = run({"autoregressive": plain[count]} | others, chosen, max_new_tokens, runs, progress=not json)
     if json:
         for row in rows:

@@ -20,6 +20,9 @@ Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 #: Token ids and texts that end a sequence.
 Stop: TypeAlias = Sequence[int | str] | int | str
 
+#: Rows by which a large cache grows; smaller ones double.
+LARGE = 2048
+
 
 def encoded(prompts: Sequence[Prompt], text: Text | None) -> list[np.ndarray]:
     """Return the token ids of every prompt.
@@ -107,6 +110,14 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
+def cache_rows(needed: int) -> int:
+    """Return the rows of a cache: a power of two from 64 on, or a multiple of 2,048, so that texts share programs.
+
+    A step reads only rows in use (``models.attention``): those to spare cost memory and no time.
+    """
+    return max(64, 1 << (needed - 1).bit_length()) if needed <= LARGE else -(-needed // LARGE) * LARGE
+
+
 def request_of(
     ids: Sequence[np.ndarray],
     method: DecodingMethod,
@@ -131,7 +142,7 @@ def request_of(
     lengths = np.asarray([len(row) for row in rows], np.int32)
     size = bucket(int(lengths.max()))
     tokens = np.stack([np.pad(row, (0, size - len(row))) for row in rows]).astype(np.int32)
-    capacity = bucket(size + int(new.max()) + 2 * (method.window + 1))
+    capacity = cache_rows(size + int(new.max()) + 2 * (method.window + 1))
     return Request(tokens, lengths, new, _traced(settings), _seen(rows, settings, method.vocab_size)), capacity
 
 

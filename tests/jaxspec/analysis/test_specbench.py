@@ -107,8 +107,8 @@ def test_the_baseline_is_the_fastest_of_its_settings():
         return fast.step(state, *watch)
 
     both, question = {2: fast._replace(step=late), 1: fast}, Question(1, "qa", ["ab"])
-    assert fastest(both, question, 4, runs=1) == 1
-    assert fastest({2: both[2]}, question, 4, runs=1) == 2
+    assert fastest(both, [question], 4, runs=1) == 1
+    assert fastest({2: both[2]}, [question], 4, runs=1) == 2
     assert sorted(baselines(models.target(), 2)) == [1, 2]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxspec
 from jaxspec import Sampling
-from jaxspec.generation.requests import bucket, encoded, request_of, text_of
+from jaxspec.generation.requests import bucket, cache_rows, encoded, request_of, text_of
 from jaxspec.text import Text
 from jaxspec.text.tokenizer import train_tokenizer
 from tests.support.jaxspec import models
@@ -69,6 +69,14 @@ def test_lengths_share_buckets(length, size):
     assert bucket(length) == size
 
 
+@pytest.mark.parametrize(
+    ("needed", "rows"),
+    [(1, 64), (64, 64), (65, 128), (257, 512), (1025, 2048), (2048, 2048), (2049, 4096), (4097, 6144), (8192, 8192)],
+)
+def test_texts_of_many_lengths_share_few_caches(needed, rows):
+    assert cache_rows(needed) == rows
+
+
 def test_prompts_are_padded_to_the_bucket_of_the_longest(method):
     prompts = [[1, 2, 3], list(range(10)) * 4]
     batch, capacity = request(method, prompts, max_new_tokens=[5, 9])
@@ -78,7 +86,7 @@ def test_prompts_are_padded_to_the_bucket_of_the_longest(method):
         assert row[:length].tolist() == prompt
         assert not row[length:].any()
     assert batch.max_new_tokens.tolist() == [5, 9]
-    assert capacity == bucket(64 + 9 + 2)
+    assert capacity == 128
     assert {leaf.dtype for leaf in (batch.tokens, batch.lengths, batch.max_new_tokens)} == {np.dtype("int32")}
 
 
