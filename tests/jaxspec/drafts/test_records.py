@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,14 +38,24 @@ def fused(made, features):
 
 def begun(made, tokens):
     """The drafter's state after a prompt, and its root."""
-    found = fused(made, records.features(made.drafter.reads, tuple(tokens)))
-    state = made.drafter.begin(made.params, records.request_of(tokens), found, len(tokens) + 16, 64)
+    found = fused(made, records.features(made.drafter.reads, tuple(tokens), padded=True))
+    request = records.request_of(tokens, padded=True)
+    state = _begin(made.drafter, request.tokens.shape[1] + 16, made.params, request, found)
     return state, Pending(jnp.asarray([tokens[-1]]), jnp.asarray([len(tokens) - 1]))
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _begin(drafter, capacity, params, request, found):
+    return drafter.begin(params, request, found, capacity, 64)
+
+
 def grown(made, policy, state, root):
-    drawn, _ = made.drafter.grow(made.params, state, root, policy, GREEDY)
-    return policy.tree(drawn)
+    return policy.tree(_grow(made.drafter, policy, made.params, state, root))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _grow(drafter, policy, params, state, root):
+    return drafter.grow(params, state, root, policy, GREEDY)[0]
 
 
 @pytest.mark.parametrize("name", records.names("target*"))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxspec
+from jaxspec.generation.requests import bucket
 from jaxspec.loading import load_draft
 from jaxspec.verify import Features
 from jaxspec.verify.features import Reader
@@ -67,14 +68,16 @@ def texts(found):
 
 
 @cache
-def features(reads, tokens):
-    """The target's features at all tokens of a text."""
-    request = request_of(tokens)
-    return prefill(target().network, target().params, request, len(tokens) + 1, Reader(reads))[1]
+def features(reads, tokens, padded=False):
+    """The target's features at all tokens of a text, and at the padding."""
+    request = request_of(tokens, padded)
+    return prefill(target().network, target().params, request, request.tokens.shape[1] + 1, Reader(reads))[1]
 
 
-def request_of(tokens):
-    return Request(jnp.asarray([tokens], jnp.int32), jnp.asarray([len(tokens)]), jnp.asarray([8]))
+def request_of(tokens, padded=False):
+    """A request of one text; padded to a bucket, so that texts of many lengths share their programs."""
+    row = np.pad(tokens, (0, bucket(len(tokens)) - len(tokens) if padded else 0))
+    return Request(jnp.asarray([row], jnp.int32), jnp.asarray([len(tokens)]), jnp.asarray([8]))
 
 
 def of_concatenated(reads, rows):
