@@ -123,7 +123,8 @@ def _tuned(draft: Model | Draft, task: _Task) -> dict[str, Any]:
 def _fitted(settings: DraftTraining, task: _Task) -> tuple[Model | Draft, dict[str, Any]]:
     """Train a draft on the target's hidden states."""
     from jaxspec.loading import save_draft, save_model
-    from jaxspec.training import accepted_tokens, fit_draft
+    from jaxspec.training import accepted_tokens, fit_draft, hidden_within
+    from jaxspec.training.reading import MOST_HIDDEN
 
     options: dict[str, Any] = {"recipe": settings.recipe, "schedule": task.answers.timed(settings.schedule)}
     options |= {"directory": task.out, "hidden": task.answers.hidden(task.out)}
@@ -132,7 +133,9 @@ def _fitted(settings: DraftTraining, task: _Task) -> tuple[Model | Draft, dict[s
         save_model(draft, task.out / "draft")
         return draft, {"accepted": _accepted(draft, task), "window": WINDOW}
     save_draft(draft, task.out / "draft")
-    accepted = accepted_tokens(draft, task.models.target, task.held_out, window=WINDOW)
+    target, texts = task.models.target, task.held_out
+    states = hidden_within(target, draft.drafter.reads.taps, texts.tokens, MOST_HIDDEN, options["hidden"])
+    accepted = accepted_tokens(draft, target, texts, window=WINDOW, hidden=states)
     return draft, {"accepted": round(accepted, 4), "window": min(WINDOW, draft.drafter.max_window or WINDOW)}
 
 
