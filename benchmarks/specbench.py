@@ -11,8 +11,8 @@ with ``--minutes`` piece by piece. Settings (windows, trees, devices) are chosen
 are not measured. Other programs, several times slower, answer the first ``--others-per-task`` questions of a task.
 
 A line is of a task, or of all: ``tau``, tokens a step; ``ratio_to_autoregressive``, of tokens a second, prompts
-included, on the same questions; ``identical``, whether all tokens are those of plain decoding (with a temperature of
-the same seed; other programs draw other numbers).
+included, on the same questions; ``identical``, whether all tokens are those of plain decoding (of llama.cpp, which
+returns text, the text; with a temperature of the same seed, other programs draw other numbers).
 """
 
 import argparse
@@ -55,7 +55,9 @@ def main() -> None:
     sides = own_sides(options, target, drafts, spare, ledger)
     others = other_sides(options, target, drafts.get("plain")) if options.others else {}
     measure(sides, others, questions, options, ledger)
-    lines = list(rows(ledger, questions, options.temperatures))
+    assert target.text is not None
+    assert target.text.decode is not None
+    lines = list(rows(ledger, questions, options.temperatures, target.text.decode))
     for row in lines:
         print(json.dumps(row) if options.json else shown(row))
     if options.picture:
