@@ -8,7 +8,8 @@ DIR holds a folder for each draft, ngram, plain, eagle3, eagle, medusa, hydra, a
 writes them (OUT/draft); methods without theirs are left out. All methods answer a question in turns; an answer during
 which a program was compiled is given again. Answers and compiled programs are kept in OUT: the same command continues,
 with ``--minutes`` piece by piece. Settings (windows, trees, devices) are chosen once, on questions of two tasks that
-are not measured. Other programs, several times slower, answer the first ``--others-per-task`` questions of a task.
+are not measured. A draft that is trained anew, or a method added later, needs another OUT. Other programs, several
+times slower, answer the first ``--others-per-task`` questions of a task.
 
 A line is of a task, or of all: ``tau``, tokens a step; ``ratio_to_autoregressive``, of tokens a second, prompts
 included, on the same questions; ``identical``, whether all tokens are those of plain decoding (of llama.cpp, which
