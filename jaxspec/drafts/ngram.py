@@ -17,8 +17,9 @@ from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.sampling import NOTHING
 from jaxspec.verify.target import Request
 
-#: n of the n-grams that ``jaxspec.lookup`` tries, in this order.
-SIZES = (3, 2, 1)
+#: n of the n-grams that ``jaxspec.lookup`` tries, in this order. One token alone is followed by the same too rarely to
+#: pay for its verification where a pass over more tokens takes longer, as it does on a CPU.
+SIZES = (3, 2)
 #: Most tokens that are drafted where only the last token of the text occurred before: further ones are rarely right.
 BEHIND_ONE = 2
 
