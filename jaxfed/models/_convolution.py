@@ -1,14 +1,14 @@
 """Convolution as matrix products, which stays fast with one kernel per client and inside `lax.scan`.
 
-XLA turns a convolution vmapped over its kernels into a grouped one, and runs one inside a loop on one core of a CPU.
-Products of matrices suffer neither. Everything here is made of slices and `dot_general`, so that all derivatives and
-every `vmap` follow from JAX's own rules.
+XLA turns a convolution vmapped over its kernels into a grouped one, which is slow on CPUs and GPUs, and runs one inside
+a loop on one core of a CPU. Products of matrices suffer neither. They are made of slices and `dot_general`, so that all
+derivatives and every `vmap` follow from JAX's own rules. TPUs run grouped convolutions well: there XLA's own is taken.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -62,7 +62,8 @@ def conv_general_dilated(
 
     y[b, i, j, o] = Σ x[b, i·s + h, j·s + w, c]·k[h, w, c, o], x [B, H, W, C] or [B, W, C], k [h, w, C, O] or [w, C, O].
     On a CPU in float32 and with stride 1 along the width, Winograd's F(m, k) of at most eight points saves products
-    along the width, at three to five times the rounding error of the plain sum. Anything else (dilation, groups, other
+    along the width, at three to five times the rounding error of the plain sum. A program for a TPU has XLA's own
+    convolution, which moves a quarter of the bytes there. Anything else (dilation, groups, other
     layouts, integers, empty results) goes to `lax.conv_general_dilated` unchanged.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -89,11 +90,13 @@ def _axes(shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], p
 
 
 def convolve(x: Array, kernel: Array, axes: Sequence[Axis], **as_product: Any) -> Array:
-    """Compute the convolution [B, H', W', O] of x [B, H, W, C] and kernel [h, w, C, O], with the cheapest lowering."""
+    """Compute the convolution [B, H', W', O] of x [B, H, W, C] and kernel [h, w, C, O], as suits the platform."""
     (height, width), kernel = _trimmed(kernel, axes)
+    options = as_product | {"height": height, "width": width}
+    platforms = {"tpu": partial(by_xla, **options)}
     if _winograd_pays(x, width) and as_product["preferred_element_type"] in (None, x.dtype):
-        return by_winograd(x, kernel, height, width, **as_product)
-    return by_patches(x, kernel, height, width, **as_product)
+        platforms["cpu"] = partial(by_winograd, **options)
+    return lax.platform_dependent(x, kernel, default=partial(by_patches, **options), **platforms)
 
 
 def _trimmed(kernel: Array, axes: Sequence[Axis]) -> tuple[list[Axis], Array]:
@@ -110,10 +113,17 @@ def _trimmed(kernel: Array, axes: Sequence[Axis]) -> tuple[list[Axis], Array]:
 
 
 def _winograd_pays(x: Array, width: Axis) -> bool:
+    """Return whether Winograd's form is faster on a CPU; others multiply float32 with fewer digits than it needs."""
     suits = x.dtype == jnp.float32 and width.stride == 1 and 2 <= width.taps <= len(winograd.POINTS)
     worth = x.shape[-1] >= LEAST_CHANNELS and width.extent <= WIDEST
-    # Other processors multiply float32 with fewer digits than the transforms need.
-    return suits and worth and winograd.tile_size(width.outputs, width.taps) > 1 and jax.default_backend() == "cpu"
+    return suits and worth and winograd.tile_size(width.outputs, width.taps) > 1
+
+
+def by_xla(x: Array, kernel: Array, height: Axis, width: Axis, **as_product: Any) -> Array:
+    """Return XLA's own convolution, grouped where there is a kernel for every client."""
+    pads = [(axis.before, axis.after) for axis in (height, width)]
+    strides = height.stride, width.stride
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=CHANNELS_LAST, **as_product)
 
 
 def by_patches(x: Array, kernel: Array, height: Axis, width: Axis, **as_product: Any) -> Array:

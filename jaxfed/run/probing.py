@@ -58,7 +58,7 @@ def examine(config: RoundConfig, server: Server, data: ClientData, rounds: int) 
         if np.isfinite(before) and not abs(after - before) <= ROUNDING * max(abs(before), abs(after)):
             warnings.warn(FORGOTTEN.format(f"{before:.4g}", f"{after:.4g}"), stacklevel=3)
     plan = config.plan.inner if isinstance(config.plan, Sharded) else config.plan
-    if plan != Chunked(1) or jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" or (plan != Chunked(1) and jax.default_backend() != "tpu"):
         batch = _batch(data, 0, 1, batching.batch_size, 0)
         if count := slow_convolutions(loss_fn, server.params, server.model_state, batch):
             warnings.warn(SLOW.format(count), stacklevel=3)
@@ -154,9 +154,20 @@ _kept = functools.lru_cache(4)(_program)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Yield all equations of a jaxpr, nested ones included."""
+    """Yield all equations of a jaxpr, nested ones included, except what is for other platforms."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda each: hasattr(each, "eqns")):
+        parts = dict(equation.params)
+        if (platforms := parts.get("branches_platforms")) is not None:
+            parts["branches"] = parts["branches"][_own_branch(platforms)]
+        for inner in jax.tree.leaves(list(parts.values()), is_leaf=lambda each: hasattr(each, "eqns")):
             if hasattr(inner, "eqns"):
                 yield from _equations(getattr(inner, "jaxpr", inner))
+
+
+def _own_branch(platforms: tuple[tuple[str, ...] | None, ...]) -> int:
+    """Return which branch of `lax.platform_dependent` this machine runs; None is the default."""
+    device = jax.devices()[0].platform
+    names = {device, *(("cuda", "rocm") if device == "gpu" else ())}
+    own = [number for number, some in enumerate(platforms) if some is not None and names & set(some)]
+    return own[0] if own else platforms.index(None)
