@@ -20,6 +20,7 @@ from jaxspec.drafts.modules import Fusion, ModuleNetwork, embedded, index_of, ru
 from jaxspec.models.base import Array, Attend, Cache
 from jaxspec.models.config import DecoderConfig
 from jaxspec.models.layers import Layer, RMSNorm, bias, weight
+from jaxspec.models.products import product
 from jaxspec.verify.features import Reads
 
 
@@ -89,7 +90,7 @@ class EagleModule(nnx.Module):
         embedding = embedded(self.embedding, tokens)
         if self.embedding_norm is not None and self.hidden_norm is not None:
             embedding, f = self.embedding_norm(embedding), self.hidden_norm(f)
-        u = jnp.einsum("dc,cbt->dbt", self.fc[...], jnp.concatenate([embedding, f]))
+        u = product("dc,cbt->dbt", self.fc[...], jnp.concatenate([embedding, f]))
         u = u if self.fc_bias is None else u + self.fc_bias[...][:, None, None]
 
         def heads(layer: Layer, x: Array, turn: Callable) -> tuple[Array, Array, Array]:

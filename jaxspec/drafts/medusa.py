@@ -9,12 +9,12 @@ Source: Cai et al., Medusa (arXiv 2401.10774). Its typical acceptance is not her
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxspec.drafts.modules import Fusion, ModuleNetwork, index_of, scores
 from jaxspec.models.base import Array, Attend, Cache
 from jaxspec.models.layers import bias, weight
+from jaxspec.models.products import product
 from jaxspec.verify.features import Reads
 
 
@@ -65,7 +65,7 @@ class Affine(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Return W·x + b for x [D, B, T]."""
-        y = jnp.einsum("dc,cbt->dbt", self.weight[...], x)
+        y = product("dc,cbt->dbt", self.weight[...], x)
         return y if self.bias is None else y + self.bias[...][:, None, None]
 
 

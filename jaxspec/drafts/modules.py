@@ -14,6 +14,7 @@ from jaxspec.models.config import DecoderConfig
 from jaxspec.models.heads import spread, token_index
 from jaxspec.models.layers import Layer, RMSNorm, turning, weight
 from jaxspec.models.modules import bound, params_of, structure
+from jaxspec.models.products import product
 from jaxspec.verify.features import Features
 
 
@@ -123,7 +124,7 @@ class FusionModule(nnx.Module):
             parts = [norm(part) for norm, part in zip(self.tap_norms, parts, strict=True)]
         g = jnp.concatenate(parts)
         g = g if self.input_norm is None else self.input_norm(g)
-        return g if self.matrix is None else jnp.einsum("dc,cbt->dbt", self.matrix[...], g)
+        return g if self.matrix is None else product("dc,cbt->dbt", self.matrix[...], g)
 
 
 def index_of(network: ModuleNetwork) -> nnx.Param | None:
@@ -140,7 +141,7 @@ def embedded(table: nnx.Param, tokens: Array) -> Array:
 
 def scores(head: Array, x: Array) -> Array:
     """Return head [V, D] · x [D, B, T] in float32."""
-    return jnp.einsum("vd,dbt->vbt", head, x, preferred_element_type=jnp.float32)
+    return product("vd,dbt->vbt", head, x, preferred_element_type=jnp.float32)
 
 
 def run_layers(

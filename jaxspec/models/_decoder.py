@@ -20,6 +20,7 @@ from jaxspec.models.experts import mixture
 from jaxspec.models.heads import spread, token_index
 from jaxspec.models.layers import Layer, norm, project, turning, weight
 from jaxspec.models.modules import bound, params_of, structure
+from jaxspec.models.products import product
 
 
 class Decoder(nnx.Module):
@@ -86,7 +87,7 @@ class Decoder(nnx.Module):
         x = self.final(x)
         head, ends = self.embedding if self.head is None else self.head, self.config.ends
         cap, scale = ends.softcap, ends.logit_scale
-        logits = jnp.einsum("vd,dbt->vbt", head[...], x, preferred_element_type=jnp.float32)
+        logits = product("vd,dbt->vbt", head[...], x, preferred_element_type=jnp.float32)
         logits = logits if scale is None else scale * logits
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

@@ -32,9 +32,14 @@ def write(rows: Array, new: Array, positions: Array) -> Array:
     """Write new [B, G, T, head_size] into rows [B, G, S, head_size] from ``positions`` [B], or [] for all, on."""
     if positions.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(rows, new, positions, axis=2)
-    update = lambda old, part, start: jax.lax.dynamic_update_slice(old, part, (0, start, 0))  # noqa: E731
     if rows.shape[0] == 1:
-        return update(rows[0], new[0], positions[0])[None]
+        return jax.lax.dynamic_update_slice(rows, new, (0, 0, positions[0], 0))
+
+    def update(old: Array, part: Array, start: Array) -> Array:
+        at = start + jnp.arange(part.shape[1])
+        return old.at[:, at].set(part, unique_indices=True, indices_are_sorted=True)
+
+    # One index a row: a scatter of whole slices becomes a loop over the sequences on a TPU.
     return jax.vmap(update)(rows, new, positions)
 
 

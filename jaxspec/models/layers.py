@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxspec.models.base import Array, Attend, SinkScores
 from jaxspec.models.config import Block, DecoderConfig, Scores
+from jaxspec.models.products import product
 from jaxspec.models.quantize import Int8
 from jaxspec.models.rotary import Rotary
 
@@ -42,9 +43,9 @@ def project(equation: str, matrix: nnx.Param, x: Array, offset: nnx.Param | None
 def multiply(equation: str, matrix: Array | Int8, x: Array, offset: Array | None = None) -> Array:
     """Return ``project`` of arrays."""
     if isinstance(matrix, Int8):
-        y = jnp.einsum(equation, matrix.values.astype(x.dtype), x) * matrix.scale[..., None, None].astype(x.dtype)
+        y = product(equation, matrix.values.astype(x.dtype), x) * matrix.scale[..., None, None].astype(x.dtype)
     else:
-        y = jnp.einsum(equation, matrix, x)
+        y = product(equation, matrix, x)
     return y if offset is None else y + offset[..., None, None]
 
 

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from jaxspec.models.base import Array
 
+#: Parts of a vocabulary that are searched on their own: as many devices, or a divisor of it, need no others for that.
+PARTS = 16
+
 
 class Message(NamedTuple):
     """Likely outcomes of a verification; what crosses the token channel after the prefix, never hidden states.
@@ -50,9 +53,25 @@ def likely(logits: Array, drafted: Array, num_candidates: int) -> Message:
     """Return the best tokens of logits [V, B, T] but the ``drafted`` one [B, T] (−1: none), and its log-probability."""
     log_probabilities = jnp.moveaxis(jax.nn.log_softmax(logits, axis=0), 0, -1)
     is_drafted = jnp.arange(logits.shape[0])[None, None] == drafted[:, :, None]
-    scores, tokens = jax.lax.top_k(jnp.where(is_drafted, -jnp.inf, log_probabilities), num_candidates)
+    scores, tokens = best(jnp.where(is_drafted, -jnp.inf, log_probabilities), num_candidates)
     of_drafted = jnp.where(drafted < 0, -jnp.inf, jnp.sum(jnp.where(is_drafted, log_probabilities, 0.0), axis=-1))
-    return Message(tokens.astype(jnp.int32), scores, of_drafted)
+    return Message(tokens, scores, of_drafted)
+
+
+def best(scores: Array, count: int) -> tuple[Array, Array]:
+    """Return the largest of scores [..., V], and their tokens, [..., count] each; the lowest id first among equals.
+
+    They are taken of the best of ``PARTS`` parts, so that of a vocabulary that is split over devices these alone cross.
+    """
+    size = scores.shape[-1] // PARTS
+    if scores.shape[-1] % PARTS or size < count:
+        values, tokens = jax.lax.top_k(scores, count)
+        return values, tokens.astype(jnp.int32)
+    values, places = jax.lax.top_k(scores.reshape(*scores.shape[:-1], PARTS, size), count)
+    tokens = places + size * jax.lax.broadcasted_iota(places.dtype, places.shape, places.ndim - 2)
+    flat = lambda part: part.reshape(*scores.shape[:-1], PARTS * count)  # noqa: E731
+    values, order = jax.lax.top_k(flat(values), count)
+    return values, jnp.take_along_axis(flat(tokens), order, axis=-1).astype(jnp.int32)
 
 
 def join(window: Message, bonus: Message, count: Array) -> Message:
