@@ -31,7 +31,8 @@ INSTALLED := $(VENV)/.installed $(if $(PEERS),$(VENV)/.installed-peers)
 # a third of the time of an installation; without any, each of the tests' hundred processes would compile its own.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo notebooks smollm2 specbench test fast matrix soak lint types docs compat oldest constraints clean distclean
+.PHONY: help setup demo notebooks smollm2 specbench test fast matrix soak lint types docs tpu tpu-tests compat oldest \
+  constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile | awk -F': ' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -93,6 +94,12 @@ compat: | $(VENV)/bin/python  ## the tests under another Python, in a .venv of i
 	echo "compat: nothing was run: expected $(or $(COMPAT_PYTHON),a second Python of 3.11 to 3.13), none is installed;" \
 	  "name one: make compat COMPAT_PYTHON=path/to/python3.13" >&2; exit 1
 
+tpu:  ## programs compiled for TPUs that are not here, by libtpu, in a .venv of its own (640 MB more)
+	$(MAKE) --no-print-directory tpu-tests VENV=.venv-tpu
+
+tpu-tests: setup $(VENV)/.installed-tpu
+	$(PYTEST) tests/tpu
+
 oldest:  ## the tests with the oldest versions that pyproject.toml allows, in a .venv of its own
 	$(MAKE) test PYTHON="$(or $(PYTHON_GIVEN),python3.11)" VENV=.venv-oldest PINS=constraints/oldest.txt
 
@@ -134,6 +141,11 @@ $(VENV)/.installed-peers: $(VENV)/.installed
 	@echo "$(VENV): installing torch, transformers, Equinox, Haiku and flwr as pinned in $(PINS) and constraints/peers.txt"
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS) -c constraints/peers.txt torch==2.13.0
 	@$(PIP) -c $(PINS) -c constraints/peers.txt --no-build-isolation -e '.[peers,flower]'
+	@touch $@
+
+$(VENV)/.installed-tpu: $(VENV)/.installed
+	@echo "$(VENV): installing libtpu as pinned in $(PINS)"
+	@$(PIP) -c $(PINS) --no-build-isolation -e '.[tpu]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

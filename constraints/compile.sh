@@ -12,7 +12,7 @@ pin() {  # name, options...: constraints/name.txt serves as preference and is re
 title() { echo "# Versions for $1. Written by \`make constraints\`; pyproject.toml holds the lower bounds."; }
 echo "mpmath<1.4" > "$work/shared.in"  # dp-accounting and, by way of sympy, torch ask for it: one version serves both
 for minor in 11 12 13; do
-    pin "py3$minor" --extra test --extra dev --extra docs --extra flower --python-version "3.$minor" \
+    pin "py3$minor" --extra test --extra dev --extra docs --extra flower --extra tpu --python-version "3.$minor" \
         -c "$work/shared.in" "$@"
     { title "Python 3.$minor"; cat "$work/py3$minor.txt"; } > "constraints/py3$minor.txt"
 done

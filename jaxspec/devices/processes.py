@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 #: A pure function of trees of arrays.
 Program = Callable[..., Any]
@@ -25,9 +25,31 @@ def shapes(tree: Any) -> Any:
     return jax.eval_shape(lambda same: same, tree)
 
 
+def are_shapes(tree: Any) -> bool:
+    """Return whether a tree has shapes and dtypes in place of arrays."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
 def put(tree: Any, sharding: Any, mesh: Mesh | None) -> Any:
-    """Put a tree on a sharding of a local mesh, without waiting; for another process's mesh return its ``shapes``."""
+    """Put a tree on a sharding of a local mesh, without waiting; for another process's mesh return its ``shapes``.
+
+    Shapes in place of arrays get the sharding, so that programs can be compiled for devices that are not here.
+    """
+    if are_shapes(tree):
+        return shapes_on(tree, sharding)
     return jax.device_put(tree, sharding) if is_local(mesh) else shapes(tree)
+
+
+def shapes_on(tree: Any, sharding: Any) -> Any:
+    """Return the shapes and dtypes of a tree with a sharding, or with a tree of them; a device is one as well."""
+
+    def placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        where = SingleDeviceSharding(where) if isinstance(where, jax.Device) else where
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    if isinstance(sharding, jax.Device | Sharding):
+        return jax.tree.map(lambda leaf: placed(leaf, sharding), tree)
+    return jax.tree.map(placed, tree, sharding)
 
 
 def running(mesh: Mesh | None) -> Callable[..., Program]:
@@ -53,7 +75,7 @@ def only_local(watch: Callable[[str, str, Any], None]) -> Callable[[str, str, An
     """Return a ``Watch`` that is called for the programs of this process alone."""
 
     def watched(lane: str, name: str, outputs: Any) -> None:
-        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(outputs)):
+        if not are_shapes(outputs):
             watch(lane, name, outputs)
 
     return watched

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from jaxspec.devices.processes import put, running
+from jaxspec.devices.processes import abstract, are_shapes, put, running
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.models.config import DecoderConfig
 
@@ -87,6 +87,9 @@ def batch_sharding(mesh: Mesh | None) -> DeviceOrSharding:
 def put_model(model: Model, mesh: Mesh | None) -> ShardedModel:
     """Put a model on a mesh, tensor-parallel over its ``model`` axis.
 
+    The parameters may be shapes (``jax.eval_shape``), and the mesh of devices that are not here
+    (``devices.chips.topology``): programs are then compiled for them, not run.
+
     Raises:
         ValueError: heads or hidden features are not divisible by the devices.
     """
@@ -103,7 +106,7 @@ def put_model(model: Model, mesh: Mesh | None) -> ShardedModel:
                 "to repeat the heads of your own network, give it with_config"
             )
         repeat = partial(jax.tree_util.tree_map_with_path, lambda path, leaf: repeat_heads(path, leaf, config, mesh))
-        params = running(mesh)(repeat)(params)
+        params = (abstract(repeat) if are_shapes(params) else running(mesh)(repeat))(params)
         network = network.with_config(repeated)
     shardings = leaf_shardings(network.partition(params), params, mesh)
     return ShardedModel(network, put(params, shardings, mesh), batch, whole)

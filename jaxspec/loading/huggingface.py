@@ -114,6 +114,21 @@ def read_published(
     return Model(network(with_repeated_heads(config, mesh)), params, text)
 
 
+def read_config(path: str | Path) -> DecoderConfig:
+    """Read the shape of a published model: of a folder with ``config.json``, or of such a file; no weights.
+
+    Raises:
+        ValueError: no such file, or a configuration of no supported family.
+    """
+    file = Path(path)
+    file = file / CONFIG if file.is_dir() else file
+    if not file.is_file():
+        raise ValueError(f"{path}: expected a folder with config.json, or such a file, got none")
+    published = text_part(read_json(file))
+    with reading(file, "the configuration of a supported family"):
+        return family_of(published).config_of(published)
+
+
 def published_dtype(folder: Path) -> str:
     """Return the dtype in ``config.json``; float32 for float64, which is not computed here."""
     return _own_dtype(_config(folder))
