@@ -113,6 +113,13 @@ SECTIONS: dict[str, Section] = {
         tables.specbench,
         "specbench.png",
     ),
+    "predicted": Section(
+        "Predicted: published pairs on other chips",
+        "Where would a policy pay? Nothing here was measured, except the steps that the prediction is checked against.",
+        "python benchmarks/predicted.py --json --picture docs/images/predicted.png",
+        tables.predicted,
+        "predicted.png",
+    ),
     "mirror_trees": Section(
         "Trees under Mirror-SD",
         "How often would the likeliest verdicts hold the one that comes, and what would continuing them cost?",

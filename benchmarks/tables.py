@@ -333,6 +333,28 @@ def specbench(lines: list[Line]) -> Iterator[Table]:
     yield Table(heads, rows, "Published: all 480 questions, on the authors' machine (arXiv 2510.13161, Table 1)")
 
 
+def predicted(lines: list[Line]) -> Iterator[Table]:
+    """What the prediction is wrong by, then policies over vanilla speculative decoding, by acceptance and foresight."""
+    checks = [[line["what"], *map(number, (line["measured_ms"], line["predicted_ms"], line["error"]))] for line in lines
+              if line["kind"] == "check"]  # fmt: skip
+    yield Table(("step", "measured, ms", "predicted, ms", "error"), checks, "Checked")
+    gains = [line | {"pair": f"{line['target']}, {line['chips']}"} for line in lines if line["kind"] == "gain"]
+    for foreseen in dict.fromkeys(line["foreseen"] for line in gains):
+        mine = [line | {"α": f"α {line['rate']:g}"} for line in gains if line["foreseen"] == foreseen]
+        title = (
+            f"Ω′ {foreseen:g}: pearl / saguaro / mirror / hybrid over vanilla SD at the same placement; on all chips"
+        )
+        yield pivot(mine, "pair", "α", _over_vanilla, title)
+
+
+def _over_vanilla(line: Line) -> str:
+    same = line["same_placement"]
+    ratios = " / ".join(f"{same[name] / same['speculative']:.2f}" for name in ("pearl", "saguaro", "mirror", "hybrid"))
+    if line["all_devices"] is None:
+        return ratios
+    return f"{ratios}; {line['all_devices'] / line['equal_chips']['speculative']:.2f}"
+
+
 def _over_plain(line: Line) -> str:
     star = "" if line["identical"] else "\\*"
     steps = f" ({line['tau']:.2f})" if line["tau"] > 1 else ""

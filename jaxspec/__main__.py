@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from jaxfed.checkpoint import CheckpointError
-from jaxspec.cli import bench, convert, doctor, federate, fetch, generate, probe, train, tune, whatif
+from jaxspec.cli import bench, convert, doctor, federate, fetch, fits, generate, predict, probe, train, tune, whatif
 from jaxspec.cli.checks import check_writable
 from jaxspec.cli.shared import Flag, keep_programs
 
@@ -35,9 +35,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe,
     "tune": tune,
     "whatif": whatif,
+    "predict": predict,
     "bench": bench,
     "convert": convert,
     "fetch": fetch,
+    "fits": fits,
     "train": train,
     "federate": federate,
 }
