@@ -113,6 +113,13 @@ SECTIONS: dict[str, Section] = {
         tables.specbench,
         "specbench.png",
     ),
+    "specbench_drafts": Section(
+        "Spec-Bench on SmolLM2: trained drafts",
+        "The same for drafts that learn: a small decoder after 13 minutes of training, EAGLE after 8, Medusa and Hydra "
+        "after 5 each, EAGLE-3 after 25.",
+        "python benchmarks/specbench.py --questions FILE --drafts DIR --per-task 3 --temperatures 0 --json",
+        tables.specbench,
+    ),
     "predicted": Section(
         "Predicted: published pairs on other chips",
         "Where would a policy pay? Nothing here was measured, except the steps that the prediction is checked against.",

@@ -125,8 +125,9 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         if row == len(targets) - 1:
             axes.set_xlabel("accepted, α")
     panels[0][0].set_ylabel("× vanilla SD, same placement", fontsize=9)
-    panels[0][0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    handles, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=8, loc="lower center", ncols=len(names))
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
