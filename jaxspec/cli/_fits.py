@@ -97,7 +97,6 @@ def fits(
     with tqdm(total=PROGRAMS, desc="compile", unit="program", disable=json) as bar:
         policy = candidates.mirror(step.budget)
         programs = compile_step(large, small, placement, sizes, policy, partial(_next, bar))
-        bar.update()
     times = program_times(programs, (chip, chip))
     steps = {f"step_{name}_ms": round(1e3 * step_time(times, rate), 3) for name, rate in (("reused", 0), ("anew", 1))}
     summary = {"topology": topology, "target_chips": first, "draft_chips": second, "chip_GB": chip.memory / 1e9}
@@ -123,9 +122,9 @@ def parts_of(split: str | None, count: int) -> tuple[int, int]:
 
 
 def _next(bar: Any, name: str) -> None:
-    """Show which program is compiled; all before it are done."""
-    bar.update(int(bool(bar.postfix)))
+    """Show which program is compiled."""
     bar.set_postfix_str(name)
+    bar.update()
 
 
 def _row(program: "CompiledProgram", chip: Any) -> dict[str, Any]:

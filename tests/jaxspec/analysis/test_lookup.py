@@ -12,13 +12,12 @@ from jaxspec.analysis._predict import Tuned, predict, ranked
 from jaxspec.analysis._tune import tune
 from jaxspec.analysis.timing import Primitives
 from jaxspec.drafts import ngram_table, prompt_lookup
-from jaxspec.drafts.ngram import SIZES
 from jaxspec.generation import continued
 from jaxspec.methods import DecodeSpec
 from jaxspec.text import Text
 from tests.support.jaxspec import models, pairs
 
-NEW, WINDOW = 40, 3
+NEW, WINDOW, SIZES = 40, 3, (3, 2, 1)
 TIMES = Primitives(10.0, lookup={"lookup": {0: 10.5, 1: 11.0, 3: 12.0}})
 
 

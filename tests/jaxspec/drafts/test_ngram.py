@@ -16,7 +16,7 @@ from tests.support.jaxspec.fallback_rows import SAMPLED, sampled
 
 METHODS = {
     "speculative": lambda: models.speculative(4, draft=prompt_lookup(1)),
-    "lookup": lambda: jaxspec.lookup(models.target(), 4),
+    "lookup": lambda: jaxspec.lookup(models.target(), 4, sizes=(3, 2, 1)),
     "ratio": lambda: models.speculative(4, draft=prompt_lookup(1), acceptance=acceptance.ratio(4)),
     "mirror": lambda: models.mirror(4, 2, draft=prompt_lookup(1)),
     "hybrid": lambda: models.mirror(4, 4, draft=prompt_lookup(1), policy=candidates.hybrid(3, 3, num_candidates=4)),
@@ -60,7 +60,7 @@ def test_shorter_n_grams_are_tried_where_longer_ones_are_new():
 
 def test_a_step_that_finds_nothing_is_one_of_plain_decoding():
     """The target runs one token; where something was found, that and little more."""
-    method = jaxspec.lookup(models.target(), 4)
+    method = jaxspec.lookup(models.target(), 4, sizes=(3, 2, 1))
     request, capacity = models.request(models.PROMPTS[:1], 24), 64
     state, widths = method.init(request, capacity), []
     for _ in range(24):
