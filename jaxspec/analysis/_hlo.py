@@ -40,7 +40,7 @@ class HloArray(NamedTuple):
         return math.ceil(math.prod(sizes) * size)
 
 
-class Instruction(NamedTuple):
+class HloInstruction(NamedTuple):
     """An instruction of a computation.
 
     Attributes:
@@ -79,19 +79,19 @@ class HloProgram(NamedTuple):
         entry: name of the computation that is run.
     """
 
-    computations: dict[str, dict[str, Instruction]]
+    computations: dict[str, dict[str, HloInstruction]]
     entry: str
 
-    def parameter(self, computation: str, number: int) -> Instruction:
+    def parameter(self, computation: str, number: int) -> HloInstruction:
         """Return a computation's parameter."""
         found = self.computations[computation].values()
         return next(each for each in found if each.op == "parameter" and int(each.operands[0]) == number)
 
-    def root(self, computation: str) -> Instruction:
+    def root(self, computation: str) -> HloInstruction:
         """Return what a computation returns."""
         return next(each for each in self.computations[computation].values() if each.is_root)
 
-    def users(self, computation: str, name: str) -> list[tuple[Instruction, int]]:
+    def users(self, computation: str, name: str) -> list[tuple[HloInstruction, int]]:
         """Return the instructions that read a value, and as which operand."""
         return [
             (each, place)
@@ -108,7 +108,7 @@ def parsed(text: str) -> HloProgram:
     Raises:
         ValueError: no computation is marked as the entry.
     """
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, dict[str, HloInstruction]] = {}
     entry = name = None
     for line in text.splitlines():
         if found := COMPUTATION.match(line):
@@ -136,7 +136,7 @@ def _array(dtype: str, sizes: str, order: str, layout: str) -> HloArray:
     )
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str) -> HloInstruction | None:
     found = INSTRUCTION.match(line)
     if found is None:
         return None
@@ -147,4 +147,4 @@ def _instruction(line: str) -> Instruction | None:
         end += 1
     inside = rest[: end - 1]
     operands = (inside,) if op in ("parameter", "constant") else tuple(NAME.findall(inside))
-    return Instruction(name, op, arrays_of(kind), operands, rest[end:], bool(root))
+    return HloInstruction(name, op, arrays_of(kind), operands, rest[end:], bool(root))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jaxspec.analysis._hlo import HloArray, HloProgram, Instruction, parsed
+from jaxspec.analysis._hlo import HloArray, HloInstruction, HloProgram, parsed
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")
@@ -95,12 +95,12 @@ def count(compiled: Any, branch: Callable[[Iterable[int]], int] = max) -> Counte
 def _total(
     program: HloProgram,
     computation: str,
-    price: Callable[[str, Instruction], int],
+    price: Callable[[str, HloInstruction], int],
     branch: Callable[[Iterable[int]], int],
 ) -> int:
     """Sum the prices of all instructions that are run: of loops times their trips, of conditionals one branch."""
 
-    def whole(each: Instruction) -> int:
+    def whole(each: HloInstruction) -> int:
         below = lambda name: _total(program, name, price, branch)  # noqa: E731
         if each.op == "while":
             return trips(program, each) * below(each.called("body")[0])
@@ -113,7 +113,7 @@ def _total(
     return sum(whole(each) for each in program.computations[computation].values())
 
 
-def _executed(program: HloProgram, computation: str, times: int = 1) -> Iterator[tuple[str, Instruction, int]]:
+def _executed(program: HloProgram, computation: str, times: int = 1) -> Iterator[tuple[str, HloInstruction, int]]:
     """Yield all instructions that may be run, with their computation and how often; all branches."""
     for each in program.computations[computation].values():
         yield computation, each, times
@@ -123,7 +123,7 @@ def _executed(program: HloProgram, computation: str, times: int = 1) -> Iterator
             yield from _executed(program, name, often)
 
 
-def trips(program: HloProgram, loop: Instruction) -> int:
+def trips(program: HloProgram, loop: HloInstruction) -> int:
     """Return how often a loop runs: what the compiler says, else the constant in its condition, else once."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
@@ -132,12 +132,12 @@ def trips(program: HloProgram, loop: Instruction) -> int:
     return max([int(value) for value in found if value.lstrip("-").isdigit()], default=1)
 
 
-def _cycles(each: Instruction) -> int:
+def _cycles(each: HloInstruction) -> int:
     found = re.search(r'"estimated_cycles":"(\d+)"', each.attributes)
     return int(found[1]) if found else 0
 
 
-def _collectives(program: HloProgram, each: Instruction, times: int) -> Iterator[Collective]:
+def _collectives(program: HloProgram, each: HloInstruction, times: int) -> Iterator[Collective]:
     """Yield an instruction's communication; a fusion may have one inside."""
     kind = next((kind for kind in COLLECTIVES if each.op in (kind, f"{kind}-start")), None)
     if kind is not None:
@@ -149,13 +149,13 @@ def _collectives(program: HloProgram, each: Instruction, times: int) -> Iterator
                 yield found._replace(kind=scattered, bytes=_all(each.arrays))
 
 
-def _received(each: Instruction) -> int:
+def _received(each: HloInstruction) -> int:
     """Return the bytes of a communication's result; one in the background names its operands first."""
     count, later = len(each.operands), each.op.endswith("-start") and each.op != "all-reduce-start"
     return _all(each.arrays[count : 2 * count] if later else each.arrays)
 
 
-def _copies(each: Instruction, times: int) -> Iterator[Copy]:
+def _copies(each: HloInstruction, times: int) -> Iterator[Copy]:
     named = each.op == "fusion" and re.match(r"copy|transpose", each.name) is not None
     both = each.arrays[:2] if each.op == "copy-start" else each.arrays[:1]
     if (each.op in ("copy", "transpose", "copy-start") or named) and all(array.space == 0 for array in both):
@@ -170,16 +170,16 @@ class _Traffic:
         self._read: dict[tuple[str, str], int] = {}
 
     @cached_property
-    def _uses(self) -> dict[str, dict[str, list[tuple[Instruction, int]]]]:
+    def _uses(self) -> dict[str, dict[str, list[tuple[HloInstruction, int]]]]:
         """The instructions that read each value, and as which operand, by computation."""
-        uses: dict[str, dict[str, list[tuple[Instruction, int]]]] = {}
+        uses: dict[str, dict[str, list[tuple[HloInstruction, int]]]] = {}
         for computation, instructions in self.program.computations.items():
             for each in instructions.values():
                 for place, operand in enumerate(() if each.op in ("parameter", "constant") else each.operands):
                     uses.setdefault(computation, {}).setdefault(operand, []).append((each, place))
         return uses
 
-    def moved(self, computation: str, each: Instruction) -> int:
+    def moved(self, computation: str, each: HloInstruction) -> int:
         """Bytes that an instruction reads from and writes to main memory."""
         if each.op in FREE or each.op.endswith("-done"):
             return 0
@@ -189,13 +189,13 @@ class _Traffic:
             computation, each
         )
 
-    def _prefetched_before(self, computation: str, each: Instruction) -> bool:
+    def _prefetched_before(self, computation: str, each: HloInstruction) -> bool:
         """Return whether the run before has fetched an array, at its end, as this one does for the next."""
         others = self._uses[computation][each.operands[0]]
         again = any(other.op == each.op and other.name != each.name for other, _ in others)
         return "cross_program_prefetch_index" in each.attributes and again
 
-    def _started(self, each: Instruction) -> int:
+    def _started(self, each: HloInstruction) -> int:
         """Bytes of a transfer in the background; of its arrays a copy names the destination first, others last."""
         arrays = [array for array in each.arrays if array.sizes]
         inputs = 1 if each.op == "copy-start" else len(each.operands)
@@ -203,13 +203,13 @@ class _Traffic:
         written = sum(array.bytes for array in new if array.space == 0)
         return written + (sum(array.bytes for array in new) if any(array.space == 0 for array in old) else 0)
 
-    def _reads(self, computation: str, each: Instruction, place: int) -> int:
+    def _reads(self, computation: str, each: HloInstruction, place: int) -> int:
         source = self.program.computations[computation].get(each.operands[place])
         if source is None or source.op == "constant":
             return 0
         return min(self.read_by(computation, each, place), _in_memory(source.arrays))
 
-    def read_by(self, computation: str, user: Instruction, place: int) -> int:
+    def read_by(self, computation: str, user: HloInstruction, place: int) -> int:
         """Bytes that an instruction reads of its operand ``place``."""
         if user.op in SLICES and place == 0:
             return _all(user.arrays)
@@ -233,7 +233,7 @@ class _Traffic:
             self._read[key] = whole if value.is_root else min(whole, sum(parts))
         return self._read[key]
 
-    def _writes(self, computation: str, each: Instruction) -> int:
+    def _writes(self, computation: str, each: HloInstruction) -> int:
         if each.op != "fusion":
             return self.written(computation, each) if _in_memory(each.arrays) else 0
         inside = each.called("calls")[0]
@@ -244,7 +244,7 @@ class _Traffic:
         found = self.program.computations[inside]
         return sum(self.written(inside, found[name]) for array, name in parts if array.space == 0)
 
-    def written(self, computation: str, each: Instruction) -> int:
+    def written(self, computation: str, each: HloInstruction) -> int:
         """Bytes that a value's producer writes: an update alone where its operand is updated in place."""
         values = self.program.computations.get(computation, {})
         if each.op in UPDATES:

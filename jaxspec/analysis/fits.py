@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +84,16 @@ def shapes_of(config: DecoderConfig, dtype: Any = jnp.bfloat16, int8: bool = Fal
     return Model(network(config), like_params(config, dtype, int8))
 
 
+def _run(
+    found: dict[str, CompiledProgram], report: Callable[[str], None], name: str, program: Any, *arguments: Any
+) -> Any:
+    """Compile a program, note what it needs, and return its outputs' shapes."""
+    report(name)
+    with _named(name):
+        outputs, found[name] = compiled_program(program, *arguments)
+    return outputs
+
+
 @contextmanager
 def _named(name: str) -> Iterator[None]:
     """Convert the compiler's error of a program that does not fit."""
@@ -148,13 +159,7 @@ def compile_step(
     fusion = put(drafter.fusion(made.params), sharded.replicated, placement.target)
     on = [batch_sharding(mesh) for mesh in placement]
     found: dict[str, CompiledProgram] = {}
-
-    def run(name: str, program: Any, *arguments: Any) -> Any:
-        report(name)
-        with _named(name):
-            outputs, found[name] = compiled_program(program, *arguments)
-        return outputs
-
+    run = partial(_run, found, report)
     prompts = _request(sizes)
     state, features = run(
         "prefill",
