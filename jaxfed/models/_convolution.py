@@ -63,8 +63,8 @@ def conv_general_dilated(
     y[b, i, j, o] = Σ x[b, i·s + h, j·s + w, c]·k[h, w, c, o], x [B, H, W, C] or [B, W, C], k [h, w, C, O] or [w, C, O].
     On a CPU in float32 and with stride 1 along the width, Winograd's F(m, k) of at most eight points saves products
     along the width, at three to five times the rounding error of the plain sum. A program for a TPU has XLA's own
-    convolution, which moves a quarter of the bytes there. Anything else (dilation, groups, other
-    layouts, integers, empty results) goes to `lax.conv_general_dilated` unchanged.
+    convolution, which moves a quarter of the bytes there. Anything else (dilation, groups, other layouts, integers,
+    empty results) goes to `lax.conv_general_dilated` unchanged.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     factors = (*(lhs_dilation or ()), *(rhs_dilation or ()), feature_group_count, batch_group_count)

@@ -91,16 +91,6 @@ class HloProgram(NamedTuple):
         """Return what a computation returns."""
         return next(each for each in self.computations[computation].values() if each.is_root)
 
-    def users(self, computation: str, name: str) -> list[tuple[HloInstruction, int]]:
-        """Return the instructions that read a value, and as which operand."""
-        return [
-            (each, place)
-            for each in self.computations[computation].values()
-            if each.op not in ("parameter", "constant")
-            for place, operand in enumerate(each.operands)
-            if operand == name
-        ]
-
 
 def parsed(text: str) -> HloProgram:
     """Read a program, as ``jax.stages.Compiled.as_text`` writes it.
