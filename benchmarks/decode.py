@@ -12,8 +12,8 @@ Every row is measured in two processes, with and without Eigen threads; the bett
 speculative decoding differs from plain decoding with the embedded pair in bfloat16 (kernels for one row and for eight
 rows round differently): the position (``place``), and the gap between the target's two largest logits there.
 
-Other suites: mirror, drafts, mirror-trees, late-taps and gpu, see ``benchmarks/`` mirror.py, draft_kinds.py,
-mirror_trees.py, late_taps.py and mirror_gpu.py.
+Other suites: mirror, drafts, mirror-trees, late-taps, long-caches and gpu, see ``benchmarks/`` mirror.py,
+draft_kinds.py, mirror_trees.py, late_taps.py, long_caches.py and mirror_gpu.py.
 """
 
 import json
@@ -30,6 +30,7 @@ import draft_kinds
 import jax
 import jax.numpy as jnp
 import late_taps
+import long_caches
 import mirror
 import mirror_gpu
 import mirror_trees
@@ -42,9 +43,9 @@ import jaxspec
 from jaxspec import zoo
 from jaxspec.cli._methods import batch_scheduling
 from jaxspec.generation.requests import request_of
-from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import init_cache
 from jaxspec.models.config import DecoderConfig, Ends
+from jaxspec.verify.programs import target_plain
 from jaxspec.verify.target import Progress, Target, TargetState, choose, prefix_pass
 
 VOCAB, CAPACITY, PROMPT = 4096, 256, 32
@@ -66,14 +67,14 @@ class DecodeOptions:
     """What is measured.
 
     Attributes:
-        suite: engine, mirror, drafts, mirror-trees, late-taps or gpu.
+        suite: engine, mirror, drafts, mirror-trees, late-taps, long-caches or gpu.
         sizes: of the models (mirror and gpu: of the targets). Default: all sizes of the suite.
         drafts: mirror and gpu: sizes of the drafts; drafts: kinds. Default: all.
         out: late-taps: folder for training.
         steps: late-taps: optimiser steps.
         pair: drafts, mirror-trees and late-taps: folder of a pair with drafts. Default: the embedded pair.
         prompts: mirror, drafts and gpu: number of prompts.
-        rounds: mirror, drafts and gpu: rounds in which all methods take turns.
+        rounds: mirror, drafts, long-caches and gpu: rounds in which all methods take turns.
         minutes: gpu: time after which the rest is skipped.
         picture: mirror and drafts: file of the picture.
         repeats: smallest number of timed calls per row; medians are reported.
@@ -151,7 +152,7 @@ def step_ms(method: jaxspec.DecodingMethod, model: jaxspec.Model, repeats: int) 
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(8):
-            state, _ = _step(Target(model.network), model.params, state)
+            state, _ = target_plain(Target(model.network), model.params, state)
         jax.block_until_ready(state)
         times.append((time.perf_counter() - start) / 8)
     return 1e3 * float(np.median(times))
@@ -330,6 +331,7 @@ SUITES: dict[str, Suite] = {
     "drafts": Suite(draft_kinds.suite, {"drafts": draft_kinds.KINDS}),
     "mirror-trees": Suite(mirror_trees.suite, {"drafts": draft_kinds.KINDS}),
     "late-taps": Suite(late_taps.suite, {}),
+    "long-caches": Suite(long_caches.suite, {"sizes": SIZES}),
     "gpu": Suite(mirror_gpu.suite, {"sizes": mirror_gpu.TARGETS, "drafts": mirror_gpu.DRAFTS}),
 }
 

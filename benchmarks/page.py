@@ -88,6 +88,12 @@ SECTIONS: dict[str, Section] = {
         "python benchmarks/decode.py --suite engine --json",
         tables.engine,
     ),
+    "long_caches": Section(
+        "Long caches",
+        "A pass and a prompt with a cache of 8,192 rows: reading the rows in use, or all.",
+        "python benchmarks/decode.py --suite long-caches --sizes 10M 100M --rounds 15 --json",
+        tables.long_caches,
+    ),
     "mirror": Section(
         "Mirror-SD and other methods",
         "Every policy on grown models, over the draft's cost.",
@@ -126,6 +132,13 @@ SECTIONS: dict[str, Section] = {
         "python benchmarks/predicted.py --json --picture docs/images/predicted.png",
         tables.predicted,
         "predicted.png",
+    ),
+    "compiled": Section(
+        "Compiled for TPUs",
+        "What do the programs of a step hold, move, copy and send, at full size? Counted in the compiler's output, "
+        "of one chip; not run.",
+        "python benchmarks/compiled.py --json",
+        tables.compiled,
     ),
     "mirror_trees": Section(
         "Trees under Mirror-SD",

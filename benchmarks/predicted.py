@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+from published import SIZES, config_of
 
 from jaxspec.analysis.roofline import (
     Machine,
@@ -25,21 +26,9 @@ from jaxspec.analysis.roofline import (
     predicted_times,
 )
 from jaxspec.devices.chips import CHIPS
-from jaxspec.loading.families import family_of
-from jaxspec.models.config import DecoderConfig
 from jaxspec.zoo import grown_config, load
 
 RESULTS = Path(__file__).parent / "results"
-QWEN3 = {
-    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936, "num_key_value_heads": 8,
-    "head_dim": 128, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu", "max_position_embeddings": 40960,
-}  # fmt: skip
-#: Width, layers, heads, hidden features, tied head.
-SIZES = {
-    "Qwen3-14B": (5120, 40, 40, 17408, False),
-    "Qwen3-32B": (5120, 64, 64, 25600, False),
-    "Qwen3-0.6B": (1024, 28, 16, 3072, True),
-}
 DRAFT = "Qwen3-0.6B"
 
 
@@ -59,14 +48,6 @@ class Slice(NamedTuple):
 
 SLICES = (Slice("v5e", 8, "v5e", 2), Slice("v5e", 8, "v5e", 8), Slice("v6e", 4, "v6e", 4), Slice("H200", 8, "L40S", 8))
 RATES, FORESEEN = (0.6, 0.7, 0.8, 0.9), (0.5, 0.8, 0.95)
-
-
-def config_of(name: str) -> DecoderConfig:
-    """Return the configuration of a published model."""
-    width, layers, heads, hidden, tied = SIZES[name]
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    published = QWEN3 | sizes | {"intermediate_size": hidden, "tie_word_embeddings": tied}
-    return family_of(published).config_of(published)
 
 
 def gains() -> Iterator[dict[str, Any]]:

@@ -144,11 +144,19 @@ def measure(
     end, tasks = time.monotonic() + 60 * options.minutes, len({question.task for question in questions})
     work = [(temperature, place) for place in range(len(questions)) for temperature in options.temperatures]
     for temperature, place in tqdm(work, "questions", disable=options.json):
+        forget_programs()
         both = sides | (others if place < options.others_per_task * tasks else {})
         for name, side in both.items():
             key = {"question": questions[place].id, "temperature": temperature, "method": name}
             if ledger.find(**key) is None and time.monotonic() < end:
                 ledger.add(key | recorded(warm(partial(side, questions[place], temperature))))
+
+
+def forget_programs(most: int = 40_000) -> None:
+    """Drop compiled programs, which are kept on disk, before they take all areas of memory that Linux grants."""
+    areas = Path("/proc/self/maps")
+    if areas.exists() and areas.read_bytes().count(b"\n") > most:
+        jax.clear_caches()
 
 
 def warm(run: Callable[[], Answer]) -> Answer:

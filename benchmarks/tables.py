@@ -282,6 +282,42 @@ def draft_kinds(lines: list[Line]) -> Iterator[Table]:
     yield Table(("tokens compared with plain decoding", "identical"), [totals])
 
 
+def long_caches(lines: list[Line]) -> Iterator[Table]:
+    """Milliseconds with the rows in use and with all rows, by length of the text."""
+    cell = lambda line: f"{line['in_use_ms']:.2f} / {line['all_rows_ms']:.2f}"  # noqa: E731
+    named = [{**line, "model": f"{line['size']}, {line['tokens']} tokens"} for line in lines if line["kind"] == "pass"]
+    yield pivot(named, "model", "length", cell, "Milliseconds of a pass behind so many tokens: rows in use / all rows")
+    named = [{**line, "model": line["size"]} for line in lines if line["kind"] == "prompt"]
+    yield pivot(named, "model", "length", cell, "Milliseconds of a prompt of so many tokens: rows in use / all rows")
+
+
+def compiled(lines: list[Line]) -> Iterator[Table]:
+    """What was counted of every program, by pair and batch."""
+    head = (
+        "program",
+        "arguments MB",
+        "temporary MB",
+        "moved MB",
+        "copied MB",
+        "loops",
+        "messages",
+        "estimated ms",
+        "predicted ms",
+    )
+    names = "arguments_MB", "temporary_MB", "moved_MB", "copied_MB", "loops"
+    for target, chips, batch in dict.fromkeys((line["target"], line["chips"], line["batch"]) for line in lines):
+        mine = [line for line in lines if (line["target"], line["chips"], line["batch"]) == (target, chips, batch)]
+        rows = [
+            [line["program"], *(number(line[name]) for name in names),
+             ", ".join(f"{count} {kind}" for kind, count in line["collectives"].items()) or "–",
+             number(line["estimate_ms"]), number(line["predicted_ms"])]
+            for line in mine
+        ]  # fmt: skip
+        where = f"{chips} chips of {mine[0]['topology']}, {batch} sequences"
+        title = f"{target} with {mine[0]['draft']} on {where}; held to copied are MB of a chip"
+        yield Table(head, rows, title)
+
+
 def mirror_trees(lines: list[Line]) -> Iterator[Table]:
     """How often the verdict is among the likeliest ones, and what continuing these costs, by shape and budget."""
     named = [{**line, "shape": f"{line['draft']}, {line['tree']}, τ {line['tau']:.2f}"} for line in lines]

@@ -4,7 +4,7 @@ Methods are made by `jaxspec.autoregressive`, `speculative` and `mirror`; `jaxsp
 """
 
 from jaxspec import analysis, devices, drafts, generation, loading, methods, models, text, training, verify, zoo
-from jaxspec.analysis import probe, tune
+from jaxspec.analysis import placement_for, probe, tune
 from jaxspec.devices import Placement, default_placement, mesh_of
 from jaxspec.drafts import streaming
 from jaxspec.generation import Generation, NonFiniteLogits, Sampling, Stats, generate, stream
@@ -61,6 +61,7 @@ __all__ = [
     "methods",
     "mirror",
     "models",
+    "placement_for",
     "probe",
     "quantized",
     "save_draft",

@@ -38,6 +38,11 @@ class Shardings(NamedTuple):
         """Number of devices."""
         return self.everywhere.mesh.size if self.everywhere else 1
 
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu", "tpu"."""
+        return next(iter(on_device(self.everywhere).device_set)).platform
+
 
 def automatic(mesh: Mesh) -> Mesh:
     """Return the same devices and axes, with axes of type Auto, over which the compiler divides work."""

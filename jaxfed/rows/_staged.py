@@ -15,7 +15,7 @@ from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
 from jaxfed.layout.sharding import on_device, pinned, put
 from jaxfed.rows.engine import Population, Start
-from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, World, one_round, row_like
+from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, World, one_round, placed, row_like
 
 RoundFn = Callable[[Server, ClientRow, World, Array], tuple[Server, ClientRow, RoundInfo]]
 """`round(server, rows [C, ...], world, ids [C]) -> (server, new rows, info)`, rows in their stored dtypes."""
@@ -56,7 +56,7 @@ class StagedEngine:
                 "take DeviceStore(), which gives every process its part"
             )
         self._start = start
-        self.server, self.world = put((start.server, start.world), start.places.everywhere)
+        self.server, self.world = placed(start.server, start.world, start.places)
         self._population = make()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="client-rows")
         self._writing: list[Future[None]] = []

@@ -14,8 +14,9 @@ from jaxtyping import Array, DTypeLike, PyTree
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
 from jaxfed.layout.sharding import Shardings, constrain, put
+from jaxfed.rows import _exchange
 from jaxfed.rows.engine import LONGEST_BLOCK, Start
-from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, World, one_round, row_like
+from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, World, one_round, placed, row_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +64,25 @@ def block(config: RoundConfig, store: DeviceStore, shardings: Shardings) -> Bloc
     """
     round_once = jax.jit(functools.partial(one_round, config))  # jitted: its trace is used twice below
 
+    travel = _exchange.applies(shardings)
+
+    def gather(population: PyTree, ids: Array) -> ClientRow:
+        return _exchange.gather(population, ids, shardings) if travel else store.gather(population, ids)
+
+    def scatter(population: PyTree, ids: Array, rows: ClientRow) -> PyTree:
+        if travel:
+            return _exchange.scatter(population, ids, rows, shardings)
+        return constrain(store.scatter(population, ids, rows), shardings.spread)
+
     def rows_of(server: Server, population: PyTree, ids: Array) -> ClientRow:
-        return optax.tree.cast_like(store.gather(population, ids), row_like(config, server))
+        return optax.tree.cast_like(gather(population, ids), row_like(config, server))
 
     def body(number: Array, carry: tuple, world: World, ids: Array) -> tuple:
         server, population, infos = carry
         here = ids[number]
         server, rows, info = round_once(server, rows_of(server, population, here), world, here)
         infos = jax.tree.map(lambda all_rounds, this: all_rounds.at[number].set(this), infos, info)
-        return server, constrain(store.scatter(population, here, rows), shardings.spread), infos
+        return server, scatter(population, here, rows), infos
 
     def run(server: Server, population: PyTree, world: World, ids: Array, count: Array) -> tuple:
         rows = jax.eval_shape(rows_of, server, population, ids[0])
@@ -92,7 +103,7 @@ class DeviceEngine:
 
     def __init__(self, store: DeviceStore, start: Start) -> None:
         self._start, self._store = start, store
-        self.server, self.world = put((start.server, start.world), start.places.everywhere)
+        self.server, self.world = placed(start.server, start.world, start.places)
         slots = -(-start.num_clients // start.places.size) * start.places.size
         self._rows = put(store.init(start.row, slots), start.places.spread)
         self._block: BlockFn

@@ -21,6 +21,8 @@ from jaxfed.core.protocol import (
 )
 from jaxfed.core.types import Batch, Key
 from jaxfed.data.batches import Batching, ClientData, draw_indices
+from jaxfed.data.flat import flattened
+from jaxfed.layout.sharding import Shardings, put
 
 INDEX = "index of the sample"
 
@@ -55,6 +57,13 @@ class World(NamedTuple):
 
     data: ClientData
     weights: Array | None = None
+
+
+def placed(server: Server, world: World, places: Shardings) -> tuple[Server, World]:
+    """Put what a run begins with on all of its devices; samples flat where the devices are TPUs."""
+    if places.platform == "tpu":
+        world = world._replace(data=flattened(world.data))
+    return put((server, world), places.everywhere)
 
 
 def cohort_of(config: RoundConfig, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:

@@ -8,6 +8,7 @@ from jaxspec.analysis._predict import Prediction, Tuned
 from jaxspec.analysis._probe import ExitProbe, ExitProposal, probe, proposals
 from jaxspec.analysis._reading import step_ends
 from jaxspec.analysis._tune import tune
+from jaxspec.analysis.dividing import placement_for
 
 __all__ = [
     "ExitProbe",
@@ -21,6 +22,7 @@ __all__ = [
     "crossing",
     "lookup_steps",
     "measured_point",
+    "placement_for",
     "plots",
     "probe",
     "proposals",

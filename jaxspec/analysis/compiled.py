@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 from jaxspec.analysis._hlo import HloArray, HloInstruction, HloProgram, parsed
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+RAGGED = "ragged-all-to-all"
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", RAGGED)
+#: Leaves a slice of TPUs for another, through the hosts.
+SEND = "send"
 SLICES = ("dynamic-slice", "slice", "gather")
 VIEWS = ("bitcast", "reshape")
 #: Updates in place, and which operand is written.
@@ -85,7 +88,7 @@ def count(compiled: Any, branch: Callable[[Iterable[int]], int] = max) -> Counte
     return Counted(
         total(traffic.moved),
         total(lambda place, each: _cycles(each)),
-        tuple(found for place, each, times in run for found in _collectives(program, each, times)),
+        tuple(found for place, each, times in run for found in _collectives(program, place, each, times)),
         tuple(found for place, each, times in run for found in _copies(each, times)),
         sum(each.op == "while" for _, each, _ in run),
         sum(traffic.moved(*product) for product in products),
@@ -137,20 +140,28 @@ def _cycles(each: HloInstruction) -> int:
     return int(found[1]) if found else 0
 
 
-def _collectives(program: HloProgram, each: HloInstruction, times: int) -> Iterator[Collective]:
+def _collectives(program: HloProgram, computation: str, each: HloInstruction, times: int) -> Iterator[Collective]:
     """Yield an instruction's communication; a fusion may have one inside."""
-    kind = next((kind for kind in COLLECTIVES if each.op in (kind, f"{kind}-start")), None)
+    kind = next((kind for kind in (*COLLECTIVES, SEND) if each.op in (kind, f"{kind}-start")), None)
     if kind is not None:
-        yield Collective(kind, _received(each), times)
+        yield Collective(kind, _received(program, computation, each), times)
     for name in each.called("calls"):
         for inner in program.computations[name].values():
-            for found in _collectives(program, inner, times):
+            for found in _collectives(program, name, inner, times):
                 scattered = "reduce-scatter" if "scatter" in each.name else found.kind
                 yield found._replace(kind=scattered, bytes=_all(each.arrays))
 
 
-def _received(each: HloInstruction) -> int:
-    """Return the bytes of a communication's result; one in the background names its operands first."""
+def _received(program: HloProgram, computation: str, each: HloInstruction) -> int:
+    """Return the bytes of a communication's result; one in the background names its operands first.
+
+    Of an exchange of rows the smaller of both arrays: the other keeps rows that stay where they are.
+    """
+    if each.op == SEND:
+        return each.arrays[0].bytes
+    if each.op == RAGGED:
+        source = program.computations[computation].get(each.operands[0], each)
+        return min(_all(each.arrays), _all(source.arrays))
     count, later = len(each.operands), each.op.endswith("-start") and each.op != "all-reduce-start"
     return _all(each.arrays[count : 2 * count] if later else each.arrays)
 

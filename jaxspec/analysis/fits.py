@@ -19,7 +19,9 @@ from jaxspec.analysis.cost import ProgramTimes
 from jaxspec.devices.chips import Chip
 from jaxspec.devices.processes import put, shapes_on
 from jaxspec.devices.sharding import Placement, batch_sharding, put_model, replicated_sharding
+from jaxspec.drafts import init_draft
 from jaxspec.drafts.base import Draft
+from jaxspec.drafts.fresh import Kind
 from jaxspec.loading.parameters import like_params
 from jaxspec.methods import candidates
 from jaxspec.methods.candidates import Policy
@@ -32,7 +34,7 @@ from jaxspec.models.config import DecoderConfig
 from jaxspec.verify.acceptance import match
 from jaxspec.verify.exits import LogitLens
 from jaxspec.verify.features import Reads
-from jaxspec.verify.programs import target_prefix, target_suffix, target_whole
+from jaxspec.verify.programs import target_plain, target_prefix, target_suffix, target_whole
 from jaxspec.verify.target import Request, Target, prefill
 
 
@@ -82,6 +84,27 @@ class StepSizes(NamedTuple):
 def shapes_of(config: DecoderConfig, dtype: Any = jnp.bfloat16, int8: bool = False) -> Model:
     """Return a model whose parameters are shapes, as ``load_huggingface`` would put them on devices."""
     return Model(network(config), like_params(config, dtype, int8))
+
+
+def draft_shapes(kind: Kind, target: Model, dtype: Any = jnp.bfloat16, **options: Any) -> Draft:
+    """Return a new draft for a target, whose parameters are shapes as the target's are.
+
+    Args:
+        kind: of ``drafts.init_draft``: "eagle3", "eagle", "medusa", "hydra".
+        target: ``shapes_of`` its configuration.
+        dtype: of the draft's parameters.
+        options: of ``drafts.init_draft``.
+    """
+    made: list[Draft] = []
+
+    def params(of_target: Any) -> Any:
+        made.append(init_draft(kind, target._replace(params=of_target), **options))
+        return made[0].params
+
+    shapes = jax.eval_shape(params, target.params)
+    floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+    cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype) if floating(leaf) else leaf  # noqa: E731
+    return made[0]._replace(params=jax.tree.map(cast, shapes))
 
 
 def _run(
@@ -178,6 +201,7 @@ def compile_step(
     )
     drafted, probabilities = shapes_on(drafting.standing.window, on[0])
     rest = state.progress, drafted, probabilities
+    run("plain", target_plain, Target(fixed.network), sharded.params, state)
     _, _, verdict, _, late = run("whole", target_whole, fixed, sharded.params, fusion, state.cache, *rest)
     rows, standing, rolled, early = drafting.drafter, drafting.standing, None, None
     if policy.ahead is not None:

@@ -24,7 +24,8 @@ def doctor(
     """Time every program of a Mirror-SD step alone and then a step in normal operation: do the two meshes overlap?
 
     It also counts the bytes that cross between the meshes in a step: the exit's candidates, the hidden states that a
-    draft reads (early: with the candidates, late: with the verdict), the verdict and the next window.
+    draft reads (early: with the candidates, late: with the verdict), the verdict and the next window. On a TPU it also
+    times a step of plain decoding with its single column doubled and as it is.
 
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
@@ -37,6 +38,7 @@ def doctor(
         json: end with one JSON object on one line.
     """
     from jaxspec.analysis import cost, crossing
+    from jaxspec.analysis.columns import column_times
     from jaxspec.devices.sharding import default_placement
 
     drafting.check("mirror")
@@ -59,9 +61,15 @@ def doctor(
         "accepted_length": round(timing.stats.accepted_length, 3),
         "reuse_rate": round(timing.stats.reuse_rate, 3),
     }
+    columns = None
+    if place.target.devices.flat[0].platform == "tpu":
+        columns = column_times(models.target, place.target)
+        summary |= {f"{name}_column_ms": round(1e3 * seconds, 3) for name, seconds in columns._asdict().items()}
     report(summary, json)
     if not json:
         print(verdict(timing.overlap))
+        if columns is not None:
+            print(columns.advice)
 
 
 def verdict(overlap: float | None) -> str:

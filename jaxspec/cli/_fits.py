@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxspec.analysis.fits import CompiledProgram, StepSizes
 
 #: Programs of a step with an exit, for the progress bar.
-PROGRAMS = 7
+PROGRAMS = 8
 ESTIMATED = "Compiled, not run: times are the larger of bytes over bandwidth and, where known, the compiler's cycles."
 
 

@@ -121,10 +121,10 @@ class RemoteChannel:
             for side, device in enumerate(self._devices)
             if side in self._own
         ]
-        moved, _before[self._pair] = _moved(self._joined(shards), _before[self._pair], self._pair, (source, sink))
+        there, _before[self._pair] = moved(self._joined(shards), _before[self._pair], self._pair, (source, sink))
         if sink not in self._own:
             return _as_shapes(structure, specs)[0], tree[1]
-        arrived = moved.addressable_data(self._own.index(sink))
+        arrived = there.addressable_data(self._own.index(sink))
         return _unpacked(jax.device_put(arrived, self._shardings[sink]), structure, specs)
 
     def _joined(self, shards: list[Array]) -> Array:
@@ -213,12 +213,12 @@ def _unpacked(packed: Array, structure: Any, specs: Specs) -> Any:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _moved(packed: Array, before: Array, pair: Mesh, way: tuple[int, int]) -> tuple[Array, Array]:
+def moved(packed: Array, before: Array, pair: Mesh, way: tuple[int, int]) -> tuple[Array, Array]:
     """Move the sender's rows of [2·B, n] to the receiver; also return what the next transfer waits for."""
     split = PartitionSpec(SIDE_AXIS)
 
     @partial(jax.shard_map, mesh=pair, in_specs=(split, split), out_specs=(split, split))
-    def moved(packed: Array, before: Array) -> tuple[Array, Array]:
+    def sent(packed: Array, before: Array) -> tuple[Array, Array]:
         return jax.lax.ppermute(packed, SIDE_AXIS, (way,)), before + 1
 
-    return moved(packed, before)
+    return sent(packed, before)

@@ -54,6 +54,8 @@ CHIPS = {
 }
 #: Those that libtpu compiles for.
 TPUS = ("v4", "v5e", "v5p", "v6e")
+#: What jax calls them (``device_kind``).
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
 
 
 def chip_named(name: str) -> Chip:
@@ -79,11 +81,19 @@ def chip_of(name: str) -> Chip:
     return CHIPS[kind]
 
 
-def topology(name: str) -> np.ndarray[Any, Any]:
+def chip_in(device: jax.Device) -> Chip | None:
+    """Return what a device is; None: not in the table, as a CPU is not."""
+    kind = device.device_kind
+    names = kind.removeprefix("NVIDIA ").split()
+    return CHIPS.get(KINDS.get(kind, names[0] if names else ""))
+
+
+def topology(name: str, slices: int = 1) -> np.ndarray[Any, Any]:
     """Return the devices of a TPU topology, to compile for: of at most eight chips as one host's.
 
     Args:
         name: kind and shape, as v5e:2x4.
+        slices: so many of them, connected by the data centre's network; one after the other.
 
     Raises:
         ValueError: an unknown kind, or a shape that the kind does not have.
@@ -101,7 +111,8 @@ def topology(name: str) -> np.ndarray[Any, Any]:
     jax.config.update("jax_platforms", "cpu")
     sizes = [int(size) for size in name.partition(":")[2].split("x") if size.isdigit()]
     sizes += [1] * (3 - len(sizes))
-    options = {"chips_per_host_bounds": sizes} if 0 < np.prod(sizes) <= 8 else {}
+    options: dict[str, Any] = {"chips_per_host_bounds": sizes} if 0 < np.prod(sizes) <= 8 else {}
+    options |= {"num_slices": slices} if slices > 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # the type is the runtime's own and differs between its versions

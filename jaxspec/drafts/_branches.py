@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, chosen
-from jaxspec.models.attention import attend_cache, visible, write
+from jaxspec.models.attention import attend_cache, attend_parts, in_use, softmax_attention, visible, write
 from jaxspec.models.base import Array, Attend, Cache, Rows
 from jaxspec.models.config import Scores
 
@@ -87,9 +87,46 @@ def branching(scratch: Scratch, lengths: Array, number: Array | int, along: Arra
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
         rows = extended(rows[0], keys), extended(rows[1], values)
-        return attend_cache(queries, rows, seen(scores.window), scores), rows
+        used = jnp.max(lengths if along is None else jnp.maximum(jnp.max(along) + 1, lengths))
+        return attend_scratch(scratch, used, queries, rows, seen(scores.window), scores), rows
 
     return attend
+
+
+def attend_scratch(
+    scratch: Scratch,
+    used: Array,
+    queries: Array,
+    rows: Rows,
+    seen: Array,
+    scores: Scores,
+    beside: Rows | None = None,
+) -> Array:
+    """Attend to shared rows, of which only those in use are read, to the scratch, and to rows of no cache.
+
+    Args:
+        scratch: where the branches' rows lie.
+        used: shared rows in use, [].
+        queries: of the tokens, [B, G, Q, T, head_size].
+        rows: of the layer's cache.
+        seen: which of its rows a query sees, and which of those beside: [B, T, S + n].
+        scores: of the layer.
+        beside: keys and values that are not cached: [B, G, n, head_size] each.
+    """
+
+    def some(bound: int, queries: Array, rows: Rows, seen: Array, beside: Rows | None) -> Array:
+        spans = slice(0, bound), slice(scratch.start, scratch.capacity - 1)
+        parts = [(rows[0][:, :, span], rows[1][:, :, span], seen[:, :, span]) for span in spans]
+        parts += [] if beside is None else [(*beside, seen[:, :, scratch.capacity :])]
+        return attend_parts(queries, parts, scores)
+
+    def every(queries: Array, rows: Rows, seen: Array, beside: Rows | None) -> Array:
+        if beside is None:
+            return attend_cache(queries, rows, seen, scores)
+        keys, values = (jnp.concatenate(both, axis=2) for both in zip(rows, beside, strict=True))
+        return softmax_attention(queries, keys, values, seen, scores)
+
+    return in_use(some, every, used, scratch.start, queries, rows, seen, beside)
 
 
 def scratch_of(cache: Cache, branches: int, window: int, slots: BranchSlots | None) -> Scratch:

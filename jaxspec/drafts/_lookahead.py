@@ -11,11 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafts._branches import Scratch
+from jaxspec.drafts._branches import Scratch, attend_scratch
 from jaxspec.drafts._streaming import StreamingNetwork, forward, own_streams
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Branches, Notes, Pending
-from jaxspec.models.attention import softmax_attention, visible, write
+from jaxspec.models.attention import visible, write
 from jaxspec.models.base import Array, Attend, Cache, Params, Rows
 from jaxspec.models.config import Scores
 from jaxspec.verify.seen import Seen, is_token
@@ -181,9 +181,9 @@ def _attend(scratch: Scratch, lengths: Array, numbers: Array, pending: Pending |
 
     def attend(queries: Array, keys: Array, values: Array, rows: Rows, scores: Scores = Scores()) -> tuple[Array, Rows]:
         rows = tuple(_extended(scratch, *each, numbers, pending) for each in zip(rows, (keys, values), strict=True))  # type: ignore[assignment]
-        both = zip(rows, (keys, values), strict=True)
-        all_keys, all_values = (jnp.concatenate([kept_, new[:, :, first + kept :]], axis=2) for kept_, new in both)
-        return softmax_attention(queries, all_keys, all_values, seen(scores.window), scores), rows
+        used = jnp.max(lengths if pending is None else jnp.maximum(pending.position[:, None] + 1, lengths))
+        beside = (keys[:, :, first + kept :], values[:, :, first + kept :]) if streams else None
+        return attend_scratch(scratch, used, queries, rows, seen(scores.window), scores, beside), rows
 
     return attend
 

@@ -94,7 +94,7 @@ class DecodingRun:
         stats = self.stats
         if stats.invalid_drafts:
             warnings.warn(INVALID_DRAFT.format(stats.invalid_drafts, REMEDY), RuntimeWarning, stacklevel=4)
-        elif self.method.window and stats.steps >= MANY and not stats.verified:
+        elif self.method.window and self.method.trained and stats.steps >= MANY and not stats.verified:
             warnings.warn(NEVER.format(stats.steps), RuntimeWarning, stacklevel=4)
         if stats.invalid_exits:
             warnings.warn(INVALID_EXIT.format(stats.invalid_exits, REMEDY), RuntimeWarning, stacklevel=4)

@@ -1,19 +1,16 @@
 """Plain decoding: one token a step. The reference whose tokens every other method must produce."""
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import put_model
 from jaxspec.methods.checks import check_processes
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
-from jaxspec.models.base import Model, Params
+from jaxspec.models.base import Model
 from jaxspec.models.dtypes import check_dtype
-from jaxspec.verify.info import StepInfo, step_record
-from jaxspec.verify.target import Request, Target, TargetState, advance, choose, prefill, prefix_pass
+from jaxspec.verify.info import StepInfo
+from jaxspec.verify.programs import target_plain
+from jaxspec.verify.target import Request, Target, TargetState, prefill
 
 
 def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
@@ -36,18 +33,8 @@ def autoregressive(target: Model, mesh: Mesh | None = None) -> DecodingMethod:
         return prefill(network, params, send(request, home), capacity, fixed.reader)[0]
 
     def step(state: TargetState, watch: Watch = unwatched) -> tuple[TargetState, StepInfo]:
-        state, info = _step(fixed, params, state)
+        state, info = target_plain(fixed, params, state)
         watch("target", "step", info)
         return state, info
 
     return method_of(target, init, step, 0, mesh)
-
-
-@partial(jax.jit, static_argnames="target", donate_argnames="state")
-def _step(target: Target, params: Params, state: TargetState) -> tuple[TargetState, StepInfo]:
-    progress = state.progress
-    nothing = jnp.zeros((progress.last.shape[0], 0), jnp.int32)
-    x, cache, _ = prefix_pass(target, params, state.cache, progress, nothing, target.num_layers)
-    choices = choose(target, params, progress, x, nothing)
-    progress, verdict, emitted = advance(progress, nothing, choices.tokens)
-    return TargetState(cache, progress), StepInfo(step_record(choices, nothing, verdict, emitted))

@@ -132,7 +132,7 @@ def lookup(
 
     Source: prompt lookup decoding (Saxena, 2023).
     """
-    return speculative(target, prompt_lookup(sizes), window, mesh)
+    return speculative(target, prompt_lookup(sizes), window, mesh)._replace(trained=False)
 
 
 @partial(jax.jit, static_argnames=("fixed", "width"), donate_argnames="state")

@@ -1,6 +1,7 @@
 """The draft's side of a step as three compiled programs: roll out its own candidates, the exit's candidates, select."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -197,19 +198,20 @@ def draft_select(
     text = None if standing.text is None else committed(standing.text, verified)
     state = drafter.absorb(params, state, verified)
     need = Need(Pending(verdict.next_token, verdict.position), side.proposer(standing, seen.as_branch()), text)
-    again = partial(side.fallback, drafter, params, state, window.shape[1], need)
+    again = partial(side.fallback, drafter, params, window=window.shape[1], need=need)
     if rolled is None:
-        (following, state), reused = again(), jnp.zeros(window.shape[0], bool)
+        (following, state), reused = again(state=state), jnp.zeros(window.shape[0], bool)
     else:
-        following, reused = _chosen(drafter, state, rolled, verdict, again)
+        following, state, reused = _chosen(drafter, state, rolled, verdict, again)
     new, likely = as_window(following)
     state = drafter.commit(state, following, verdict.position)
     return DraftState(state, Standing(new, likely, verdict.position, standing.sampling, seen, text)), reused
 
 
 def _chosen(
-    drafter: Drafter, state: Any, rolled: Rolled, verdict: Verdict, again: Callable[[], tuple[Drafted, Any]]
-) -> tuple[Drafted, Array]:
+    drafter: Drafter, state: Any, rolled: Rolled, verdict: Verdict, again: Callable[..., tuple[Drafted, Any]]
+) -> tuple[Drafted, Any, Array]:
+    """Return the windows of branches that were right, new ones elsewhere; the drafter's state; which were right."""
     roots, branches = rolled
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
     reused, branch = jnp.any(hit, axis=1), drafter.take(state, branches, jnp.argmax(hit, axis=1))
@@ -217,4 +219,20 @@ def _chosen(
     def right(old: Array, new: Array) -> Array:
         return jnp.where(reused.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
 
-    return jax.lax.cond(jnp.all(reused), lambda: branch, lambda: jax.tree.map(right, branch, again()[0])), reused
+    def once(carried: tuple[Array, Drafted, Any]) -> tuple[Array, Drafted, Any]:
+        drafted, new = again(state=_with_cache(state, carried[2]))
+        return jnp.bool_(False), jax.tree.map(right, carried[1], drafted), _cache_of(new)
+
+    # A loop that is run once or never: XLA updates in place what a loop carries, and copies what a branch updates.
+    carried = ~jnp.all(reused), branch, _cache_of(state)
+    _, following, cache = jax.lax.while_loop(lambda carried: carried[0], once, carried)
+    return following, _with_cache(state, cache), reused
+
+
+def _cache_of(state: Any) -> Any:
+    """Return the rows of a drafter that keeps any; those that a fallback adds are of committed tokens, or scratch."""
+    return getattr(state, "cache", None)
+
+
+def _with_cache(state: Any, cache: Any) -> Any:
+    return state if cache is None else replace(state, cache=cache)

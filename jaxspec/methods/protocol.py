@@ -41,6 +41,7 @@ class DecodingMethod(NamedTuple):
         not_numbers: names the arrays of the target's parameters that hold NaN or infinity; reads all of them.
         check_peers: called once before decoding, with all arguments that decoding depends on; raises ValueError if the
             other process was given different ones.
+        trained: whether a draft was trained: one that is never right is then reported.
     """
 
     init: Callable[..., Any]
@@ -52,6 +53,7 @@ class DecodingMethod(NamedTuple):
     max_length: int | None = None
     check_peers: Callable[[Any], None] = no_peers
     not_numbers: Callable[[], list[str]] = list
+    trained: bool = True
 
 
 def method_of(

@@ -169,8 +169,16 @@ def in_tree(position: Array, depth: Any, ancestors: Any, nodes: range, along: Ar
             committed = write(committed[0], first[0], along[:, 0]), write(committed[1], first[1], along[:, 0])
         join = lambda old, new: jnp.concatenate([old, new[:, :, extra:]], axis=2)  # noqa: E731
         fresh = join(rows.nodes[0], keys), join(rows.nodes[1], values)
-        parts = [(*committed, before(committed[0].shape[2], scores.window)), (*fresh, own(scores.window))]
-        return attend_parts(queries, parts, scores), TreeRows(committed, fresh)
+        capacity = committed[0].shape[2]
+
+        def some(bound: int, queries: Array, committed: Rows, fresh: Rows, masks: tuple[Array, Array]) -> Array:
+            keys, values = (side[:, :, :bound] for side in committed)
+            return attend_parts(queries, [(keys, values, masks[0][:, :, :bound]), (*fresh, masks[1])], scores)
+
+        masks = before(capacity, scores.window), own(scores.window)
+        used = jnp.max(position if along is None else along + 1)
+        found = in_use(some, partial(some, capacity), used, capacity, queries, committed, fresh, masks)
+        return found, TreeRows(committed, fresh)
 
     return attend
 
@@ -213,16 +221,28 @@ def attend_cache(queries: Array, rows: Rows, seen: Array, scores: Scores) -> Arr
 
 def attend_in_use(queries: Array, rows: Rows, positions: Array, scores: Scores) -> Array:
     """Attend to the rows up to ``positions`` [B, T]; of a long cache only those in use are read (``READ``)."""
-    capacity = rows[0].shape[2]
-    bounds = [READ << power for power in range(capacity.bit_length()) if READ << power < capacity]
-    seen = visible(capacity, positions, scores.window)
+    seen = visible(rows[0].shape[2], positions, scores.window)
 
     def attend(bound: int, queries: Array, rows: Rows, seen: Array) -> Array:
         return softmax_attention(queries, rows[0][:, :, :bound], rows[1][:, :, :bound], seen[:, :, :bound], scores)
 
-    some = [partial(attend, bound) for bound in bounds]
-    enough = jnp.sum(jnp.max(positions) >= jnp.asarray(bounds, jnp.int32), dtype=jnp.int32)
-    return jax.lax.switch(enough, [*some, partial(attend_cache, scores=scores)], queries, rows, seen)
+    every, used = partial(attend_cache, scores=scores), jnp.max(positions) + 1
+    return in_use(attend, every, used, rows[0].shape[2], queries, rows, seen)
+
+
+def in_use(some: Callable[..., Array], every: Callable[..., Array], used: Array, most: int, *operands: Any) -> Array:
+    """Attend to the first rows of a cache: as many as are in use, rounded up.
+
+    Args:
+        some: (bound, *operands) → attention to the first ``bound`` rows.
+        every: (*operands) → attention to all rows.
+        used: rows in use, [].
+        most: rows that may be in use.
+        operands: what both are given.
+    """
+    bounds = [READ << power for power in range(most.bit_length()) if READ << power < most]
+    enough = jnp.sum(used > jnp.asarray(bounds, jnp.int32), dtype=jnp.int32)
+    return jax.lax.switch(enough, [*(partial(some, bound) for bound in bounds), every], *operands)
 
 
 def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, scores: Scores = Scores()) -> Array:

@@ -1,17 +1,27 @@
-"""The target's compiled programs under Mirror-SD: the prefix with its message, the suffix, or both as one."""
+"""The target's compiled programs: prefix with its message and suffix, both as one, and a step of plain decoding."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxspec.devices.channel import pack
 from jaxspec.models.base import Array, Cache, Params
 from jaxspec.verify.features import Features
-from jaxspec.verify.info import step_record
+from jaxspec.verify.info import StepInfo, step_record
 from jaxspec.verify.message import exit_message
 from jaxspec.verify.sampling import perturbed
-from jaxspec.verify.target import Progress, Target, advance, choose, positions_of, prefix_pass, suffix_pass
+from jaxspec.verify.target import (
+    Progress,
+    Target,
+    TargetState,
+    advance,
+    choose,
+    positions_of,
+    prefix_pass,
+    suffix_pass,
+)
 
 
 class Half(NamedTuple):
@@ -72,3 +82,14 @@ def target_whole(
     progress, verdict, emitted = advance(progress, window, choices.tokens)
     sent = target.reader.sent(fusion, features)
     return cache, progress, pack(verdict), step_record(choices, window, verdict, emitted), sent
+
+
+@partial(jax.jit, static_argnames="target", donate_argnames="state")
+def target_plain(target: Target, params: Params, state: TargetState) -> tuple[TargetState, StepInfo]:
+    """Run a step of plain decoding: one token."""
+    progress = state.progress
+    nothing = jnp.zeros((progress.last.shape[0], 0), jnp.int32)
+    x, cache, _ = prefix_pass(target, params, state.cache, progress, nothing, target.num_layers)
+    choices = choose(target, params, progress, x, nothing)
+    progress, verdict, emitted = advance(progress, nothing, choices.tokens)
+    return TargetState(cache, progress), StepInfo(step_record(choices, nothing, verdict, emitted))

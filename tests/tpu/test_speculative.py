@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed: make tpu")
 
-from jaxspec.analysis.fits import StepSizes, compile_step, program_times, shapes_of
+from jaxspec.analysis.fits import StepSizes, compile_step, draft_shapes, program_times, shapes_of
 from jaxspec.devices.chips import chip_of, topology
 from jaxspec.devices.sharding import Placement, mesh_of, put_model
 from jaxspec.models.config import Attention, DecoderConfig, Ends, Rotary
@@ -22,7 +22,7 @@ QWEN = DecoderConfig(
 )  # fmt: skip
 #: Chips of target and draft; on one chip they share it.
 CHIPS = {"v5e:2x4": (4, 4), "v5e:1x1": (1, 1), "v6e:2x4": (4, 4)}
-TARGET, SMALL, LARGE = ("whole", "prefix", "suffix"), 64 << 10, 1 << 20
+TARGET, SMALL, LARGE = ("plain", "whole", "prefix", "suffix"), 64 << 10, 1 << 20
 
 
 @pytest.fixture(scope="module", params=[("v5e:2x4", 1), ("v5e:2x4", 4), ("v5e:1x1", 1), ("v6e:2x4", 1)], ids=str)
@@ -69,6 +69,12 @@ def test_the_target_copies_nothing_and_has_no_loop(step):
         assert counted.loops == 0
 
 
+def test_the_draft_copies_no_cache(step):
+    """Not even where its fallback drafts a window."""
+    for name in ("rollout", "select"):
+        assert step[3][name].counted.copied(LARGE) == []
+
+
 def test_no_matrix_is_multiplied_on_the_vector_unit(step):
     """Single columns are doubled: first windows, fallbacks."""
     for program in step[3].values():
@@ -93,3 +99,14 @@ def test_estimates_are_no_less_than_the_bytes_take(step):
     assert min(times.prefix, times.suffix, times.rollout, times.fallback) > 0
     for program in programs.values():
         assert program.estimate(chip) >= program.counted.hbm_bytes / chip.bandwidth
+
+
+def test_an_eagle3_draft_reads_one_layer_a_pass():
+    """Its rollout moves no more than its own layer and head for each place of a window, and copies nothing."""
+    devices, target = topology("v5e:2x4"), shapes_of(LLAMA)
+    draft = draft_shapes("eagle3", target, taps=(0, 1, 2), vocabulary=range(32_000))
+    made = compile_step(target, draft, Placement(mesh_of(devices[:4]), mesh_of(devices[4:])), SIZES)
+    assert {"plain", "whole", "prefix", "suffix", "rollout", "select"} <= set(made)
+    for name in TARGET:
+        assert made[name].counted.copied(LARGE) == []
+    assert made["rollout"].counted.matrix_vector_bytes < LARGE

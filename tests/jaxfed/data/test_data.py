@@ -2,6 +2,7 @@
 
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import jaxfed
 from jaxfed.data import Epochs, Steps, client_data, draw_batches, draw_indices, from_dataset, partitioned
+from jaxfed.data.flat import flattened
 from tests.support.jaxfed.runs import arguments
 
 LENGTHS = [5, 8, 1, 12]
@@ -368,3 +370,12 @@ def test_one_mapping_is_not_a_list_of_clients():
     with pytest.raises(ValueError, match="one dataset for every client, got a single one"):
         client_data({"x": np.ones(3)})
     assert client_data(each for each in [{"x": [1]}, {"x": [2]}]).lengths.tolist() == [1, 1]
+
+
+def test_flat_samples_are_drawn_as_the_arrays_are():
+    images, labels = np.arange(10 * 4 * 3 * 2, dtype=np.uint8).reshape(10, 4, 3, 2), np.arange(10, dtype=np.int32)
+    data = partitioned({"x": images, "y": labels}, [np.arange(4), np.arange(4, 10)])
+    flat, ids = flattened(data), jnp.array([1, -1, 0])
+    assert flat.arrays["x"].flat.shape == (10, 24)
+    drawn = [draw_batches(each, ids, jax.random.key(0), Steps(2, 3), 6) for each in (data, flat)]
+    chex.assert_trees_all_equal(*drawn)

@@ -19,7 +19,7 @@ from jaxspec.methods import candidates
 from tests.support.jaxspec import models
 
 SIZES = StepSizes(batch=2, prompt=8, capacity=64, window=3, num_candidates=2, exit_layer=2)
-TARGET, DRAFT = ("prefill", "whole"), ("first_window", "select")
+TARGET, DRAFT = ("prefill", "plain", "whole"), ("first_window", "select")
 
 
 def compiled(policy=None, placement=(1, 1), draft=models.DRAFT, sizes=SIZES):

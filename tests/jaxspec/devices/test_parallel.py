@@ -15,9 +15,9 @@ from jaxspec import DecoderConfig
 from jaxspec.devices.sharding import mesh_of, put_model
 from jaxspec.drafts import init_draft, trees
 from jaxspec.generation.requests import request_of
-from jaxspec.methods._autoregressive import _step
 from jaxspec.models.attention import cached, init_cache
 from jaxspec.models.config import Attention, Block, Ends
+from jaxspec.verify.programs import target_plain
 from jaxspec.verify.target import Target
 from tests.support.jaxspec import models
 
@@ -90,7 +90,7 @@ def test_the_vocabulary_is_never_gathered(model, size):
     method = jaxspec.autoregressive(model, mesh(size))
     request, capacity = request_of([np.asarray(p) for p in PROMPTS], method, 8)
     network, params, _, _ = put_model(model, mesh(size))
-    transfers = collectives(_step.lower(Target(network), params, method.init(request, capacity)).compile())
+    transfers = collectives(target_plain.lower(Target(network), params, method.init(request, capacity)).compile())
     layers, width = model.network.config.num_layers, model.network.config.width
     wide = [kind for shape, kind in transfers if elements(shape) >= width * len(PROMPTS)]
     assert wide == ["all-reduce"] * (2 * layers + 1)

@@ -291,3 +291,10 @@ def test_a_draft_that_is_never_right_is_reported():
     draft = jaxspec.Model(replace(net, logits=lambda params, x: column + 0 * net.logits(params, x)), params)
     with pytest.warns(RuntimeWarning, match="no drafted token was accepted in 70 steps.*same tokenizer"):
         assert jaxspec.generate(models.speculative(2, draft=draft), [prompt], 70).tokens == text
+
+
+def test_prompt_lookup_that_finds_nothing_is_no_fault():
+    """No warning, which is an error here."""
+    found = jaxspec.generate(jaxspec.lookup(models.target(), 2, sizes=100), [[1, 5, 3]], 70)
+    assert found.stats.accepted == 0
+    assert found.tokens == jaxspec.generate(jaxspec.autoregressive(models.target()), [[1, 5, 3]], 70).tokens

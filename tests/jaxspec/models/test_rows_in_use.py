@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxspec
+from jaxspec.drafts import trees
 from jaxspec.models import attention
 from jaxspec.models.attention import attend_in_use, softmax_attention, visible
 from jaxspec.models.config import Scores
@@ -41,6 +42,9 @@ METHODS = {
     "speculative": lambda: models.speculative(4),
     "lookup": lambda: jaxspec.lookup(models.target(), 4),
     "mirror": lambda: models.mirror(4, 2),
+    "tree": lambda: jaxspec.speculative(models.target(), models.draft(), tree=trees.static((2, 2, 1))),
+    "grown tree": lambda: jaxspec.speculative(models.target(), models.draft(), tree=trees.dynamic(2, 3, 6)),
+    "streams": lambda: models.mirror(4, 2, draft=models.streaming()),
 }
 
 
