@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,4 +39,5 @@ def flattened(data: ClientData) -> ClientData:
         shape = array.shape[1:]
         return FlatSamples(jnp.reshape(array, (len(array), math.prod(shape))), shape) if len(shape) > 1 else array
 
-    return data._replace(arrays={name: stored(array) for name, array in data.arrays.items()})
+    arrays: dict[str, Any] = {name: stored(array) for name, array in data.arrays.items()}
+    return data._replace(arrays=arrays)

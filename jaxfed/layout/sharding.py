@@ -41,7 +41,7 @@ class Shardings(NamedTuple):
     @property
     def platform(self) -> str:
         """What the devices are: "cpu", "gpu", "tpu"."""
-        return next(iter(on_device(self.everywhere).device_set)).platform
+        return next(iter(on_device(self.everywhere).device_set)).platform  # type: ignore[attr-defined]
 
 
 def automatic(mesh: Mesh) -> Mesh:

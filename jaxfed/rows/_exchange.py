@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from jaxfed.core.protocol import ClientRow
@@ -40,7 +40,7 @@ def applies(places: Shardings) -> bool:
     """
     if places.size == 1 or places.platform != "tpu":
         return False
-    return len({getattr(device, "slice_index", 0) for device in places.spread.mesh.devices.flat}) == 1
+    return len({getattr(device, "slice_index", 0) for device in _mesh(places).devices.flat}) == 1
 
 
 def gather(rows: ClientRow, ids: Array, places: Shardings, exchange: Exchange = jax.lax.ragged_all_to_all) -> ClientRow:
@@ -102,13 +102,18 @@ def _route(ids: Array, kept: int, places: Shardings) -> Route:
 
 def _mapped(local: Callable[..., ClientRow], places: Shardings, count: int) -> Callable[..., ClientRow]:
     """Map over the devices; the second of `count` arguments, ids, is whole on all of them."""
-    spread, mesh = PartitionSpec(_axes(places)), places.spread.mesh
+    spread = PartitionSpec(_axes(places))
     specs = tuple(PartitionSpec() if at == 1 else spread for at in range(count))
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False)
+    return jax.shard_map(local, mesh=_mesh(places), in_specs=specs, out_specs=spread, check_vma=False)
 
 
 def _axes(places: Shardings) -> tuple[str, ...]:
-    return places.spread.mesh.axis_names
+    return _mesh(places).axis_names
+
+
+def _mesh(places: Shardings) -> Mesh:
+    assert places.spread is not None
+    return places.spread.mesh  # type: ignore[return-value]
 
 
 def _length(rows: ClientRow) -> int:

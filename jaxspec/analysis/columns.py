@@ -47,12 +47,13 @@ def column_times(target: Model, mesh: Mesh | None = None, runs: int = 15, capaci
     """
     method, placed = autoregressive(target, mesh), put_model(target, mesh)
     request, _ = request_of([np.arange(1, 9, dtype=np.int32) % method.vocab_size], method, capacity - 16)
+    plain: Any = target_plain  # its cache of programs does not know the switch
     seconds: list[list[float]] = []
     sides = []
     for value in ("0", "1"):
         with _environment(SWITCH, value):
             state = method.init(request, capacity)
-            step = jax.jit(target_plain.__wrapped__, static_argnames="target", donate_argnames="state")
+            step = jax.jit(plain.__wrapped__, static_argnames="target", donate_argnames="state")
             program = step.lower(Target(placed.network), placed.params, state).compile()
         sides.append((program, state))
         seconds.append([])

@@ -66,6 +66,22 @@ ENTRY %main (all: f32[1000,4], at: s32[], which: s32[], tile: f32[8,128]) -> f32
 """
 
 
+EXCHANGE = """
+HloModule exchange, is_scheduled=true
+
+ENTRY %main (kept: f32[64,8,128], new: f32[2,8,128], at: s32[16]) -> f32[64,8,128] {
+  %kept = f32[64,8,128]{2,1,0:T(8,128)} parameter(0)
+  %new = f32[2,8,128]{2,1,0:T(8,128)} parameter(1)
+  %at = s32[16]{0:T(128)} parameter(2)
+  %got = f32[2,8,128]{2,1,0:T(8,128)} ragged-all-to-all(%kept, %new, %at, %at, %at, %at), channel_id=1
+  %after = token[] after-all()
+  %sent = (s32[2,64]{1,0:T(2,128)}, u32[], token[]) send(%at, %after), channel_id=2, is_host_transfer=true
+  %done = token[] send-done(%sent), channel_id=2
+  ROOT %put = f32[64,8,128]{2,1,0:T(8,128)} ragged-all-to-all(%got, %kept, %at, %at, %at, %at), channel_id=3
+}
+"""
+
+
 def count_of(function, *arguments, **options):
     return count(jax.jit(function, **options).lower(*arguments).compile())
 
@@ -127,6 +143,14 @@ def test_collectives_and_their_bytes():
     x = jax.ShapeDtypeStruct((WIDTH, 8), jnp.float32, sharding=over("model"))
     counted = count(jax.jit(jnp.matmul, out_shardings=over()).lower(matrix, x).compile())
     assert [(each.kind, each.bytes, each.times) for each in counted.collectives] == [("all-reduce", 4 * ROWS * 8, 1)]
+
+
+def test_an_exchange_of_rows_sends_the_smaller_array():
+    """Two rows out of 64 are fetched and put back; a message leaves the slice through the hosts."""
+    rows, message = 4 * 2 * 8 * 128, 4 * 2 * 128
+    sent = [(each.kind, each.bytes) for each in count(EXCHANGE).collectives]
+    assert sent == [("ragged-all-to-all", rows), ("send", message), ("ragged-all-to-all", rows)]
+    assert count(EXCHANGE).hbm_bytes == 4 * rows + message
 
 
 def test_text_that_is_no_program():
