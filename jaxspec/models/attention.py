@@ -36,11 +36,12 @@ def write(rows: Array, new: Array, positions: Array) -> Array:
         return jax.lax.dynamic_update_slice(rows, new, (0, 0, positions[0], 0))
 
     def update(old: Array, part: Array, start: Array) -> Array:
-        at = start + jnp.arange(part.shape[1])
-        return old.at[:, at].set(part, unique_indices=True, indices_are_sorted=True)
+        at = start + jnp.arange(part.shape[0])
+        return old.at[at].set(part, unique_indices=True, indices_are_sorted=True)
 
-    # One index a row: a scatter of whole slices becomes a loop over the sequences on a TPU.
-    return jax.vmap(update)(rows, new, positions)
+    # One index a row and head, so that a divided cache stays where it is. On a TPU a scatter of whole slices becomes a
+    # loop over the sequences, and one of rows of all heads wants these side by side, for which it copies the cache.
+    return jax.vmap(jax.vmap(update))(rows, new, jnp.broadcast_to(positions[:, None], rows.shape[:2]))
 
 
 def fill(
