@@ -2,8 +2,9 @@
 
     python benchmarks/predicted.py [--json] [--picture FILE]
 
-Nothing is measured or compiled: ``jaxspec.analysis.roofline`` has bytes, operations and the cost model, at given
-acceptance and foresight. Lines "check" lay it beside steps measured on an H200 (``results/mirror_gpu.jsonl``).
+Nothing is measured: ``jaxspec.analysis.roofline`` has bytes, operations and the cost model, at given acceptance and
+foresight. Lines "check" lay it beside steps measured on an H200 (``results/mirror_gpu.jsonl``); lines "compiled" have
+the TPU compiler's estimates of the programs instead (``results/compiled.jsonl``).
 """
 
 import argparse
@@ -20,7 +21,9 @@ from jaxspec.analysis.roofline import (
     Machine,
     PassPart,
     PredictedPair,
+    PredictedTimes,
     Workload,
+    gains_at,
     pass_seconds,
     predicted_gains,
     predicted_times,
@@ -47,6 +50,8 @@ class Slice(NamedTuple):
 
 
 SLICES = (Slice("v5e", 8, "v5e", 2), Slice("v5e", 8, "v5e", 8), Slice("v6e", 4, "v6e", 4), Slice("H200", 8, "L40S", 8))
+#: R, and seconds of a message, as ``predicted_times`` takes them.
+BRANCHES, MESSAGE = 8, 50e-6
 RATES, FORESEEN = (0.6, 0.7, 0.8, 0.9), (0.5, 0.8, 0.95)
 
 
@@ -60,6 +65,26 @@ def gains() -> Iterator[dict[str, Any]]:
             found = predicted_gains(pair, rate, foreseen)
             about = {"kind": "gain", "target": target, "draft": DRAFT, "chips": where.name}
             yield about | times | {"rate": rate, "foreseen": foreseen} | _rounded(found._asdict())
+
+
+def compiled() -> Iterator[dict[str, Any]]:
+    """Return the same of the compiler's estimates for single sequences (``results/compiled.jsonl``)."""
+    rows = [json.loads(line) for line in (RESULTS / "compiled.jsonl").read_text().splitlines()[1:]]
+    for target in dict.fromkeys(row["target"] for row in rows):
+        mine = {row["program"]: row for row in rows if row["target"] == target and row["batch"] == 1}
+        chip = mine["whole"]["topology"].partition(":")[0]
+        first, second = mine["whole"]["chips"].split("+")
+        named = {"draft": "select"} | {name: name for name in ("plain", "whole", "prefix", "suffix", "rollout")}
+        times = {name: mine[program]["estimate_ms"] for name, program in named.items()}
+        found = PredictedTimes(**{name: 1e-3 * value for name, value in times.items()}, message=MESSAGE)
+        for rate, foreseen in product(RATES, FORESEEN):
+            about = {"kind": "compiled", "target": target, "draft": DRAFT, "chips": f"{first} {chip} + {second} {chip}"}
+            gained = {"same_placement": gains_at(found, BRANCHES, rate, foreseen), "all_devices": None}
+            yield (
+                about
+                | {f"{name}_ms": value for name, value in times.items()}
+                | _rounded({"rate": rate, "foreseen": foreseen} | gained)
+            )
 
 
 def checks() -> Iterator[dict[str, Any]]:
@@ -120,7 +145,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file to draw")
     options = parser.parse_args()
     lines = list(gains())
-    for line in [*checks(), *lines]:
+    for line in [*checks(), *lines, *compiled()]:
         print(json.dumps(line) if options.json else line)
     if options.picture:
         options.picture.parent.mkdir(parents=True, exist_ok=True)

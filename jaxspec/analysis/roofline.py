@@ -229,16 +229,23 @@ def predicted_gains(pair: PredictedPair, rate: float, foreseen: float, **options
     if not (0 <= rate <= 1 and 0 <= foreseen <= 1):
         raise ValueError(f"expected probabilities in [0, 1], got {rate} and {foreseen}")
     times, branches = predicted_times(pair, **options), options.get("branches", 8)
-    gains = _gains(times, branches, rate, foreseen)
+    gains = gains_at(times, branches, rate, foreseen)
     if pair.together is None:
         return Gains(gains, None, None)
     both = predicted_times(pair._replace(target_on=pair.together, draft_on=pair.together), **options)
-    alone = _gains(both._replace(message=0.0), branches, rate, foreseen)["speculative"]
+    alone = gains_at(both._replace(message=0.0), branches, rate, foreseen)["speculative"]
     return Gains(gains, {name: gain * both.plain / times.plain for name, gain in gains.items()}, alone)
 
 
-def _gains(times: PredictedTimes, branches: int, rate: float, foreseen: float) -> dict[str, float]:
-    """Return each policy's speed-up over plain decoding on the same chips."""
+def gains_at(times: PredictedTimes, branches: int, rate: float, foreseen: float) -> dict[str, float]:
+    """Return each policy's speed-up over plain decoding on the same chips, from times of any source.
+
+    Args:
+        times: predicted, or a compiler's.
+        branches: R.
+        rate: α.
+        foreseen: Ω′.
+    """
     more = 0.0 if branches == 1 else (times.rollout / times.draft - 1) / (branches - 1)
     halves = times.prefix + times.suffix
     at = Point(times.draft / times.whole, rate, foreseen)

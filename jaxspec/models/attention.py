@@ -20,6 +20,9 @@ from jaxspec.models.taps import run_layers
 CHUNK = 256
 #: Fewest rows of a cache that are read; otherwise as many as are in use, rounded up to this times a power of two.
 READ = 256
+#: Bytes of a layer's rows, of all devices, below which a TPU reads them all: its compiler cannot fetch them ahead of a
+#: branch, which by its own estimates costs more than fewer rows save.
+SMALL_ON_TPU = 32 << 20
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
@@ -231,19 +234,36 @@ def attend_in_use(queries: Array, rows: Rows, positions: Array, scores: Scores) 
     return in_use(attend, every, used, rows[0].shape[2], queries, rows, seen)
 
 
-def in_use(some: Callable[..., Array], every: Callable[..., Array], used: Array, most: int, *operands: Any) -> Array:
-    """Attend to the first rows of a cache: as many as are in use, rounded up.
+def in_use(
+    some: Callable[..., Array],
+    every: Callable[..., Array],
+    used: Array,
+    most: int,
+    queries: Array,
+    rows: Rows,
+    *rest: Any,
+) -> Array:
+    """Attend to the first rows of a cache: as many as are in use, rounded up; to all of a small one on a TPU.
 
     Args:
-        some: (bound, *operands) → attention to the first ``bound`` rows.
-        every: (*operands) → attention to all rows.
+        some: (bound, queries, rows, *rest) → attention to the first ``bound`` rows.
+        every: (queries, rows, *rest) → attention to all rows.
         used: rows in use, [].
         most: rows that may be in use.
-        operands: what both are given.
+        queries: of the tokens.
+        rows: of a layer.
+        rest: what else both are given.
     """
     bounds = [READ << power for power in range(most.bit_length()) if READ << power < most]
-    enough = jnp.sum(used > jnp.asarray(bounds, jnp.int32), dtype=jnp.int32)
-    return jax.lax.switch(enough, [*(partial(some, bound) for bound in bounds), every], *operands)
+
+    def chosen(used: Array, *operands: Any) -> Array:
+        enough = jnp.sum(used > jnp.asarray(bounds, jnp.int32), dtype=jnp.int32)
+        return jax.lax.switch(enough, [*(partial(some, bound) for bound in bounds), every], *operands)
+
+    if not bounds or sum(side.size * side.dtype.itemsize for side in rows) >= SMALL_ON_TPU:
+        return chosen(used, queries, rows, *rest) if bounds else every(queries, rows, *rest)
+    whole = lambda used, *operands: every(*operands)  # noqa: E731
+    return jax.lax.platform_dependent(used, queries, rows, *rest, tpu=whole, default=chosen)
 
 
 def softmax_attention(queries: Array, keys: Array, values: Array, seen: Array, scores: Scores = Scores()) -> Array:
