@@ -91,7 +91,7 @@ SECTIONS: dict[str, Section] = {
     "long_caches": Section(
         "Long caches",
         "A pass and a prompt with a cache of 8,192 rows: reading the rows in use, or all.",
-        "python benchmarks/decode.py --suite long-caches --sizes 10M 100M --rounds 15 --json",
+        "python benchmarks/decode.py --suite long-caches --sizes 10M 30M --rounds 15 --json",
         tables.long_caches,
     ),
     "mirror": Section(
