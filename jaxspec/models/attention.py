@@ -21,8 +21,8 @@ CHUNK = 256
 #: Fewest rows of a cache that are read; otherwise as many as are in use, rounded up to this times a power of two.
 READ = 256
 #: Bytes of a layer's rows, of all devices, below which a TPU reads them all: its compiler cannot fetch them ahead of a
-#: branch, which by its own estimates costs more than fewer rows save.
-SMALL_ON_TPU = 32 << 20
+#: branch, which by its own estimates costs more than fewer rows save, but for ``MANY`` tokens.
+SMALL_ON_TPU, MANY = 32 << 20, 64
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
@@ -260,7 +260,8 @@ def in_use(
         enough = jnp.sum(used > jnp.asarray(bounds, jnp.int32), dtype=jnp.int32)
         return jax.lax.switch(enough, [*(partial(some, bound) for bound in bounds), every], *operands)
 
-    if not bounds or sum(side.size * side.dtype.itemsize for side in rows) >= SMALL_ON_TPU:
+    small = sum(side.size * side.dtype.itemsize for side in rows) < SMALL_ON_TPU and queries.shape[3] < MANY
+    if not (bounds and small):
         return chosen(used, queries, rows, *rest) if bounds else every(queries, rows, *rest)
     whole = lambda used, *operands: every(*operands)  # noqa: E731
     return jax.lax.platform_dependent(used, queries, rows, *rest, tpu=whole, default=chosen)
