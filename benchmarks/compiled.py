@@ -60,7 +60,7 @@ def lines(setting: Setting) -> Iterator[dict[str, Any]]:
         )
     chip = chip_of(setting.topology)
     pair = PredictedPair(config, draft.network.config, Machine(chip, first, 1.0), Machine(chip, second, 1.0))
-    found = predicted_times(pair, work=Workload(setting.batch, sizes.capacity))._asdict() | {"first_window": None}
+    found = predicted_times(pair, work=Workload(setting.batch, sizes.capacity))._asdict()
     expected = found | {"select": found["draft"]}
     about = setting._asdict() | {"draft": DRAFT, "chips": f"{first}+{second}"}
     for name, program in made.items():

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -51,7 +50,7 @@ def column_times(target: Model, mesh: Mesh | None = None, runs: int = 15, capaci
     seconds: list[list[float]] = []
     sides = []
     for value in ("0", "1"):
-        with _environment(SWITCH, value):
+        with mock.patch.dict(os.environ, {SWITCH: value}):
             state = method.init(request, capacity)
             step = jax.jit(plain.__wrapped__, static_argnames="target", donate_argnames="state")
             program = step.lower(Target(placed.network), placed.params, state).compile()
@@ -64,17 +63,3 @@ def column_times(target: Model, mesh: Mesh | None = None, runs: int = 15, capaci
             sides[side] = program, state
             seconds[side] += [time.perf_counter() - start] if number else []
     return ColumnTimes(*(float(np.median(times)) for times in seconds))
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[Any]:
-    """Set an environment variable for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

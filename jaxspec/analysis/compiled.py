@@ -194,8 +194,10 @@ class _Traffic:
         """Bytes that an instruction reads from and writes to main memory."""
         if each.op in FREE or each.op.endswith("-done"):
             return 0
-        if each.op in (RAGGED, SEND):
-            return (1 + (each.op == RAGGED)) * _received(self.program, computation, each)
+        if each.op == RAGGED:  # rows are read and written
+            return 2 * _received(self.program, computation, each)
+        if each.op == SEND:
+            return _received(self.program, computation, each)
         if each.op.endswith("-start") and each.op.removesuffix("-start") not in COLLECTIVES:
             return 0 if self._prefetched_before(computation, each) else self._started(each)
         return sum(self._reads(computation, each, place) for place in range(len(each.operands))) + self._writes(

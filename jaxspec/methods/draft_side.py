@@ -1,7 +1,7 @@
 """The draft's side of a step as three compiled programs: roll out its own candidates, the exit's candidates, select."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -231,7 +231,7 @@ def _chosen(
 
 def _cache_of(state: Any) -> Any:
     """Return the rows of a drafter that keeps any; those that a fallback adds are of committed tokens, or scratch."""
-    return getattr(state, "cache", None)
+    return getattr(state, "cache", None) if is_dataclass(state) else None
 
 
 def _with_cache(state: Any, cache: Any) -> Any:

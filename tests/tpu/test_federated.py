@@ -50,7 +50,7 @@ def bytes_of(tree):
 
 
 def compiled_round(loss_fn, params, *slices):
-    """A round of FedSpeed, compiled: 16 of 128 clients, images as bytes; and the number of devices."""
+    """A round of FedSpeed, compiled: 16 of 128 clients, images as bytes; devices, and bytes of rows on each."""
     mesh = Mesh(topology(*slices), ("clients",))
     places, store = Shardings.of(mesh), jaxfed.DeviceStore()
     algorithm = jaxfed.fedspeed(loss_fn, clip_norm=10.0)
@@ -67,7 +67,8 @@ def compiled_round(loss_fn, params, *slices):
     server, world, count = (shapes_on(tree, places.everywhere) for tree in (server, world, count))
     ids = shapes_on(shape((1, COHORT), jnp.int32), places.spread_later)
     program = block(config, store, places)
-    return compiled_program(program, server, shapes_on(rows, places.spread), world, ids, count)[1], mesh.size
+    made = compiled_program(program, server, shapes_on(rows, places.spread), world, ids, count)[1]
+    return made, mesh.size, bytes_of(rows) // mesh.size
 
 
 @pytest.fixture(scope="module", params=[("v5e:2x4", 1), ("v5e:4x4", 1), ("v5e:2x4", 2)], ids=str)
@@ -77,22 +78,23 @@ def a_round(request):
 
 
 def test_a_round_fits_and_updates_rows_in_place(a_round):
-    made, devices, _ = a_round
-    assert made.aliased >= CLIENTS // devices * bytes_of(params())
+    made, _, rows, _ = a_round
+    assert made.aliased >= rows
     assert made.arguments + made.temporary < chip_of("v5e:2x4").memory
 
 
 def test_a_round_has_one_sum_of_the_parameters(a_round):
     """The clients' changes and their rows' changes are summed in one message, all leaves together."""
-    made, devices, slices = a_round
-    both = 2 * bytes_of(params())
-    sums = [each for each in made.counted.collectives if 0.98 * both <= each.bytes * slices <= 1.02 * both]
-    assert [each.kind for each in sums if each.kind == "all-reduce"] == ["all-reduce"] * (slices == 1)
+    made, both = a_round[0], 2 * bytes_of(params())
+    if a_round[3] > 1:
+        pytest.skip("between slices XLA divides the sum into several messages")
+    sums = [each.kind for each in made.counted.collectives if 0.98 * both <= each.bytes <= 1.02 * both]
+    assert sums == ["all-reduce"]
 
 
 def test_only_rows_of_the_cohort_travel(a_round):
     """Each device receives the rows of its slots, and sends back as many; the last layer's ten outputs are padded."""
-    made, devices, slices = a_round
+    made, devices, _, slices = a_round
     if slices > 1:
         pytest.skip("between slices XLA's gather moves rows")
     others = [each for each in made.counted.collectives if each.bytes < 1.9 * bytes_of(params())]
@@ -120,9 +122,9 @@ class OneBlock(nnx.Module):
         return self.head(self.block(x).mean(axis=(1, 2)))
 
 
-def test_a_round_of_images_reads_the_cohort_s_images_alone():
+def test_a_round_of_a_convolutional_network_copies_no_data_set():
     params, apply = jaxfed.models.functional(OneBlock(nnx.Rngs(0)))
-    made, devices = compiled_round(jaxfed.models.cross_entropy(apply), jax.eval_shape(lambda: params), "v5e:2x4")
+    made, devices, _ = compiled_round(jaxfed.models.cross_entropy(apply), jax.eval_shape(lambda: params), "v5e:2x4")
     data = SAMPLES * math.prod(IMAGE)
     assert not [copy for copy in made.counted.copied(data // 2) if copy.array.startswith("u8")]
     assert made.arguments < 1.03 * (data + 12 * SAMPLES + (CLIENTS // devices + 3) * bytes_of(params)) + 1e6

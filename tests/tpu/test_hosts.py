@@ -32,7 +32,7 @@ def test_a_pair_on_different_hosts_compiles():
 
 
 @pytest.mark.parametrize("way", [(TARGET, DRAFT), (DRAFT, TARGET)], ids=["to draft", "to target"])
-def test_tokens_cross_slices_in_one_message(way):
+def test_tokens_cross_slices_in_few_bytes(way):
     devices = topology("v5e:2x4", slices=2)
     pair = Mesh(np.array([devices[0], devices[8]]), (SIDE_AXIS,))
     split = NamedSharding(pair, PartitionSpec(SIDE_AXIS))

@@ -101,12 +101,11 @@ def test_estimates_are_no_less_than_the_bytes_take(step):
         assert program.estimate(chip) >= program.counted.hbm_bytes / chip.bandwidth
 
 
-def test_an_eagle3_draft_reads_one_layer_a_pass():
-    """Its rollout moves no more than its own layer and head for each place of a window, and copies nothing."""
+def test_programs_with_an_eagle3_draft_copy_nothing():
     devices, target = topology("v5e:2x4"), shapes_of(LLAMA)
     draft = draft_shapes("eagle3", target, taps=(0, 1, 2), vocabulary=range(32_000))
     made = compile_step(target, draft, Placement(mesh_of(devices[:4]), mesh_of(devices[4:])), SIZES)
     assert {"plain", "whole", "prefix", "suffix", "rollout", "select"} <= set(made)
-    for name in TARGET:
+    for name in (*TARGET, "rollout", "select"):
         assert made[name].counted.copied(LARGE) == []
     assert made["rollout"].counted.matrix_vector_bytes < LARGE
