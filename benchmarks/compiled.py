@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from published import config_of
 from tqdm import tqdm
 
-from jaxspec.analysis.fits import CompiledProgram, StepSizes, compile_step, shapes_of
+from jaxspec.analysis.compiling import CompiledProgram
+from jaxspec.analysis.crossing import StepSizes
+from jaxspec.analysis.fits import compile_step, shapes_of
 from jaxspec.analysis.roofline import Machine, PredictedPair, Workload, predicted_times
 from jaxspec.devices import Placement, mesh_of
 from jaxspec.devices.chips import Chip, chip_of, topology

@@ -12,8 +12,8 @@ Every row is measured in two processes, with and without Eigen threads; the bett
 speculative decoding differs from plain decoding with the embedded pair in bfloat16 (kernels for one row and for eight
 rows round differently): the position (``place``), and the gap between the target's two largest logits there.
 
-Other suites: mirror, drafts, mirror-trees, late-taps, long-caches and gpu, see ``benchmarks/`` mirror.py,
-draft_kinds.py, mirror_trees.py, late_taps.py, long_caches.py and mirror_gpu.py.
+Other suites: mirror, devices, drafts, mirror-trees, late-taps, long-caches and gpu, see ``benchmarks/`` mirror.py,
+devices.py, draft_kinds.py, mirror_trees.py, late_taps.py, long_caches.py and mirror_gpu.py.
 """
 
 import json
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import devices
 import draft_kinds
 import jax
 import jax.numpy as jnp
@@ -67,16 +68,17 @@ class DecodeOptions:
     """What is measured.
 
     Attributes:
-        suite: engine, mirror, drafts, mirror-trees, late-taps, long-caches or gpu.
-        sizes: of the models (mirror and gpu: of the targets). Default: all sizes of the suite.
-        drafts: mirror and gpu: sizes of the drafts; drafts: kinds. Default: all.
+        suite: engine, mirror, devices, drafts, mirror-trees, late-taps, long-caches or gpu.
+        sizes: of the models (mirror, devices and gpu: of the targets). Default: all of the suite (devices: 13M, 50M).
+        drafts: mirror, devices and gpu: sizes of the drafts; drafts: kinds. Default: all (devices: four).
         out: late-taps: folder for training.
         steps: late-taps: optimiser steps.
         pair: drafts, mirror-trees and late-taps: folder of a pair with drafts. Default: the embedded pair.
-        prompts: mirror, drafts and gpu: number of prompts.
-        rounds: mirror, drafts, long-caches and gpu: rounds in which all methods take turns.
+        prompts: mirror, drafts and gpu: number of prompts; devices: of batches.
+        batches: devices: sizes of batches beside 1.
+        rounds: mirror, devices, drafts, long-caches and gpu: rounds in which all methods take turns.
         minutes: gpu: time after which the rest is skipped.
-        picture: mirror and drafts: file of the picture.
+        picture: mirror, devices and drafts: file of the picture.
         repeats: smallest number of timed calls per row; medians are reported.
         new_tokens: number of decoded tokens.
         transformers: compare with transformers, which must be installed.
@@ -91,6 +93,7 @@ class DecodeOptions:
     steps: int = 1500
     pair: str | None = None
     prompts: int = 3
+    batches: tuple[int, ...] = (4, 8)
     rounds: int = 3
     minutes: float = 60.0
     picture: Path = Path("out/mirror.png")
@@ -328,6 +331,7 @@ class Suite:
 SUITES: dict[str, Suite] = {
     "engine": Suite(best_of_both, {"sizes": SIZES}, (quality, divergences)),
     "mirror": Suite(mirror.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
+    "devices": Suite(devices.suite, {"sizes": mirror.TARGETS, "drafts": mirror.DRAFTS}),
     "drafts": Suite(draft_kinds.suite, {"drafts": draft_kinds.KINDS}),
     "mirror-trees": Suite(mirror_trees.suite, {"drafts": draft_kinds.KINDS}),
     "late-taps": Suite(late_taps.suite, {}),

@@ -33,6 +33,7 @@ from jaxspec.analysis.cost import StepTiming
 from jaxspec.analysis.timing import DraftTimes, Primitives, TargetPass
 from jaxspec.cli._bench_methods import (
     BenchSetting,
+    Command,
     Measurement,
     Prompts,
     Worker,
@@ -200,7 +201,7 @@ def rows(pair: zoo.Pair, recorded: PairReplay, case: Case, options: Any, show: A
             show(name)
             best[name] = _best(workers, tried, prompts[:1], new, best.get("mirror"))
         show("all in turns")
-        runs = _interleaved(workers, best, prompts[1:], new, options.rounds)
+        runs = interleaved(workers, best, prompts[1:], new, options.rounds)
         for name, many in runs.items():
             about = {"method": name, **_sizes(case), "draft_over_target": round(ratio, 3)}
             line = about | _results(many, runs["autoregressive"]) | {"settings": str(best[name])}
@@ -282,13 +283,19 @@ def _warm(workers: dict[bool, Worker], tried: Sequence[BenchSetting], prompts: P
         workers[setting.eigen_threads].receive()
 
 
-def _interleaved(
-    workers: dict[bool, Worker], best: dict[str, BenchSetting], prompts: Prompts, new: int, rounds: int
-) -> dict[str, list[Measurement]]:
-    runs: dict[str, list[Measurement]] = {name: [] for name in best}
+def interleaved(
+    workers: dict[bool, Worker],
+    best: dict[str, BenchSetting],
+    prompts: Sequence[Any],
+    new: int,
+    rounds: int,
+    command: Command = measure,
+) -> dict[str, list[Any]]:
+    """Run a command for all methods in turns."""
+    runs: dict[str, list[Any]] = {name: [] for name in best}
     for _ in range(rounds):
         for name, setting in best.items():
-            runs[name].append(workers[setting.eigen_threads].run(measure, setting, prompts, new))
+            runs[name].append(workers[setting.eigen_threads].run(command, setting, prompts, new))
     return runs
 
 

@@ -101,6 +101,14 @@ SECTIONS: dict[str, Section] = {
         tables.mirror,
         "mirror.png",
     ),
+    "devices": Section(
+        "What a second device buys",
+        "Policies over vanilla speculative decoding at the same placement and on all devices: measured on two cores "
+        "that share memory, and on independent clocks.",
+        "python benchmarks/decode.py --suite devices --json --picture docs/images/devices.png",
+        tables.devices,
+        "devices.png",
+    ),
     "draft_kinds": Section(
         "Kinds of drafts",
         "EAGLE-3, EAGLE, Hydra, Medusa and a small language model for the embedded target, by chains and trees, and "
@@ -125,6 +133,24 @@ SECTIONS: dict[str, Section] = {
         "after 5 each, EAGLE-3 after 25.",
         "python benchmarks/specbench.py --questions FILE --drafts DIR --per-task 3 --temperatures 0 --json",
         tables.specbench,
+    ),
+    "specbench_sampled": Section(
+        "Spec-Bench on SmolLM2: temperature 1",
+        "The same drafts at temperature 1; every method draws the tokens of plain decoding with the same seed.",
+        "python benchmarks/specbench.py --questions FILE --drafts DIR --per-task 2 --temperatures 1 --json",
+        tables.specbench,
+    ),
+    "first_token": Section(
+        "The first token of SmolLM2",
+        "How long does a prompt take, and a second process until its first token, beside transformers?",
+        "python benchmarks/first_token.py --json",
+        tables.first_token,
+    ),
+    "federated_heads": Section(
+        "An EAGLE-3 head of SmolLM2, federated",
+        "What do low-rank updates from 50 Shakespeare roles change in a head that was trained on other text?",
+        "python benchmarks/federated_heads.py --draft DIR --json",
+        tables.federated_heads,
     ),
     "predicted": Section(
         "Predicted: published pairs on other chips",

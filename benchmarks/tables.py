@@ -51,9 +51,13 @@ def pivot(lines: list[Line], row: str, column: str, cell: Callable[[Line], str],
 
 
 def demo(lines: list[Line]) -> Iterator[Table]:
-    """Speed of the three methods, then the gain by federated training."""
+    """Speed of the methods, Mirror-SD over both baselines, then the gain by federated training."""
     (line,) = lines
-    accepted = {"speculative": line["accepted_length_speculative"], "mirror": line["accepted_length"]}
+    accepted = {
+        "speculative": line["accepted_length_speculative"],
+        "speculative, two meshes": line.get("accepted_length_same_placement"),
+        "mirror": line["accepted_length"],
+    }
     rows = [
         [name, number(speed, 0), number(line["ratio_to_autoregressive"][name]), number(accepted.get(name)),
          line["settings"][name]]
@@ -61,6 +65,10 @@ def demo(lines: list[Line]) -> Iterator[Table]:
     ]  # fmt: skip
     title = f"{number(line['tokens_compared'])} tokens, identical: {line['identical']}"
     yield Table(("method", "tokens/s", "over plain", "accepted per step", "settings"), rows, title)
+    over = "all_devices", "same_placement", "same_placement_independent"
+    ratios = [number(line.get(f"mirror_over_{name}")) for name in over]
+    head = "all devices", "same placement", "same placement, on independent clocks"
+    yield Table(tuple(f"Mirror-SD over vanilla SD: {name}" for name in head), [ratios])
     gains = [[name, number(value)] for name, value in line["acceptance"].items()]
     yield Table(("draft", "accepted per step, unseen text"), gains)
 
@@ -126,6 +134,27 @@ def mirror(lines: list[Line]) -> Iterator[Table]:
     ]  # fmt: skip
     yield Table(("Mirror-SD", "step, ms", "cost model, ms", "overlap", "accepted per step", "windows reused"), rows)
     totals = f"{sum(line['tokens_compared'] for line in lines):,}", str(all(line["identical"] for line in lines))
+    yield Table(("tokens compared with plain decoding", "identical"), [totals])
+
+
+def devices(lines: list[Line]) -> Iterator[Table]:
+    """Ratios over vanilla SD by clock, one row per target, draft and batch; then steps beside the cost model's."""
+    lines = [{**line, "models": f"{_models(line)}, B = {line['batch']}"} for line in lines]
+    names = {
+        "ratio_to_same_placement": "vanilla SD with a device for each model",
+        "ratio_to_all_devices": "vanilla SD on both cores",
+        "ratio_to_autoregressive": "plain decoding on one core",
+    }
+    for name, over in names.items():
+        for clock in ("independent", "measured"):
+            own = [line for line in lines if line["clock"] == clock]
+            ratio = lambda line, name=name: number(line[name])  # noqa: E731
+            how = "on independent clocks" if clock == "independent" else "measured, two cores of one memory"
+            yield pivot(own, "models", "method", ratio, f"Over {over}, {how}; target, draft, T_draft / T_target")
+    apart = [line for line in lines if line["clock"] == "independent" and line["law_ms"] is not None]
+    both = lambda line: f"{number(line['step_ms'])} / {number(line['law_ms'])}"  # noqa: E731
+    yield pivot(apart, "models", "method", both, "A step on independent clocks / by the cost model, ms")
+    totals = f"{sum(line['tokens_compared'] for line in lines) // 2:,}", str(all(line["identical"] for line in lines))
     yield Table(("tokens compared with plain decoding", "identical"), [totals])
 
 
@@ -367,6 +396,34 @@ def specbench(lines: list[Line]) -> Iterator[Table]:
     heads = ["Mirror-SD / EAGLE-3 / vanilla", *(TASKS[task] for task in TASKS if task != "all")]
     rows = [[name, *(cell.replace("/", " / ") for cell in cells.split())] for name, cells in PUBLISHED.items()]
     yield Table(heads, rows, "Published: all 480 questions, on the authors' machine (arXiv 2510.13161, Table 1)")
+
+
+def first_token(lines: list[Line]) -> Iterator[Table]:
+    """Prompts and processes, ours and transformers'."""
+    names = {"prompt": "a prompt of {} tokens", "process": "a second process, {} token"}
+    rows = [
+        [names[line["kind"]].format(line["tokens"]), number(line["seconds"]), number(line["transformers_seconds"]),
+         number(line["seconds"] / line["transformers_seconds"])]
+        for line in lines
+    ]  # fmt: skip
+    yield Table(("until the next token", "ours, s", "transformers, s", "ours / transformers"), rows)
+
+
+def federated_heads(lines: list[Line]) -> Iterator[Table]:
+    """Accepted tokens a step before and after, by method and learning rate."""
+    arrow = lambda pair: " → ".join(number(value) for value in pair)  # noqa: E731
+    rows = [
+        [line["method"], number(line["learning_rate"]), arrow(line["unseen_before_after"]),
+         arrow(line["held_out_before_after"]), number(line["bytes_a_client_a_round"], 0), number(line["samples"], 0),
+         number(line["seconds"], 0)]
+        for line in lines
+    ]  # fmt: skip
+    about = f"{lines[0]['kind']}, {lines[0]['send']}, {lines[0]['clients']} clients, {lines[0]['rounds']} rounds"
+    head = (
+        "method", "learning rate", "unseen text of these clients", "roles that never take part",
+        "bytes a client and round", "samples", "seconds",
+    )  # fmt: skip
+    yield Table(head, rows, f"Accepted tokens a step; {about}")
 
 
 def predicted(lines: list[Line]) -> Iterator[Table]:

@@ -1,6 +1,6 @@
-"""Which method is the fastest: the cost model of a step, timing of its programs, replay without decoding, plots."""
+"""Which method is the fastest: the cost model of a step, timing of its programs, replays of steps, plots."""
 
-from jaxspec.analysis import cost, crossing, plots, replay, specbench, timing, whatif
+from jaxspec.analysis import clocks, cost, crossing, plots, replay, specbench, timing, whatif
 from jaxspec.analysis._grid import Grid
 from jaxspec.analysis._lookup import LookupSteps, lookup_steps
 from jaxspec.analysis._point import MeasuredPoint, measured_point
@@ -18,6 +18,7 @@ __all__ = [
     "MeasuredPoint",
     "Prediction",
     "Tuned",
+    "clocks",
     "cost",
     "crossing",
     "lookup_steps",

@@ -137,7 +137,8 @@ def trips(program: HloProgram, loop: HloInstruction) -> int:
 
 def _cycles(each: HloInstruction) -> int:
     found = re.search(r'"estimated_cycles":"(\d+)"', each.attributes)
-    return int(found[1]) if found else 0
+    cycles = int(found[1]) if found else 0
+    return cycles if cycles < 1 << 63 else 0  # all bits set: not known
 
 
 def _collectives(program: HloProgram, computation: str, each: HloInstruction, times: int) -> Iterator[Collective]:

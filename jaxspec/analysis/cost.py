@@ -13,8 +13,7 @@ Source: Mirror-SD (arXiv 2510.13161), §3; the fallback term is ours.
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +26,10 @@ from jaxspec.devices.processes import is_local, put
 from jaxspec.devices.sharding import DATA_AXIS, Placement, axis_size, batch_sharding
 from jaxspec.generation import Stats, generate
 from jaxspec.generation.requests import Prompt
+from jaxspec.generation.trace import VERDICT
 from jaxspec.methods.checks import check_processes
-from jaxspec.methods.protocol import DecodingMethod
+from jaxspec.methods.protocol import DecodingMethod, Watch
+from jaxspec.verify.info import StepInfo
 
 
 @dataclass(frozen=True)
@@ -95,22 +96,44 @@ def accepted_length(acceptance_rate: float, window: int) -> float:
     return float(np.sum(acceptance_rate ** np.arange(1, window + 1)))
 
 
+#: Name of a selection after which a sequence had to draft again.
+FALLBACK = "fallback"
+
+
 @dataclass
 class SerialWatch:
     """A ``Watch`` that runs one program at a time and records the seconds of each.
 
     The selection of a step in which a sequence had to draft again is recorded as "fallback".
+
+    Attributes:
+        steps: seconds by program, for every step.
+        emitted: tokens that each step added to all sequences.
     """
 
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    _last: float = field(default_factory=time.perf_counter)
+    steps: list[dict[str, float]] = field(default_factory=list)
+    emitted: list[int] = field(default_factory=list)
+    _last: float = 0.0
+
+    def watched(self, method: DecodingMethod) -> DecodingMethod:
+        """Return the method, whose steps begin here; what the host does between two steps is not timed."""
+
+        def step(state: Any, watch: Watch = self) -> Any:
+            self.steps.append({})
+            self._last = time.perf_counter()
+            return method.step(state, watch)
+
+        return method._replace(step=step)
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
         """Wait for the outputs of a program and record the time since the last one."""
         jax.block_until_ready(outputs)
         now = time.perf_counter()
-        name = "fallback" if name == "select" and not np.all(outputs) else name
-        self.seconds[name].append(now - self._last)
+        if name in (*VERDICT, "step"):
+            info = outputs if isinstance(outputs, StepInfo) else StepInfo(outputs)
+            self.emitted.append(int(info.num_emitted.sum()))
+        name = FALLBACK if name == "select" and not np.all(outputs) else name
+        self.steps[-1][name] = now - self._last
         self._last = time.perf_counter()
 
 
@@ -141,12 +164,16 @@ class StepTiming:
         step: seconds of a step in normal operation.
         stats: of the last run.
         batch: B.
+        steps: seconds of each program alone, for every step; a selection's without waiting for the verdict's message.
+        tokens: that these steps added, to all sequences.
     """
 
     times: ProgramTimes
     step: float
     stats: Stats
     batch: int = 1
+    steps: Sequence[Mapping[str, float]] = ()
+    tokens: int = 0
 
     @property
     def fallback_rate(self) -> float:
@@ -165,7 +192,7 @@ class StepTiming:
 
 
 def pooled(timings: Sequence[StepTiming]) -> StepTiming:
-    """Return the medians over several measurements with the same batch; counts are added.
+    """Return the medians over several measurements with the same batch; counts are added, steps put together.
 
     Args:
         timings: of the same method. A program that did not run in one of them does not count there.
@@ -174,7 +201,8 @@ def pooled(timings: Sequence[StepTiming]) -> StepTiming:
     ran = {name: [seconds for seconds in values if seconds] or [0.0] for name, values in by_name.items()}
     times = ProgramTimes(**{name: float(np.median(values)) for name, values in ran.items()})
     stats = Stats(**{name: sum(getattr(each.stats, name) for each in timings) for name in vars(timings[0].stats)})
-    return StepTiming(times, float(np.median([each.step for each in timings])), stats, timings[0].batch)
+    step, steps = float(np.median([each.step for each in timings])), [step for each in timings for step in each.steps]
+    return StepTiming(times, step, stats, timings[0].batch, steps, sum(each.tokens for each in timings))
 
 
 def check_local(placement: Placement) -> None:
@@ -195,7 +223,7 @@ def measure(
     repeats: int = 3,
     numbers: int = 64,
 ) -> StepTiming:
-    """Decode with one program at a time and normally, in turns, and return medians.
+    """Decode with one program at a time and normally, in turns; return medians, and the times of every step.
 
     Args:
         method: from ``jaxspec.mirror``.
@@ -213,28 +241,43 @@ def measure(
         raise ValueError("expected at least one prompt to measure with, got none")
     repeats = whole("repeats", repeats, 1)
     generate(method, prompts, new_tokens)
-    seconds: dict[str, list[float]] = defaultdict(list)
-    steps, stats = [], Stats()
+    runs, seconds, stats, tokens = [], [], Stats(), [0]
     for _ in range(repeats):
         watch = SerialWatch()
-        generate(method, prompts, new_tokens, watch=watch)
-        for name, times in watch.seconds.items():
-            seconds[name] += times[1:] if name in ("prefix", "whole") else times
+        generate(watch.watched(method), prompts, new_tokens, watch=watch)
+        tokens = [count for count in watch.emitted if count]  # steps enqueued beyond the end add none
+        runs.append(watch.steps[: len(tokens)])
         stats = generate(method, prompts, new_tokens).stats
-        steps.append(stats.decode_seconds / max(stats.steps / len(prompts), 1))
-    return StepTiming(_medians(seconds, rendezvous(placement, numbers)), float(np.median(steps)), stats, len(prompts))
+        seconds.append(stats.decode_seconds / max(stats.steps / len(prompts), 1))
+    message = rendezvous(placement, numbers)
+    steps = _alone(runs, message)
+    return StepTiming(_medians(steps, message), float(np.median(seconds)), stats, len(prompts), steps, sum(tokens))
 
 
-def _medians(seconds: dict[str, list[float]], message: float) -> ProgramTimes:
-    """Return medians. A selection waits for the verdict's message, which is subtracted; a rollout does not wait."""
-    median = {name: float(np.median(times)) for name, times in seconds.items() if times}
-    select = max(median.get("select", 0.0) - message, 0.0)
+def _alone(runs: Sequence[Sequence[Mapping[str, float]]], message: float) -> list[dict[str, float]]:
+    """Return the medians of each step over runs, or the last run where rounding made them differ.
+
+    A selection waits for the verdict's message, a rollout does not wait.
+    """
+    equal = all([set(step) for step in run] == [set(step) for step in runs[-1]] for run in runs)
+    every, waited = zip(*(runs if equal else runs[-1:]), strict=True), {"select": message, FALLBACK: message}
+    return [
+        {name: max(float(np.median([run[name] for run in same])) - waited.get(name, 0.0), 0.0) for name in same[0]}
+        for same in every
+    ]
+
+
+def _medians(steps: Sequence[Mapping[str, float]], message: float) -> ProgramTimes:
+    """Return the medians over steps."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    median = {name: float(np.median([step[name] for step in steps if name in step])) for name in names}
+    select = median.get("select", 0.0)
     return ProgramTimes(
         median.get("prefix", 0.0),
         median.get("suffix", 0.0) + median.get("whole", 0.0),
         median.get("ahead", 0.0),
         median.get("rollout", 0.0),
         select,
-        max(median.get("fallback", 0.0) - message - select, 0.0),
+        max(median.get(FALLBACK, 0.0) - select, 0.0),
         message,
     )

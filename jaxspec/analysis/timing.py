@@ -20,7 +20,7 @@ import numpy as np
 from jaxspec.analysis._laps import Laps, PlainLaps, laps_without_model, run_in_turns
 from jaxspec.analysis._laps import TimedPair as TimedPair
 from jaxspec.analysis.cost import ProgramTimes, rendezvous
-from jaxspec.analysis.crossing import Crossing, step_arrays
+from jaxspec.analysis.crossing import Crossing, PairParams, StepSizes, step_shapes
 from jaxspec.devices.channel import pack, send
 from jaxspec.devices.sharding import batch_sharding, put_model
 from jaxspec.drafts import Draft, draft_for
@@ -263,8 +263,9 @@ class _Roller:
         self.name, kappa, home = (side, branches, window), -(-branches // (window + 1)), batch_sharding(mesh)
         self.side = DraftSide(drafter, match(), Policy(exit=Likeliest(branches)), kappa, Full())
         target = Target(pair.target.network, reader=draft.drafter.reader())
-        models = pair.target.params, self.params
-        shapes = step_arrays(target, self.side, models, pair.request, window, pair.exit_layer)
+        parts = PairParams.of(pair.target.params, self.params, drafter)
+        sizes = StepSizes(capacity=pair.capacity, window=window, exit_layer=pair.exit_layer)
+        shapes = step_shapes(target, self.side, parts, pair.request, sizes).crossing
         self.crosses: Crossing = send(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), home)
         request = send(pair.request, home)
         self.state, self.standing = draft_begin(

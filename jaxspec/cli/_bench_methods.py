@@ -20,7 +20,7 @@ from jaxspec.analysis import cost
 from jaxspec.devices.sharding import Placement, mesh_of
 from jaxspec.drafts import Draft
 from jaxspec.drafts.streams import limited
-from jaxspec.generation import generate
+from jaxspec.generation import Generation, generate
 from jaxspec.generation.trace import Span, Timeline
 from jaxspec.methods import DecodeSpec
 from jaxspec.methods.protocol import DecodingMethod
@@ -60,18 +60,19 @@ class BenchSetting:
 
 #: Token ids of prompts.
 Prompts = Sequence[Sequence[int]]
-#: A function of this module, from a method, prompts and a number of new tokens to a result that can be pickled.
-Command = Callable[[DecodingMethod, Prompts, int], Any]
+#: A function of this module: from a method, prompts or batches of them, and new tokens to what can be pickled.
+Command = Callable[[DecodingMethod, Any, int], Any]
 
 
 class Measurement(NamedTuple):
-    """One run over some prompts: tokens, seconds, mean statistics, and seconds of a step without the prefill."""
+    """One run over some prompts: tokens, seconds, mean statistics; seconds of a step, and of all, without prompts."""
 
     tokens: list[list[int]]
     seconds: float
     accepted_length: float
     reuse_rate: float
     step_seconds: float
+    decode_seconds: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -108,14 +109,24 @@ def grown(pair: Pair, growth: tuple[int, int, int, int]) -> Pair:
 
 def measure(method: DecodingMethod, prompts: Prompts, new: int) -> Measurement:
     """Decode ``new`` tokens after each prompt, one by one."""
-    results = [generate(method, [prompt], new) for prompt in prompts]
-    stats = [result.stats for result in results]
+    return _measured([generate(method, [prompt], new) for prompt in prompts])
+
+
+def measure_batches(method: DecodingMethod, batches: Sequence[Prompts], new: int) -> Measurement:
+    """Decode ``new`` tokens after the prompts of each batch at once."""
+    return _measured([generate(method, prompts, new) for prompts in batches])
+
+
+def _measured(results: Sequence[Generation]) -> Measurement:
+    stats, rows = [result.stats for result in results], len(results[0].tokens)
+    steps, decoding = sum(s.steps for s in stats), sum(s.decode_seconds for s in stats)
     return Measurement(
-        [result.tokens[0] for result in results],
-        sum(s.prefill_seconds + s.decode_seconds for s in stats),
-        sum(s.verified for s in stats) / sum(s.steps for s in stats),
+        [tokens for result in results for tokens in result.tokens],
+        sum(s.prefill_seconds for s in stats) + decoding,
+        sum(s.verified for s in stats) / steps,
         sum(s.reused for s in stats) / max(sum(s.needed for s in stats), 1),
-        sum(s.decode_seconds for s in stats) / sum(s.steps for s in stats),
+        decoding * rows / steps,
+        decoding,
     )
 
 
@@ -134,9 +145,14 @@ def warm(method: DecodingMethod, prompts: Prompts, new: int) -> float:
 
 
 def step_timing(method: DecodingMethod, prompts: Prompts, new: int) -> cost.StepTiming:
-    """Time the programs of a Mirror-SD step on the first two devices, alone and together."""
+    """Time the programs of a Mirror-SD step of a batch on the first two devices, alone and together."""
     placement = Placement(mesh_of(jax.devices()[:1]), mesh_of(jax.devices()[1:2]))
-    return cost.measure(method, placement, [prompts[0]], new, repeats=2)
+    return cost.measure(method, placement, prompts, new, repeats=3)
+
+
+def step_timings(method: DecodingMethod, batches: Sequence[Prompts], new: int) -> cost.StepTiming:
+    """Do as ``step_timing`` with several batches of one size, and put the steps together."""
+    return cost.pooled([step_timing(method, prompts, new) for prompts in batches])
 
 
 class Worker:
@@ -154,7 +170,7 @@ class Worker:
         assert self._process.stdout is not None
         self._commands, self._answers = self._process.stdin, self._process.stdout
 
-    def send(self, command: Command, settings: Sequence[BenchSetting], prompts: Prompts, new: int) -> None:
+    def send(self, command: Command, settings: Sequence[BenchSetting], prompts: Any, new: int) -> None:
         """Send a command without waiting for its results, one per setting."""
         pickle.dump((command, list(settings), prompts, new), self._commands)
         self._commands.flush()
@@ -171,7 +187,7 @@ class Worker:
             status = self._process.wait()
             raise RuntimeError(f"a benchmark worker ended with status {status}; see its message above") from None
 
-    def run(self, command: Command, setting: BenchSetting, prompts: Prompts, new: int) -> Any:
+    def run(self, command: Command, setting: BenchSetting, prompts: Any, new: int) -> Any:
         """Send a command for one setting and return its result."""
         self.send(command, [setting], prompts, new)
         return self.receive()

@@ -27,6 +27,9 @@ def doctor(
     draft reads (early: with the candidates, late: with the verdict), the verdict and the next window. On a TPU it also
     times a step of plain decoding with its single column doubled and as it is.
 
+    "independent" is the mean step of these programs on two devices that share nothing, each step with or without the
+    fallback that it had (``jaxspec.analysis.clocks``); "predicted" is the cost model's, of medians.
+
     Args:
         target: name of an embedded pair, a folder that train or convert wrote, a published checkpoint.
         draft: as for generate; an embedded pair has its own.
@@ -38,6 +41,7 @@ def doctor(
         json: end with one JSON object on one line.
     """
     from jaxspec.analysis import cost, crossing
+    from jaxspec.analysis.clocks import replayed
     from jaxspec.analysis.columns import column_times
     from jaxspec.devices.sharding import default_placement
 
@@ -57,6 +61,7 @@ def doctor(
         **{f"{name}_bytes": count for name, count in crosses._asdict().items()},
         "step_ms": round(1e3 * timing.step, 3),
         "predicted_ms": round(1e3 * timing.predicted, 3),
+        "independent_ms": round(1e3 * replayed(timing).step, 3),
         "overlap": None if timing.overlap is None else round(timing.overlap, 3),
         "accepted_length": round(timing.stats.accepted_length, 3),
         "reuse_rate": round(timing.stats.reuse_rate, 3),

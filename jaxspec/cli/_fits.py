@@ -14,7 +14,8 @@ from jaxspec.cli.checks import at_least
 from jaxspec.cli.shared import Flag, report
 
 if TYPE_CHECKING:
-    from jaxspec.analysis.fits import CompiledProgram, StepSizes
+    from jaxspec.analysis.compiling import CompiledProgram
+    from jaxspec.analysis.crossing import StepSizes
 
 #: Programs of a step with an exit, for the progress bar.
 PROGRAMS = 8
@@ -49,7 +50,7 @@ class StepFlags:
         Raises:
             ValueError: a number below 1, or a cache too small for prompt and window.
         """
-        from jaxspec.analysis.fits import StepSizes
+        from jaxspec.analysis.crossing import StepSizes
 
         at_least(1, batch=self.batch, prompt=self.prompt, window=self.window, num_candidates=self.num_candidates)
         at_least(1, budget=self.budget, exit_layer=self.exit_layer)

@@ -1,13 +1,12 @@
 """``python -m jaxspec demo``: decoding and federation on real text, in about four minutes on two cores.
 
-Decode held-out roles with three methods and compare every token; federate the draft over other roles' private text;
-load it through the checkpoint layer onto the draft mesh; show the gain.
+Decode held-out roles with plain decoding, vanilla speculative decoding on all devices and with a device for each model,
+and Mirror-SD; compare every token, and say what the last two would do on devices that share nothing. Federate the draft
+over other roles' private text; load it through the checkpoint layer onto the draft mesh; show the gain.
 """
 
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,42 +15,18 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from jaxfed import checkpoint
 from jaxspec import federated, zoo
 from jaxspec.analysis import plots
-from jaxspec.cli._bench_methods import BenchSetting, Measurement, Worker, best_of, measure, timeline, warm
+from jaxspec.cli._bench_methods import BenchSetting
+from jaxspec.cli._demo_decoding import SAME_PLACEMENT, Decoded, DecodingSettings, decode, phase
 from jaxspec.devices.sharding import Placement, mesh_of, replicated
 from jaxspec.federated import FederatedReport, Federation
 from jaxspec.generation import generate
-from jaxspec.generation.trace import Span, median_milliseconds
-from jaxspec.methods import DecodeSpec, candidates
+from jaxspec.generation.trace import median_milliseconds
 from jaxspec.text.tokenizer import encode
 from jaxspec.zoo.recipe import held_out_roles
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """The decoding part.
-
-    Attributes:
-        prompts: held-out roles that are decoded, the first by id.
-        prompt_tokens: length of each prompt.
-        new_tokens: tokens decoded after each.
-        rounds: interleaved measurements of each method at its best settings.
-        windows: speculative windows γ tried.
-        mirror: (window, branches) of Mirror-SD tried.
-        num_candidates: κ.
-    """
-
-    prompts: int = 8
-    prompt_tokens: int = 64
-    new_tokens: int = 128
-    rounds: int = 5
-    windows: tuple[int, ...] = tuple(range(1, 9))
-    mirror: tuple[tuple[int, int], ...] = ((7, 4), (7, 8))
-    num_candidates: int = 4
 
 
 @dataclass(frozen=True)
@@ -88,25 +63,6 @@ class DemoSettings:
     federating: FederatingSettings = FederatingSettings()
 
 
-@contextmanager
-def phase(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Time a block; add its seconds by name."""
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 2)
-
-
-@dataclass
-class Decoded:
-    """The decoding part: per method its best setting and median run; whether all tokens agree; spans of Mirror-SD."""
-
-    settings: dict[str, BenchSetting]
-    runs: dict[str, Measurement]
-    identical: bool
-    tokens_compared: int
-    spans: list[Span]
-
-
 def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, Any]:
     """Run the demo, write ``timeline.png`` and ``acceptance.png`` into ``out``, and return the results."""
     out.mkdir(parents=True, exist_ok=True)
@@ -124,61 +80,6 @@ def run(settings: DemoSettings, out: Path, progress: bool = True) -> dict[str, A
     curves = {name: (outcome.rounds, outcome.accepted) for name, outcome in report.outcomes.items()}
     plots.acceptance(report.acceptance, curves, settings.federating.window, out / "acceptance.png")
     return figures(decoded, report, deployed, seconds)
-
-
-def decode(
-    settings: DecodingSettings, pair: str, prompts: list[list[int]], seconds: dict[str, float], progress: bool
-) -> Decoded:
-    """Decode the prompts with every method at its best setting, in turns."""
-    new = settings.new_tokens
-    with Worker(pair, True) as threaded, Worker(pair, False) as single:
-        workers = {True: threaded, False: single}
-        with phase(seconds, "choose_settings"):
-            best = _choose(workers, settings, prompts[:1], progress)
-        with phase(seconds, "decode"):
-            runs: dict[str, list[Measurement]] = {name: [] for name in best}
-            for _ in tqdm(range(settings.rounds), "measure", disable=not progress):
-                for name, setting in best.items():
-                    runs[name].append(workers[setting.eigen_threads].run(measure, setting, prompts, new))
-            mirrored = best["mirror"]
-            spans = workers[mirrored.eigen_threads].run(timeline, mirrored, prompts, new)
-    median = {name: sorted(many, key=lambda m: m.seconds)[len(many) // 2] for name, many in runs.items()}
-    everything = [m.tokens for many in runs.values() for m in many]
-    identical = all(tokens == everything[0] for tokens in everything)
-    return Decoded(best, median, identical, sum(map(len, everything[0])), spans)
-
-
-def _choose(
-    workers: dict[bool, Worker], settings: DecodingSettings, prompts: list[list[int]], progress: bool
-) -> dict[str, BenchSetting]:
-    """Return each method's best setting on a prompt: first all without Eigen threads, then the winner also with them.
-
-    Plain decoding, the baseline, tries all combinations of devices and threads.
-    """
-    s, new = settings, settings.new_tokens
-    plain = [BenchSetting(DecodeSpec(), devices, threads) for devices in (1, 2) for threads in (True, False)]
-    mirrors = [DecodeSpec(window, candidates.mirror(budget), s.num_candidates) for window, budget in s.mirror]
-    choices = {
-        "autoregressive": plain,
-        "speculative": [BenchSetting(DecodeSpec(window), eigen_threads=False) for window in s.windows],
-        "mirror": [BenchSetting(spec, eigen_threads=False) for spec in mirrors],
-    }
-    _warm(workers, [setting for many in choices.values() for setting in many], prompts, new, progress)
-    best = {name: best_of(workers, many, prompts, new) for name, many in choices.items()}
-    both = {name: [replace(best[name], eigen_threads=threads) for threads in (True, False)] for name in choices}
-    _warm(workers, [both["speculative"][0], both["mirror"][0]], prompts, new, progress)
-    return {name: best_of(workers, many, prompts, new) for name, many in both.items()}
-
-
-def _warm(
-    workers: dict[bool, Worker], choices: list[BenchSetting], prompts: list[list[int]], new: int, progress: bool
-) -> None:
-    """Compile settings, in both workers at once."""
-    choices = sorted(choices, key=lambda setting: setting.eigen_threads, reverse=True)
-    for threads, worker in workers.items():
-        worker.send(warm, [setting for setting in choices if setting.eigen_threads == threads], prompts[:1], new)
-    for setting in tqdm(choices, "compile", disable=not progress):
-        workers[setting.eigen_threads].receive()
 
 
 def federable(
@@ -223,16 +124,25 @@ def deploy(
     return generate(method, prompts, settings.new_tokens).stats.accepted_length
 
 
+#: Baselines of Mirror-SD.
+OVER = ("all_devices", "same_placement", "same_placement_independent")
+
+
 def figures(decoded: Decoded, report: FederatedReport, deployed: float, seconds: dict[str, float]) -> dict[str, Any]:
     """Return all results as one JSON-able object."""
     speed = {name: round(m.tokens_per_second, 1) for name, m in decoded.runs.items()}
+    apart = decoded.independent["mirror"] / decoded.independent[SAME_PLACEMENT]
     return {
         "identical": decoded.identical,
         "tokens_compared": decoded.tokens_compared,
         "tokens_per_second": speed,
         "ratio_to_autoregressive": {name: round(value / speed["autoregressive"], 3) for name, value in speed.items()},
+        "mirror_over_all_devices": round(speed["mirror"] / speed["speculative"], 3),
+        "mirror_over_same_placement": round(speed["mirror"] / speed[SAME_PLACEMENT], 3),
+        "mirror_over_same_placement_independent": round(apart, 3),
         "accepted_length": round(decoded.runs["mirror"].accepted_length, 3),
         "accepted_length_speculative": round(decoded.runs["speculative"].accepted_length, 3),
+        "accepted_length_same_placement": round(decoded.runs[SAME_PLACEMENT].accepted_length, 3),
         "reuse_rate": round(decoded.runs["mirror"].reuse_rate, 4),
         "milliseconds": {name: round(ms, 3) for name, ms in median_milliseconds(decoded.spans).items()},
         "settings": {name: str(setting) for name, setting in decoded.settings.items()},
@@ -249,7 +159,11 @@ def show(results: dict[str, Any], out: Path, console: Console) -> None:
     table = Table(title=f"{results['tokens_compared']} tokens, greedy, float32: identical = {results['identical']}")
     for column in ("method", "tokens/s", "ratio", "accepted", "reuse", "best settings"):
         table.add_column(column, justify="left" if column in ("method", "best settings") else "right")
-    accepted = {"mirror": results["accepted_length"], "speculative": results["accepted_length_speculative"]}
+    accepted = {
+        "mirror": results["accepted_length"],
+        "speculative": results["accepted_length_speculative"],
+        SAME_PLACEMENT: results["accepted_length_same_placement"],
+    }
     for name, speed in results["tokens_per_second"].items():
         table.add_row(
             name,
@@ -260,6 +174,12 @@ def show(results: dict[str, Any], out: Path, console: Console) -> None:
             results["settings"][name],
         )
     console.print(table)
+    over = {name: f"{results[f'mirror_over_{name}']:.2f} times" for name in OVER}
+    console.print(
+        f"Mirror-SD is {over['all_devices']} as fast as vanilla speculative decoding on all devices, and "
+        f"{over['same_placement']} as fast as vanilla speculative decoding with a mesh for each model; on two devices "
+        f"that share nothing {over['same_placement_independent']}: programs timed alone, their steps replayed."
+    )
     console.print("Mirror-SD, median ms: " + ", ".join(f"{k} {v:.2f}" for k, v in results["milliseconds"].items()))
     console.print(
         "Accepted tokens a step on unseen text: " + ", ".join(f"{k} {v:.2f}" for k, v in results["acceptance"].items())

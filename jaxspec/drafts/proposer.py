@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxspec.drafts.records import Notes
 from jaxspec.models.base import Array
 from jaxspec.verify.acceptance import Acceptance, DraftProbabilities
-from jaxspec.verify.message import Message, likely
+from jaxspec.verify.message import Message, best, likely
 from jaxspec.verify.sampling import INVALID, SamplingArrays, are_numbers, perturbed
 from jaxspec.verify.seen import Seen
 
@@ -60,15 +60,15 @@ class Proposer(NamedTuple):
         rule may add; ``INVALID`` where the logits are not numbers.
         """
         scores = self._ranks(logits, position)
-        best = jax.lax.top_k(jnp.moveaxis(scores, 0, -1), count)[1].astype(jnp.int32)
-        return jnp.where(are_numbers(scores)[..., None], best, INVALID)
+        _, found = best(jnp.moveaxis(scores, 0, -1), count)
+        return jnp.where(are_numbers(scores)[..., None], found, INVALID)
 
     def valued(self, logits: Array, position: Array, count: int, sharpness: float = 1.0) -> tuple[Array, Array]:
         """Return what ``children`` does, and log softmax of β times the scores that rank them: [B, R, count] each."""
-        scores = self._ranks(logits, position)
-        valid = are_numbers(scores)[..., None]
-        values, best = jax.lax.top_k(jnp.moveaxis(jax.nn.log_softmax(sharpness * scores, axis=0), 0, -1), count)
-        return jnp.where(valid, best.astype(jnp.int32), INVALID), jnp.where(valid, values, -jnp.inf)
+        scores = sharpness * self._ranks(logits, position)
+        valid, total = are_numbers(scores)[..., None], jax.nn.logsumexp(scores, axis=0)[..., None]
+        values, found = best(jnp.moveaxis(scores, 0, -1), count)
+        return jnp.where(valid, found, INVALID), jnp.where(valid, values - total, -jnp.inf)
 
     def _ranks(self, logits: Array, position: Array) -> Array:
         assert self.acceptance.rank is not None  # checked by the factory

@@ -2,6 +2,7 @@
 
 from jaxspec.generation._continue import continued
 from jaxspec.generation._generate import generate, stream
+from jaxspec.generation._loop import IN_FLIGHT
 from jaxspec.generation._questions import own_questions
 from jaxspec.generation._results import Generation, NonFiniteLogits, Stats
 from jaxspec.generation.sampling import Sampling
@@ -9,6 +10,7 @@ from jaxspec.generation.trace import Passes, Span, Timeline, median_milliseconds
 
 __all__ = [
     "Generation",
+    "IN_FLIGHT",
     "NonFiniteLogits",
     "Passes",
     "Sampling",

@@ -18,8 +18,8 @@ from jaxspec.text import Text
 from jaxspec.text.stopping import Written, context_of
 from jaxspec.verify.info import StepInfo, unpack_record
 
-#: Steps enqueued before the tokens of the oldest are read.
 IN_FLIGHT = 3
+"""Steps that are enqueued before the tokens of the oldest are read."""
 #: Steps without an accepted token after which a warning is due.
 MANY = 64
 NEVER = (

@@ -5,45 +5,23 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxspec.devices.channel import send
 from jaxspec.devices.sharding import put_model
-from jaxspec.drafts.base import Draft, Drafter
-from jaxspec.drafts.beginning import first_tree, first_window, next_window
+from jaxspec.drafts.base import Draft
+from jaxspec.drafts.beginning import first_tree, first_window
 from jaxspec.drafts.ngram import SIZES, prompt_lookup, verified_width
-from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Pending, Verification, Window
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.methods.checks import check_pair, check_processes, check_tree
+from jaxspec.methods.one_program import Fixed, SpeculativeState, tree_step, window_step
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
-from jaxspec.models.base import Model, Params
+from jaxspec.models.base import Model
 from jaxspec.verify.acceptance import Acceptance, match
-from jaxspec.verify.info import StepInfo, step_record
-from jaxspec.verify.target import (
-    Request,
-    Target,
-    TargetState,
-    advance,
-    advanced,
-    choose,
-    prefill,
-    prefix_pass,
-    tree_pass,
-)
-
-
-class SpeculativeState(NamedTuple):
-    """Target state, the drafter's own state, and the window to verify next."""
-
-    target: TargetState
-    draft: Any
-    window: Window
+from jaxspec.verify.info import StepInfo
+from jaxspec.verify.target import Request, Target, prefill
 
 
 def speculative(
@@ -95,22 +73,14 @@ def speculative(
 
     def step(state: SpeculativeState, watch: Watch = unwatched) -> tuple[SpeculativeState, StepInfo]:
         if tree is not None:
-            state, info = _tree_step(fixed, params, state)
+            state, info = tree_step(fixed, params, state)
         else:
             width = verified_width(np.asarray(state.window.tokens)) if fits else window
-            state, info = _step(fixed, params, state, width)
+            state, info = window_step(fixed, params, state, width)
         watch("target", "step", info)
         return state, info
 
     return method_of(target, init, step, window, mesh)
-
-
-class Fixed(NamedTuple):
-    """What is fixed about both sides; static in the compiled step."""
-
-    target: Target
-    drafter: Drafter
-    policy: TreePolicy | None
 
 
 def lookup(
@@ -133,44 +103,3 @@ def lookup(
     Source: prompt lookup decoding (Saxena, 2023).
     """
     return speculative(target, prompt_lookup(sizes), window, mesh)._replace(trained=False)
-
-
-@partial(jax.jit, static_argnames=("fixed", "width"), donate_argnames="state")
-def _step(
-    fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState, width: int
-) -> tuple[SpeculativeState, StepInfo]:
-    """Verify the first ``width`` places of a window, behind which there is no token, and draft the next."""
-    (target, drafter, _), (tokens, probabilities), old = fixed, state.window, state.target.progress
-    window = tokens.shape[1]
-    tokens = tokens[:, :width]
-    x, cache, features = prefix_pass(target, params[0], state.target.cache, old, tokens, target.num_layers)
-    choices = choose(target, params[0], old, x, tokens, probabilities)
-    progress, verdict, emitted = advance(old, tokens, choices.tokens)
-    sent = target.reader.sent(drafter.fusion(params[1]), features)
-    verified = Verification(tokens, old.position, None, verdict.num_accepted, verdict.next_token, sent)
-    draft = drafter.absorb(params[1], state.draft, verified)
-    root = Pending(verdict.next_token, verdict.position)
-    proposer = Proposer(target.acceptance, progress.sampling, progress.seen)
-    following, _, draft = next_window(drafter, params[1], draft, root, window, proposer)
-    info = StepInfo(step_record(choices, tokens, verdict, emitted))
-    return SpeculativeState(TargetState(cache, progress), draft, following), info
-
-
-@partial(jax.jit, static_argnames="fixed", donate_argnames="state")
-def _tree_step(
-    fixed: Fixed, params: tuple[Params, Params], state: SpeculativeState
-) -> tuple[SpeculativeState, StepInfo]:
-    (target, drafter, policy), old = fixed, state.target.progress
-    assert policy is not None
-    tree = policy.tree(state.window.tokens)
-    choices, verdict, path, cache, features = tree_pass(target, params[0], state.target.cache, old, tree)
-    progress, _, emitted = advanced(old, choices.tokens, verdict)
-    window = jnp.take_along_axis(tree.tokens, path[:, 1:], axis=1)
-    sent = target.reader.sent(drafter.fusion(params[1]), features)
-    verified = Verification(window, old.position, None, verdict.num_accepted, verdict.next_token, sent, path)
-    draft = drafter.absorb(params[1], state.draft, verified)
-    root = Pending(verdict.next_token, verdict.position)
-    proposer = Proposer(target.acceptance, progress.sampling, progress.seen)
-    drawn, draft = drafter.grow(params[1], draft, root, policy, proposer)
-    info = StepInfo(step_record(choices, tree.tokens, verdict, emitted))
-    return SpeculativeState(TargetState(cache, progress), draft, Window(drawn, None)), info

@@ -24,7 +24,7 @@ def head_over(model: Model, ids: np.ndarray | None) -> Array:
 
 def spread(logits: Array, index: Array) -> Array:
     """Return logits over all tokens, −∞ where the head has no row: [V, B, T] from those of its own, [K, B, T]."""
-    return jnp.pad(logits, ((0, 1), (0, 0), (0, 0)), constant_values=-jnp.inf)[index]
+    return jnp.take(logits, index, axis=0, mode="fill", fill_value=-jnp.inf)
 
 
 def tokens_of_head(index: Array | np.ndarray) -> np.ndarray:

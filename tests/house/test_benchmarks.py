@@ -175,7 +175,7 @@ def test_the_suite_of_drafts_covers_chains_trees_and_mirror(monkeypatch, tmp_pat
         assert {row.nodes for row in own if "chain" not in row.tree} == set(draft_kinds.NODES)
         depths = [row.setting.spec.window or row.setting.spec.tree.max_depth for row in own]
         assert max(depths) <= most[kind]
-    turns = [Measurement([[1, 2]], 0.5 * slow, 1.5, 0.25, 0.01) for slow in (1, 2, 4)]
+    turns = [Measurement([[1, 2]], 0.5 * slow, 1.5, 0.25, 0.01, 0.4 * slow) for slow in (1, 2, 4)]
     monkeypatch.setattr(draft_kinds, "draft_ms", lambda *_: 0.5)
     runs = dict.fromkeys((row.setting for own in rows.values() for row in own), turns)
     runs[draft_kinds.BenchSetting()] = [run._replace(seconds=2 * run.seconds) for run in turns]

@@ -22,7 +22,7 @@ from jaxfed.models._resnet import ConvNorm, ResidualBlock
 from jaxfed.rows.device import block
 from jaxfed.rows.rounds import RoundConfig, World
 from jaxspec.analysis.compiled import count
-from jaxspec.analysis.fits import compiled_program
+from jaxspec.analysis.compiling import compiled_program
 from jaxspec.devices.chips import chip_of, topology
 from jaxspec.devices.processes import shapes_on
 

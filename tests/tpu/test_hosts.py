@@ -10,7 +10,8 @@ pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not in
 
 import jaxspec
 from jaxspec.analysis.compiled import count
-from jaxspec.analysis.fits import StepSizes, compile_step, shapes_of
+from jaxspec.analysis.crossing import StepSizes
+from jaxspec.analysis.fits import compile_step, shapes_of
 from jaxspec.devices.channel import DRAFT, SIDE_AXIS, TARGET, moved
 from jaxspec.devices.chips import topology
 from jaxspec.devices.sharding import Placement, mesh_of

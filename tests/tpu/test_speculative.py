@@ -7,22 +7,16 @@ import pytest
 
 pytest.importorskip("libtpu", reason="libtpu, which compiles for TPUs, is not installed: make tpu")
 
-from jaxspec.analysis.fits import StepSizes, compile_step, draft_shapes, program_times, shapes_of
+from jaxspec.analysis.crossing import StepSizes
+from jaxspec.analysis.fits import compile_step, draft_shapes, program_times, shapes_of
 from jaxspec.devices.chips import chip_of, topology
 from jaxspec.devices.sharding import Placement, mesh_of, put_model
-from jaxspec.models.config import Attention, DecoderConfig, Ends, Rotary
+from tests.tpu.published import LARGE, LAYERS, LLAMA, QWEN, SMALL, cache_bytes
 
-LAYERS, SIZES = 2, StepSizes()
-LLAMA = DecoderConfig(
-    128256, 4096, LAYERS, 32, 8, 128, 14336, Attention(Rotary(5e5)), ends=Ends(tied=False, embedding_scale=1.0)
-)
-QWEN = DecoderConfig(
-    128256, 1024, LAYERS, 16, 8, 128, 3072, Attention(Rotary(1e6), norm_heads=True),
-    ends=Ends(tied=True, embedding_scale=1.0),
-)  # fmt: skip
+SIZES = StepSizes()
 #: Chips of target and draft; on one chip they share it.
 CHIPS = {"v5e:2x4": (4, 4), "v5e:1x1": (1, 1), "v6e:2x4": (4, 4)}
-TARGET, SMALL, LARGE = ("plain", "whole", "prefix", "suffix"), 64 << 10, 1 << 20
+TARGET = "plain", "whole", "prefix", "suffix"
 
 
 @pytest.fixture(scope="module", params=[("v5e:2x4", 1), ("v5e:2x4", 4), ("v5e:1x1", 1), ("v6e:2x4", 1)], ids=str)
@@ -41,15 +35,10 @@ def held(config, mesh):
     return sum(map(size, jax.tree.leaves(params))), size(params["embedding"])
 
 
-def cache_bytes(config, mesh, batch):
-    """Bytes of all rows on one chip."""
-    return config.num_layers * 2 * batch * config.num_kv_heads // mesh.size * SIZES.capacity * config.head_size * 2
-
-
 def test_nothing_is_padded_and_caches_are_updated_in_place(step):
     _, placement, sizes, programs = step
     weights, embedding = held(LLAMA, placement.target)
-    rows = cache_bytes(LLAMA, placement.target, sizes.batch)
+    rows = cache_bytes(LLAMA, placement.target, sizes)
     assert programs["whole"].aliased == rows
     assert programs["prefix"].aliased == programs["suffix"].aliased == rows // 2
     assert weights + rows <= programs["whole"].arguments <= 1.02 * (weights + rows)
@@ -58,7 +47,7 @@ def test_nothing_is_padded_and_caches_are_updated_in_place(step):
 def test_a_pass_reads_weights_and_rows_once(step):
     _, placement, sizes, programs = step
     weights, embedding = held(LLAMA, placement.target)
-    needed = weights - embedding + cache_bytes(LLAMA, placement.target, sizes.batch)
+    needed = weights - embedding + cache_bytes(LLAMA, placement.target, sizes)
     assert needed <= 1.01 * programs["whole"].counted.hbm_bytes <= 1.06 * needed
 
 

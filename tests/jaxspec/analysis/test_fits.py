@@ -9,11 +9,13 @@ import pytest
 import jaxspec
 from jaxspec.__main__ import main
 from jaxspec.analysis.compiled import Counted
-from jaxspec.analysis.fits import CompiledProgram, StepSizes, compile_step, program_times, shapes_of
+from jaxspec.analysis.compiling import CompiledProgram
+from jaxspec.analysis.crossing import StepSizes
+from jaxspec.analysis.fits import compile_speculative, compile_step, program_times, shapes_of
 from jaxspec.cli._fits import parts_of
 from jaxspec.devices.chips import Chip, chip_of, topology
 from jaxspec.devices.sharding import put_model
-from jaxspec.drafts import init_draft
+from jaxspec.drafts import init_draft, trees
 from jaxspec.loading.huggingface import read_config
 from jaxspec.methods import candidates
 from tests.support.jaxspec import models
@@ -90,6 +92,24 @@ def test_a_draft_that_reads_hidden_states_compiles():
     shapes = made._replace(params=jax.eval_shape(lambda: made.params))
     programs = compile_step(target, shapes, models.meshes(), SIZES, candidates.mirror(2))
     assert {"prefix", "rollout", "select"} <= set(programs)
+
+
+@pytest.mark.parametrize(
+    "tree", [None, trees.static((2, 1)), trees.dynamic(2, 2, 4)], ids=["window", "static", "dynamic"]
+)
+def test_target_and_draft_on_the_same_devices_are_one_program(tree):
+    pair, mesh = (shapes_of(models.TARGET, jnp.float32), shapes_of(models.DRAFT, jnp.float32)), models.meshes().target
+    made = compile_speculative(*pair, mesh, SIZES, tree)
+    assert set(made) == {"prefill", "first_window", "step"}
+    rows = [2 * config.num_layers * config.num_kv_heads * config.head_size for config in (models.TARGET, models.DRAFT)]
+    assert made["step"].aliased >= sum(rows) * SIZES.batch * SIZES.capacity * 4
+    assert made["step"].memory >= made["step"].arguments
+
+
+def test_drawn_tokens_are_other_programs():
+    made, greedy = compiled(sizes=SIZES._replace(sampled=True)), compiled()
+    assert set(made) == set(greedy)
+    assert made["plain"].arguments > greedy["plain"].arguments
 
 
 def test_an_estimate_is_the_larger_of_bytes_and_cycles():

@@ -84,6 +84,26 @@ def test_filters_against_sorting(make, temperature, options):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bits", [1, 4])
+def test_the_least_kept_value_is_that_of_sorting(bits):
+    """A bit at a time as on CPUs, four as on TPUs: the k-th largest, ties included; 0 where all are not enough."""
+    random = np.random.default_rng(bits)
+    order = np.concatenate([random.integers(0, 1 << 32, (40, 3)), random.integers(0, 4, (20, 3))]).astype(np.uint32)
+    order[:2] = np.uint32([[0] * 3, [(1 << 32) - 1] * 3])
+    mass = random.random((60, 3)).astype(np.float32)
+    for k in (1, 2, 30, 55, 60, 61):
+        found = sampling.least_kept(jnp.asarray(order), lambda kept, k=k: jnp.sum(kept, axis=0) >= k, bits)
+        expected = np.sort(order, axis=0)[::-1][k - 1] if k <= 60 else np.zeros(3)
+        np.testing.assert_array_equal(found, expected)
+    share = mass / mass.sum(axis=0)
+    found = sampling.least_kept(
+        jnp.asarray(order), lambda kept: jnp.sum(jnp.where(kept, share, 0), axis=0) >= 0.5, bits
+    )
+    for column, least in enumerate(np.asarray(found)):
+        kept = order[:, column] >= least
+        assert share[kept, column].sum() >= 0.5 > share[order[:, column] > least, column].sum()
+
+
 def test_equal_tokens_are_kept_together():
     logits = jnp.asarray([3.0, 1.0, 3.0, 0.0, -0.0])[:, None, None]
     kept = lambda **options: np.flatnonzero(np.isfinite(filtered(logits, asked(**options))[:, 0, 0])).tolist()  # noqa: E731
