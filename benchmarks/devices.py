@@ -3,7 +3,7 @@
 Every mesh has one core, without Eigen threads. Programs of all steps are timed alone and replayed with a clock for each
 mesh (``jaxspec.analysis.clocks``): ``clock`` "independent" is what devices of this speed would do that share nothing.
 "measured" is what these two cores do, which share memory, caches and the host's thread. Models as in mirror.py. The
-setting of a method, windows of 3, 5 and 7 and two budgets, is that of its best replay; then all take turns.
+setting of a method, windows of 3, 5 and 7 and some budgets, is that of its best replay; then all take turns.
 
 ``ratio_to_same_placement``: over vanilla speculative decoding with target and draft on a device each ("none").
 ``ratio_to_all_devices``: over vanilla speculative decoding on both cores ("speculative"), on two devices or by Eigen
@@ -33,7 +33,7 @@ from jaxspec.methods import DecodeSpec
 
 TRIED = (3, 5, 7)
 #: Methods with a device for each model, and budgets; the first is what the others are compared with.
-PLACED = {"none": (0,), "pearl": (1,), "saguaro": (4, 8), "ahead": (4, 8), "mirror": (4, 8), "hybrid": (2, 4)}
+PLACED = {"none": (0,), "pearl": (1,), "saguaro": (4, 8), "ahead": (4, 8), "mirror": (2, 4, 8), "hybrid": (1, 2, 4)}
 TITLES = {"independent": "devices that share nothing: replayed", "measured": "two cores of one memory: measured"}
 
 

@@ -112,9 +112,9 @@ def measure(method: DecodingMethod, prompts: Prompts, new: int) -> Measurement:
     return _measured([generate(method, [prompt], new) for prompt in prompts])
 
 
-def measure_batches(method: DecodingMethod, batches: Sequence[Prompts], new: int) -> Measurement:
+def measure_batches(method: DecodingMethod, prompts: Sequence[Prompts], new: int) -> Measurement:
     """Decode ``new`` tokens after the prompts of each batch at once."""
-    return _measured([generate(method, prompts, new) for prompts in batches])
+    return _measured([generate(method, batch, new) for batch in prompts])
 
 
 def _measured(results: Sequence[Generation]) -> Measurement:
@@ -150,9 +150,9 @@ def step_timing(method: DecodingMethod, prompts: Prompts, new: int) -> cost.Step
     return cost.measure(method, placement, prompts, new, repeats=3)
 
 
-def step_timings(method: DecodingMethod, batches: Sequence[Prompts], new: int) -> cost.StepTiming:
+def step_timings(method: DecodingMethod, prompts: Sequence[Prompts], new: int) -> cost.StepTiming:
     """Do as ``step_timing`` with several batches of one size, and put the steps together."""
-    return cost.pooled([step_timing(method, prompts, new) for prompts in batches])
+    return cost.pooled([step_timing(method, batch, new) for batch in prompts])
 
 
 class Worker:

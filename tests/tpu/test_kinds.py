@@ -16,7 +16,7 @@ from jaxspec.devices.processes import shapes_on
 from jaxspec.devices.sharding import Placement, batch_sharding, mesh_of, put_model, replicated_sharding
 from jaxspec.drafts import streaming, trees
 from jaxspec.methods import candidates
-from jaxspec.training import draft_task
+from jaxspec.training import Recipe, draft_task
 from tests.tpu.published import LARGE, LAYERS, LLAMA, QWEN, SMALL, cache_bytes
 
 SIZES, SLICE = StepSizes(window=3), "v5e:2x4"
@@ -45,7 +45,7 @@ def changed(model, change):
 
 @pytest.mark.parametrize(
     ("kind", "tree"),
-    [("eagle3", trees.dynamic(4, 4, 24)), ("eagle", trees.static((3, 2, 1))), ("medusa", trees.static((4, 2)))],
+    [("eagle3", trees.dynamic(4, 3, 12)), ("eagle", trees.static((2, 1))), ("medusa", trees.static((4, 2)))],
     ids=["EAGLE-3, dynamic", "EAGLE, static", "Medusa, static"],
 )
 def test_a_step_with_a_tree_copies_scores_alone(kind, tree):
@@ -103,7 +103,7 @@ def test_a_training_step_fits_beside_its_target(kind):
     batch = shapes_on({"tokens": jax.ShapeDtypeStruct((4, 513), jnp.int32)}, batch_sharding(mesh))
 
     def gradients(target_params, draft_params, batch):
-        task = draft_task(draft._replace(params=draft_params), sharded._replace(params=target_params))
+        task = draft_task(draft._replace(params=draft_params), sharded._replace(params=target_params), Recipe(steps=2))
         return jax.value_and_grad(task.loss, has_aux=True)(task.own, batch, jax.random.key(0))
 
     made = compiled_program(
