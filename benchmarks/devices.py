@@ -31,6 +31,7 @@ from jaxspec.cli._bench_methods import BenchSetting, Measurement, Prompts, Worke
 from jaxspec.cli._methods import policy_named
 from jaxspec.methods import DecodeSpec
 
+#: Windows that are tried.
 TRIED = (3, 5, 7)
 #: Methods with a device for each model, and budgets; the first is what the others are compared with.
 PLACED = {"none": (0,), "pearl": (1,), "saguaro": (4, 8), "ahead": (4, 8), "mirror": (2, 4, 8), "hybrid": (1, 2, 4)}

@@ -19,8 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from machine import seconds_of
-from tqdm import tqdm
+from machine import in_turns
 
 import jaxspec
 from jaxspec.generation.requests import request_of
@@ -60,7 +59,7 @@ def prompt_line(target: Path, model: jaxspec.Model, tokens: int, rounds: int) ->
             theirs_model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
 
     sides: dict[str, Callable[[], None]] = {"ours": ours} | {f"torch {n}": partial(theirs, n) for n in (1, 2)}
-    medians = in_turns(sides, rounds)
+    medians = in_turns(sides, rounds, f"{tokens} tokens")
     best = min(medians["torch 1"], medians["torch 2"])
     own = medians["ours"]
     return {"kind": "prompt", "tokens": tokens, "seconds": own, "transformers_seconds": best, "ratio": best / own}
@@ -72,19 +71,9 @@ def process_line(target: Path, rounds: int) -> dict[str, Any]:
     ours = [sys.executable, "-m", "jaxspec", "generate", *options]
     theirs = [sys.executable, "-c", THEIRS, str(target), QUESTION]
     run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    medians = in_turns({"ours": partial(run, ours), "theirs": partial(run, theirs)}, rounds)
+    medians = in_turns({"ours": partial(run, ours), "theirs": partial(run, theirs)}, rounds, "processes")
     own, other = medians["ours"], medians["theirs"]
     return {"kind": "process", "tokens": 1, "seconds": own, "transformers_seconds": other, "ratio": own / other}
-
-
-def in_turns(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each side, after a first run."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in tqdm(range(rounds + 1), "rounds", leave=False):
-        for name, run in sides.items():
-            taken = seconds_of(run)
-            seconds[name] += [taken] if number else []
-    return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
 def lines(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

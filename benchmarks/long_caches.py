@@ -11,8 +11,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from machine import seconds_of
+from machine import in_turns
 
 import jaxspec
 from jaxspec.models import attention
@@ -33,24 +32,18 @@ def suite(options: Any) -> Iterator[dict[str, Any]]:
             passes = {name: one_pass(model, tokens, read) for name, read in SIDES.items()}
             for length in LENGTHS:
                 runs = {name: (lambda run=run, length=length: run(length)) for name, run in passes.items()}
-                yield {"kind": "pass", "size": size, "tokens": tokens, "length": length} | in_turns(
+                yield {"kind": "pass", "size": size, "tokens": tokens, "length": length} | compared(
                     runs, options.rounds
                 )
             del passes
         for length in LENGTHS[1:-1]:
             runs = {name: prompt(model, length, read) for name, read in SIDES.items()}
-            yield {"kind": "prompt", "size": size, "tokens": length, "length": length} | in_turns(runs, 3)
+            yield {"kind": "prompt", "size": size, "tokens": length, "length": length} | compared(runs, 3)
 
 
-def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
-    """Return the median milliseconds of each, timed in turns after a first run, and their ratio."""
-    for run in runs.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            seconds[name].append(seconds_of(run))
-    medians = {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
+def compared(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
+    """Return the median milliseconds of each, timed in turns, and their ratio."""
+    medians = {name: 1e3 * seconds for name, seconds in in_turns(runs, rounds).items()}
     some, every = medians.values()
     return {name: round(value, 3) for name, value in medians.items()} | {"ratio": round(every / some, 3)}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 
 def seconds_of(run: Callable[[], Any], times: int = 1) -> float:
@@ -17,6 +18,16 @@ def seconds_of(run: Callable[[], Any], times: int = 1) -> float:
         run()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], rounds: int, label: str | None = None) -> dict[str, float]:
+    """Median seconds of blocking calls that take turns, after a first run of each; with a ``label`` a bar is shown."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in tqdm(range(rounds + 1), label, leave=False, disable=label is None):
+        for name, run in runs.items():
+            taken = seconds_of(run)
+            seconds[name] += [taken] if number else []
+    return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
 def card() -> dict[str, str]:

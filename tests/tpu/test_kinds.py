@@ -40,7 +40,8 @@ def changed(model, change):
         made.append(change(model._replace(params=of)))
         return made[0].params
 
-    return model._replace(params=jax.eval_shape(params, model.params))._replace(network=made[0].network)
+    shapes = jax.eval_shape(params, model.params)
+    return made[0]._replace(params=shapes)
 
 
 @pytest.mark.parametrize(
