@@ -88,6 +88,12 @@ SECTIONS: dict[str, Section] = {
         "python benchmarks/decode.py --suite engine --json",
         tables.engine,
     ),
+    "sweeps": Section(
+        "Sweeps",
+        "Twenty runs of FedSpeed, four learning rates with five seeds each, by one program or one after the other.",
+        "python benchmarks/sweeps.py --json",
+        tables.sweeps,
+    ),
     "long_caches": Section(
         "Long caches",
         "A pass and a prompt with a cache of 8,192 rows: reading the rows in use, or all.",

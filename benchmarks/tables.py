@@ -398,6 +398,19 @@ def specbench(lines: list[Line]) -> Iterator[Table]:
     yield Table(heads, rows, "Published: all 480 questions, on the authors' machine (arXiv 2510.13161, Table 1)")
 
 
+def sweeps(lines: list[Line]) -> Iterator[Table]:
+    """Twenty runs at once, in turn, and each with a program of its own."""
+    ways = {"sweep": "`jaxfed.sweep`, {} at once", "separate": "`jaxfed.simulate`, each compiled"}
+    rows = [
+        [ways[line["way"]].format(line["at_once"]), number(line["seconds"], 1), number(line["ratio_to_steps"])]
+        for line in lines
+    ]
+    title = (
+        f"{lines[0]['runs']} runs of {lines[0]['rounds']} rounds; one compiled run: {number(lines[0]['one_run_s'])} s"
+    )
+    yield Table(("way", "seconds", "over the same runs compiled before"), rows, title)
+
+
 def first_token(lines: list[Line]) -> Iterator[Table]:
     """Prompts and processes, ours and transformers'."""
     names = {"prompt": "a prompt of {} tokens", "process": "a second process, {} token"}

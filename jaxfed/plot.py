@@ -29,6 +29,10 @@ STYLES: Mapping[str, tuple[str, Any]] = {
     "feddyn": (ORANGE, SOLID),
     "fedsmoo": (ORANGE, DASHED),
     "fedspeed": (VERMILION, SOLID),
+    "fedinit": (PURPLE, SOLID),
+    "fedlesam": (PURPLE, DASHED),
+    "fednova": (SKY, DASHED),
+    "qfedavg": (GREY, DOTTED),
 }
 """One colour (Okabe and Ito's, distinct for colour-blind readers) for what corrects the drift; dashed: perturbed."""
 
@@ -61,6 +65,29 @@ def curves(
         axes.set(xlabel="round", ylabel=label)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path, 130)
+
+
+def bands(lines: Mapping[str, tuple[Sequence[int], np.ndarray]], label: str, path: str | Path | None = None) -> Figure:
+    """Draw the runs of a sweep against rounds, `jaxfed.Sweep.curves(name)`; return the figure.
+
+    A line is the mean over the seeds, the band about it one standard deviation; the legend has the last mean.
+
+    Args:
+        lines: label of a point -> (rounds [n], numbers [seeds, n]).
+        label: of the vertical axis.
+        path: picture file to write as well; its suffix is the format.
+    """
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(lines)))
+    for colour, (name, (rounds, values)) in zip(colours, lines.items(), strict=True):
+        mean, spread = np.mean(values, axis=0), np.std(values, axis=0)
+        axes.plot(rounds, mean, color=colour, label=f"{name}: {mean[-1]:.3g}")
+        axes.fill_between(rounds, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+    axes.set(xlabel="round", ylabel=label)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
     return _saved(figure, path, 130)
 
 
@@ -115,7 +142,7 @@ def comparison(
 
 def _band(axes: Axes, name: str, line: Line, axis: str, order: int) -> None:
     """Draw one line of `comparison`; a name without a style of its own takes the colours in turn, dash-dotted."""
-    turn = list(dict.fromkeys(colour for colour, _ in STYLES.values())) + [PURPLE]
+    turn = list(dict.fromkeys(colour for colour, _ in STYLES.values()))
     colour, dash = STYLES.get(name, (turn[sum(map(ord, name)) % len(turn)], "-."))
     mean, spread, at = np.mean(line.values, axis=0), np.std(line.values, axis=0), line.along[axis]
     width = 2.4 if name == "fedspeed" else 1.4

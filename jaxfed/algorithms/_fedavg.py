@@ -17,6 +17,7 @@ from jaxfed.algorithms.parts import (
 from jaxfed.algorithms.parts import server_updates as server
 from jaxfed.algorithms.parts.optimisers import check_optimiser
 from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, ServerUpdate, check_range
+from jaxfed.core.checks import equals
 
 
 def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm:
@@ -37,7 +38,7 @@ def averaging_server(
     check_optimiser("server_optimiser", server_optimiser)
     if server_optimiser is None:
         return server.mean(server_learning_rate)
-    if server_learning_rate != 1.0:
+    if not equals(server_learning_rate, 1.0):
         raise ValueError("server_optimiser has its own learning rate: leave server_learning_rate at 1.0")
     return server.optimiser(server_optimiser)
 

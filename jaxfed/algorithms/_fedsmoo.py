@@ -27,13 +27,15 @@ class Duals(NamedTuple):
     ascent: Params
 
 
-@algorithm_factory
+@algorithm_factory(since_0_1=("server_learning_rate",))
 def fedsmoo(
     loss_fn: AnyLossFn,
     *,
     client_learning_rate: float | optax.Schedule = 0.1,
     prox_weight: float = 0.1,
     ascent_radius: float = 0.1,
+    server_learning_rate: float = 1.0,
+    server_optimiser: optax.GradientTransformation | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
     """Build FedSMOO.
@@ -52,6 +54,8 @@ def fedsmoo(
         client_learning_rate: η₀, or an optax schedule over rounds.
         prox_weight: w = 1/λ, > 0.
         ascent_radius: ρ.
+        server_learning_rate: η_g of xᵗ⁺¹ = xᵗ + η_g·(y − xᵗ), y the result above.
+        server_optimiser: a whole optax optimiser of the pseudo-gradient xᵗ − y instead of η_g.
         **options: see `jaxfed.algorithms.parts.LocalRule`.
 
     Raises:
@@ -64,7 +68,7 @@ def fedsmoo(
     solver = Solver(loss_fn, gradients.aligned(ascent_radius), rule)
 
     def client(context: ClientContext) -> ClientResult:
-        held, extra = context.memory, context.server.extra
+        held, extra = context.memory, server.inner_state(context.server.extra)
         aligning = gradients.Ascent(held.ascent, extra.ascent)
         local = solver(context, corrections.dual(held.params, prox_weight), aligning)
         duals = Duals(corrections.updated_dual(held.params, local.delta), local.memory.own)
@@ -77,5 +81,5 @@ def fedsmoo(
     def advance(duals: Duals, change: Params) -> Duals:
         return duals._replace(params=optax.tree.add(duals.params, change))
 
-    update = server.aligned_dual_mean(ascent_radius)
+    update = server.stepped(server.aligned_dual_mean(ascent_radius), server_learning_rate, server_optimiser)
     return compose(client, update, solver, init_memory=no_duals, advance=advance)

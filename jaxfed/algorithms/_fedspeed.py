@@ -4,16 +4,16 @@ from typing import Literal, Unpack
 
 import optax
 
-from jaxfed.algorithms._fedavg import averaging
+from jaxfed.algorithms._fedavg import averaging, averaging_server
 from jaxfed.algorithms._feddyn import DUAL_MEANS, dual_averaging
 from jaxfed.algorithms.parts import LocalOptions, LocalRule, Solver, algorithm_factory, gradients
-from jaxfed.algorithms.parts import server_updates as server
 from jaxfed.core import AnyLossFn, FederatedAlgorithm, check_choice
+from jaxfed.core.checks import equals
 
 PERTURBATIONS = {"raw": gradients.raw, "normalised": gradients.normalised}
 
 
-@algorithm_factory
+@algorithm_factory(since_0_1=("server_learning_rate",))
 def fedspeed(
     loss_fn: AnyLossFn,
     *,
@@ -23,6 +23,8 @@ def fedspeed(
     merge_weight: float = 1.0,
     dual_mean: Literal["cohort", "population"] | None = "population",
     perturbation: Literal["raw", "normalised"] = "normalised",
+    server_learning_rate: float = 1.0,
+    server_optimiser: optax.GradientTransformation | None = None,
     **options: Unpack[LocalOptions],
 ) -> FederatedAlgorithm:
     """Build FedSpeed.
@@ -48,6 +50,9 @@ def fedspeed(
             dual out of step, update and message: FedProx with the merged gradient, and FedAvg with it if w = 0.
         perturbation: "raw", e = ρ·g₁ as in Algorithm 1, or "normalised", e = ρ·g₁/(‖g₁‖₂ + 1e-7): the default, because
             the published radius 0.1 is that of the normalised step.
+        server_learning_rate: η_g of xᵗ⁺¹ = xᵗ + η_g·(y − xᵗ), y the result above; the paper has 1.
+        server_optimiser: a whole optax optimiser of the pseudo-gradient xᵗ − y instead of η_g, such as
+            `optax.sgd(1.0, momentum=0.9)`.
         **options: see `jaxfed.algorithms.parts.LocalRule`; `variant="reference"` clips and splits the proximal
             term as the authors' code does (theirs: clip_norm 10, weight_decay 1e-3, learning_rate_decay 0.998, and the
             defaults here).
@@ -61,11 +66,14 @@ def fedspeed(
     check_choice("dual_mean", dual_mean, [*DUAL_MEANS, None])
     check_choice("perturbation", perturbation, PERTURBATIONS)
     rule = LocalRule(client_learning_rate=client_learning_rate, prox_weight=prox_weight, **options)
-    if rule.variant == "reference" and (dual_mean, perturbation, merge_weight) != ("population", "normalised", 1.0):
+    authors = (dual_mean, perturbation) == ("population", "normalised") and equals(merge_weight, 1.0)
+    if rule.variant == "reference" and not authors:
         raise ValueError(
             'variant="reference" has dual_mean="population", perturbation="normalised" and merge_weight=1.0, '
             f"got {dual_mean!r}, {perturbation!r} and {merge_weight!r}; leave these three at their defaults"
         )
     estimate = gradients.merged(ascent_radius, merge_weight, PERTURBATIONS[perturbation])
     solver = Solver(loss_fn, estimate, rule)
-    return averaging(solver, server.mean()) if dual_mean is None else dual_averaging(solver, DUAL_MEANS[dual_mean])
+    if dual_mean is None:
+        return averaging(solver, averaging_server(server_learning_rate, server_optimiser))
+    return dual_averaging(solver, DUAL_MEANS[dual_mean], server_learning_rate, server_optimiser)

@@ -84,7 +84,7 @@ def images(splits: dict[str, dict[str, np.ndarray]], rule: PartitionRule) -> Lea
     def summarise(measured: PerClient) -> dict[str, Array]:
         own = {name: shares @ each for name, each in measured.means.items()}
         pooled = summary(measured)
-        averaged = summary(PerClient(own, jnp.ones(len(shares), jnp.int32)))
+        averaged = summary(PerClient(own, jnp.ones(len(shares), jnp.int32), jnp.arange(len(shares))))
         return averaged | {name: pooled[name] for name in own}
 
     def evaluate(params: Params) -> dict[str, float]:

@@ -3,10 +3,30 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import jax
 import numpy as np
+
+_TRACED: ContextVar[bool] = ContextVar("traced hyperparameters are accepted", default=False)
+
+
+@contextmanager
+def traced_numbers() -> Iterator[None]:
+    """Let `check_range` accept traced numbers, whose values were checked before; see `jaxfed.sweep`."""
+    token = _TRACED.set(True)
+    try:
+        yield
+    finally:
+        _TRACED.reset(token)
+
+
+def equals(value: Any, number: float) -> bool:
+    """Return whether a hyperparameter is this number, so that a term may be left out; a traced one never is."""
+    return not isinstance(value, jax.core.Tracer) and bool(value == number)
 
 
 def check_range(
@@ -22,6 +42,8 @@ def check_range(
 
     Python and NumPy scalars are accepted, with `whole` only integers; anything else raises TypeError.
     """
+    if isinstance(value, jax.core.Tracer) and _TRACED.get() and not whole:
+        return
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a Python or NumPy number, not a traced array, got {value!r}")
     if whole and not isinstance(value, int | np.integer):

@@ -5,9 +5,11 @@ A simulated run has one seed, and two keys of it:
     training key ─ round ─ client ─┬─ local step (0 … K−1)     loss function; augmentation folds AUGMENTATION in
                           │        ├─ OPTIMISER                random keys in the client optimiser's state
                           │        └─ UPLINK − n              transforms of the n-th `jaxfed.uplink`: number, leaf
+                          ├─ ATTACK                            noise of attackers: leaf
                           └─ UPLINK                            noise of the server's aggregate: leaf
     batch key ──── round ─ client ─┬─ position                 shuffle of `Steps`
-                                   └─ epoch ─ position         shuffle of `Epochs`
+                                   ├─ epoch ─ position         shuffle of `Epochs`
+                                   └─ STRAGGLER                step at which one of `Stragglers` stops
 
 Cohorts are drawn on the host from (seed, round). A result depends on (seed, round, client, step), and on no slot,
 chunk, mesh or resume point. In a deployment, noise for privacy comes from `entropy_key` instead.
@@ -30,6 +32,12 @@ No step and no client has this number. A second `uplink` around the first uses t
 
 OPTIMISER = 2**32 - 2
 """Folded into a client's key for its optimiser; no local step has this number."""
+
+STRAGGLER = 2**32 - 3
+"""Folded into a client's batch key for the step at which it stops; no position and no epoch has this number."""
+
+ATTACK = 2**32 - 4
+"""Folded into the round's key for what attackers draw; no client has this number."""
 
 AUGMENTATION = 0x61756721
 """Folded into a step's key for the augmentation of its batch."""
@@ -60,6 +68,11 @@ def client_keys(of_round: Key, ids: Array) -> Key:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(of_round, ids)
 
 
+def straggler_key(of_client: Key) -> Key:
+    """Return the key that decides at which step a client stops, from its batch key of the round."""
+    return jax.random.fold_in(of_client, STRAGGLER)
+
+
 def step_key(of_client: Key, step: Array) -> Key:
     """Return the key of one local step, which the loss function takes."""
     return jax.random.fold_in(of_client, step)
@@ -88,6 +101,11 @@ def transform_key(of_client: Key, uplinks: int) -> Key:
 def noise_key(of_round: Key) -> Key:
     """Return the key of the noise that a server adds in a round."""
     return jax.random.fold_in(of_round, UPLINK)
+
+
+def attack_key(of_round: Key) -> Key:
+    """Return the key of what the attackers of a round draw."""
+    return jax.random.fold_in(of_round, ATTACK)
 
 
 def numbered_key(key: Key, number: int | Array) -> Key:

@@ -116,6 +116,7 @@ class RoundInfo(NamedTuple):
     """Metrics of one round.
 
     Attributes:
+        ids: client of each slot, int32 [C], as in `Cohort`.
         client: means over the clients that were used, each field as in `ClientInfo`; NaN where none was.
         clients: the same of every slot, leaves [C, ...]; values in unused slots have no meaning.
         used: bool [C], slots whose results entered the means.
@@ -126,6 +127,7 @@ class RoundInfo(NamedTuple):
         learning_rate: client learning rate ηₜ of the round.
     """
 
+    ids: Array
     client: ClientInfo
     clients: ClientInfo
     used: Array
@@ -256,6 +258,9 @@ class Parts(NamedTuple):
         secret: whether clients add noise that must stay secret.
         uplinks: how many times messages are transformed, each time with other keys.
         coding: how an array of a message is encoded, from its encoding in memory (`jaxfed.messages.Coding`).
+        personal: `personal(server, row) -> (params, model_state)`: the model that a client itself uses: the server's,
+            or what it keeps (Ditto, FedRep, FedBN); None if unknown.
+        fixed: what made messages that transforms must not change; empty where they may.
     """
 
     learning_rate: Callable[[Array], Scalar]
@@ -267,6 +272,8 @@ class Parts(NamedTuple):
     secret: bool = False
     uplinks: int = 0
     coding: Callable[[Any], Any] = lambda before: before
+    personal: Callable[[Server, ClientRow], tuple[Params, PyTree]] | None = None
+    fixed: str = ""
 
 
 class StepFn(Protocol):

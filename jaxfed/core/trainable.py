@@ -74,6 +74,16 @@ def only(loss_fn: AnyLossFn) -> Stateful:
     return Stateful(part_loss, "frozen")
 
 
+def holding(loss_fn: AnyLossFn, held: Params) -> AnyLossFn:
+    """Return the loss of one part of the parameters, F(join(x, held); ξ); model state is that of the loss function."""
+    if not isinstance(loss_fn, Stateful):
+        return lambda params, batch, key: loss_fn(join(params, held), batch, key)
+    inner = loss_fn.loss_fn
+    return Stateful(
+        lambda params, state, batch, key: inner(join(params, held), state, batch, key), policy=loss_fn.policy
+    )
+
+
 def _paths(params: Params) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]

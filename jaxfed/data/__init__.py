@@ -3,10 +3,21 @@
 from jaxfed.data._augment import augmented, flip, in_turn, pad_crop
 from jaxfed.data._cifar import cifar
 from jaxfed.data._datasets import channel_statistics, mnist, normalised, read_idx, read_npz, splits_of_npz
+from jaxfed.data._leaf import read_leaf
 from jaxfed.data._multihost import shared_client_data
 from jaxfed.data._partition import dirichlet, iid, natural, pathological, quantity_skew
+from jaxfed.data._poison import flip_labels
 from jaxfed.data._skew import Skew, label_counts, load_parts, save_parts, skew_of
-from jaxfed.data.batches import ClientData, Epochs, Steps, client_data, draw_batches, draw_indices, partitioned
+from jaxfed.data._synthetic import synthetic
+from jaxfed.data.batches import (
+    ClientData,
+    client_data,
+    draw_batches,
+    draw_indices,
+    partitioned,
+    train_test,
+)
+from jaxfed.data.batching import Epochs, Steps, Stragglers
 from jaxfed.data.roles import read_roles
 from jaxfed.data.tables import from_dataset
 
@@ -15,6 +26,7 @@ __all__ = [
     "Epochs",
     "Skew",
     "Steps",
+    "Stragglers",
     "augmented",
     "channel_statistics",
     "cifar",
@@ -23,6 +35,7 @@ __all__ = [
     "draw_batches",
     "draw_indices",
     "flip",
+    "flip_labels",
     "from_dataset",
     "iid",
     "in_turn",
@@ -36,10 +49,13 @@ __all__ = [
     "pathological",
     "quantity_skew",
     "read_idx",
+    "read_leaf",
     "read_npz",
     "read_roles",
     "save_parts",
     "shared_client_data",
     "skew_of",
     "splits_of_npz",
+    "synthetic",
+    "train_test",
 ]

@@ -1,9 +1,7 @@
-"""Flat resident data of all clients, and the index tensors that batches are gathered by, on the device."""
+"""Flat resident data of all clients, and what is drawn of it for a round, on the device."""
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +10,10 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from jaxfed.core import keys
-from jaxfed.core.checks import check_range, python_fields
+from jaxfed.core.checks import check_range
 from jaxfed.core.types import Batch, Key
 from jaxfed.data import _casts as casts
+from jaxfed.data.batching import Batching
 from jaxfed.data.tables import ColumnTable, Rows, from_dataset, is_table
 
 
@@ -24,7 +23,7 @@ class ClientData(NamedTuple):
     Attributes:
         arrays: named arrays [n, ...], the samples of all N clients together.
         offsets: first position of every client in `order`, int32 [N].
-        lengths: number of samples of every client, int32 [N], at least 1 each.
+        lengths: number of samples of every client, int32 [N]; at least 1 each to train on, 0 only to evaluate on.
         order: sample at every position, int32 [M], or None if samples are stored client after client: order = 0 … n−1.
             A sample may belong to several clients, or to none.
     """
@@ -35,12 +34,15 @@ class ClientData(NamedTuple):
     order: Array | None = None
 
 
-def client_data(clients: Sequence[Mapping[str, ArrayLike] | ColumnTable | Rows]) -> ClientData:
+def client_data(
+    clients: Sequence[Mapping[str, ArrayLike] | ColumnTable | Rows], *, allow_empty: bool = False
+) -> ClientData:
     """Lay the samples of all clients into one array per name.
 
     Args:
         clients: for every client its named arrays [nᵢ, ...], or what else `from_dataset` reads; names, sample shapes
             and dtypes are those of client 0.
+        allow_empty: accept clients without samples, which keep their ids; for data to evaluate on.
 
     Raises:
         ValueError: no client, an empty client, arrays of different length within a client, or names, shapes or dtypes
@@ -54,13 +56,15 @@ def client_data(clients: Sequence[Mapping[str, ArrayLike] | ColumnTable | Rows])
         raise ValueError("expected at least one client, got none")
     arrays = [from_dataset(client) for client in clients]
     for index, client in enumerate(arrays):
-        _check_client(index, client, arrays[0])
+        _check_client(index, client, arrays[0], allow_empty)
     lengths = np.array([len(next(iter(client.values()))) for client in arrays])
     flat = {name: _resident(name, np.concatenate([client[name] for client in arrays])) for name in arrays[0]}
     return ClientData(flat, *_layout(lengths))
 
 
-def partitioned(arrays: Mapping[str, ArrayLike] | ColumnTable | Rows, parts: Sequence[ArrayLike]) -> ClientData:
+def partitioned(
+    arrays: Mapping[str, ArrayLike] | ColumnTable | Rows, parts: Sequence[ArrayLike], *, allow_empty: bool = False
+) -> ClientData:
     """Split one dataset among clients without copying a sample.
 
     Args:
@@ -68,6 +72,7 @@ def partitioned(arrays: Mapping[str, ArrayLike] | ColumnTable | Rows, parts: Seq
             device once.
         parts: for every client the integers 0 ≤ j < n of its samples, [nᵢ], as `jaxfed.data.dirichlet` and the other
             partitioners return them. Clients may share samples, and a client may have one twice.
+        allow_empty: accept clients without samples, which keep their ids; for data to evaluate on.
 
     Raises:
         ValueError: no array or no client, arrays of different length, an array called "mask", a client without samples,
@@ -80,7 +85,7 @@ def partitioned(arrays: Mapping[str, ArrayLike] | ColumnTable | Rows, parts: Seq
     if len(parts) == 0:
         raise ValueError("expected at least one client, got none")
     lengths = np.fromiter(map(_length, parts), np.int64, len(parts))
-    if (lengths == 0).any():
+    if (lengths == 0).any() and not allow_empty:
         client = int((lengths == 0).argmax())
         raise ValueError(f"client {client}: expected at least one sample, got none; leave empty clients out")
     order = _flat(parts, lengths)
@@ -122,7 +127,7 @@ def _length(part: Any) -> int:
 def _flat(parts: Sequence[ArrayLike], lengths: np.ndarray) -> np.ndarray:
     """Concatenate all clients' indices; raise ValueError for the first that are no integers [nᵢ]."""
     if (lengths >= 0).all():
-        arrays = [np.asarray(part) for part in parts]
+        arrays = [np.asarray(part) for part in parts if np.size(part)] or [np.zeros(0, np.int64)]
         flat = np.concatenate(arrays)
         if flat.dtype.kind in "iu" and all(array.dtype.kind in "iu" for array in arrays):
             return flat
@@ -133,7 +138,43 @@ def _flat(parts: Sequence[ArrayLike], lengths: np.ndarray) -> np.ndarray:
     raise ValueError("expected the indices of all clients to be of one integer type; int64 and uint64 do not mix")
 
 
-def _check_client(index: int, client: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]) -> None:
+def train_test(data: ClientData, fraction: float = 0.2, seed: int = 0) -> tuple[ClientData, ClientData]:
+    """Split every client's own samples at random into a part to train on and one to evaluate on; no sample is copied.
+
+    Args:
+        data: N clients.
+        fraction: f; of n samples ⌊f·n⌋ are for evaluation, at most n − 1. A client with too few keeps its id and has
+            none to evaluate on.
+        seed: of the generator.
+
+    Returns:
+        (train, test), both with N clients.
+
+    Raises:
+        ValueError: a fraction outside [0, 1].
+    """
+    check_range("fraction", fraction, least=0.0, most=1.0)
+    generator = np.random.default_rng(seed)
+    offsets, lengths = np.asarray(data.offsets), np.asarray(data.lengths)
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for offset, length in zip(offsets, lengths, strict=True):
+        places = offset + generator.permutation(length)
+        held_out = max(0, min(int(fraction * length), length - 1))
+        parts[1].append(np.sort(places[:held_out]))
+        parts[0].append(np.sort(places[held_out:]))
+    return _taken(data, parts[0]), _taken(data, parts[1])
+
+
+def _taken(data: ClientData, places: Sequence[np.ndarray]) -> ClientData:
+    """Return the samples at `places` of `data.order`, for every client."""
+    flat = np.concatenate(places)
+    order = flat if data.order is None else np.asarray(data.order)[flat]
+    return ClientData(data.arrays, *_layout(np.array([len(each) for each in places])), jnp.asarray(order, jnp.int32))
+
+
+def _check_client(
+    index: int, client: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray], allow_empty: bool
+) -> None:
     if not client or client.keys() != first.keys():
         raise ValueError(f"client {index}: expected the arrays {sorted(first) or 'x, y, ...'}, got {sorted(client)}")
     if "mask" in client:
@@ -141,7 +182,7 @@ def _check_client(index: int, client: Mapping[str, np.ndarray], first: Mapping[s
     lengths = {name: array.shape[0] if array.ndim else None for name, array in client.items()}
     if len(set(lengths.values())) > 1 or None in lengths.values():
         raise ValueError(f"client {index}: expected arrays [nᵢ, ...] of one length, got lengths {lengths}")
-    if 0 in lengths.values():
+    if 0 in lengths.values() and not allow_empty:
         raise ValueError(f"client {index}: expected at least one sample, got none; leave empty clients out")
     for name, array in client.items():
         expected, got = (first[name].dtype, first[name].shape[1:]), (array.dtype, array.shape[1:])
@@ -152,85 +193,6 @@ def _check_client(index: int, client: Mapping[str, np.ndarray], first: Mapping[s
             )
 
 
-class Batching(Protocol):
-    """How a client's samples become K batches: a static value."""
-
-    def num_steps(self, longest: int) -> int:
-        """Return K, from the number of samples of the largest client."""
-        ...
-
-    def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Draw the samples of one client by position: index int32 [K, B] below `length`, mask bool [K, B]."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """K = `local_steps` batches for every client: shuffled anew every round, repeated as often as needed.
-
-    A client with fewer samples than `batch_size` has them all in every batch, once.
-    """
-
-    local_steps: int
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        check_range("local_steps", self.local_steps, least=1, whole=True)
-        check_range("batch_size", self.batch_size, least=1, whole=True)
-        python_fields(self)
-
-    def num_steps(self, longest: int) -> int:
-        """Return K, independent of the clients."""
-        del longest
-        return self.local_steps
-
-    def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Return position k·B + j of the shuffled samples, modulo the client's length."""
-        step, slot = jnp.indices((self.local_steps, self.batch_size), dtype=jnp.int32)
-        stride = jnp.minimum(length, self.batch_size)
-        position = (step * stride + slot) % length
-        return _shuffled(key, length, longest)[position], slot < length
-
-
-@dataclasses.dataclass(frozen=True)
-class Epochs:
-    """`local_epochs` passes over a client's samples, each shuffled anew; the last batch of a pass may be short.
-
-    K is that of the longest client; a client with fewer samples has empty steps, all at the end, which change nothing.
-    """
-
-    local_epochs: int
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        check_range("local_epochs", self.local_epochs, least=1, whole=True)
-        check_range("batch_size", self.batch_size, least=1, whole=True)
-        python_fields(self)
-
-    def num_steps(self, longest: int) -> int:
-        """Return K = epochs · ⌈longest / B⌉."""
-        return self.local_epochs * math.ceil(longest / self.batch_size)
-
-    def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
-        """Return every sample once per pass: batch k mod ⌈length/B⌉ of pass k div ⌈length/B⌉."""
-        order = jax.vmap(lambda each: _shuffled(each, length, longest))(keys.numbered_keys(key, self.local_epochs))
-        step, slot = jnp.indices((self.num_steps(longest), self.batch_size), dtype=jnp.int32)
-        per_epoch = (length + self.batch_size - 1) // self.batch_size
-        epoch, position = step // per_epoch, step % per_epoch * self.batch_size + slot
-        mask = (epoch < self.local_epochs) & (position < length)
-        return jnp.where(mask, order[jnp.where(mask, epoch, 0), jnp.where(mask, position, 0)], 0), mask
-
-
-def _shuffled(key: Key, length: Array, longest: int) -> Array:
-    """Return a random order of 0 … length−1 in the first `length` of `longest` positions, int32 [longest].
-
-    One fold of the key per position: the draw of a position depends on no array's size, for any generator of jax.
-    """
-    position = jnp.arange(longest, dtype=jnp.int32)
-    draws = jax.random.key_data(keys.numbered_keys(key, longest))[:, 0]
-    return jnp.argsort(jnp.where(position < length, draws >> 1, jnp.uint32(2**32 - 1))).astype(jnp.int32)
-
-
 def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, longest: int) -> tuple[Array, Array]:
     """Draw the sample indices of the batches of one round's cohort.
 
@@ -238,7 +200,7 @@ def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, lon
         data: samples of all clients.
         ids: clients int32 [C], −1 in empty slots.
         key: the round's key; a client's batches depend on it and on the client's id only.
-        batching: `Steps` or `Epochs`.
+        batching: `Steps`, `Epochs` or another.
         longest: number of samples of the longest client. It determines K of `Epochs`; no client's batches depend on it.
 
     Returns:

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxfed.core import keys
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import ClientUpdate, Plan, RoundInfo, Server
+from jaxfed.core.protocol import ClientRow, ClientUpdate, Plan, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, weights_of
 from jaxfed.data import Epochs, Steps
 from jaxfed.flower._instruction import Instruction, described, same_algorithm, sample_of
@@ -23,7 +23,7 @@ from jaxfed.flower._training import server_round, update_like
 from jaxfed.rows.rounds import RoundConfig
 from jaxfed.run.history import History, RunState
 from jaxfed.run.identity import OF_CLIENT, Identity, batch_size_of, of_client, of_server, of_start
-from jaxfed.run.state import check_alone, copied
+from jaxfed.run.state import check_alone, copied, first_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Deployment:
         self._identity: Identity | None = None
         self._begun = server
         self._kept: dict[int, np.ndarray] = {}
+
+    @property
+    def first(self) -> ClientRow:
+        """Row of a client that was never drawn."""
+        return self._first
 
     def play(self, ids: np.ndarray) -> tuple[RoundInfo, dict[str, int]]:
         """Play a round with the clients `ids` [C], −1 in empty slots; return its info, and counts of the missing."""
@@ -152,6 +157,7 @@ class Deployment:
         if not (isinstance(state.rows, Mapping) and state.rows.keys() == {"counted", "run"}):
             raise ValueError("expected a state that an error of jaxfed.flower.serve carries, got one of another run")
         self.restore({"server": self.server, "rows": state.rows})
+        self._first = first_row(self._config.algorithm, self.server, state)
         return copied(state.history)
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:

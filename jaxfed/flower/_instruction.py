@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flwr.app import ConfigRecord
 
-from jaxfed.data.batches import Epochs, Steps
+from jaxfed.data.batching import Epochs, Steps
 from jaxfed.flower._records import RefusedError
 from jaxfed.run.identity import Identity, differences
 

@@ -119,13 +119,14 @@ def serve(
         if 0 < (done := int(deployment.server.round)) >= rounds:
             log.warning(nothing_trained(done, rounds, "the run"))
         with carrying(deployment, None, history):
-            while (done := int(deployment.server.round)) < rounds:
-                began, last = time.perf_counter(), done + 1 >= rounds
+            ended = report.before_rounds(history, deployment.server, None)
+            while not ended and (done := int(deployment.server.round)) < rounds:
+                began = time.perf_counter()
                 info, missing = deployment.play(draw(done))
-                history.add_round(done + 1, info, time.perf_counter() - began, missing)
+                history.add_round(done + 1, info, time.perf_counter() - began, missing, clients=report.clients)
                 finite.check(info, done, draw, no_reply=sum(missing.values()))
-                report.after_round(history, deployment.server, info, last)
-                saver.save(deployment, history, now=last)
+                ended = report.after_round(history, deployment.server, info, done + 1 >= rounds)
+                saver.save(deployment, history, now=ended)
                 if report.progress:
                     log.info("round %d of %d: %s", done + 1, rounds, {"num_used": int(info.num_used), **missing})
             saver.wait()

@@ -147,17 +147,26 @@ def reduce(cohort: Cohort, updates: ClientUpdate) -> CohortResult:
     present = cohort.ids >= 0
     finite = jax.vmap(tree.all_finite)((updates.message, updates.row))
     used = present & finite
-    delta, average, total, model_state = updates.message
-    delta, average, model_state = weighted_sum((delta, average, model_state), cohort, used)
     weights = jnp.ones(used.shape) if cohort.weights is None else cohort.weights
     return CohortResult(
-        message=ClientMessage(delta, average, tree.masked_sum(total, used), model_state),
+        message=_summed(updates.message, cohort, used),
         weight=tree.masked_sum(weights, used),
         rows=tree.where(used, updates.row, cohort.rows),
         clients=updates.info,
         used=used,
         excluded=present & ~finite,
     )
+
+
+def summed(result: CohortResult, cohort: Cohort) -> CohortResult:
+    """Return the result of `gathered` with the sums of the messages of the clients used."""
+    return result._replace(message=_summed(result.message, cohort, result.used))
+
+
+def _summed(message: ClientMessage, cohort: Cohort, used: Array) -> ClientMessage:
+    delta, average, total, model_state = message
+    delta, average, model_state = weighted_sum((delta, average, model_state), cohort, used)
+    return ClientMessage(delta, average, tree.masked_sum(total, used), model_state)
 
 
 def weighted_sum(values: Tree, cohort: Cohort, used: Array) -> Tree:

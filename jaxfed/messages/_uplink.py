@@ -249,6 +249,11 @@ def _parts(algorithm: FederatedAlgorithm, transformed: bool) -> Parts:
         raise ValueError(
             "expected an algorithm with `parts`, got one without; build it with jaxfed.algorithms.parts.compose"
         )
+    if transformed and algorithm.parts.fixed:
+        raise ValueError(
+            f"expected messages that transforms may change, got those of {algorithm.parts.fixed}, which hold more than "
+            "what clients learnt; leave the transforms out"
+        )
     if transformed and algorithm.parts.averages_state:
         raise ValueError(
             'expected clients that send no model state, got Stateful(..., policy="average"), which no transform '

@@ -64,6 +64,11 @@ class StagedEngine:
         self._merge = jax.jit(merge)
         self._one: RoundFn
 
+    @property
+    def first(self) -> ClientRow:
+        """See `Engine`."""
+        return self._start.row
+
     def prepare(self, config: RoundConfig) -> None:
         """See `Engine`."""
         self._one = kept_single(config)

@@ -57,10 +57,14 @@ BlockFn = Callable[[Server, PyTree, World, Array, Array], tuple[Server, PyTree, 
 
 
 def block(config: RoundConfig, store: DeviceStore, shardings: Shardings) -> BlockFn:
-    """Compile R rounds into one program that gathers the rows, in the algorithm's dtypes, and writes them back.
+    """Compile `rounds_of`; the rows of all clients are donated and updated in place."""
+    return jax.jit(rounds_of(config, store, shardings), donate_argnums=1)
 
-    The number of rounds is an argument, so one program serves every block of at most R. The rows of all clients are
-    donated and updated in place.
+
+def rounds_of(config: RoundConfig, store: DeviceStore, shardings: Shardings) -> BlockFn:
+    """Return R rounds as one function that gathers the rows, in the algorithm's dtypes, and writes them back.
+
+    The number of rounds is an argument, so one program serves every block of at most R.
     """
     round_once = jax.jit(functools.partial(one_round, config))  # jitted: its trace is used twice below
 
@@ -92,7 +96,7 @@ def block(config: RoundConfig, store: DeviceStore, shardings: Shardings) -> Bloc
         server, population, infos = jax.lax.fori_loop(0, count, lambda n, c: body(n, c, world, ids), start)
         return server, population, constrain(infos, shardings.everywhere)
 
-    return jax.jit(run, donate_argnums=1)
+    return run
 
 
 kept_block = functools.lru_cache(PROGRAMS_KEPT)(block)
@@ -106,7 +110,13 @@ class DeviceEngine:
         self.server, self.world = placed(start.server, start.world, start.places)
         slots = -(-start.num_clients // start.places.size) * start.places.size
         self._rows = put(store.init(start.row, slots), start.places.spread)
+        self._gather = jax.jit(lambda rows, ids: optax.tree.cast_like(store.gather(rows, ids), start.row))
         self._block: BlockFn
+
+    @property
+    def first(self) -> ClientRow:
+        """See `Engine`."""
+        return self._start.row
 
     def prepare(self, config: RoundConfig) -> None:
         """See `Engine`."""
@@ -123,8 +133,8 @@ class DeviceEngine:
 
     def sample(self, ids: np.ndarray) -> ClientRow:
         """See `Engine`."""
-        gather = jax.jit(lambda rows, ids: optax.tree.cast_like(self._store.gather(rows, ids), self._start.row))
-        return gather(self._rows, put(ids, self._start.places.spread))
+        rows: ClientRow = self._gather(self._rows, put(ids, self._start.places.spread))
+        return rows
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
         """See `Engine`."""

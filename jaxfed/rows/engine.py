@@ -51,6 +51,11 @@ class Engine(Protocol):
     server: Server
     world: World
 
+    @property
+    def first(self) -> ClientRow:
+        """Row of a client that was never drawn."""
+        ...
+
     def prepare(self, config: RoundConfig) -> None:
         """Compile the program that `advance` runs."""
         ...

@@ -20,7 +20,8 @@ from jaxfed.core.protocol import (
     identity_fetch,
 )
 from jaxfed.core.types import Batch, Key
-from jaxfed.data.batches import Batching, ClientData, draw_indices
+from jaxfed.data.batches import ClientData, draw_indices
+from jaxfed.data.batching import Batching
 from jaxfed.data.flat import flattened
 from jaxfed.layout.sharding import Shardings, put
 

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from jaxfed.core.checks import check_range, python_number
 from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, checked_weights, cohorts, first_cohort, recorded, weights_of
-from jaxfed.data.batches import Batching, ClientData
+from jaxfed.data.batches import ClientData
+from jaxfed.data.batching import Batching
 from jaxfed.layout import plans
 from jaxfed.layout.plans import Sharded, check_divides, vmap
 from jaxfed.layout.sharding import Shardings, slowest
@@ -33,7 +34,7 @@ from jaxfed.run.history import History, RunState
 from jaxfed.run.probing import examine
 from jaxfed.run.resume import Checkpointing, Interrupt, Saver
 from jaxfed.run.settings import Layout, Report, rounds_until
-from jaxfed.run.state import carrying, check_alone, put_back, take, warn_if_done
+from jaxfed.run.state import carrying, check_alone, check_clients, diverged, first_row, put_back, take, warn_if_done
 
 TOO_FEW = (
     "a round had fewer clients with finite results than its aggregate needs, and changed nothing: it has 0 as num_used "
@@ -117,7 +118,7 @@ def simulate(
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
     rounds, seed, mesh = python_number(rounds), python_number(seed), layout.mesh
-    num_clients = _num_clients(server, data)
+    num_clients = check_clients(server, data)
     draw = cohorts(sampler, seed, num_clients)
     if mesh is not None:
         check_divides(mesh, sampler.num_slots(num_clients))
@@ -126,7 +127,7 @@ def simulate(
     check_cohorts(algorithm, sampler, num_clients, weights is not None)
     on_one_device = mesh is None and not isinstance(layout.plan, Sharded)
     config = RoundConfig(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
-    row = algorithm.init_client(server.params, server.model_state)
+    row = first_row(algorithm, server, begun)
     start = Start(server, row, world, draw, Shardings.of(mesh))
     store = layout.store or (begun.store if begun else DeviceStore())
     with (
@@ -168,18 +169,18 @@ def _play(
     rounds: int,
 ) -> None:
     """Play the rest of `rounds`, one block after the other."""
-    while (done := int(engine.server.round)) < rounds:
+    ended = report.before_rounds(history, engine.server, engine.sample)
+    while not ended and (done := int(engine.server.round)) < rounds:
         count = pace.next(min(report.due(done), rounds_until(done, saver.every), rounds - done))
         infos, seconds = pace.play(engine.advance, count)
         for at in range(count):
             info = jax.tree.map(lambda leaf, at=at: leaf[at], infos)
-            history.add_round(done + at + 1, info, seconds)
+            history.add_round(done + at + 1, info, seconds, clients=report.clients)
         check_finite(infos, done, draw)
         bar.update(count)
-        last = done + count >= rounds
-        report.after_round(history, engine.server, info, last)
+        ended = report.after_round(history, engine.server, info, done + count >= rounds, engine.sample)
         bar.set_postfix(history.latest(), refresh=False)
-        saver.save(engine, history, now=last)
+        saver.save(engine, history, now=ended)
         interrupt.check()
     saver.wait()
 
@@ -200,21 +201,6 @@ def check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
             warnings.warn(TOO_FEW, stacklevel=4)
         elif excluded.any():
             raise diverged(first + int(number), ids[excluded])
-
-
-def diverged(number: int, clients: np.ndarray) -> FloatingPointError:
-    """Return the error of a round without one finite result."""
-    return FloatingPointError(
-        f"round {number}: every client returned NaN or infinity: clients {clients.tolist()}; "
-        "lower client_learning_rate, set clip_norm, or look at their data"
-    )
-
-
-def _num_clients(server: Server, data: ClientData) -> int:
-    expected, got = int(server.num_clients), len(data.lengths)
-    if expected != got:
-        raise ValueError(f"the server was made for {expected} clients, the data has {got}; call init(params, {got})")
-    return got
 
 
 def _plan(layout: Layout, resumed: str | None, config: RoundConfig, start: Start, engine: Engine) -> Plan:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxfed.core.checks import check_choice
 from jaxfed.core.protocol import ClientInfo, RoundInfo, Server
 from jaxfed.run._columns import Columns
 
@@ -21,6 +22,10 @@ COHORT: dict[str, tuple[str, Callable[..., Any]]] = {
     "delta_norm_max": ("delta_norm", np.max),
 }
 """Statistics over a cohort other than the means: name → field of `ClientInfo`, and the function of all its values."""
+
+
+TABLES = ("rounds", "evaluations", "clients")
+"""Names of the tables of a history."""
 
 
 @dataclasses.dataclass
@@ -35,6 +40,8 @@ class History:
             "learning_rate"; and the loss function's scalar aux, a mean as well, as "aux/…". None is where there is
             no number: for means of a round in which no client was used, and in rounds of an older version.
         evaluations: "round", and one list for every number that `evaluate` returns.
+        clients: with `Report(clients=True)`, one entry for every client of every round: "round", "client" (its id),
+            "used" (0 where its results were not finite, or the aggregate left it out), and the numbers of `ClientInfo`.
         plan: name of the plan of the run.
         seconds: what every round took without evaluation, one entry per round; None where that is not known or where
             compilation was part of it.
@@ -47,9 +54,11 @@ class History:
     plan: str | None = None
     seconds: list[float | None] = dataclasses.field(default_factory=list)
     state: "RunState | None" = dataclasses.field(default=None, repr=False, compare=False)
+    clients: Columns = dataclasses.field(default_factory=Columns)
 
     def __post_init__(self) -> None:
-        self.rounds, self.evaluations = Columns(self.rounds), Columns(self.evaluations)
+        for name in TABLES:
+            setattr(self, name, Columns(getattr(self, name)))
 
     def add_round(
         self,
@@ -57,20 +66,36 @@ class History:
         info: RoundInfo,
         seconds: float | None = None,
         more: Mapping[str, float] = MappingProxyType({}),
+        *,
+        clients: bool = False,
     ) -> None:
-        """Append one round; `info` is on the host, `more` are other numbers by name."""
+        """Append one round; `info` is on the host, `more` are other numbers by name.
+
+        With `clients` also append an entry of every client to `History.clients`.
+        """
+        if clients:
+            self._add_clients(round_number, info)
         facts = info._asdict()
-        clients, used, excluded = facts.pop("clients"), facts.pop("used"), facts.pop("excluded")
+        members, used, excluded = facts.pop("clients"), facts.pop("used"), facts.pop("excluded")
         facts = {**facts.pop("client")._asdict(), **facts}
         aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(facts.pop("aux"))}
-        cohort = {name: make(getattr(clients, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
-        sums = {"samples": np.sum(clients.samples[used]), "num_excluded": np.sum(excluded)}
+        cohort = {name: make(getattr(members, fact)[used]) for name, (fact, make) in COHORT.items() if used.any()}
+        sums = {"samples": np.sum(members.samples[used]), "num_excluded": np.sum(excluded)}
         entry = {"round": round_number, **facts, **cohort, **sums, **aux, **more}
         means = {*ClientInfo._fields, "inconsistency", *aux} - sums.keys()
         numbers = {name: number for name, number in entry.items() if np.ndim(number) == 0}
         self.rounds.append({name: each if used.any() or name not in means else None for name, each in numbers.items()})
         unknown = self.rounds.length - 1 - len(self.seconds)
         self.seconds += [*[None] * unknown, seconds]
+
+    def _add_clients(self, round_number: int, info: RoundInfo) -> None:
+        """Append the metrics of every client that was drawn."""
+        facts = info.clients._asdict()
+        aux = {"aux" + _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(facts.pop("aux"))}
+        numbers = {name: each for name, each in {**facts, **aux}.items() if np.ndim(each) == 1}
+        for slot in np.flatnonzero(np.asarray(info.ids) >= 0):
+            entry = {"round": round_number, "client": int(info.ids[slot]), "used": int(info.used[slot])}
+            self.clients.append(entry | {name: each[slot] for name, each in numbers.items()})
 
     def add_evaluation(self, round_number: int, metrics: Mapping[str, Any]) -> None:
         """Append what `evaluate` returned after a round."""
@@ -101,8 +126,11 @@ class History:
         return [after[each] for each in (self.rounds["round"] if rounds is None else rounds)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return lists of numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}, "plan", "seconds"}."""
-        columns = {"rounds": dict(self.rounds), "evaluations": dict(self.evaluations)}
+        """Return lists of numbers, ready for JSON: {"rounds": {...}, "evaluations": {...}, "plan", "seconds"}.
+
+        And "clients", where they were recorded.
+        """
+        columns = {name: dict(getattr(self, name)) for name in self._tables()}
         return {**columns, "plan": self.plan, "seconds": [*self.seconds]}
 
     @classmethod
@@ -113,24 +141,53 @@ class History:
     def snapshot(self) -> dict[str, np.ndarray]:
         """Return arrays for a checkpoint."""
         seconds = np.array(self.seconds, np.float64)  # NaN where None
-        return {"rounds": self.rounds.snapshot(), "evaluations": self.evaluations.snapshot(), "seconds": seconds}
+        return {**{name: getattr(self, name).snapshot() for name in self._tables()}, "seconds": seconds}
 
     def describe(self) -> dict[str, Any]:
         """Return the JSON that is saved with the snapshot."""
-        return {"plan": self.plan, "rounds": self.rounds.describe(), "evaluations": self.evaluations.describe()}
+        return {"plan": self.plan, **{name: getattr(self, name).describe() for name in self._tables()}}
+
+    def _tables(self) -> list[str]:
+        """Return the names of the tables; clients only where they were recorded."""
+        return [name for name in TABLES if name != "clients" or len(self.clients)]
 
     @staticmethod
     def like(facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return shapes and dtypes of the snapshot, from what `describe` returned."""
-        columns = {name: Columns.like(facts[name]) for name in ("rounds", "evaluations")}
+        columns = {name: Columns.like(facts[name]) for name in TABLES if name in facts}
         return {**columns, "seconds": np.zeros(facts["rounds"]["length"])}
 
     @classmethod
     def restored(cls, facts: Mapping[str, Any], snapshot: Mapping[str, np.ndarray]) -> "History":
         """Return the history of a snapshot."""
-        columns = {name: Columns.restored(facts[name], snapshot[name]) for name in ("rounds", "evaluations")}
         seconds = [None if math.isnan(each) else each for each in snapshot["seconds"].tolist()]
-        return cls(columns["rounds"], columns["evaluations"], facts["plan"], seconds)
+        history = cls(plan=facts["plan"], seconds=seconds)
+        for name in TABLES:
+            if name in facts:
+                setattr(history, name, Columns.restored(facts[name], snapshot[name]))
+        return history
+
+    def to_pandas(self, table: Literal["rounds", "clients"] = "rounds") -> Any:
+        """Return a `pandas.DataFrame`.
+
+        Args:
+            table: "rounds", one row per round, which is the index, with the columns of `to_csv`, NaN where there is no
+                number; or "clients", one row per client and round, indexed by both, recorded by `Report(clients=True)`.
+
+        Raises:
+            ImportError: pandas, the extra "pandas", is not installed.
+            ValueError: "clients" of a run that did not record them.
+        """
+        check_choice("table", table, ("rounds", "clients"))
+        try:
+            import pandas as pd
+        except ImportError as missing:
+            raise ImportError('expected pandas for a DataFrame; pip install "jaxfed-jaxspec[pandas]"') from missing
+        if table == "rounds":
+            return pd.DataFrame.from_dict(self._by_round(), orient="index").sort_index().rename_axis("round")
+        if not len(self.clients):
+            raise ValueError("expected a run that recorded its clients, got none of them; pass Report(clients=True)")
+        return pd.DataFrame(dict(self.clients)).set_index(["round", "client"])
 
     def to_csv(self, path: str | Path) -> None:
         """Write one line per round: "round", "seconds", its numbers, and "evaluation/…", empty where there is none."""
@@ -182,6 +239,7 @@ class RunState(NamedTuple):
         facts: JSON that the store needs to read `rows`.
         store: the store of the run, and of its continuation.
         history: the numbers of all rounds done.
+        first: the row of a client that was never drawn, from the parameters of the start.
     """
 
     server: Server
@@ -189,6 +247,7 @@ class RunState(NamedTuple):
     facts: Mapping[str, Any]
     store: Any
     history: History
+    first: Any = ()
 
 
 def _name(path: tuple[Any, ...]) -> str:

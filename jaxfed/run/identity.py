@@ -13,7 +13,8 @@ from jaxfed.core.protocol import ClientMessage, ClientUpdate, Cohort, FederatedA
 from jaxfed.core.samplers import Sampler
 from jaxfed.core.stateful import evaluate
 from jaxfed.core.types import Key
-from jaxfed.data.batches import Batching, ClientData
+from jaxfed.data.batches import ClientData
+from jaxfed.data.batching import Batching
 from jaxfed.layout import plans
 from jaxfed.run import _fingerprints as fingerprints
 

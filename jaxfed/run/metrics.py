@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,11 @@ from jaxfed.core.types import Batch, Params, Scalar
 from jaxfed.data.batches import ClientData
 from jaxfed.models import ApplyFn
 
-Measure = Callable[[Params, Batch], Mapping[str, Array]]
-"""`measure(params, batch) -> {name: numbers [B]}`, one number for every sample of a batch."""
+Measure = Callable[[Any, Batch], Mapping[str, Array]]
+"""`measure(params, batch) -> {name: numbers [B]}`, one number for every sample of a batch.
+
+For a model with state, such as batch normalisation's, `params` is the pair (params, model_state).
+"""
 
 
 def quantiles(values: Array, levels: Sequence[float], mask: Array | None = None) -> Array:
@@ -51,14 +54,18 @@ class PerClient(NamedTuple):
     Attributes:
         means: name → mean over each client's samples, [N]; NaN for a client without samples.
         counts: samples of every client, int32 [N].
+        ids: of the clients, int32 [N].
     """
 
     means: dict[str, Array]
     counts: Array
+    ids: Array
 
 
 def per_client(measure: Measure, data: ClientData, batch_size: int = 1024) -> Callable[[Params], PerClient]:
-    """Return `evaluate(params) -> PerClient`.
+    """Return `evaluate(params) -> PerClient`; `params` is what `measure` takes.
+
+    A client without samples keeps its place, with NaN.
 
     The samples of all clients go through the model in batches of `batch_size` and are summed by client: only the last
     batch is padded, and there is one program.
@@ -87,7 +94,8 @@ def per_client(measure: Measure, data: ClientData, batch_size: int = 1024) -> Ca
     def evaluate(params: Params) -> PerClient:
         parts = [sums_of(params, data.arrays, *each) for each in zip(index, owner, strict=True)]
         sums = jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves), *parts)
-        return PerClient({name: each / data.lengths.astype(each.dtype) for name, each in sums.items()}, data.lengths)
+        means = {name: each / data.lengths.astype(each.dtype) for name, each in sums.items()}
+        return PerClient(means, data.lengths, jnp.arange(num_clients, dtype=jnp.int32))
 
     return evaluate
 

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from jaxfed import checkpoint as checkpoints
 from jaxfed.core.checks import check_range
-from jaxfed.core.protocol import Server
+from jaxfed.core.protocol import ClientRow, Server
 from jaxfed.run.history import History, RunState
 from jaxfed.run.identity import MADE_WITH, Identity, differences, not_compared
 
@@ -52,6 +52,10 @@ class Saved(Protocol):
     """What is saved of a run, such as an `Engine`, which documents the methods."""
 
     server: Server
+
+    @property
+    def first(self) -> ClientRow:
+        """Row of a client that was never drawn."""
 
     def snapshot(self, step: int, oldest: int) -> dict[str, PyTree]:
         """Return what a checkpoint holds: {"server": ..., "rows": ...}."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core.protocol import ClientRow, FederatedAlgorithm, Server
+from jaxfed.data.batches import ClientData
 from jaxfed.layout.sharding import put
 from jaxfed.rows.engine import Engine, Store
 from jaxfed.run.history import History, RunState
@@ -23,7 +24,7 @@ OWN_STEP = 2**62
 def take(engine: Saved, store: Store | None, history: History) -> RunState:
     """Return the state of a run between two rounds; the engine is closed after it, or continues by `put_back` only."""
     saved = engine.snapshot(int(engine.server.round), 0)
-    return RunState(saved["server"], saved["rows"], engine.describe(), store, copied(history))
+    return RunState(saved["server"], saved["rows"], engine.describe(), store, copied(history), engine.first)
 
 
 def copied(history: History) -> History:
@@ -61,6 +62,30 @@ def _copied(leaf: Any, like: Any) -> Any:
 def _shapes(rows: Any) -> str:
     pairs = jax.tree_util.tree_leaves_with_path(rows)
     return ", ".join(f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}" for path, leaf in pairs) or "none"
+
+
+def check_clients(server: Server, data: ClientData) -> int:
+    """Return N; raise ValueError for data of other clients than the server's, or a client without samples."""
+    expected, got = int(server.num_clients), len(data.lengths)
+    if expected != got:
+        raise ValueError(f"the server was made for {expected} clients, the data has {got}; call init(params, {got})")
+    if (empty := np.flatnonzero(np.asarray(data.lengths) == 0)).size:
+        raise ValueError(f"client {empty[0]}: expected at least one sample to train on, got none; leave the client out")
+    return got
+
+
+def diverged(number: int, clients: np.ndarray) -> FloatingPointError:
+    """Return the error of a round without one finite result."""
+    return FloatingPointError(
+        f"round {number}: every client returned NaN or infinity: clients {clients.tolist()}; "
+        "lower client_learning_rate, set clip_norm, or look at their data"
+    )
+
+
+def first_row(algorithm: FederatedAlgorithm, server: Server, begun: RunState | None) -> ClientRow:
+    """Return the row of a client that was never drawn: that of the run that is continued, else from the server."""
+    row = algorithm.init_client(server.params, server.model_state)
+    return begun.first if begun is not None and _shapes(begun.first) == _shapes(row) else row
 
 
 def check_alone(algorithm: FederatedAlgorithm, server: Server, row: ClientRow, remedy: str) -> None:

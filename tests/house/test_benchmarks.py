@@ -42,6 +42,25 @@ def toy_images(tmp_path):
 
 
 @pytest.mark.slow
+def test_sweeps_are_compared_with_runs_one_by_one(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import sweeps
+
+    monkeypatch.setattr(sweeps, "CLIENTS", 12)
+    monkeypatch.setattr(sweeps, "RATES", (0.1, 0.3))
+    monkeypatch.setattr(sweeps, "SEEDS", range(2))
+    monkeypatch.setattr("sys.argv", ["sweeps.py", "--rounds", "2", "--at-once", "1", "4", "--json"])
+    sweeps.main()
+    found = [json.loads(each) for each in capsys.readouterr().out.splitlines()]
+    assert [(each["way"], each["at_once"], each["runs"]) for each in found] == [
+        ("sweep", 1, 4),
+        ("sweep", 4, 4),
+        ("separate", 1, 4),
+    ]
+    assert all(each["ratio_to_steps"] > 0 and each["seconds"] > 0 for each in found)
+
+
+@pytest.mark.slow
 def test_reproduce_compares_with_the_published_orderings(toy_images, monkeypatch, capsys):
     """Rows in the documented order, equal to `simulate`'s accuracies, and not run twice."""
     monkeypatch.syspath_prepend(BENCHMARKS)

@@ -1,7 +1,7 @@
 """Parts that algorithms are composed of: gradients, corrections, the local solver, server updates, and `compose`."""
 
 from jaxfed.algorithms.parts import corrections, gradients, optimisers, server_updates
-from jaxfed.algorithms.parts._compose import ClientResult, compose, make_step
+from jaxfed.algorithms.parts._compose import ClientResult, compose, finish_round, make_step
 from jaxfed.algorithms.parts._factory import algorithm_factory
 from jaxfed.algorithms.parts._local import (
     ClientContext,
@@ -22,6 +22,7 @@ __all__ = [
     "algorithm_factory",
     "compose",
     "corrections",
+    "finish_round",
     "gradients",
     "make_step",
     "mean_direction",

@@ -13,7 +13,7 @@ from jaxfed.algorithms.parts import corrections
 from jaxfed.algorithms.parts._local import ClientContext, LocalResult, Solver
 from jaxfed.algorithms.parts.optimisers import check_descends
 from jaxfed.core import keys, tree
-from jaxfed.core.checks import check_range
+from jaxfed.core.checks import check_range, equals
 from jaxfed.core.losses import check_params
 from jaxfed.core.protocol import (
     ClientFn,
@@ -54,6 +54,7 @@ def compose(
     *,
     init_memory: Callable[[Params], PyTree] = lambda params: (),
     advance: Callable[[PyTree, PyTree], PyTree] = optax.tree.add,
+    personal: Callable[[Params, PyTree], Params] = lambda params, memory: params,
 ) -> FederatedAlgorithm:
     """Compose an algorithm from the client's and the server's part of a round.
 
@@ -63,9 +64,11 @@ def compose(
         solver: the solver that `client` calls; determines ηₜ, relaxed initialisation and the policy for model state.
         init_memory: memory of a client that was never drawn, from the initial parameters.
         advance: see `jaxfed.core.Parts`; by default the server sums up the whole memory.
+        personal: `personal(params, memory) -> params`: the parameters that a client itself uses, from the server's and
+            its memory; by default the server's.
     """
     rule, policy = solver.rule, policy_of(solver.loss_fn)
-    relaxed, local, averaged = rule.relaxation > 0.0, policy == "local", policy == "average"
+    relaxed, local, averaged = not equals(rule.relaxation, 0.0), policy == "local", policy == "average"
 
     def init(params: Params, num_clients: int, model_state: PyTree = ()) -> Server:
         check_range("num_clients", num_clients, least=1, whole=True)
@@ -99,7 +102,10 @@ def compose(
         params, extra, state = tree.where(num_used > 0, (*after, state), before)
         return server._replace(params=params, extra=extra, model_state=state, round=server.round + 1)
 
-    parts = Parts(rule.learning_rate, advance, plans.MEAN, averaged, solver.loss_fn)
+    def own_model(server: Server, row: ClientRow) -> tuple[Params, PyTree]:
+        return personal(server.params, row.memory), row.model_state if local else server.model_state
+
+    parts = Parts(rule.learning_rate, advance, plans.MEAN, averaged, solver.loss_fn, personal=own_model)
     step = make_step(client_update, update, parts)
     return FederatedAlgorithm(init, init_client, step, client_update, update, parts=parts)
 
@@ -118,17 +124,41 @@ def make_step(client_update: Callable[..., ClientUpdate], server_update: Callabl
         round_key = keys.round_key(key, server.round)
         run = functools.partial(plans.gathered, plan) if parts.aggregate.gathers else plan
         result = run(member_update, cohort, round_key)
-        message, used = parts.aggregate.combine(result, cohort, round_key)
-        if used is not result.used:
-            weight = plans.weighted_sum(jnp.ones(used.shape), cohort, used)
-            result = result._replace(used=used, rows=tree.where(used, result.rows, cohort.rows), weight=weight)
-        info = round_info(result, message, cohort, parts.learning_rate(server.round))
-        if _narrow((server.params, server.model_state)):
-            message = optax.tree.cast_like(message, _sent(member_update, cohort, round_key))
-        received = info.num_used if parts.aggregate.noise is None else jnp.maximum(info.num_used, 1)
-        return server_update(server, message, received), result.rows, info
+        sent = _sent(member_update, cohort, round_key) if _narrow((server.params, server.model_state)) else None
+        return finish_round(server_update, parts, server, cohort, round_key, result, sent)
 
     return step
+
+
+def finish_round(
+    server_update: Callable[..., Server],
+    parts: Parts,
+    server: Server,
+    cohort: Cohort,
+    key: Key,
+    result: CohortResult,
+    sent: ClientMessage | None,
+) -> tuple[Server, ClientRow, RoundInfo]:
+    """Return server, rows and info from the result of a plan: what a server does once its clients have answered.
+
+    Args:
+        server_update: of the algorithm.
+        parts: of the algorithm.
+        server: before the round.
+        cohort: of the round.
+        key: of the round.
+        result: of the plan; of `plans.gathered` if the aggregate needs all messages.
+        sent: one client's message, or its shapes, where the sums are wider than what clients send.
+    """
+    message, used = parts.aggregate.combine(result, cohort, key)
+    if used is not result.used:
+        weight = plans.weighted_sum(jnp.ones(used.shape), cohort, used)
+        result = result._replace(used=used, rows=tree.where(used, result.rows, cohort.rows), weight=weight)
+    info = round_info(result, message, cohort, parts.learning_rate(server.round))
+    if sent is not None:
+        message = optax.tree.cast_like(message, sent)
+    received = info.num_used if parts.aggregate.noise is None else jnp.maximum(info.num_used, 1)
+    return server_update(server, message, received), result.rows, info
 
 
 def _narrow(values: PyTree) -> bool:
@@ -160,7 +190,7 @@ def round_info(result: CohortResult, message: ClientMessage, cohort: Cohort, lea
     mean_square = squares / jnp.where(result.weight > 0, result.weight, 1).astype(squares.dtype)
     spread = jnp.maximum(mean_square - jnp.square(tree.norm(message.delta)), 0.0)
     client, spread = jax.tree.map(lambda mean: jnp.where(num_used > 0, mean, jnp.nan), (client, spread))
-    return RoundInfo(client, result.clients, result.used, result.excluded, num_used, spread, learning_rate)
+    return RoundInfo(cohort.ids, client, result.clients, result.used, result.excluded, num_used, spread, learning_rate)
 
 
 def _arrays(policy: str | None, params: Params, model_state: PyTree) -> tuple[Params, PyTree]:

@@ -6,24 +6,25 @@ import optax
 from jaxtyping import Array
 
 from jaxfed.core import tree
+from jaxfed.core.checks import equals
 from jaxfed.core.types import Params, Scalar
 
 
 def prox(params: Params, anchor: Params, prox_weight: float) -> Params | None:
     """Return w·(x − x⁰), the gradient of the proximal term w/2·‖x − x⁰‖²; left out at w = 0."""
-    if prox_weight == 0.0:
+    if equals(prox_weight, 0.0):
         return None
     return tree.scale(prox_weight, optax.tree.sub(params, anchor))
 
 
 def prox_at_origin(anchor: Params, prox_weight: float) -> Params | None:
     """Return −w·x⁰, the part of the proximal pull that is constant within a round; left out at w = 0."""
-    return None if prox_weight == 0.0 else tree.scale(-prox_weight, anchor)
+    return None if equals(prox_weight, 0.0) else tree.scale(-prox_weight, anchor)
 
 
 def shrinkage(params: Params, weight: float) -> Params | None:
     """Return ω·x, weight decay (in the reference form also the other half of the proximal pull); left out at ω = 0."""
-    return None if weight == 0.0 else tree.scale(weight, params)
+    return None if equals(weight, 0.0) else tree.scale(weight, params)
 
 
 def dual(dual_variable: Params, prox_weight: float) -> Params:

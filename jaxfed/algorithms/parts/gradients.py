@@ -7,7 +7,7 @@ import jax
 import optax
 
 from jaxfed.core import tree
-from jaxfed.core.checks import check_range
+from jaxfed.core.checks import check_range, equals
 from jaxfed.core.types import Objective, Params, Scalar
 
 
@@ -70,13 +70,13 @@ def merged(ascent_radius: float, merge_weight: float, perturbation: Perturbation
     """
     check_range("ascent_radius", ascent_radius, least=0.0)
     check_range("merge_weight", merge_weight, least=0.0, most=1.0)
-    if merge_weight == 0.0:
+    if equals(merge_weight, 0.0):
         return plain
 
     def estimate(objective: Objective, params: Params, memory: Any) -> Estimate:
         first = plain(objective, params, memory)
         second = _at(objective, params, perturbation(first.gradient, ascent_radius))
-        if merge_weight != 1.0:
+        if not equals(merge_weight, 1.0):
             second = optax.tree.add(tree.scale(1.0 - merge_weight, first.gradient), tree.scale(merge_weight, second))
         return first._replace(gradient=second)
 
@@ -91,6 +91,11 @@ def scaled(estimate: Estimator, weight: float) -> Estimator:
         return result._replace(gradient=tree.scale(weight, result.gradient))
 
     return scaled_estimate
+
+
+def shifted(objective: Objective, params: Params, memory: Params) -> Estimate:
+    """Return ∇Fᵢ(x + e; ξ) where the memory is e, the same in every step of a round; the loss is that at x + e."""
+    return plain(objective, optax.tree.add(params, memory), ())._replace(memory=memory)
 
 
 class Ascent(NamedTuple):

@@ -1,16 +1,17 @@
 """Server updates: pairs (init, apply) that turn the cohort's message into the next parameters."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxfed.algorithms.parts import gradients
-from jaxfed.algorithms.parts.optimisers import check_descends
+from jaxfed.algorithms.parts.optimisers import check_descends, check_optimiser
 from jaxfed.core import tree
+from jaxfed.core.checks import check_range, equals
 from jaxfed.core.protocol import Received, ServerUpdate
-from jaxfed.core.types import Params
+from jaxfed.core.types import Params, Scalar
 
 Pair = tuple[Params, Params]
 
@@ -41,6 +42,100 @@ def optimiser(transformation: optax.GradientTransformation) -> ServerUpdate:
         return optax.apply_updates(params, updates), extra
 
     return ServerUpdate(init, apply)
+
+
+class Stepped(NamedTuple):
+    """State of `stepped`: that of the server update inside, and of the optimiser."""
+
+    inner: Any
+    moments: optax.OptState
+
+
+def stepped(
+    update: ServerUpdate, learning_rate: float = 1.0, optimiser: optax.GradientTransformation | None = None
+) -> ServerUpdate:
+    """Wrap a server update xᵗ → y: xᵗ⁺¹ = xᵗ + η_g·(y − xᵗ), or an optax step along the pseudo-gradient xᵗ − y.
+
+    With a rate of 1 and no optimiser it is the update itself.
+
+    Args:
+        update: any server update; its own state follows as without the wrapper.
+        learning_rate: η_g > 0.
+        optimiser: a whole optax optimiser, which has its own learning rate.
+
+    Raises:
+        ValueError: η_g out of range, or beside an optimiser; from `init`, an optimiser whose updates ascend.
+        TypeError: an optimiser that is none of optax.
+    """
+    check_range("server_learning_rate", learning_rate, above=0.0)
+    check_optimiser("server_optimiser", optimiser)
+    if optimiser is not None and not equals(learning_rate, 1.0):
+        raise ValueError("server_optimiser has its own learning rate: leave server_learning_rate at 1.0")
+    if optimiser is None:
+        return update if equals(learning_rate, 1.0) else _relaxed(update, learning_rate)
+    step = _of_optimiser(optimiser)
+
+    def init(params: Params) -> Stepped:
+        return Stepped(update.init(params), step.init(params))
+
+    def apply(params: Params, extra: Stepped, received: Received) -> tuple[Params, Stepped]:
+        towards, inner = update.apply(params, extra.inner, received)
+        change = received._replace(message=received.message._replace(delta=optax.tree.sub(towards, params)))
+        params, moments = step.apply(params, extra.moments, change)
+        return params, Stepped(inner, moments)
+
+    return ServerUpdate(init, apply)
+
+
+def inner_state(extra: Any) -> Any:
+    """Return the state of the server update inside `stepped`; of one that is not wrapped, its own."""
+    return extra.inner if isinstance(extra, Stepped) else extra
+
+
+def _relaxed(update: ServerUpdate, learning_rate: float) -> ServerUpdate:
+    def apply(params: Params, extra: Any, received: Received) -> tuple[Params, Any]:
+        towards, extra = update.apply(params, extra, received)
+        return optax.tree.add(params, tree.scale(learning_rate, optax.tree.sub(towards, params))), extra
+
+    return ServerUpdate(update.init, apply)
+
+
+def normalised_mean(learning_rate: float = 1.0) -> ServerUpdate:
+    """xᵗ⁺¹ = xᵗ + η_g·τ̄·mean of dᵢ (FedNova); clients send dᵢ = Uᵢ/Kᵢ in `delta` and Kᵢ in `average`, τ̄ its mean."""
+
+    def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
+        return _moved(params, received, learning_rate * received.message.average), extra
+
+    return ServerUpdate(lambda params: (), apply)
+
+
+def fair_mean(learning_rate: float = 1.0) -> ServerUpdate:
+    """xᵗ⁺¹ = xᵗ + η_g·Σ Δᵢ / Σ hᵢ (q-FedAvg), xᵗ where Σ hᵢ = 0; clients send Δᵢ in `delta` and hᵢ in `average`."""
+
+    def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
+        total = received.message.average
+        weight = jnp.where(total > 0, learning_rate / jnp.where(total > 0, total, 1), 0)
+        return _moved(params, received, weight), extra
+
+    return ServerUpdate(lambda params: (), apply)
+
+
+def part_mean(learning_rate: float = 1.0) -> ServerUpdate:
+    """xᵗ⁺¹ = xᵗ + η_g·Ū where `delta` has only some of the leaves, None for the others, which stay (FedRep, FedBN)."""
+
+    def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
+        shared = jax.tree.map(
+            lambda change, leaf: leaf if change is None else leaf + _scaled(change, learning_rate),
+            received.message.delta,
+            params,
+            is_leaf=lambda leaf: leaf is None,
+        )
+        return shared, extra
+
+    return ServerUpdate(lambda params: (), apply)
+
+
+_of_optimiser = optimiser  # `stepped` has an argument of this name
 
 
 def cohort_dual_mean() -> ServerUpdate:
@@ -133,6 +228,11 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
-def _moved(params: Params, received: Received, learning_rate: float) -> Params:
+def _moved(params: Params, received: Received, learning_rate: float | Scalar) -> Params:
     delta = received.message.delta
-    return optax.tree.add(params, delta if learning_rate == 1.0 else tree.scale(learning_rate, delta))
+    return optax.tree.add(params, _scaled(delta, learning_rate))
+
+
+def _scaled(change: Params, learning_rate: float | Scalar) -> Params:
+    at_one = isinstance(learning_rate, float | int) and learning_rate == 1.0
+    return change if at_one else tree.scale(learning_rate, change)

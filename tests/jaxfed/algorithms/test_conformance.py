@@ -27,10 +27,14 @@ PAGE = pathlib.Path(__file__).parents[3] / "docs" / "own_algorithm.md"
 
 
 class Row(NamedTuple):
-    """One algorithm, and what the server keeps as a running mean of what in the clients' memories."""
+    """One algorithm, and what the server keeps as a running mean of what in the clients' memories.
+
+    `receives`: clients keep the parameters that they received, which are those of the start in the first round.
+    """
 
     build: Callable[..., jaxfed.FederatedAlgorithm]
     running: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    receives: bool = False
 
 
 def documented() -> Callable[..., jaxfed.FederatedAlgorithm]:
@@ -44,18 +48,29 @@ def whole(extra, memory):
     return extra, memory
 
 
+def is_bias(path: str) -> bool:
+    return path == "bias"
+
+
 ROWS = {
+    "ditto": Row(jaxfed.ditto),
     "fedadam": Row(jaxfed.fedadam),
     "fedavg": Row(jaxfed.fedavg),
+    "fedbn": Row(functools.partial(jaxfed.fedbn, personal=is_bias)),
     "fedcm": Row(jaxfed.fedcm),
     "feddyn": Row(jaxfed.feddyn, whole),
     "fedgamma": Row(jaxfed.fedgamma, whole),
+    "fedinit": Row(jaxfed.fedinit),
+    "fedlesam": Row(jaxfed.fedlesam, receives=True),
+    "fednova": Row(jaxfed.fednova),
     "fedprox": Row(jaxfed.fedprox),
     "fedrecall": Row(documented()),
+    "fedrep": Row(functools.partial(jaxfed.fedrep, personal=is_bias, personal_steps=1)),
     "fedsam": Row(jaxfed.fedsam),
     "fedsmoo": Row(jaxfed.fedsmoo, lambda extra, memory: (extra.dual_mean, memory.params)),
     "fedspeed": Row(jaxfed.fedspeed, whole),
     "mofedsam": Row(jaxfed.mofedsam),
+    "qfedavg": Row(jaxfed.qfedavg),
     "scaffold": Row(jaxfed.scaffold, whole),
 }
 NAMES = list(ROWS)
@@ -150,7 +165,7 @@ def played(name: str) -> Played:
 
 
 def test_the_table_is_complete():
-    assert set(ROWS) == {*jaxfed.algorithms.registry, "fedrecall"}
+    assert set(ROWS) == {*jaxfed.algorithms.registry, *jaxfed.algorithms.personalised, "fedrecall"}
 
 
 @every
@@ -196,7 +211,7 @@ def test_a_learning_rate_of_zero_excludes_no_client_and_keeps_all_state(name, nu
     before, after = played(name).rounds[number - 1 : number + 1]
     present = sum(client >= 0 for client in COHORTS[number % len(COHORTS)])
     assert (int(after.info.num_used), bool(after.info.excluded.any())) == (present, False)
-    if name != "fedsmoo":  # its ascent duals follow gradients, not steps
+    if name != "fedsmoo" and not ROWS[name].receives:  # its ascent duals follow gradients, not steps
         chex.assert_trees_all_close(after.rows.memory, before.rows.memory, atol=1e-6)
         if name != "fedadam":  # its moments decay
             chex.assert_trees_all_close(after.server.extra, before.server.extra, atol=1e-6)
@@ -221,7 +236,8 @@ def test_absent_clients_keep_their_rows(name):
     after = jaxfed.DeviceStore().scatter(rows, cohort.ids, new_rows)
     others = jnp.array([0, 1, 2, 4])
     chex.assert_trees_all_equal(*(jax.tree.map(lambda leaf: leaf[others], each) for each in (after, rows)))
-    assert all(bool(jnp.any(a[3] != b[3])) for a, b in zip(*map(jax.tree.leaves, (after, rows)), strict=True))
+    kept = [each._replace(memory=()) for each in (after, rows)] if ROWS[name].receives else (after, rows)
+    assert all(bool(jnp.any(a[3] != b[3])) for a, b in zip(*map(jax.tree.leaves, kept), strict=True))
 
 
 @every
@@ -270,12 +286,13 @@ def test_without_a_client_the_server_stays_and_a_bad_client_is_excluded(name):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float64])
 def test_keeps_the_dtype_of_the_parameters(name, dtype):
     def loss_fn(params, batch, key):
-        return jaxfed.masked_mean(jnp.square(batch["x"] - params["mean"]), batch["mask"]), ()
+        middle = params["mean"] + params["bias"]
+        return jaxfed.masked_mean(jnp.square(batch["x"] - middle), batch["mask"]), ()
 
     with jax.enable_x64(dtype == jnp.float64):
         options = {"weight_decay": 0.01, "clip_norm": 1.0, "learning_rate_decay": 0.9, "relaxation": 0.1}
         algorithm = ROWS[name].build(loss_fn, **options)
-        server = algorithm.init({"mean": jnp.zeros((), dtype)}, 3)
+        server = algorithm.init({"mean": jnp.zeros((), dtype), "bias": jnp.zeros((), dtype)}, 3)
         rows = jaxfed.DeviceStore().init(algorithm.init_client(server.params), 2)
         batches = {"x": jnp.ones((2, 2, 4), dtype), "mask": jnp.ones((2, 2, 4), bool)}
         cohort = jaxfed.Cohort(jnp.array([0, 1], jnp.int32), rows, batches)
@@ -367,7 +384,7 @@ def check_plans(name: str, dtype: type, tolerance: float, chosen: list[Any]) -> 
 
 
 def some_plans(name: str, first: int) -> list[Any]:
-    """Two plans a row, so that four algorithms use each plan."""
+    """Two plans a row, so that four algorithms or more use each plan."""
     at = NAMES.index(name)
     return [plans()[(at + first) % 6], plans()[(at + 1 + at // 6 + first) % 6]]
 

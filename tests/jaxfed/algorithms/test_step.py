@@ -207,8 +207,8 @@ def test_a_loss_of_other_arguments_is_refused_when_the_algorithm_is_built(loss_f
         ("fedprox", "mu", "Did you mean 'prox_weight'"),
         ("fedsam", "rho", "Did you mean 'ascent_radius'"),
         ("fedavg", "server_lr", "Did you mean 'server_learning_rate'"),
-        ("fedspeed", "server_optimiser", r"Algorithms that have it: fedavg, fedprox\b.*\.$"),
-        ("fedavg", "ascent_radius", "Algorithms that have it: fedgamma, fedsam, "),
+        ("scaffold", "server_optimiser", r"Algorithms that have it: fedavg, feddyn, fedprox\b.*\.$"),
+        ("fedavg", "ascent_radius", "Algorithms that have it: fedgamma, fedlesam, fedsam, "),
         ("fedavg", "quux", r"got 'quux'\.$"),
     ],
 )

@@ -83,6 +83,18 @@ def stores(tmp_path):
     return [jaxfed.HostStore(jnp.bfloat16), jaxfed.DiskStore(tmp_path / "rows"), jaxfed.DeviceStore(jnp.bfloat16)]
 
 
+@pytest.mark.parametrize("store", [jaxfed.HostStore(), jaxfed.DeviceStore()], ids=["host", "device"])
+@pytest.mark.parametrize("name", ["ditto", "fedinit", "fedlesam"])
+def test_a_client_drawn_late_begins_with_the_first_parameters(name, store):
+    """Also where the run was continued before it was drawn: not with those of the state's server."""
+    one = {"sampler": jaxfed.FixedSize(1), "store": store}
+    drawn = [int(jaxfed.FixedSize(1).draw(0, number, problems.CLIENTS)[0]) for number in range(12)]
+    assert set(drawn[4:]) - set(drawn[:4])
+    whole, _ = simulate(name, rounds=12, **one)
+    _, first = simulate(name, rounds=4, keep_state=True, **one)
+    chex.assert_trees_all_equal(simulate(name, first.state, rounds=12, **one)[0], whole)
+
+
 @pytest.mark.parametrize("at", range(3), ids=["host", "disk", "device"])
 def test_every_store_gives_its_rows_back(tmp_path, at):
     store = stores(tmp_path)[at]

@@ -107,7 +107,7 @@ def test_without_samples_there_are_no_numbers():
     data = jaxfed.data.client_data(problem.clients)
     evaluate = metrics.per_client(metrics.classification(apply), data._replace(lengths=data.lengths.at[0].set(0)))
     assert np.isnan(evaluate(problem.params).means["accuracy"]).tolist() == [True, False, False, False, False]
-    empty = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32))
+    empty = metrics.PerClient({"accuracy": jnp.zeros(2)}, jnp.zeros(2, jnp.int32), jnp.arange(2))
     assert all(np.isnan(each) for each in metrics.summary(empty).values())
 
 
