@@ -3,10 +3,10 @@
     python benchmarks/sweeps.py [--rounds 60] [--at-once 1 20] [--json]
 
 FedSpeed on an MLP (784-200-200-10), 100 clients of 100 random samples, 10 a round, one epoch of batches of 50.
-``separate``: `jaxfed.simulate` twenty times, each compiling its program. ``sweep``: `jaxfed.sweep`, by the number of runs
-that are computed at once. ``one_run_s``: one run, compiled before. ``compile_s``: a sweep of one run less that; of
-``separate`` all that twenty runs took beyond compiled ones. ``ratio_to_steps`` = (seconds - compile_s) / 20 compiled runs (1 is
-the floor where runs take turns), ``ratio_to_one`` = seconds / one compiled run.
+``separate``: `jaxfed.simulate` twenty times, each compiling its program. ``sweep``: `jaxfed.sweep`, by the number of
+runs that are computed at once. ``one_run_s``: one run, compiled before. ``compile_s``: a sweep of one run less that; of
+``separate`` all that twenty runs took beyond compiled ones. ``ratio_to_steps`` = (seconds - compile_s) / 20 compiled
+runs (1 is the floor where runs take turns), ``ratio_to_one`` = seconds / one compiled run.
 """
 
 import argparse
