@@ -172,6 +172,13 @@ SECTIONS: dict[str, Section] = {
         "python benchmarks/compiled.py --json",
         tables.compiled,
     ),
+    "compiled_since": Section(
+        "Compiled for TPUs: before and now",
+        "What did the compiler's output of release 0.1.0's first programs show, and what does it show now? Counted, of "
+        "one chip of v5e; not run.",
+        "python benchmarks/compiled_since.py --json",
+        tables.compiled_since,
+    ),
     "mirror_trees": Section(
         "Trees under Mirror-SD",
         "How often would the likeliest verdicts hold the one that comes, and what would continuing them cost?",

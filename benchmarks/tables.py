@@ -347,6 +347,25 @@ def compiled(lines: list[Line]) -> Iterator[Table]:
         yield Table(head, rows, title)
 
 
+def compiled_since(lines: list[Line]) -> Iterator[Table]:
+    """What was counted of every program, before and now."""
+    arrow = lambda line, name: (  # noqa: E731
+        f"{number(line['before'][name]) if line['before'][name] is not None else '–'} → {number(line['now'][name])}"
+    )
+    names = "temporary_MB", "moved_MB", "cycles_ms", "loops"
+    rows = [
+        [line["program"], str(line["chips"]), str(line["batch"]), str(line.get("prompt", "–")),
+         *(arrow(line, name) for name in names), number(line["copied_MB"]),
+         ", ".join(f"{count} {kind}" for kind, count in line["collectives"].items()) or "–"]
+        for line in lines
+    ]  # fmt: skip
+    head = (
+        "program", "chips", "batch", "prompt", "temporary MB", "moved MB", "cycles ms", "loops", "copied MB now",
+        "messages now",
+    )  # fmt: skip
+    yield Table(head, rows)
+
+
 def mirror_trees(lines: list[Line]) -> Iterator[Table]:
     """How often the verdict is among the likeliest ones, and what continuing these costs, by shape and budget."""
     named = [{**line, "shape": f"{line['draft']}, {line['tree']}, τ {line['tau']:.2f}"} for line in lines]
