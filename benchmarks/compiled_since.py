@@ -2,8 +2,8 @@
 
     python benchmarks/compiled_since.py [--only step round convolution] [--json]
 
-Needs libtpu, and half an hour. ``before`` was counted on the programs of the first release candidate (jax 0.10.2,
-the same libtpu); they are gone, so that these are constants. ``temporary_MB``: memory besides arguments; ``moved_MB``:
+Needs libtpu, and half an hour. ``before`` was counted before ``make tpu`` existed, by the same rules (jax 0.10.2);
+those programs are gone, so that these are constants. ``temporary_MB``: memory besides arguments; ``moved_MB``:
 main memory read and written; ``cycles_ms``: the compiler's estimate at 1.5 GHz; ``loops``; all of one chip of v5e.
 Shapes: bfloat16, caches of 4,096 rows, window 7; a draft of 28 layers, 8 branches, prompts of 2,048 where it says so;
 FedSpeed rounds of 16 of 128 clients on 8 chips, 50,000 images, five steps of batches of 50.

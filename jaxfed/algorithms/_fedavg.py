@@ -15,9 +15,7 @@ from jaxfed.algorithms.parts import (
     gradients,
 )
 from jaxfed.algorithms.parts import server_updates as server
-from jaxfed.algorithms.parts.optimisers import check_optimiser
-from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, ServerUpdate, check_range
-from jaxfed.core.checks import equals
+from jaxfed.core import AnyLossFn, ClientMessage, FederatedAlgorithm, ServerUpdate
 
 
 def averaging(solver: Solver, server_update: ServerUpdate) -> FederatedAlgorithm:
@@ -34,13 +32,8 @@ def averaging_server(
     server_learning_rate: float, server_optimiser: optax.GradientTransformation | None
 ) -> ServerUpdate:
     """Return the mean scaled by η_g, or an optax optimiser, which has its own learning rate."""
-    check_range("server_learning_rate", server_learning_rate, above=0.0)
-    check_optimiser("server_optimiser", server_optimiser)
-    if server_optimiser is None:
-        return server.mean(server_learning_rate)
-    if not equals(server_learning_rate, 1.0):
-        raise ValueError("server_optimiser has its own learning rate: leave server_learning_rate at 1.0")
-    return server.optimiser(server_optimiser)
+    server.check_step(server_learning_rate, server_optimiser)
+    return server.mean(server_learning_rate) if server_optimiser is None else server.optimiser(server_optimiser)
 
 
 @algorithm_factory

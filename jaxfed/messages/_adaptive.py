@@ -3,12 +3,10 @@
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, PyTree
 
-from jaxfed.algorithms.parts import make_step
+from jaxfed.algorithms.parts import make_step, received_as
 from jaxfed.core import tree
 from jaxfed.core.checks import check_range
 from jaxfed.core.protocol import ClientMessage, ClientUpdate, Cohort, FederatedAlgorithm, Fetch, Server, identity_fetch
@@ -71,11 +69,7 @@ def adaptive_clip(
         message = update.message
         factor, below = _factor(message._replace(model_state=()), server.extra.norm)
         sent = tree.scale(factor, message._replace(model_state=()))._replace(model_state=message.model_state)
-        memory = update.row.memory
-        if jax.tree.leaves(sent.total):
-            memory = parts.advance(memory, optax.tree.sub(sent.total, message.total))
-        sent = sent._replace(average=AdaptiveNorm(sent.average, below))
-        return update._replace(message=sent, row=update.row._replace(memory=memory))
+        return received_as(update, sent._replace(average=AdaptiveNorm(sent.average, below)), parts)
 
     def server_update(server: Server, message: ClientMessage, num_used: Array) -> Server:
         inner, share = message.average

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from jaxfed.algorithms.parts import make_step
+from jaxfed.algorithms.parts import make_step, received_as
 from jaxfed.core import keys
 from jaxfed.core.protocol import (
     Aggregate,
@@ -187,8 +187,9 @@ def uplink(
         update = algorithm.client_update(server, member, key, fetch, **noise)
         of_client = noise_key if transform.secret and noise_key is not None else key
         sent, state = transform.apply(update.message, state, keys.transform_key(of_client, before.uplinks))
-        row = update.row._replace(memory=_advanced(parts, update, sent), uplink=(update.row.uplink, state))
-        return ClientUpdate(sent, row, update.info._replace(sent_bytes=jnp.float32(size(sent, parts))))
+        update = received_as(update, sent, parts)
+        row = update.row._replace(uplink=(update.row.uplink, state))
+        return update._replace(row=row, info=update.info._replace(sent_bytes=jnp.float32(size(sent, parts))))
 
     step = make_step(client_update, algorithm.server_update, parts)
     recorded = _recorded(algorithm.hyperparameters, transform if transforms else None, aggregate)
@@ -235,13 +236,6 @@ def index_bits(entries: int) -> int:
 
 def _initial(transform: Transform, message: ClientMessage) -> PyTree:
     return transform.init(message) if transform.init else ()
-
-
-def _advanced(parts: Parts, update: ClientUpdate, sent: ClientMessage) -> PyTree:
-    """Return the client's memory after a round in which the server received `sent.total`."""
-    if not jax.tree.leaves(sent.total):
-        return update.row.memory
-    return parts.advance(update.row.memory, optax.tree.sub(sent.total, update.message.total))
 
 
 def _parts(algorithm: FederatedAlgorithm, transformed: bool) -> Parts:

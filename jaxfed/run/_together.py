@@ -142,7 +142,7 @@ class Group:
     def evaluate(self, evaluate: Evaluate, done: int) -> None:
         """Evaluate every run."""
         for at, history in enumerate(self.histories):
-            server, rows = self.one(self.server, at), functools.partial(_rows, self.one(self.rows, at))
+            server, rows = self.one(self.server, at), functools.partial(DeviceStore().gather, self.one(self.rows, at))
             history.add_evaluation(done, evaluate(*form_of(evaluate)(server, rows)))
 
 
@@ -186,10 +186,6 @@ def _play(problem: Shared, group: Group, world: World, report: Report, tell: Cal
         tell(count)
         if report.evaluate is not None and (done % report.every == 0 or done == problem.rounds):
             group.evaluate(report.evaluate, done)
-
-
-def _rows(rows: PyTree, ids: np.ndarray) -> PyTree:
-    return DeviceStore().gather(rows, jnp.asarray(ids))
 
 
 def _cohorts(draw: Callable[[int], np.ndarray], first: int, count: int) -> np.ndarray:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from jaxfed.algorithms.parts import finish_round
+from jaxfed.algorithms.parts import finish_round, received_as
 from jaxfed.core import keys, tree
 from jaxfed.core.checks import check_range, python_fields
 from jaxfed.core.protocol import ClientUpdate, Cohort, FederatedAlgorithm, Plan, RoundInfo, Server
@@ -174,7 +173,7 @@ def simulate_buffered(
     store, clock, versions = DeviceStore(), Clock(buffer, num_clients, seed), {0: server}
     rows = store.init(algorithm.init_client(server.params, server.model_state), num_clients)
     step = jax.jit(functools.partial(_step, config, buffer), donate_argnums=2)
-    report.before_rounds(history, server, lambda ids: store.gather(rows, jnp.asarray(ids)))
+    report.before_rounds(history, server, functools.partial(store.gather, rows))
     for number in tqdm(range(rounds), desc="server steps", disable=not report.progress):
         arrived = clock.next(number)
         begun = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(versions[each.version] for each in arrived))
@@ -188,7 +187,7 @@ def simulate_buffered(
         history.add_round(number + 1, info, None, facts, clients=report.clients)
         if not info.num_used and info.excluded.all():
             raise diverged(number, ids)
-        gather = functools.partial(_rows, store, rows)
+        gather = functools.partial(store.gather, rows)
         if report.after_round(history, server, info, number + 1 == rounds, gather):
             break
     return server, history
@@ -215,10 +214,6 @@ def _check(algorithm: FederatedAlgorithm, server: Server, report: Report, buffer
         raise ValueError("expected a report without keep_state: clients are still training when the last step is done")
 
 
-def _rows(store: DeviceStore, rows: PyTree, ids: np.ndarray) -> PyTree:
-    return store.gather(rows, jnp.asarray(ids))
-
-
 def _step(
     config: RoundConfig, buffer: Buffer, server: Server, begun: Server, population: PyTree, data: ClientData, ids: Array
 ) -> tuple[Server, PyTree, RoundInfo]:
@@ -240,14 +235,11 @@ def _step(
         update = algorithm.client_update(own, member._replace(rows=row), keys.client_key(of_round, member.ids), fetch)
         # Divided by the number of results, not by the sum of their weights: an old result also shortens the step.
         weight = buffer.weight((server.round - own.round).astype(jnp.float32))
-        message = update.message
-        weighed = tree.scale(weight, (message.delta, message.average))
-        message = message._replace(delta=weighed[0], average=weighed[1], total=tree.scale(weight, message.total))
-        memory = update.row.memory
-        if jax.tree.leaves(message.total):
-            memory = parts.advance(memory, optax.tree.sub(message.total, update.message.total))
-        pair: Any = update.row._replace(memory=memory), own
-        return update._replace(message=message, row=pair)
+        trained = update.message._replace(model_state=())
+        sent = tree.scale(weight, trained)._replace(model_state=update.message.model_state)
+        update = received_as(update, sent, parts)
+        pair: Any = update.row, own
+        return update._replace(row=pair)
 
     pairs: Any = (store.gather(population, ids), begun)
     cohort = Cohort(ids, pairs, {INDEX: index, "mask": mask})

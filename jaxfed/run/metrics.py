@@ -94,10 +94,15 @@ def per_client(measure: Measure, data: ClientData, batch_size: int = 1024) -> Ca
     def evaluate(params: Params) -> PerClient:
         parts = [sums_of(params, data.arrays, *each) for each in zip(index, owner, strict=True)]
         sums = jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves), *parts)
-        means = {name: each / data.lengths.astype(each.dtype) for name, each in sums.items()}
-        return PerClient(means, data.lengths, jnp.arange(num_clients, dtype=jnp.int32))
+        return means_of(sums, data)
 
     return evaluate
+
+
+def means_of(sums: Mapping[str, Array], data: ClientData) -> PerClient:
+    """Return the means of sums [N] over every client's samples."""
+    means = {name: each / data.lengths.astype(each.dtype) for name, each in sums.items()}
+    return PerClient(means, data.lengths, jnp.arange(len(data.lengths), dtype=jnp.int32))
 
 
 def _walk(data: ClientData, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,6 +168,17 @@ def client_evaluator(
         batch_size: samples at a time.
         lower_is_better: names of which a large number is a bad one.
     """
-    evaluate = per_client(measure, data, batch_size)
+    report = summarised(per_client(measure, data, batch_size), lower_is_better)
+    return lambda params: report(params)
+
+
+def summarised(
+    evaluate: Callable[..., PerClient], lower_is_better: Sequence[str], prefix: str = ""
+) -> Callable[..., dict[str, float]]:
+    """Return a function of the same arguments that returns the `summary` as Python numbers, names with a prefix."""
     summarise = jax.jit(lambda measured: summary(measured, lower_is_better))
-    return lambda params: {name: float(each) for name, each in summarise(evaluate(params)).items()}
+
+    def report(*arguments: Any) -> dict[str, float]:
+        return {f"{prefix}{name}": float(each) for name, each in summarise(evaluate(*arguments)).items()}
+
+    return report

@@ -18,7 +18,7 @@ from jaxfed.data.batches import ClientData, draw_indices
 from jaxfed.data.batching import Batching
 from jaxfed.rows.rounds import INDEX, fetched
 from jaxfed.run.evaluation import RowsOf
-from jaxfed.run.metrics import Measure, PerClient, summary
+from jaxfed.run.metrics import Measure, PerClient, means_of, summarised
 
 Personalise = Callable[[Server, Cohort, Key, Fetch], tuple[Any, PyTree]]
 """`personalise(server, member, key, fetch) -> (params, model_state)`, the model of one client.
@@ -121,8 +121,7 @@ def per_client_model(
             ids = np.where(ids < num_clients, ids, -1)
             parts.append(models(server, rows(ids), (test, train), ids))
         sums = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num_clients], *parts)
-        means = {name: each / test.lengths.astype(each.dtype) for name, each in sums.items()}
-        return PerClient(means, test.lengths, jnp.arange(num_clients, dtype=jnp.int32))
+        return means_of(sums, test)
 
     return evaluate
 
@@ -151,12 +150,8 @@ def personal_evaluator(
         **options: see `per_client_model`.
     """
     evaluate = per_client_model(personalise, measure, test, train, batching, **options)
-    summarise = jax.jit(lambda measured: summary(measured, lower_is_better))
-
-    def reported(server: Server, rows: RowsOf) -> dict[str, float]:
-        return {f"{prefix}{name}": float(each) for name, each in summarise(evaluate(server, rows)).items()}
-
-    return reported
+    report = summarised(evaluate, lower_is_better, prefix)
+    return lambda server, rows: report(server, rows)
 
 
 def _longest(test: ClientData, train: ClientData | None) -> tuple[int, int]:
@@ -215,7 +210,7 @@ def _measured(
         mask = position < test.lengths[client]
         place = test.offsets[client] + jnp.where(mask, position, 0)
         sample = place if test.order is None else test.order[place]
-        values = measure(variables, {**{name: each[sample] for name, each in test.arrays.items()}, "mask": mask})
+        values = measure(variables, fetched(test, {INDEX: sample, "mask": mask}))
         wide = {name: each.astype(jnp.promote_types(each.dtype, jnp.float32)) for name, each in values.items()}
         return {name: tree.masked_sum(each, mask) for name, each in wide.items()}
 

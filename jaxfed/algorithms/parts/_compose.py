@@ -161,6 +161,17 @@ def finish_round(
     return server_update(server, message, received), result.rows, info
 
 
+def received_as(update: ClientUpdate, sent: ClientMessage, parts: Parts) -> ClientUpdate:
+    """Return a client's update whose message the server receives as `sent`.
+
+    Where the server keeps a running sum of changes of rows, the client's row moves by the change that was received.
+    """
+    memory = update.row.memory
+    if jax.tree.leaves(sent.total):
+        memory = parts.advance(memory, optax.tree.sub(sent.total, update.message.total))
+    return update._replace(message=sent, row=update.row._replace(memory=memory))
+
+
 def _narrow(values: PyTree) -> bool:
     """Return whether some leaves are summed in a wider dtype than their own."""
     return any(leaf.dtype != tree.wide(leaf.dtype) for leaf in jax.tree.leaves(values))

@@ -1,5 +1,6 @@
 """Server updates: pairs (init, apply) that turn the cohort's message into the next parameters."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +19,14 @@ Pair = tuple[Params, Params]
 
 def mean(learning_rate: float = 1.0) -> ServerUpdate:
     """xᵗ⁺¹ = xᵗ + η_g·Ū, without state."""
+    return _stateless(lambda received: learning_rate)
+
+
+def _stateless(rate: Callable[[Received], float | Scalar]) -> ServerUpdate:
+    """xᵗ⁺¹ = xᵗ + η·Ū with η = `rate(received)`."""
 
     def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
-        return _moved(params, received, learning_rate), extra
+        return _moved(params, received, rate(received)), extra
 
     return ServerUpdate(lambda params: (), apply)
 
@@ -44,6 +50,14 @@ def optimiser(transformation: optax.GradientTransformation) -> ServerUpdate:
     return ServerUpdate(init, apply)
 
 
+def check_step(learning_rate: float, transformation: optax.GradientTransformation | None) -> None:
+    """Raise ValueError for η_g out of range, or beside an optimiser; TypeError for an optimiser that is none."""
+    check_range("server_learning_rate", learning_rate, above=0.0)
+    check_optimiser("server_optimiser", transformation)
+    if transformation is not None and not equals(learning_rate, 1.0):
+        raise ValueError("server_optimiser has its own learning rate: leave server_learning_rate at 1.0")
+
+
 class Stepped(NamedTuple):
     """State of `stepped`: that of the server update inside, and of the optimiser."""
 
@@ -52,7 +66,7 @@ class Stepped(NamedTuple):
 
 
 def stepped(
-    update: ServerUpdate, learning_rate: float = 1.0, optimiser: optax.GradientTransformation | None = None
+    update: ServerUpdate, learning_rate: float = 1.0, transformation: optax.GradientTransformation | None = None
 ) -> ServerUpdate:
     """Wrap a server update xᵗ → y: xᵗ⁺¹ = xᵗ + η_g·(y − xᵗ), or an optax step along the pseudo-gradient xᵗ − y.
 
@@ -61,19 +75,16 @@ def stepped(
     Args:
         update: any server update; its own state follows as without the wrapper.
         learning_rate: η_g > 0.
-        optimiser: a whole optax optimiser, which has its own learning rate.
+        transformation: a whole optax optimiser, which has its own learning rate.
 
     Raises:
         ValueError: η_g out of range, or beside an optimiser; from `init`, an optimiser whose updates ascend.
         TypeError: an optimiser that is none of optax.
     """
-    check_range("server_learning_rate", learning_rate, above=0.0)
-    check_optimiser("server_optimiser", optimiser)
-    if optimiser is not None and not equals(learning_rate, 1.0):
-        raise ValueError("server_optimiser has its own learning rate: leave server_learning_rate at 1.0")
-    if optimiser is None:
-        return update if equals(learning_rate, 1.0) else _relaxed(update, learning_rate)
-    step = _of_optimiser(optimiser)
+    check_step(learning_rate, transformation)
+    if transformation is None:
+        return update if equals(learning_rate, 1.0) else _part_of_the_way(update, learning_rate)
+    step = optimiser(transformation)
 
     def init(params: Params) -> Stepped:
         return Stepped(update.init(params), step.init(params))
@@ -92,7 +103,7 @@ def inner_state(extra: Any) -> Any:
     return extra.inner if isinstance(extra, Stepped) else extra
 
 
-def _relaxed(update: ServerUpdate, learning_rate: float) -> ServerUpdate:
+def _part_of_the_way(update: ServerUpdate, learning_rate: float) -> ServerUpdate:
     def apply(params: Params, extra: Any, received: Received) -> tuple[Params, Any]:
         towards, extra = update.apply(params, extra, received)
         return optax.tree.add(params, tree.scale(learning_rate, optax.tree.sub(towards, params))), extra
@@ -102,22 +113,17 @@ def _relaxed(update: ServerUpdate, learning_rate: float) -> ServerUpdate:
 
 def normalised_mean(learning_rate: float = 1.0) -> ServerUpdate:
     """xᵗ⁺¹ = xᵗ + η_g·τ̄·mean of dᵢ (FedNova); clients send dᵢ = Uᵢ/Kᵢ in `delta` and Kᵢ in `average`, τ̄ its mean."""
-
-    def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
-        return _moved(params, received, learning_rate * received.message.average), extra
-
-    return ServerUpdate(lambda params: (), apply)
+    return _stateless(lambda received: learning_rate * received.message.average)
 
 
 def fair_mean(learning_rate: float = 1.0) -> ServerUpdate:
     """xᵗ⁺¹ = xᵗ + η_g·Σ Δᵢ / Σ hᵢ (q-FedAvg), xᵗ where Σ hᵢ = 0; clients send Δᵢ in `delta` and hᵢ in `average`."""
 
-    def apply(params: Params, extra: tuple[()], received: Received) -> tuple[Params, tuple[()]]:
+    def rate(received: Received) -> Scalar:
         total = received.message.average
-        weight = jnp.where(total > 0, learning_rate / jnp.where(total > 0, total, 1), 0)
-        return _moved(params, received, weight), extra
+        return jnp.where(total > 0, learning_rate / jnp.where(total > 0, total, 1), 0)
 
-    return ServerUpdate(lambda params: (), apply)
+    return _stateless(rate)
 
 
 def part_mean(learning_rate: float = 1.0) -> ServerUpdate:
@@ -133,9 +139,6 @@ def part_mean(learning_rate: float = 1.0) -> ServerUpdate:
         return shared, extra
 
     return ServerUpdate(lambda params: (), apply)
-
-
-_of_optimiser = optimiser  # `stepped` has an argument of this name
 
 
 def cohort_dual_mean() -> ServerUpdate:
