@@ -1,17 +1,19 @@
 """Programs compiled for TPUs that are not here: release 0.1.0 and now, counted by the same rules.
 
-    python benchmarks/compiled_since.py [--only step round convolution] [--json]
+    python benchmarks/compiled_since.py [--only step variant round convolution] [--json]
 
-Needs libtpu, and half an hour. ``before`` was counted before ``make tpu`` existed, by the same rules (jax 0.10.2);
+Needs libtpu, and an hour. ``before`` was counted before ``make tpu`` existed, by the same rules (jax 0.10.2);
 those programs are gone, so that these are constants. ``temporary_MB``: memory besides arguments; ``moved_MB``:
-main memory read and written; ``cycles_ms``: the compiler's estimate at 1.5 GHz; ``loops``; all of one chip of v5e.
+main memory read and written; ``cycles_ms``: the compiler's estimate at 1.5 GHz; ``loops``; ``copied_MB``: by copies
+of 1 MB and more; ``collectives``: how many of each kind; ``sent_MB``: of their results, where it was noted; of a chip.
 Shapes: bfloat16, caches of 4,096 rows, window 7; a draft of 28 layers, 8 branches, prompts of 2,048 where it says so;
-FedSpeed rounds of 16 of 128 clients on 8 chips, 50,000 images, five steps of batches of 50.
+FedSpeed rounds of 16 or 64 of 128 clients on 8 chips, 50,000 images, five steps of batches of 50.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -28,86 +30,171 @@ from jaxfed.layout.sharding import Shardings
 from jaxfed.models import conv_general_dilated
 from jaxfed.rows.device import block
 from jaxfed.rows.rounds import RoundConfig, World
-from jaxspec.analysis.compiling import compiled_program
+from jaxspec.analysis.compiling import CompiledProgram, compiled_program
 from jaxspec.analysis.crossing import StepSizes
 from jaxspec.analysis.fits import compile_step, shapes_of
 from jaxspec.devices import Placement, mesh_of
 from jaxspec.devices.chips import chip_of, topology
 from jaxspec.devices.processes import shapes_on
+from jaxspec.methods import candidates
 from jaxspec.models import fit_vocabulary
+from jaxspec.models.base import Model
+from jaxspec.models.config import Tracks
 
 TARGET, V5E = "Llama-3-8B", "v5e:2x4"
-COHORT, CLIENTS, SAMPLES, IMAGE = 16, 128, 50_000, (32, 32, 3)
+CLIENTS, SAMPLES, IMAGE = 128, 50_000, (32, 32, 3)
 
 
 class Before(NamedTuple):
-    """What was counted of a program of 0.1.0: memory besides arguments and moved, MB; cycles, ms; loops, if noted."""
+    """What was counted of a program of 0.1.0; None where it was not noted."""
 
-    temporary: float | None
-    moved: float
-    cycles: float
+    temporary_MB: float | None  # noqa: N815
+    moved_MB: float  # noqa: N815
+    cycles_ms: float
     loops: int | None = None
+    copied_MB: float | None = None  # noqa: N815
+    collectives: dict[str, int] | None = None
+    sent_MB: float | None = None  # noqa: N815
 
 
 class Step(NamedTuple):
-    """A pair on chips."""
+    """A pair on chips; how it differs from a greedy one in bfloat16 with 8 branches."""
 
     topology: str
     chips: tuple[int, int]
     batch: int = 1
     prompt: int = 256
+    sampled: bool = False
+    int8: bool = False
+    window: int = 7
+    branches: int = 8
+    tracks: int = 1
+
+    @property
+    def variant(self) -> str:
+        """What is told of it beside its chips."""
+        changed = {
+            "sampled": "drawn",
+            "int8": "int8",
+            "window": "window {}",
+            "branches": "{} branches",
+            "tracks": "{} tracks",
+        }
+        mine, usual = self._asdict(), Step._field_defaults
+        return ", ".join(text.format(mine[name]) for name, text in changed.items() if mine[name] != usual[name])
 
 
-BANDWIDTH = 0.819
-"""GB a millisecond of a chip of v5e: some programs of 0.1.0 were noted by their milliseconds."""
+VARIED = {
+    "sampled": "drawn",
+    "int8": "int8",
+    "window": "window {}",
+    "branches": "{} branches",
+    "tracks": "{} tracks",
+}
 
+
+def moved(milliseconds: float) -> float:
+    """Return MB: some programs were noted by the milliseconds that their bytes take at 819 GB/s."""
+    return round(milliseconds * 819)
+
+
+def reduced(count: int, **others: int) -> dict[str, int]:
+    """Return counts of collectives: all-reduces, and others."""
+    return {"all-reduce": count, **others}
+
+
+GATHERED = {"all-gather": 2}
+PER_SHARD = {"all-to-all": 4, "collective-permute": 14}
+DRAFTED = ("rollout", "select", "first_window")
+
+ROWS_SENT = reduced(1, **{"reduce-scatter": 1, "all-gather": 42})
 STEPS: dict[Step, dict[str, Before]] = {
     Step("v5e:4x4", (8, 8)): {
-        "whole": Before(28, 1973, 1.45),
-        "prefix": Before(0, 1069, 0.90),
-        "suffix": Before(14, 1067, 0.85),
-        "plain": Before(28, 1944, 9.59),
-        "prefill": Before(33, 1803, 10.3),
+        "whole": Before(28, 1973, 1.45, 0, 0, reduced(66, **GATHERED)),
+        "prefix": Before(0, 1069, 0.90, 0, 0, reduced(36, **PER_SHARD)),
+        "suffix": Before(14, 1067, 0.85, 0, 0, reduced(33, **GATHERED)),
+        "plain": Before(28, 1944, 9.59, 0, 0, reduced(68)),
+        "prefill": Before(33, 1803, 10.3, None, None, reduced(63)),
     },
-    Step("v5e:4x4", (8, 8), 8): {"whole": Before(51, 2975, 4.97, 64), "prefill": Before(405, 14827, 58)},
+    Step("v5e:4x4", (8, 8), 8): {
+        "whole": Before(51, 2975, 4.97, 64, 0, reduced(65)),
+        "prefill": Before(405, 14827, 58, None, None, reduced(63)),
+    },
     Step(V5E, (4, 4), 1, 2048): {
-        "whole": Before(27, 3950, 4.75),
-        "rollout": Before(60, 2.9 * BANDWIDTH * 1e3, 8.8),
-        "select": Before(532, 3.1 * BANDWIDTH * 1e3, 18.5),
-        "first_window": Before(153, 7.0 * BANDWIDTH * 1e3, 37.6),
+        "whole": Before(27, 3950, 4.75, 0, 0, reduced(65)),
+        "rollout": Before(60, moved(2.9), 8.8, None, 0, reduced(7 * 57)),
+        "select": Before(532, moved(3.1), 18.5, None, 476, reduced(7 * 57)),
+        "first_window": Before(153, moved(7.0), 37.6, None, None, None),
     },
-    Step(V5E, (4, 4), 8): {"whole": Before(50, 5947, 8.18, 64), "prefill": Before(300, 23116, 88)},
+    Step(V5E, (4, 4), 8): {
+        "whole": Before(50, 5947, 8.18, 64, 0, reduced(65)),
+        "prefill": Before(300, 23116, 88, None, None, reduced(63)),
+    },
     Step(V5E, (4, 1), 1, 2048): {
-        "rollout": Before(68, 13.9 * BANDWIDTH * 1e3, 16.8),
-        "select": Before(532, 15.4 * BANDWIDTH * 1e3, 51.6),
-        "first_window": Before(153, 64 * BANDWIDTH * 1e3, 142),
+        "rollout": Before(68, moved(13.9), 16.8, None, 0, {}),
+        "select": Before(532, moved(15.4), 51.6, None, 476, {}),
+        "first_window": Before(153, moved(64), 142, None, None, {}),
     },
+}
+VARIANTS: dict[Step, dict[str, Before]] = {
+    Step("v5e:4x4", (8, 8), sampled=True): {"whole": Before(28, 1973, 1.83, 2, 0, reduced(66 + 64, **GATHERED))},
+    Step("v5e:4x4", (8, 8), int8=True): {"whole": Before(32, 1078, 1.67, 0, 0, reduced(66, **GATHERED))},
+    Step("v5e:4x4", (8, 8), window=1): {"whole": Before(27, 1973, 1.51, 0, 0, reduced(66, **GATHERED))},
+    Step(V5E, (4, 1), branches=64): {"rollout": Before(67, moved(14.3), 24.3, None, 0, {})},
+    Step(V5E, (4, 4), branches=64): {"rollout": Before(62, moved(4.1), 12.6, None, 0, reduced(7 * 57))},
+    Step(V5E, (4, 1), tracks=4): {"rollout": Before(70, moved(14.2), 18.2, None, 0, {})},
+    Step(V5E, (4, 4), tracks=4): {"rollout": Before(60, moved(2.9), 8.3, None, 0, reduced(7 * 3))},
+    Step(V5E, (4, 4), branches=64, tracks=4): {"rollout": Before(62, moved(4.0), 11.9, None, 0, reduced(7 * 3))},
 }
 ROUNDS = {
-    "MLP 3072-512-512-10": Before(1354, 3.2 * BANDWIDTH * 1e3, 9.5),
-    "ResNet-18": Before(3640, 202 * BANDWIDTH * 1e3, 384),
+    ("MLP 3072-512-512-10", 16): Before(1354, moved(3.2), 9.5, None, 1200),
+    ("ResNet-18", 16): Before(3640, moved(202), 384, None, 1200, ROWS_SENT, 1400),
+    ("ResNet-18", 64): Before(11109, moved(1079), 1650, None, 1200, ROWS_SENT, 5800),
 }
+"""By network and clients of a round; their rows are what was sent."""
 CONVOLUTIONS = {
-    (32, 64): Before(None, 10991, 19.3),
-    (16, 128): Before(None, 3143, 6.9),
-    (8, 256): Before(None, 1420, 3.4),
+    (32, 64): Before(None, 10991, 19.3, collectives={}),
+    (16, 128): Before(None, 3143, 6.9, collectives={}),
+    (8, 256): Before(None, 1420, 3.4, collectives={}),
 }
 """Side and channels of a layer with its gradients, a kernel for each of 8 clients, batches of 50."""
 
 
-def steps() -> Iterator[dict[str, Any]]:
+def steps(table: dict[Step, dict[str, Before]] = STEPS) -> Iterator[dict[str, Any]]:
     """Yield a line for every program of a step."""
-    config = config_of(TARGET)
-    draft = fit_vocabulary(shapes_of(config_of(DRAFT)), config.vocab_size)
-    for step, before in STEPS.items():
+    for step, before in table.items():
         devices, (first, second) = topology(step.topology), step.chips
         placement = Placement(mesh_of(devices[:first]), mesh_of(devices[-second:]))
-        sizes = StepSizes(batch=step.batch, prompt=step.prompt)
-        made = compile_step(shapes_of(config), draft, placement, sizes)
+        sizes = StepSizes(step.batch, step.prompt, window=step.window, sampled=step.sampled)
+        made = compile_step(*pair(step, set(before)), placement, sizes, policy(step, set(before)))
         for name, counted in before.items():
-            chips = second if name in ("rollout", "select", "first_window") else first
-            about = {"program": name, "chips": chips, "batch": step.batch, "prompt": step.prompt}
+            chips = second if name in DRAFTED else first
+            program = ", ".join(filter(None, (name, step.variant)))
+            about = {"program": program, "chips": chips, "batch": step.batch, "prompt": step.prompt}
             yield line(about, counted, made[name])
+
+
+def variants() -> Iterator[dict[str, Any]]:
+    """Yield a line for one program of every variant."""
+    return steps(VARIANTS)
+
+
+def pair(step: Step, names: set[str]) -> tuple[Model, Model]:
+    """Return target and draft; the one of which no program is counted has two layers."""
+    target, draft = config_of(TARGET), config_of(DRAFT)
+    if names <= set(DRAFTED):
+        target = replace(target, num_layers=2)
+    if not names & set(DRAFTED):
+        draft = replace(draft, num_layers=2)
+    if step.tracks > 1:
+        draft = replace(draft, tracks=Tracks(step.tracks))
+    shapes = shapes_of(target, int8=step.int8)
+    return shapes, fit_vocabulary(shapes_of(draft), target.vocab_size)
+
+
+def policy(step: Step, names: set[str]) -> candidates.Policy:
+    """Return Mirror-SD's, or, where whole passes alone are counted, none."""
+    return candidates.none() if names == {"whole"} else candidates.mirror(step.branches)
 
 
 def rounds() -> Iterator[dict[str, Any]]:
@@ -118,8 +205,8 @@ def rounds() -> Iterator[dict[str, Any]]:
         "MLP 3072-512-512-10": lambda: jaxfed.models.MLP((3072, 512, 512, 10), rngs=nnx.Rngs(0)),
         "ResNet-18": lambda: jaxfed.models.ResNet18(rngs=nnx.Rngs(0)),
     }
-    for name, build in networks.items():
-        params, apply = jaxfed.models.functional(build())
+    for (name, cohort), before in ROUNDS.items():
+        params, apply = jaxfed.models.functional(networks[name]())
 
         def scaled(params: Any, x: jax.Array, apply: Any = apply, flat: bool = name.startswith("MLP")) -> jax.Array:
             x = x.astype(jnp.float32) / 255.0
@@ -137,10 +224,10 @@ def rounds() -> Iterator[dict[str, Any]]:
         data = jax.eval_shape(flattened, ClientData(samples, numbers, numbers, shape((SAMPLES,), jnp.int32)))
         static = server, World(data, None), shape((), jnp.int32)
         server, world, count = (shapes_on(each, places.everywhere) for each in static)
-        ids = shapes_on(shape((1, COHORT), jnp.int32), places.spread_later)
+        ids = shapes_on(shape((1, cohort), jnp.int32), places.spread_later)
         program = block(config, store, places)
         made = compiled_program(program, server, shapes_on(rows, places.spread), world, ids, count)[1]
-        yield line({"program": f"round of {name}", "chips": 8, "batch": 50}, ROUNDS[name], made)
+        yield line({"program": f"round of {name}, {cohort} clients", "chips": 8, "batch": 50}, before, made)
 
 
 def convolutions() -> Iterator[dict[str, Any]]:
@@ -158,20 +245,18 @@ def convolutions() -> Iterator[dict[str, Any]]:
         yield line({"program": f"convolution {side}×{side}×{channels}", "chips": 1, "batch": 50}, before, made)
 
 
-def line(about: dict[str, Any], before: Before, made: Any) -> dict[str, Any]:
+def line(about: dict[str, Any], before: Before, made: CompiledProgram) -> dict[str, Any]:
     """Return both sides."""
-    names = "temporary_MB", "moved_MB", "cycles_ms", "loops"
-    now = row(made, chip_of(V5E))
-    return {
-        **about,
-        "before": dict(zip(names, before._replace(moved=round(before.moved)), strict=True)),
-        "now": {name: now[name] for name in names},
-        "copied_MB": now["copied_MB"],
-        "collectives": now["collectives"],
-    }
+    now = row(made, chip_of(V5E)) | {"sent_MB": None if before.sent_MB is None else sent(made)}
+    return {**about, "before": before._asdict(), "now": {name: now[name] for name in Before._fields}}
 
 
-PARTS = {"convolution": convolutions, "step": steps, "round": rounds}
+def sent(made: CompiledProgram) -> float:
+    """Return MB of what collectives return to a chip."""
+    return round(sum(each.bytes * each.times for each in made.counted.collectives) / 1e6, 2)
+
+
+PARTS = {"convolution": convolutions, "step": steps, "variant": variants, "round": rounds}
 
 
 def main() -> None:

@@ -15,8 +15,21 @@ import jaxfed
 from jaxfed import models
 from jaxfed.core.checks import check_range
 from jaxfed.core.protocol import Plan
-from jaxfed.core.types import Params
-from jaxfed.data import Steps, channel_statistics, dirichlet, iid, mnist, normalised, partitioned
+from jaxfed.core.types import LossFn, Params
+from jaxfed.data import (
+    Steps,
+    augmented,
+    channel_statistics,
+    cifar,
+    dirichlet,
+    flip,
+    iid,
+    in_turn,
+    mnist,
+    normalised,
+    pad_crop,
+    partitioned,
+)
 from jaxfed.layout.sharding import Shardings
 from jaxfed.rows.device import block
 from jaxfed.rows.rounds import RoundConfig, World
@@ -75,6 +88,7 @@ class ImageProblem(NamedTuple):
         evaluate: accuracy on the test set.
         worlds: the clients' data by (partition, seed); all have the same samples in total.
         samples_per_client: samples of a client of mean size.
+        augment: of training images.
     """
 
     build: Callable[[int], nnx.Module]
@@ -82,6 +96,13 @@ class ImageProblem(NamedTuple):
     evaluate: Evaluate
     worlds: Mapping[tuple[str, int], World]
     samples_per_client: int
+    augment: Callable[..., jax.Array] | None = None
+
+    def loss_fn(self, bfloat16: bool = False) -> LossFn:
+        """Cross-entropy of augmented images, in float32, or computed in bfloat16 over parameters in float32."""
+        loss_fn = models.cross_entropy(self.apply)
+        loss_fn = loss_fn if self.augment is None else augmented(loss_fn, self.augment)
+        return jaxfed.mixed_precision(loss_fn) if bfloat16 else loss_fn
 
     def local_steps(self, epochs: int) -> int:
         """Local steps of these epochs of a client of mean size; the same for all clients."""
@@ -103,7 +124,37 @@ def lenet(seed: int) -> nnx.Module:
     return models.LeNet(rngs=nnx.Rngs(seed))
 
 
-NETWORKS = {"mlp": mlp, "lenet": lenet}
+def resnet(seed: int, channels: int = 1) -> nnx.Module:
+    """ResNet-18 with group normalisation and the ImageNet stem."""
+    return models.ResNet18(channels=channels, rngs=nnx.Rngs(seed))
+
+
+class Suite(NamedTuple):
+    """A network and its data.
+
+    Attributes:
+        build: `build(seed)` -> the network.
+        read: folder -> {"train", "test"}.
+        seeds: repetitions unless asked for.
+        images: training images of the whole set.
+        published: whether its defaults are the published setting: all images, Dirichlet 0.6, 1,000 rounds.
+        augment: of training images.
+    """
+
+    build: Callable[[int], nnx.Module]
+    read: Callable[[Path], Mapping[str, Mapping[str, np.ndarray]]] = mnist
+    seeds: int = 1
+    images: int = 60_000
+    published: bool = False
+    augment: Callable[..., jax.Array] | None = None
+
+
+SUITES = {
+    "mlp": Suite(mlp, seeds=3),
+    "lenet": Suite(lenet),
+    "resnet": Suite(resnet, published=True),
+    "cifar": Suite(functools.partial(resnet, channels=3), cifar, 1, 50_000, True, in_turn(flip, pad_crop)),
+}
 
 
 def problem(
@@ -114,7 +165,8 @@ def problem(
     Raises:
         ValueError: there are fewer samples.
     """
-    splits, size = mnist(folder), CLIENTS * samples_per_client
+    chosen_suite = SUITES[suite]
+    splits, size = chosen_suite.read(folder), CLIENTS * samples_per_client
     total = len(splits["train"]["y"])
     check_range("samples_per_client", samples_per_client, least=1, most=total // CLIENTS)
     chosen = np.random.default_rng(0).permutation(total)[:size]
@@ -128,8 +180,10 @@ def problem(
         for name in partitions
         for seed in range(seeds)
     }
-    _, apply = models.functional(NETWORKS[suite](0))
-    return ImageProblem(NETWORKS[suite], apply, models.evaluator(apply, test), worlds, samples_per_client)
+    build = chosen_suite.build
+    _, apply = models.functional(build(0))
+    evaluate = models.evaluator(apply, test)
+    return ImageProblem(build, apply, evaluate, worlds, samples_per_client, chosen_suite.augment)
 
 
 def parts_of(partition: str, labels: np.ndarray, seed: int, recycle: bool) -> list[np.ndarray]:
@@ -153,10 +207,9 @@ class Program(NamedTuple):
     most: int
 
 
-def program(task: ImageProblem, name: str, epochs: int, most: int, plan: Plan) -> Program:
+def program(task: ImageProblem, name: str, epochs: int, most: int, plan: Plan, bfloat16: bool = False) -> Program:
     """Compile the rounds of `jaxfed.simulate` with a traced seed; `simulate` itself would compile for every run."""
-    loss_fn = models.cross_entropy(task.apply)
-    algorithm = jaxfed.algorithms.get(name)(loss_fn, **SHARED, **OWN[name])
+    algorithm = jaxfed.algorithms.get(name)(task.loss_fn(bfloat16), **SHARED, **OWN[name])
     batching, longest = Steps(task.local_steps(epochs), BATCH), task.longest
 
     @functools.partial(jax.jit, donate_argnums=1)
@@ -168,15 +221,29 @@ def program(task: ImageProblem, name: str, epochs: int, most: int, plan: Plan) -
 
 
 class Run:
-    """One run of a program, a few rounds at a time."""
+    """One run of a program, a few rounds at a time.
+
+    Attributes:
+        server: after the last round.
+        facts: accuracies so far, seconds of training, clients that were excluded (NaN).
+    """
 
     def __init__(self, task: ImageProblem, chosen: Program, partition: str, seed: int) -> None:
         params, _ = models.functional(task.build(seed))
-        self._program, self._world, self._seed = chosen, task.worlds[partition, seed], seed
+        self._task, self._program, self._world, self._seed = task, chosen, task.worlds[partition, seed], seed
         self.server = chosen.algorithm.init(params, CLIENTS)
         row = chosen.algorithm.init_client(self.server.params, self.server.model_state)
         self._population = jaxfed.DeviceStore().init(row, CLIENTS)
-        self.excluded = 0
+        self.facts: Row = {"curve": [], "seconds": 0.0, "excluded": 0}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the facts."""
+        return {"server": self.server, "population": self._population}
+
+    def restore(self, state: dict[str, Any], facts: Row) -> None:
+        """Go on from a checkpoint."""
+        self.server, self._population, self.facts = state["server"], state["population"], dict(facts)
 
     def advance(self, count: int) -> float:
         """Run `count` rounds and return the seconds; with 0 the program is only compiled."""
@@ -187,23 +254,13 @@ class Run:
             self._program.play(self.server, self._population, self._world, ids, np.int32(count), np.int32(self._seed))
         )
         seconds = time.perf_counter() - began
-        self.excluded += int(np.sum(infos.excluded))
+        self.facts["excluded"] += int(np.sum(infos.excluded))
         return seconds
 
-
-def trained(task: ImageProblem, chosen: Program, partition: str, seeds: int, rounds: int) -> Row:
-    """Return each seed's accuracies after `evaluated` rounds, seconds of a run, and excluded clients (NaN)."""
-    evaluated = sorted({*range(chosen.most, rounds + 1, chosen.most), rounds})
-    curves, seconds, excluded = [], 0.0, 0
-    for seed in range(seeds):
-        run = Run(task, chosen, partition, seed)
-        run.advance(0)
-        curves.append([])
-        for before, after in zip([0, *evaluated], evaluated, strict=False):
-            seconds += run.advance(after - before)
-            curves[-1].append(float(task.evaluate(run.server.params)["accuracy"]))
-        excluded += run.excluded
-    return {"evaluated": evaluated, "curves": curves, "seconds": seconds / seeds, "excluded": excluded}
+    def advance_to(self, rounds: int) -> None:
+        """Run until after this round, and evaluate."""
+        self.facts["seconds"] += self.advance(rounds - int(self.server.round))
+        self.facts["curve"].append(float(self._task.evaluate(self.server.params)["accuracy"]))
 
 
 def round_seconds(task: ImageProblem, chosen: Program, partition: str) -> tuple[float, float]:
@@ -243,33 +300,40 @@ def summary(row: Row, fedavg: Row | None) -> Row:
 
 
 def margin(row: Row, fedavg: Row) -> Row:
-    """FedSpeed's best and last accuracy minus FedAvg's, in points: mean and deviation over paired seeds."""
-    ours, theirs = (100 * np.asarray(each["curves"]) for each in (row, fedavg))
+    """FedSpeed's best and last accuracy minus FedAvg's, in points: mean and deviation over the seeds of both."""
+    seeds = min(len(each["curves"]) for each in (row, fedavg))
+    ours, theirs = (100 * np.asarray(each["curves"][:seeds]) for each in (row, fedavg))
     best, last = ours.max(axis=1) - theirs.max(axis=1), ours[:, -1] - theirs[:, -1]
     statistics = {"best": best.mean(), "best_std": best.std(), "last": last.mean(), "last_std": last.std()}
     return {name: round(float(number), 2) for name, number in statistics.items()}
 
 
-def orderings(grid: Mapping[tuple[str, str], Row], by_epochs: Mapping[tuple[str, int], Row]) -> Row:
+def orderings(grid: Mapping[tuple[str, str], Row], by_epochs: Mapping[str, Mapping[tuple[str, int], Row]]) -> Row:
     """Check the published orderings.
 
     Args:
         grid: rows by (algorithm, partition), the least heterogeneous partition first.
-        by_epochs: rows by (algorithm, local epochs), at equal samples.
+        by_epochs: "samples" or "rounds", what is equal -> rows by (algorithm, local epochs).
     """
     partitions = [name for name in dict.fromkeys(name for _, name in grid) if ("fedspeed", name) in grid]
     partitions = [name for name in partitions if ("fedavg", name) in grid]
     compared = {name: against_fedavg(grid["fedspeed", name], grid["fedavg", name]) for name in partitions}
-    ladder = [epochs for algorithm, epochs in by_epochs if algorithm == "fedspeed" and ("fedavg", epochs) in by_epochs]
-    steps = {str(k): margin(by_epochs["fedspeed", k], by_epochs["fedavg", k]) for k in sorted(ladder)}
     published = [round(PUBLISHED[name]["fedspeed"] - PUBLISHED[name]["fedavg"], 2) for name in partitions
                  if name in PUBLISHED]  # fmt: skip
     return {
         "fedspeed_above_fedavg": compared,
         "margin_with_heterogeneity": {**growth([each["margin"] for each in compared.values()]), "published": published},
-        "margin_with_local_epochs": {**growth(list(steps.values())), "margins": steps},
+        "margin_with_local_epochs": over_epochs(by_epochs.get("samples", {})),
+        **({"margin_at_equal_rounds": over_epochs(by_epochs["rounds"])} if "rounds" in by_epochs else {}),
         "rank_correlation_with_published": {name: agreement(grid, name) for name in partitions if name in PUBLISHED},
     }
+
+
+def over_epochs(rows: Mapping[tuple[str, int], Row]) -> Row:
+    """Return FedSpeed's margin by local epochs, and whether it grows."""
+    ladder = sorted(epochs for algorithm, epochs in rows if algorithm == "fedspeed" and ("fedavg", epochs) in rows)
+    margins = {str(epochs): margin(rows["fedspeed", epochs], rows["fedavg", epochs]) for epochs in ladder}
+    return {**growth(list(margins.values())), "margins": margins}
 
 
 def against_fedavg(row: Row, fedavg: Row) -> Row:

@@ -249,10 +249,11 @@ def reproduce(lines: list[Line]) -> Iterator[Table]:
     yield pivot(grid, "algorithm", "partition", best, about.format(**cells[0]))
     ladder = [line for line in cells if line["partition"] == cells[-1]["partition"]]
     ladder = [line for line in ladder if line["algorithm"] in ("fedavg", "fedspeed")]
-    if len({line["epochs"] for line in ladder}) > 1:
-        ladder.sort(key=lambda line: line["epochs"])
-        title = f"Over local epochs, at equal samples, partition {cells[-1]['partition']}"
-        yield pivot(ladder, "algorithm", "epochs", best, title)
+    for equal in ("samples", "rounds"):
+        mine = [line for line in ladder if line["epochs"] == 5 or line.get("equal", "samples") == equal]
+        if len({line["epochs"] for line in mine}) > 1:
+            title = f"Over local epochs, at equal {equal}, partition {cells[-1]['partition']}"
+            yield pivot(sorted(mine, key=lambda line: line["epochs"]), "algorithm", "epochs", best, title)
     compared, ranks = last["orderings"]["fedspeed_above_fedavg"], last["orderings"]["rank_correlation_with_published"]
     rows = [
         [name, f"{row['margin']['best']:.2f} ± {row['margin']['best_std']:.2f}", number(row["rounds"]),
@@ -349,21 +350,28 @@ def compiled(lines: list[Line]) -> Iterator[Table]:
 
 def compiled_since(lines: list[Line]) -> Iterator[Table]:
     """What was counted of every program, before and now."""
-    arrow = lambda line, name: (  # noqa: E731
-        f"{number(line['before'][name]) if line['before'][name] is not None else '–'} → {number(line['now'][name])}"
-    )
-    names = "temporary_MB", "moved_MB", "cycles_ms", "loops"
+
+    def change(line: Line, name: str) -> str:
+        before, now = line["before"][name], line["now"][name]
+        shown = messages if name == "collectives" else number
+        return f"{'–' if before is None else shown(before)} → {shown(now)}"
+
+    names = "temporary_MB", "moved_MB", "cycles_ms", "loops", "copied_MB", "collectives", "sent_MB"
     rows = [
         [line["program"], str(line["chips"]), str(line["batch"]), str(line.get("prompt", "–")),
-         *(arrow(line, name) for name in names), number(line["copied_MB"]),
-         ", ".join(f"{count} {kind}" for kind, count in line["collectives"].items()) or "–"]
+         *(change(line, name) for name in names)]
         for line in lines
     ]  # fmt: skip
     head = (
-        "program", "chips", "batch", "prompt", "temporary MB", "moved MB", "cycles ms", "loops", "copied MB now",
-        "messages now",
+        "program", "chips", "batch", "prompt", "temporary MB", "moved MB", "cycles ms", "loops", "copied MB",
+        "messages", "sent MB",
     )  # fmt: skip
     yield Table(head, rows)
+
+
+def messages(counts: dict[str, int]) -> str:
+    """Return "66 all-reduce, 2 all-gather"."""
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
 
 
 def mirror_trees(lines: list[Line]) -> Iterator[Table]:

@@ -26,7 +26,7 @@ from jaxfed.algorithms import (
 )
 from jaxfed.core import CoinFlips, FixedSize, Stateful, lora, masked_mean, mixed_precision, trainable
 from jaxfed.core.protocol import ClientMessage, ClientRow, Cohort, FederatedAlgorithm, RoundInfo, Server
-from jaxfed.data import Epochs, Steps, Stragglers
+from jaxfed.data import Epochs, OwnSteps, Steps, Stragglers
 from jaxfed.layout import chunked, map, plans, sharded, vmap  # noqa: A004  plans by their names
 from jaxfed.messages import attacks, compression, privacy, robust, uplink
 from jaxfed.rows import DeviceStore, DiskStore, HostStore
@@ -64,6 +64,7 @@ __all__ = [
     "Interrupted",
     "Layout",
     "NothingTrainedWarning",
+    "OwnSteps",
     "Report",
     "RoundInfo",
     "RunState",

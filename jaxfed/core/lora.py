@@ -1,10 +1,10 @@
 """LoRA: low-rank updates of the weight matrices of any parameters; the matrices themselves stay frozen.
 
-With `jaxfed.trainable` only the factors are sent, stored and have duals:
+Only the factors are sent, stored and have duals:
 
-    factors = jaxfed.lora.init_factors(params, jaxfed.lora.LoRA(rank=8), key)
-    part, frozen = jaxfed.trainable.split({"lora": factors, "weights": params}, lambda path: path.startswith("lora"))
-    algorithm = jaxfed.fedspeed(jaxfed.trainable.only(jaxfed.lora.of_factors(loss_fn, lora)))
+    adapted = jaxfed.lora.adapted(loss_fn, params, jaxfed.lora.LoRA(rank=8), key)
+    algorithm = jaxfed.fedspeed(adapted.loss_fn)
+    server = algorithm.init(adapted.params, num_clients, adapted.frozen)
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxfed.core import keys
+from jaxfed.core import keys, trainable
 from jaxfed.core.checks import check_range
+from jaxfed.core.stateful import Stateful
 from jaxfed.core.types import Batch, Key, LossFn, Params, Scalar
 
 
@@ -107,6 +108,43 @@ def merged(params: Params, factors: PyTree[Factors | None], lora: LoRA) -> Param
         return weight + (lora.alpha / lora.rank * update).astype(weight.dtype).reshape(weight.shape)
 
     return jax.tree.map(add, factors, params, is_leaf=lambda leaf: leaf is None or isinstance(leaf, Factors))
+
+
+class Adapted(NamedTuple):
+    """A federation of factors alone.
+
+    Attributes:
+        params: what is trained and sent, {"lora": factors}.
+        frozen: what every client has, as the model state: the weights.
+        loss_fn: of both.
+        merge: params → the weights with their updates.
+    """
+
+    params: Params
+    frozen: Params
+    loss_fn: Stateful
+    merge: Callable[[Params], Params]
+
+
+def adapted(
+    loss_fn: LossFn, params: Params, lora: LoRA, key: Key, chosen: Callable[[str], bool] = lambda path: True
+) -> Adapted:
+    """Return factors for a loss function's parameters, and the loss function of them.
+
+    Args:
+        loss_fn: of `params`.
+        params: the weights, which stay as they are.
+        lora: r and α.
+        key: as of `init_factors`.
+        chosen: as of `init_factors`.
+
+    Raises:
+        ValueError: as of `init_factors`.
+    """
+    factors = init_factors(params, lora, key, chosen)
+    part, frozen = trainable.split({"lora": factors, "weights": params}, {"lora": True, "weights": False})
+    made = trainable.only(of_factors(loss_fn, lora))
+    return Adapted(part, frozen, made, lambda trained: merged(params, trained["lora"], lora))
 
 
 def of_factors(loss_fn: LossFn, lora: LoRA) -> LossFn:

@@ -3,6 +3,7 @@
 from jaxfed.data._augment import augmented, flip, in_turn, pad_crop
 from jaxfed.data._cifar import cifar
 from jaxfed.data._datasets import channel_statistics, mnist, normalised, read_idx, read_npz, splits_of_npz
+from jaxfed.data._hdf5 import read_hdf5
 from jaxfed.data._leaf import read_leaf
 from jaxfed.data._multihost import shared_client_data
 from jaxfed.data._partition import dirichlet, iid, natural, pathological, quantity_skew
@@ -17,13 +18,16 @@ from jaxfed.data.batches import (
     partitioned,
     train_test,
 )
-from jaxfed.data.batching import Epochs, Steps, Stragglers
+from jaxfed.data.batching import Epochs, OwnSteps, Steps, Stragglers
 from jaxfed.data.roles import read_roles
+from jaxfed.data.streams import HostSamples, streamed
 from jaxfed.data.tables import from_dataset
 
 __all__ = [
     "ClientData",
     "Epochs",
+    "HostSamples",
+    "OwnSteps",
     "Skew",
     "Steps",
     "Stragglers",
@@ -48,6 +52,7 @@ __all__ = [
     "partitioned",
     "pathological",
     "quantity_skew",
+    "read_hdf5",
     "read_idx",
     "read_leaf",
     "read_npz",
@@ -56,6 +61,7 @@ __all__ = [
     "shared_client_data",
     "skew_of",
     "splits_of_npz",
+    "streamed",
     "synthetic",
     "train_test",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxfed.core.checks import check_range
 from jaxfed.data.batches import ClientData
+from jaxfed.data.streams import check_resident
 
 
 def flip_labels(data: ClientData, clients: Sequence[int], num_classes: int, name: str = "y") -> ClientData:
@@ -24,6 +25,7 @@ def flip_labels(data: ClientData, clients: Sequence[int], num_classes: int, name
         ValueError: an id outside 0 to N − 1, no such array, or labels that are no integers from 0 to C − 1.
     """
     check_range("num_classes", num_classes, least=2, whole=True)
+    check_resident(data, "flip_labels")
     ids = np.unique(np.asarray(clients, np.int64))
     if not ids.size or ids[0] < 0 or ids[-1] >= len(data.lengths):
         raise ValueError(f"clients: expected ids from 0 to {len(data.lengths) - 1}, got {clients!r}")

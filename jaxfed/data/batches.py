@@ -13,7 +13,7 @@ from jaxfed.core import keys
 from jaxfed.core.checks import check_range
 from jaxfed.core.types import Batch, Key
 from jaxfed.data import _casts as casts
-from jaxfed.data.batching import Batching
+from jaxfed.data.batching import Batching, own_steps
 from jaxfed.data.tables import ColumnTable, Rows, from_dataset, is_table
 
 
@@ -79,7 +79,13 @@ def partitioned(
             or one with an index that is no sample, which is named; numbers that jax would change.
     """
     arrays = arrays if isinstance(arrays, Mapping) else from_dataset(arrays)
-    size = _check_arrays({name: np.shape(array) for name, array in arrays.items()})
+    made = parted(arrays, parts, allow_empty)
+    return made._replace(arrays={name: _resident(name, array) for name, array in arrays.items()})
+
+
+def parted(arrays: Mapping[str, Any], parts: Sequence[ArrayLike], allow_empty: bool) -> ClientData:
+    """Split named arrays among clients as they are; arguments and errors as of `partitioned`."""
+    size = _check_arrays({name: _shape(array) for name, array in arrays.items()})
     if size >= 2**31:
         raise ValueError(f"expected fewer than 2³¹ samples, got {size}; positions are int32")
     if len(parts) == 0:
@@ -94,8 +100,7 @@ def partitioned(
         at = int(invalid.argmax())
         client = int(np.searchsorted(np.cumsum(lengths), at, side="right"))
         raise ValueError(f"client {client}: expected samples 0 to {size - 1}, got {order[at]}; partition these")
-    resident = {name: _resident(name, array) for name, array in arrays.items()}
-    return ClientData(resident, *_layout(lengths), jnp.asarray(order, jnp.int32))
+    return ClientData(dict(arrays), *_layout(lengths), jnp.asarray(order, jnp.int32))
 
 
 def _resident(name: str, array: Any) -> Array:
@@ -118,6 +123,11 @@ def _check_arrays(shapes: Mapping[str, tuple[int, ...]]) -> int:
     if len(set(lengths.values())) != 1 or None in lengths.values():
         raise ValueError(f"expected named arrays [n, ...] of one length, got lengths {lengths}")
     return int(next(iter(shapes.values()))[0])
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    shape: tuple[int, ...] = tuple(array.shape) if hasattr(array, "shape") else np.shape(array)
+    return shape
 
 
 def _length(part: Any) -> int:
@@ -211,6 +221,9 @@ def draw_indices(data: ClientData, ids: Array, key: Key, batching: Batching, lon
     clients = jnp.maximum(ids, 0)
     draw = jax.vmap(lambda each, length: batching.slots(each, length, longest))
     index, mask = draw(keys.client_keys(key, ids), data.lengths[clients])
+    if (most := own_steps(batching, clients, len(data.lengths))) is not None:
+        step = jnp.expand_dims(jnp.arange(mask.shape[1], dtype=jnp.int32), (0, 2))
+        mask &= step < jnp.expand_dims(most, (1, 2))
     position = index + jnp.expand_dims(data.offsets[clients], (1, 2))
     return position if data.order is None else data.order[position], mask & jnp.expand_dims(present, (1, 2))
 

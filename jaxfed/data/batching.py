@@ -1,7 +1,8 @@
-"""How a client's samples become batches: steps, epochs, and clients that stop early."""
+"""How a client's samples become batches: steps, epochs, and clients that stop early or are slow."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxfed.core import keys
-from jaxfed.core.checks import check_range, python_fields
+from jaxfed.core.checks import check_range, python_fields, python_number
 from jaxfed.core.types import Key
 
 
@@ -119,6 +120,56 @@ class Stragglers:
         early = jnp.minimum(self.least + jnp.floor(place * choices).astype(jnp.int32), full)
         kept = jnp.where(stops < self.share, early, full)
         return index, mask & jnp.expand_dims(jnp.arange(len(mask), dtype=jnp.int32) < kept, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnSteps:
+    """Clients of different speed: client i does at most `most[i]` of its steps in every round; the rest are empty.
+
+    Attributes:
+        batching: of all clients.
+        most: positive integers, one for every client.
+
+    Raises:
+        ValueError: no numbers, or one below 1.
+    """
+
+    batching: Batching
+    most: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "most", tuple(map(python_number, self.most)))
+        if not self.most:
+            raise ValueError("most: expected a number of steps for every client, got none")
+        for client, number in enumerate(self.most):
+            check_range(f"most[{client}]", number, least=1, whole=True)
+
+    def num_steps(self, longest: int) -> int:
+        """Return K of the batching; where the largest of `most` is smaller, that."""
+        return min(self.batching.num_steps(longest), max(self.most))
+
+    def slots(self, key: Key, length: Array, longest: int) -> tuple[Array, Array]:
+        """Return the first K of the batching's slots."""
+        index, mask = self.batching.slots(key, length, longest)
+        steps = self.num_steps(longest)
+        return index[:steps], mask[:steps]
+
+
+def own_steps(batching: Batching, clients: Array, num_clients: int) -> Array | None:
+    """Return the most steps int32 [C] of clients int32 [C] under `OwnSteps`; None where no client has its own.
+
+    Raises:
+        ValueError: `OwnSteps` for another number of clients.
+    """
+    most = None
+    while (inner := getattr(batching, "batching", None)) is not None:
+        if isinstance(batching, OwnSteps):
+            if len(batching.most) != num_clients:
+                raise ValueError(f"most: expected a number for each of {num_clients} clients, got {len(batching.most)}")
+            here = jnp.asarray(batching.most, jnp.int32)[clients]
+            most = here if most is None else jnp.minimum(most, here)
+        batching = inner
+    return most
 
 
 def _shuffled(key: Key, length: Array, longest: int) -> Array:

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxfed.data.batches import ClientData
@@ -37,7 +36,7 @@ def flattened(data: ClientData) -> ClientData:
 
     def stored(array: Array) -> Array | FlatSamples:
         shape = array.shape[1:]
-        return FlatSamples(jnp.reshape(array, (len(array), math.prod(shape))), shape) if len(shape) > 1 else array
+        return FlatSamples(array.reshape(len(array), math.prod(shape)), shape) if len(shape) > 1 else array
 
     arrays: dict[str, Any] = {name: stored(array) for name, array in data.arrays.items()}
     return data._replace(arrays=arrays)

@@ -14,19 +14,20 @@ from jaxtyping import Array, PyTree
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
 from jaxfed.layout.sharding import on_device, pinned, put
+from jaxfed.rows._samples import RoundSamples, samples_of
 from jaxfed.rows.engine import Population, Start
-from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, World, one_round, placed, row_like
+from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, one_round, placed, row_like
 
-RoundFn = Callable[[Server, ClientRow, World, Array], tuple[Server, ClientRow, RoundInfo]]
-"""`round(server, rows [C, ...], world, ids [C]) -> (server, new rows, info)`, rows in their stored dtypes."""
+RoundFn = Callable[[Server, ClientRow, RoundSamples, Array], tuple[Server, ClientRow, RoundInfo]]
+"""`round(server, rows [C, ...], samples, ids [C]) -> (server, new rows, info)`, rows in their stored dtypes."""
 
 
 def single(config: RoundConfig) -> RoundFn:
     """Compile one round; rows are computed in the algorithm's dtypes and returned in the stored ones."""
 
-    def run(server: Server, rows: ClientRow, world: World, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
+    def run(server: Server, rows: ClientRow, samples: RoundSamples, ids: Array) -> tuple[Server, ClientRow, RoundInfo]:
         used = optax.tree.cast_like(rows, row_like(config, server))
-        server, new, info = one_round(config, server, used, world, ids)
+        server, new, info = one_round(config, server, used, samples.world, ids, samples.indices)
         return server, optax.tree.cast_like(new, rows), info
 
     return jax.jit(run)
@@ -39,7 +40,8 @@ class StagedEngine:
     """The engine of a `Population`: one worker thread reads and writes, in order.
 
     The rows of round t are written before those of round t+2 are read. The row of a client that takes part in two
-    consecutive rounds stays on the mesh. Fetched rows wait in page-locked memory.
+    consecutive rounds stays on the mesh. Fetched rows wait in page-locked memory. A thread of its own reads
+    samples that stay on the host.
 
     Args:
         make: returns the population, where every client holds `start.row`.
@@ -57,6 +59,7 @@ class StagedEngine:
             )
         self._start = start
         self.server, self.world = placed(start.server, start.world, start.places)
+        self._samples = samples_of(self.world, start)
         self._population = make()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="client-rows")
         self._writing: list[Future[None]] = []
@@ -72,6 +75,7 @@ class StagedEngine:
     def prepare(self, config: RoundConfig) -> None:
         """See `Engine`."""
         self._one = kept_single(config)
+        self._samples.prepare(config)
 
     def advance(self, count: int) -> RoundInfo:
         """See `Engine`; all rows are written when it returns."""
@@ -85,7 +89,7 @@ class StagedEngine:
     def _round(self, number: int) -> RoundInfo:
         ids, following = self._start.draw(number), self._start.draw(number + 1)
         rows = self._rows_of(number, ids)
-        self.server, new_rows, info = self._one(self.server, rows, self.world, self._put(ids))
+        self.server, new_rows, info = self._one(self.server, rows, self._samples.of(number), self._put(ids))
         handed_over = positions(following, ids)
         fetched = self._worker.submit(self._fetch, np.where(handed_over < 0, following, -1))
         self._writing.append(self._worker.submit(self._write, ids, new_rows))
@@ -134,6 +138,7 @@ class StagedEngine:
 
     def close(self) -> None:
         """See `Engine`."""
+        self._samples.close()
         self._worker.shutdown()
         self._population.close()
 

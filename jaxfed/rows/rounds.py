@@ -23,6 +23,7 @@ from jaxfed.core.types import Batch, Key
 from jaxfed.data.batches import ClientData, draw_indices
 from jaxfed.data.batching import Batching
 from jaxfed.data.flat import flattened
+from jaxfed.data.streams import on_host
 from jaxfed.layout.sharding import Shardings, put
 
 INDEX = "index of the sample"
@@ -61,27 +62,39 @@ class World(NamedTuple):
 
 
 def placed(server: Server, world: World, places: Shardings) -> tuple[Server, World]:
-    """Put what a run begins with on all of its devices; samples flat where the devices are TPUs."""
+    """Put what a run begins with on all of its devices, without samples that stay on the host; flat on TPUs."""
+    if on_host(world.data):
+        world = world._replace(data=world.data._replace(arrays={}))
     if places.platform == "tpu":
         world = world._replace(data=flattened(world.data))
     return put((server, world), places.everywhere)
 
 
-def cohort_of(config: RoundConfig, world: World, round_number: Array, ids: Array, rows: ClientRow) -> Cohort:
-    """Return the cohort of a round; its batches are drawn on the device, as indices where `play` gathers samples."""
+def drawn(config: RoundConfig, data: ClientData, round_number: Array, ids: Array) -> Batch:
+    """Draw the batches of a round as indices of samples, [C, K, B], with their mask."""
     key = keys.round_key(keys.batch_key(config.seed), round_number)
-    index, mask = draw_indices(world.data, ids, key, config.batching, config.longest)
-    indices = {INDEX: index, "mask": mask}
+    index, mask = draw_indices(data, ids, key, config.batching, config.longest)
+    return {INDEX: index, "mask": mask}
+
+
+def cohort_of(
+    config: RoundConfig, world: World, round_number: Array, ids: Array, rows: ClientRow, indices: Batch | None = None
+) -> Cohort:
+    """Return the cohort of a round; its batches are drawn on the device, as indices where `play` gathers samples.
+
+    `indices` are those of batches that were drawn before: of `world.data.arrays`.
+    """
+    indices = drawn(config, world.data, round_number, ids) if indices is None else indices
     batches = indices if config.lazy else fetched(world.data, indices)
     weights = None if world.weights is None else world.weights[jnp.maximum(ids, 0)]
     return Cohort(ids, rows, batches, weights)
 
 
 def one_round(
-    config: RoundConfig, server: Server, rows: ClientRow, world: World, ids: Array
+    config: RoundConfig, server: Server, rows: ClientRow, world: World, ids: Array, indices: Batch | None = None
 ) -> tuple[Server, ClientRow, RoundInfo]:
-    """Draw the batches and do one step; return (server, rows [C, ...], info)."""
-    cohort = cohort_of(config, world, server.round, ids, rows)
+    """Draw the batches, unless they are given, and do one step; return (server, rows [C, ...], info)."""
+    cohort = cohort_of(config, world, server.round, ids, rows, indices)
     return play(config, server, cohort, world)
 
 

@@ -20,12 +20,13 @@ from jaxfed.core.protocol import FederatedAlgorithm, Plan, RoundInfo, Server
 from jaxfed.core.samplers import Sampler, checked_weights, cohorts, first_cohort, recorded, weights_of
 from jaxfed.data.batches import ClientData
 from jaxfed.data.batching import Batching
+from jaxfed.data.streams import on_host
 from jaxfed.layout import plans
 from jaxfed.layout.plans import Sharded, check_divides, vmap
 from jaxfed.layout.sharding import Shardings, slowest
 from jaxfed.messages import check_cohorts
-from jaxfed.rows import DeviceStore
-from jaxfed.rows.engine import LONGEST_BLOCK, Draw, Engine, Start
+from jaxfed.rows import DeviceStore, HostStore
+from jaxfed.rows.engine import LONGEST_BLOCK, Draw, Engine, Start, Store
 from jaxfed.rows.rounds import RoundConfig, World
 from jaxfed.run import _fingerprints as fingerprints
 from jaxfed.run import identity
@@ -89,7 +90,7 @@ def simulate(
         server: `algorithm.init(params, num_clients)`; or a `jaxfed.RunState`, such as `history.state` of a run with
             `Report(keep_state=True)`, to continue it bit for bit. A server alone that has done rounds is accepted only
             where clients keep nothing between rounds.
-        data: `jaxfed.data.client_data(...)`, N clients.
+        data: `jaxfed.data.client_data(...)`, N clients; or `streamed(...)`, whose samples stay on the host.
         rounds: total number of rounds; a state, server or checkpoint that has done some does the rest. Where it has
             done all of them, nothing is trained, with a `NothingTrainedWarning`.
         batching: `jaxfed.Steps(local_steps, batch_size)` or `jaxfed.Epochs(local_epochs, batch_size)`.
@@ -129,7 +130,7 @@ def simulate(
     config = RoundConfig(algorithm, batching, vmap(), int(np.max(data.lengths)), seed, lazy=on_one_device)
     row = first_row(algorithm, server, begun)
     start = Start(server, row, world, draw, Shardings.of(mesh))
-    store = layout.store or (begun.store if begun else DeviceStore())
+    store = _store(layout, begun, data)
     with (
         closing(store.engine(start)) as engine,
         Saver(checkpoint, _config(config, sampler, data), _identity(config, sampler, start)) as saver,
@@ -201,6 +202,20 @@ def check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
             warnings.warn(TOO_FEW, stacklevel=4)
         elif excluded.any():
             raise diverged(first + int(number), ids[excluded])
+
+
+def _store(layout: Layout, begun: RunState | None, data: ClientData) -> Store:
+    """Return where rows are kept: beside samples that stay on the host, on the host."""
+    store = layout.store or (begun.store if begun else None)
+    if on_host(data):
+        if isinstance(store, DeviceStore):
+            raise ValueError(
+                "expected a store on the host beside streamed samples, whose rounds are one program each, got "
+                "DeviceStore(); take jaxfed.HostStore() or DiskStore(path)"
+            )
+        if layout.plan == "auto":
+            raise ValueError('expected a plan beside streamed samples, got plan="auto"; take jaxfed.vmap() or map()')
+    return store or (HostStore() if on_host(data) else DeviceStore())
 
 
 def _plan(layout: Layout, resumed: str | None, config: RoundConfig, start: Start, engine: Engine) -> Plan:

@@ -19,6 +19,7 @@ from jaxfed.core.protocol import ClientUpdate, Cohort, FederatedAlgorithm, Plan,
 from jaxfed.core.types import Key
 from jaxfed.data.batches import ClientData, draw_indices
 from jaxfed.data.batching import Batching
+from jaxfed.data.streams import check_resident
 from jaxfed.layout import plans
 from jaxfed.rows import DeviceStore
 from jaxfed.rows.rounds import INDEX, RoundConfig, fetched
@@ -165,6 +166,7 @@ def simulate_buffered(
     Source: Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022, Algorithm 1.
     """
     check_range("rounds", rounds, least=0, whole=True)
+    check_resident(data, "simulate_buffered")
     num_clients, history = check_clients(server, data), History(plan=plans.name_of(plan or plans.vmap()))
     _check(algorithm, server, report, buffer)
     longest = int(np.max(data.lengths))

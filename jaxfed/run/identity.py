@@ -28,6 +28,9 @@ TRACED = ("loss function", "first row", "client update", "server update", "aggre
 OF_CLIENT = (MADE_WITH, "learning rates", "loss function", "first row", "client update")
 """Names in the result of `of_client`."""
 
+READ_AT_ONCE = 1 << 16
+"""Samples whose digests are computed together: those of a file need not fit into memory."""
+
 RATES = (0, *(2**power for power in range(14)))
 """Rounds whose learning rates are compared as numbers."""
 
@@ -102,7 +105,9 @@ def of_samples(data: ClientData) -> dict[str, str]:
     positions = positions if data.order is None else np.asarray(data.order)[positions]
     digests = {}
     for name, array in data.arrays.items():
-        rows = fingerprints.of_bytes(fingerprints.of_rows(jnp.asarray(array))[positions])
+        read = range(0, len(array), READ_AT_ONCE)
+        every = [fingerprints.of_rows(jnp.asarray(array[first : first + READ_AT_ONCE])) for first in read]
+        rows = fingerprints.of_bytes(np.concatenate(every)[positions])
         digests[f"data {name!r}"] = f"{array.dtype}{list(array.shape[1:])} {rows}"
     return digests
 

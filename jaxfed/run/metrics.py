@@ -14,6 +14,7 @@ from jaxfed.core.checks import check_range
 from jaxfed.core.tree import masked_mean, widened
 from jaxfed.core.types import Batch, Params, Scalar
 from jaxfed.data.batches import ClientData
+from jaxfed.data.streams import check_resident
 from jaxfed.models import ApplyFn
 
 Measure = Callable[[Any, Batch], Mapping[str, Array]]
@@ -79,6 +80,7 @@ def per_client(measure: Measure, data: ClientData, batch_size: int = 1024) -> Ca
         ValueError: no sample at all.
     """
     check_range("batch_size", batch_size, least=1, whole=True)
+    check_resident(data, "per_client")
     if not int(np.sum(data.lengths)):
         raise ValueError("expected at least one sample to evaluate on, got none; leave the evaluation out")
     index, owner = _walk(data, batch_size)

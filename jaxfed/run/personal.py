@@ -16,6 +16,7 @@ from jaxfed.core.protocol import ClientRow, Cohort, FederatedAlgorithm, Fetch, S
 from jaxfed.core.types import Key
 from jaxfed.data.batches import ClientData, draw_indices
 from jaxfed.data.batching import Batching
+from jaxfed.data.streams import check_resident
 from jaxfed.rows.rounds import INDEX, fetched
 from jaxfed.run.evaluation import RowsOf
 from jaxfed.run.metrics import Measure, PerClient, means_of, summarised
@@ -159,6 +160,9 @@ def _longest(test: ClientData, train: ClientData | None) -> tuple[int, int]:
 
 
 def _check(test: ClientData, train: ClientData | None, batching: Batching | None) -> None:
+    for data in (test, train):
+        if data is not None:
+            check_resident(data, "personalised evaluation")
     if not int(np.sum(test.lengths)):
         raise ValueError("expected at least one sample to evaluate on, got none; leave the evaluation out")
     if (train is None) != (batching is None):

@@ -28,7 +28,7 @@ class Layout:
             slots.
         store: where the clients' rows are kept between rounds: `jaxfed.DeviceStore()`, `HostStore()`,
             `DiskStore(path)`, or a `jaxfed.rows.Store` of your own. By default the store of the state that the run
-            continues, else `DeviceStore()`.
+            continues, else `DeviceStore()`; beside streamed samples `HostStore()`.
 
     Raises:
         ValueError: a plan that is text other than "auto".

@@ -14,6 +14,7 @@ from jaxfed.core.samplers import Sampler
 from jaxfed.core.types import Key
 from jaxfed.data.batches import ClientData
 from jaxfed.data.batching import Batching
+from jaxfed.data.streams import check_resident
 from jaxfed.layout.plans import Sharded, vmap
 from jaxfed.run._together import Runs, Shared, fitting, play
 from jaxfed.run.history import History
@@ -152,6 +153,7 @@ def sweep(
         TypeError: values that are no real numbers.
     """
     check_range("rounds", rounds, least=1, whole=True)
+    check_resident(data, "sweep")
     _check(layout, report)
     pairs = _pairs(over)
     algorithms = [make(**point) for point, _ in pairs]  # raises for a value out of range

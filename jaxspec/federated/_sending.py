@@ -53,13 +53,7 @@ def sent_part(send: Send, own: Params, loss: LossFn, updates: lora.LoRA, seed: i
     if send == "head":
         part, frozen = trainable.split(own, _head(own))
         return SentPart(part, frozen, trainable.only(loss), lambda params: trainable.join(params, frozen))
-    factors = lora.init_factors(own, updates, jax.random.key(seed))
-    part, frozen = trainable.split({"lora": factors, "weights": own}, {"lora": True, "weights": False})
-
-    def whole(params: Params) -> Params:
-        return lora.merged(own, params["lora"], updates)
-
-    return SentPart(part, frozen, trainable.only(lora.of_factors(loss, updates)), whole)
+    return SentPart(*lora.adapted(loss, own, updates, jax.random.key(seed)))
 
 
 def _head(own: Params) -> dict[str, Any]:

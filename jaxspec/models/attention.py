@@ -5,12 +5,11 @@ rolling back after a rejected window is arithmetic on lengths and copies nothing
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxspec.models.base import Array, Attend, Cache, Network, Params, Rows, SinkScores
 from jaxspec.models.config import DecoderConfig, Scores
@@ -23,6 +22,8 @@ READ = 256
 #: Bytes of a layer's rows, of all devices, below which a TPU reads them all: its compiler cannot fetch them ahead of a
 #: branch, which by its own estimates costs more than fewer rows save, but for ``MANY`` tokens.
 SMALL_ON_TPU, MANY = 32 << 20, 64
+#: Columns of ones by which weights are multiplied to sum them: a product with one column is none on a TPU.
+ONES = 8
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
@@ -296,18 +297,36 @@ def attend_parts(queries: Array, parts: Sequence[tuple[Array, Array, Array]], sc
             weights = scores.softcap * jnp.tanh(weights / scores.softcap)
         return jnp.where(jnp.tile(seen, (1, shared, 1))[:, None], weights, -jnp.inf)
 
-    columns = [weighed(keys, seen) for keys, _, seen in parts]
-    if (sinks := sink_logits(scores)) is not None:
-        sink = jnp.repeat(sinks.astype(jnp.float32), length, axis=1)[None, :, :, None]
-        columns.append(jnp.broadcast_to(sink, (batch, *sink.shape[1:])))
-    weights = jax.nn.softmax(jnp.concatenate(columns, axis=-1), axis=-1).astype(parts[0][1].dtype)
-    weights = weights if sinks is None else weights[..., :-1]
-    cuts = np.cumsum([keys.shape[2] for keys, _, _ in parts])[:-1].tolist()
-    contexts = [
-        jnp.einsum("bgxs,bgsh->bgxh", part, values)
-        for part, (_, values, _) in zip(jnp.split(weights, cuts, axis=-1), parts, strict=True)
-    ]
-    return sum(contexts[1:], contexts[0]).reshape(batch, groups, shared, length, size)
+    columns, sinks = [weighed(keys, seen) for keys, _, seen in parts], sink_logits(scores)
+    if len(parts) == 1 and sinks is None:
+        weights = jax.nn.softmax(columns[0], axis=-1).astype(parts[0][1].dtype)
+        context = jnp.einsum("bgxs,bgsh->bgxh", weights, parts[0][1])
+    else:
+        sink = None if sinks is None else jnp.repeat(sinks.astype(jnp.float32), length, axis=1)[None, :, :, None]
+        context = _softmax_of_parts(columns, [values for _, values, _ in parts], sink)
+    return context.reshape(batch, groups, shared, length, size)
+
+
+def _softmax_of_parts(columns: Sequence[Array], values: Sequence[Array], sink: Array | None) -> Array:
+    """Return softmax([c₁ c₂ … sink])·[v₁; v₂; …; 0] without joining the columns.
+
+    With m their maximum that is Σᵢ exp(cᵢ − m)·vᵢ / (Σᵢ Σ exp(cᵢ − m) + exp(sink − m)).
+    The sums of weights are products with ones: a TPU computes exponentials beside a product, and anew beside a sum.
+
+    Args:
+        columns: scores [B, G, X, Sᵢ], float32.
+        values: [B, G, Sᵢ, head_size].
+        sink: a logit without a value [1, G, X, 1], or None.
+    """
+    tops = [jnp.max(each, axis=-1, keepdims=True) for each in columns] + ([] if sink is None else [sink])
+    most = jax.lax.stop_gradient(reduce(jnp.maximum, tops))
+    product = partial(jnp.einsum, "bgxs,bgsh->bgxh", preferred_element_type=jnp.float32)
+    weights = [jnp.exp(each - most).astype(side.dtype) for each, side in zip(columns, values, strict=True)]
+    ones = [jnp.ones((*side.shape[:3], ONES), side.dtype) for side in values]
+    context = reduce(jnp.add, map(product, weights, values))
+    total = reduce(jnp.add, map(product, weights, ones))[..., :1]
+    total = total if sink is None else total + jnp.exp(sink - most)
+    return (context / total).astype(values[0].dtype)
 
 
 def sink_logits(scores: Scores) -> Array | None:

@@ -104,9 +104,59 @@ def test_reproduce_compares_with_the_published_orderings(toy_images, monkeypatch
         sampler=jaxfed.FixedSize(10), layout=jaxfed.Layout(jaxfed.map()), seed=1,
         report=jaxfed.Report(task.evaluate, every=2, progress=False),
     )  # fmt: skip
-    row = next(row for row in map(json.loads, written.splitlines()) if row["cell"] == ["fedspeed", "0.1", 5])
-    np.testing.assert_allclose(row["curves"][1], history.evaluations["accuracy"], atol=0.006)
+    row = next(row for row in map(json.loads, written.splitlines()) if row["run"] == ["fedspeed", "0.1", 5, 1])
+    np.testing.assert_allclose(row["curve"], history.evaluations["accuracy"], atol=0.006)
     assert jax.default_backend() == rows[0]["device"]
+
+
+@pytest.mark.slow
+def test_a_reproduction_that_was_interrupted_goes_on_and_ends_the_same(toy_images, monkeypatch, capsys):
+    """Stopped before every round, then within a run: the same accuracies; equal rounds take the same runs further."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import reproduce
+    import reproduction_runs
+
+    scope = reproduce.Scope("mlp", ("fedavg", "fedspeed"), ("0.1",), (1, 5), ("samples", "rounds"), 2, ("fedavg",), 8)
+    options = reproduce.Options(
+        toy_images, rounds=4, evaluate_every=1, picture=toy_images / "a.png", out=toy_images / "whole.jsonl", json=True
+    )
+    reproduce.main(scope, options)
+    *whole, last = map(json.loads, capsys.readouterr().out.splitlines())
+    cells = [(row["algorithm"], row["epochs"], row["equal"], row["rounds"], row["seeds"]) for row in whole]
+    assert cells == [
+        ("fedavg", 5, "all", 4, 2), ("fedspeed", 5, "all", 4, 1),
+        ("fedavg", 1, "samples", 4, 2), ("fedspeed", 1, "samples", 4, 1),
+        ("fedavg", 1, "rounds", 4, 2), ("fedspeed", 1, "rounds", 4, 1),
+    ]  # fmt: skip
+    assert last["orderings"]["margin_at_equal_rounds"]["margins"].keys() == {"1", "5"}
+
+    pieces = dataclasses.replace(options, out=toy_images / "pieces.jsonl", pause_after=0.0)
+    reproduce.main(scope, pieces)
+    assert len(json.loads(capsys.readouterr().out)["left"]) == 6
+    left = iter([False] * 3 + [True] * 10_000)
+    monkeypatch.setattr(reproduction_runs.Runs, "over", property(lambda runs: next(left)))
+    reproduce.main(scope, pieces)
+    assert len(json.loads(capsys.readouterr().out)["left"]) == 6
+    (kept,) = (toy_images / "pieces").iterdir()
+    assert kept.name.startswith("fedavg-0.1-5-0-")
+    monkeypatch.setattr(reproduction_runs.Runs, "over", property(lambda runs: False))
+    reproduce.main(scope, pieces)
+    *found, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["best"] for row in found] == [row["best"] for row in whole]
+    assert [row["last"] for row in found] == [row["last"] for row in whole]
+    assert not list((toy_images / "pieces").iterdir())
+
+
+def test_reproduce_refuses_what_is_not_there(toy_images, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import reproduce
+
+    with pytest.raises(ValueError, match="expected a tpu, got cpu; leave out --device"):
+        reproduce.Options(toy_images, device="tpu")
+    with pytest.raises(ValueError, match="precision"):
+        reproduce.Options(toy_images, precision="float16")
+    with pytest.raises(ValueError, match="equal"):
+        reproduce.Scope(equal=("time",))
 
 
 def test_reproduce_without_images_is_skipped(monkeypatch, capsys):

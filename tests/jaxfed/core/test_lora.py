@@ -1,12 +1,13 @@
 """LoRA: factors of weight matrices, their merge against plain arithmetic, and what a federation of them sends."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxfed
-from jaxfed import lora, trainable
+from jaxfed import lora
 from tests.support.jaxfed import problems
 
 CONFIG = lora.LoRA(rank=3, alpha=12.0)
@@ -48,9 +49,10 @@ def test_a_federation_of_factors_learns_and_sends_them_alone():
     problem = problems.make_problem(3, np.float32)
     weights = problem.params
     factors = lora.init_factors(weights, CONFIG, jax.random.key(0))
-    part, frozen = trainable.split({"lora": factors, "weights": weights}, lambda path: path.startswith("lora"))
-    loss = lora.of_factors(problems.loss_fn, CONFIG)
-    algorithm = jaxfed.fedavg(trainable.only(loss), client_learning_rate=0.1)
+    part, frozen, loss_fn, merge = lora.adapted(problems.loss_fn, weights, CONFIG, jax.random.key(0))
+    chex.assert_trees_all_equal(part["lora"], factors)
+    chex.assert_trees_all_equal(merge(part), weights)
+    algorithm = jaxfed.fedavg(loss_fn, client_learning_rate=0.1)
     server = algorithm.init(part, problems.CLIENTS, frozen)
     ids = [0, 2]
     rows = jaxfed.DeviceStore().init(algorithm.init_client(part, frozen), problems.CLIENTS)
@@ -58,6 +60,7 @@ def test_a_federation_of_factors_learns_and_sends_them_alone():
     after, _, info = jax.jit(algorithm.step)(server, cohort, jax.random.key(1))
     assert info.client.sent_bytes == 4 * sum(leaf.size for leaf in jax.tree.leaves(factors))
     assert jnp.any(after.params["lora"]["weight"].b != 0)
+    chex.assert_trees_all_equal(merge(after.params), lora.merged(weights, after.params["lora"], CONFIG))
     again = jax.jit(algorithm.step)(after, cohort, jax.random.key(1))[2]
     assert again.client.loss < info.client.loss
 

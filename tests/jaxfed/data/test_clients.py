@@ -2,12 +2,15 @@
 
 import json
 
+import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxfed
 from jaxfed.core import keys
+from jaxfed.data import draw_indices
 from tests.support.jaxfed import problems
 
 
@@ -28,6 +31,42 @@ def test_leaf_files_of_a_folder(tmp_path):
     assert jaxfed.data.client_data(list(users.values())).lengths.tolist() == [1, 2]
     flat = jaxfed.data.read_leaf(tmp_path / "all_data_0.json")
     assert flat["a"]["x"].shape == (1, 784)
+
+
+def test_hdf5_files_by_writer(tmp_path):
+    """The layout of federated EMNIST's two files, of Shakespeare's, and what is no such file."""
+    with h5py.File(tmp_path / "train.h5", "w") as file:
+        for number, name in enumerate(("f0001_41", "f0000_14")):
+            file[f"examples/{name}/pixels"] = np.full((3 + number, 28, 28), number, np.float32)
+            file[f"examples/{name}/label"] = np.arange(3 + number)
+    users = jaxfed.data.read_hdf5(tmp_path / "train.h5")
+    assert list(users) == ["f0000_14", "f0001_41"]
+    assert users["f0000_14"]["x"].shape == (4, 28, 28)
+    assert users["f0000_14"]["x"].dtype == np.float32
+    assert users["f0000_14"]["y"].tolist() == [0, 1, 2, 3]
+    assert users["f0000_14"]["y"].dtype == np.int32
+    assert jaxfed.data.client_data(list(users.values())).lengths.tolist() == [4, 3]
+    assert list(jaxfed.data.read_hdf5(tmp_path / "train.h5", users=1)) == ["f0000_14"]
+    with pytest.raises(ValueError, match="users"):
+        jaxfed.data.read_hdf5(tmp_path / "train.h5", users=3)
+
+    with h5py.File(tmp_path / "text.h5", "w") as file:
+        file["examples/ROMEO/snippets"] = [b"But soft", "what light… ".encode()]
+    assert jaxfed.data.read_hdf5(tmp_path / "text.h5")["ROMEO"]["x"].tolist() == ["But soft", "what light… "]
+
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.zeros(3)
+    (tmp_path / "none.h5").write_bytes(b"not hdf5")
+    with pytest.raises(ValueError, match="expected groups \"examples/<user>\", got \\['x'\\]"):
+        jaxfed.data.read_hdf5(tmp_path / "other.h5")
+    with pytest.raises(ValueError, match="expected an HDF5 file"):
+        jaxfed.data.read_hdf5(tmp_path / "none.h5")
+    with pytest.raises(FileNotFoundError, match="unpack"):
+        jaxfed.data.read_hdf5(tmp_path / "missing.h5")
+    with h5py.File(tmp_path / "uneven.h5", "w") as file:
+        file["examples/a/pixels"], file["examples/a/label"] = np.zeros((3, 2)), np.zeros(2, np.int64)
+    with pytest.raises(ValueError, match="user 'a': expected arrays"):
+        jaxfed.data.read_hdf5(tmp_path / "uneven.h5")
 
 
 def test_leaf_text_stays_text(tmp_path):
@@ -138,6 +177,38 @@ def test_stragglers_stop_early(inner):
     assert abs(len(early) / 300 - expected) < 0.1
     assert set(early) == set(range(2, steps))
     assert all(steps_of(jaxfed.Stragglers(inner, share=0.0), each)[1].any(1).sum() == steps for each in range(5))
+
+
+def test_every_client_has_its_own_number_of_steps():
+    """Of a cohort in any order, beside stragglers and short clients, in rounds and alone."""
+    problem, most = problems.make_problem(3, np.float32), (1, 6, 2, 9, 3)
+    data = jaxfed.data.client_data(problem.clients)
+    ids = jnp.array([3, 0, -1, 4, 1])
+    for inner in (jaxfed.Steps(6, 4), jaxfed.Epochs(3, 4), jaxfed.Stragglers(jaxfed.Steps(6, 4), 0.0)):
+        whole, full = draw_indices(data, ids, jax.random.key(1), inner, 13)
+        index, mask = draw_indices(data, ids, jax.random.key(1), jaxfed.OwnSteps(inner, most), 13)
+        steps = mask.shape[1]
+        assert steps == min(9, full.shape[1])
+        np.testing.assert_array_equal(index, whole[:, :steps])
+        cut = np.arange(steps) < np.array([9, 1, 0, 3, 6])[:, None]
+        np.testing.assert_array_equal(mask, full[:, :steps] & cut[..., None])
+    nested = jaxfed.Stragglers(jaxfed.OwnSteps(jaxfed.Steps(6, 4), most), 0.0)
+    assert draw_indices(data, ids, jax.random.key(1), nested, 13)[1].any(2).sum(1).tolist() == [6, 1, 0, 3, 6]
+
+    algorithm = jaxfed.fednova(problems.loss_fn)
+    server = algorithm.init(problem.params, problems.CLIENTS)
+    options = {"rounds": 2, "sampler": jaxfed.FixedSize(5), "report": jaxfed.Report(progress=False, clients=True)}
+    _, history = jaxfed.simulate(
+        algorithm, server, data, batching=jaxfed.OwnSteps(jaxfed.Steps(6, 4), np.array(most)), **options
+    )
+    found = dict(zip(history.clients["client"], history.clients["num_steps"], strict=True))
+    assert [found[client] for client in range(5)] == [1, 6, 2, 6, 3]
+    with pytest.raises(ValueError, match="expected a number for each of 5 clients, got 2"):
+        jaxfed.simulate(algorithm, server, data, batching=jaxfed.OwnSteps(jaxfed.Steps(6, 4), [1, 2]), **options)
+    with pytest.raises(ValueError, match=r"most\[1\] must be"):
+        jaxfed.OwnSteps(jaxfed.Steps(6, 4), [1, 0])
+    with pytest.raises(ValueError, match="for every client, got none"):
+        jaxfed.OwnSteps(jaxfed.Steps(6, 4), [])
 
 
 def test_stragglers_in_a_run():
