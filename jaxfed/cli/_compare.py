@@ -10,7 +10,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
@@ -29,6 +28,7 @@ from jaxfed.cli._options import (
 )
 from jaxfed.cli._problems import Source, tasks
 from jaxfed.cli._sending import Sending, sampler_of, with_sending
+from jaxfed.cli._tables import show
 from jaxfed.core.checks import check_choice, check_range
 
 ACCURACY, WORST = "unseen_accuracy", "unseen_accuracy/worst_10%"
@@ -117,7 +117,7 @@ def compare(
     if lines:
         picture.parent.mkdir(parents=True, exist_ok=True)
         pictures.comparison(lines, "accuracy on unseen samples", picture, target=outcome["target"])
-    Console().print(_table(outcome, schedule, contest.seeds))
+    show(_table(outcome, schedule, contest.seeds))
     print(f"written: {picture if lines else 'no picture, all diverged'}; histories in {contest.out}")
     if json:
         facts: dict[str, Any] = {}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from jaxspec.cli._tables import show
 from jaxspec.cli.checks import at_least
 from jaxspec.cli.shared import Flag, report
 
@@ -104,7 +104,7 @@ def fits(
     rows = {name: _row(program, chip) for name, program in programs.items()}
     report(summary | steps | ({"programs": rows} if json else {}), json)
     if not json:
-        Console().print(_table(rows))
+        show(_table(rows))
         print(ESTIMATED)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from jaxspec.cli._tables import show
 from jaxspec.cli.checks import at_least
 from jaxspec.cli.shared import Flag, report
 
@@ -115,7 +115,7 @@ def predict(
     every = {"gains": {str(each): gain._asdict() for each, gain in gains.items()}} if json else {}
     report(milliseconds | every, json)
     if not json:
-        Console().print(_table(gains))
+        show(_table(gains))
         print(PREDICTED)
 
 

@@ -147,6 +147,36 @@ def test_a_reproduction_that_was_interrupted_goes_on_and_ends_the_same(toy_image
     assert not list((toy_images / "pieces").iterdir())
 
 
+@pytest.mark.slow
+def test_the_published_setting_reads_cifar_augments_it_and_computes_in_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import reproduce
+    import reproduction
+
+    draw = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records = draw.integers(0, 256, (40, 3073))
+        records[:, 0] = draw.integers(0, 10, 40)
+        (tmp_path / f"{name}.bin").write_bytes(records.astype(np.uint8).tobytes())
+    scope = reproduce.Scope("cifar").complete()
+    assert (scope.partitions, scope.epochs, scope.mean_samples) == (("0.6",), (5,), 500)
+    assert scope.algorithms == ("fedavg", "fedspeed", "feddyn", "scaffold")
+    task = reproduction.problem(tmp_path, "cifar", ("0.6",), 1, 2, False)
+    assert task.worlds["0.6", 0].data.arrays["x"].shape == (200, 32, 32, 3)
+    params, _ = jaxfed.models.functional(task.build(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 11_181_642
+    data = task.worlds["0.6", 0].data.arrays
+    batch = {"x": data["x"][:2], "y": data["y"][:2], "mask": np.ones(2, bool)}
+    with jax.numpy_dtype_promotion("standard"):  # Flax's normalisation widens bfloat16 itself
+        losses = [
+            float(jax.jit(task.loss_fn(narrow))(params, batch, jax.random.key(seed))[0])
+            for narrow in (False, True) for seed in (0, 1)
+        ]  # fmt: skip
+    assert losses[0] != losses[1]  # augmented by the key
+    assert abs(losses[0] - losses[2]) < 0.05 * losses[0]
+    assert losses[0] != losses[2]
+
+
 def test_reproduce_refuses_what_is_not_there(toy_images, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import reproduce
