@@ -73,15 +73,8 @@ class Step(NamedTuple):
     @property
     def variant(self) -> str:
         """What is told of it beside its chips."""
-        changed = {
-            "sampled": "drawn",
-            "int8": "int8",
-            "window": "window {}",
-            "branches": "{} branches",
-            "tracks": "{} tracks",
-        }
         mine, usual = self._asdict(), Step._field_defaults
-        return ", ".join(text.format(mine[name]) for name, text in changed.items() if mine[name] != usual[name])
+        return ", ".join(text.format(mine[name]) for name, text in VARIED.items() if mine[name] != usual[name])
 
 
 VARIED = {

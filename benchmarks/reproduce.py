@@ -221,6 +221,16 @@ class Bench:
                 wanted.setdefault(RunKey(*cell[:3], seed), set()).update(self.evaluated(cell, rounds))
         return {key: sorted(wanted[key]) for key in sorted(wanted, key=lambda key: key.seed)}
 
+    def price(self, cell: Cell) -> float:
+        """Return the time of a cell's runs over that of runs of the grid."""
+        return self.task.local_steps(cell.epochs) / self.task.local_steps(EPOCHS) if cell.equal == "rounds" else 1.0
+
+    @property
+    def end(self) -> float | None:
+        """When no further round is begun, by `time.perf_counter()`."""
+        minutes = self.options.pause_after
+        return None if minutes is None else self._began + 60 * minutes
+
     def measure(self) -> tuple[int, Row]:
         """Return the number of rounds that fits into the minutes, and the seconds of a round of each algorithm."""
         first, every = self.scope.partitions[0], self.options.evaluate_every
@@ -234,8 +244,11 @@ class Bench:
         compiling = float(np.mean([each[0] for each in times.values()]))
         compiling *= len({cell[:3] for cell in self.cells() if cell.epochs != EPOCHS})
         left = 0.92 * (60 * self.options.minutes - compiling) - (time.perf_counter() - self._began)
-        runs = [cell for cell in self.cells() for _ in self.scope.seeds_of(cell.algorithm)]
-        a_round = sum(times[cell.algorithm][1] + evaluating / every for cell in runs)
+        a_round = sum(
+            self.price(cell) * (times[cell.algorithm][1] + evaluating / every)
+            for cell in self.cells()
+            for _ in self.scope.seeds_of(cell.algorithm)
+        )
         rounds = max(1, int(left / a_round / every)) * every
         return rounds, {name: round(each[1], 4) for name, each in times.items()}
 
@@ -263,7 +276,7 @@ def lines(bench: Bench, runs: Runs, rounds: int) -> Iterator[tuple[Cell, Row, Ro
             "evaluated": evaluated,
             "curves": [each["curve"] for each in found],
             "seconds": float(np.mean([each["seconds"] for each in found])),
-            "excluded": sum(each["excluded"] for each in found),
+            "excluded": sum(sum(each["excluded"]) for each in found),
         }
         if cell.algorithm == "fedavg":
             fedavg[cell[1:]] = row
@@ -301,7 +314,7 @@ def report(bench: Bench) -> None:
     """Run, print and draw."""
     scope, options = bench.scope, bench.options
     rounds = options.rounds or (1000 if SUITES[scope.suite].published else fitting(bench))
-    runs = Runs(options.out, bench.settings(), options.pause_after)
+    runs = Runs(options.out, bench.settings(), bench.end)
     left = play(bench, runs, rounds)
     rows, finished = {}, []
     for cell, row, line in lines(bench, runs, rounds):

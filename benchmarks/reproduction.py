@@ -225,7 +225,7 @@ class Run:
 
     Attributes:
         server: after the last round.
-        facts: accuracies so far, seconds of training, clients that were excluded (NaN).
+        facts: accuracies so far, seconds of training, and clients that were excluded (NaN) before each evaluation.
     """
 
     def __init__(self, task: ImageProblem, chosen: Program, partition: str, seed: int) -> None:
@@ -234,7 +234,7 @@ class Run:
         self.server = chosen.algorithm.init(params, CLIENTS)
         row = chosen.algorithm.init_client(self.server.params, self.server.model_state)
         self._population = jaxfed.DeviceStore().init(row, CLIENTS)
-        self.facts: Row = {"curve": [], "seconds": 0.0, "excluded": 0}
+        self.facts: Row = {"curve": [], "seconds": 0.0, "excluded": []}
 
     @property
     def state(self) -> dict[str, Any]:
@@ -253,13 +253,13 @@ class Run:
         self.server, self._population, infos = jax.block_until_ready(
             self._program.play(self.server, self._population, self._world, ids, np.int32(count), np.int32(self._seed))
         )
-        seconds = time.perf_counter() - began
-        self.facts["excluded"] += int(np.sum(infos.excluded))
+        seconds, self._excluded = time.perf_counter() - began, int(np.sum(infos.excluded))
         return seconds
 
     def advance_to(self, rounds: int) -> None:
         """Run until after this round, and evaluate."""
         self.facts["seconds"] += self.advance(rounds - int(self.server.round))
+        self.facts["excluded"].append(self._excluded)
         self.facts["curve"].append(float(self._task.evaluate(self.server.params)["accuracy"]))
 
 
@@ -276,6 +276,12 @@ def mean_curve(row: Row) -> np.ndarray:
     return np.mean(row["curves"], axis=0)
 
 
+def of_same_seeds(*rows: Row) -> list[Row]:
+    """Return rows with the first seeds alone, as many as all of them have."""
+    seeds = min(len(row["curves"]) for row in rows)
+    return [{**row, "curves": row["curves"][:seeds]} for row in rows]
+
+
 def rounds_to(row: Row, target: float | None) -> int | None:
     """First evaluated round at which the mean over seeds reaches the target accuracy; None if there is none."""
     reached = [] if target is None else np.flatnonzero(mean_curve(row) >= target)
@@ -286,14 +292,17 @@ def summary(row: Row, fedavg: Row | None) -> Row:
     """Best and last accuracy over seeds, in per cent; rounds to FedAvg's best mean accuracy on this partition."""
     curves = 100 * np.asarray(row["curves"])
     best, last = curves.max(axis=1), curves[:, -1]
-    target = None if fedavg is None else float(mean_curve(fedavg).max())
+    same, target = row, None
+    if fedavg is not None:
+        same, fedavg = of_same_seeds(row, fedavg)
+        target = float(mean_curve(fedavg).max())
     return {
         "best": round(float(best.mean()), 2),
         "best_std": round(float(best.std()), 2),
         "last": round(float(last.mean()), 2),
         "last_std": round(float(last.std()), 2),
         "target": None if target is None else round(100 * target, 2),
-        "rounds_to_target": rounds_to(row, target),
+        "rounds_to_target": rounds_to(same, target),
         "seconds": round(row["seconds"], 2),
         "excluded": row["excluded"],
     }
@@ -301,8 +310,7 @@ def summary(row: Row, fedavg: Row | None) -> Row:
 
 def margin(row: Row, fedavg: Row) -> Row:
     """FedSpeed's best and last accuracy minus FedAvg's, in points: mean and deviation over the seeds of both."""
-    seeds = min(len(each["curves"]) for each in (row, fedavg))
-    ours, theirs = (100 * np.asarray(each["curves"][:seeds]) for each in (row, fedavg))
+    ours, theirs = (100 * np.asarray(each["curves"]) for each in of_same_seeds(row, fedavg))
     best, last = ours.max(axis=1) - theirs.max(axis=1), ours[:, -1] - theirs[:, -1]
     statistics = {"best": best.mean(), "best_std": best.std(), "last": last.mean(), "last_std": last.std()}
     return {name: round(float(number), 2) for name, number in statistics.items()}
@@ -338,6 +346,7 @@ def over_epochs(rows: Mapping[tuple[str, int], Row]) -> Row:
 
 def against_fedavg(row: Row, fedavg: Row) -> Row:
     """Compare FedSpeed with FedAvg: accuracy at equal rounds, and rounds to FedAvg's best mean accuracy."""
+    row, fedavg = of_same_seeds(row, fedavg)
     difference, target = margin(row, fedavg), float(mean_curve(fedavg).max())
     ours, theirs = rounds_to(row, target), rounds_to(fedavg, target)
     return {
@@ -361,7 +370,10 @@ def growth(margins: Sequence[Row]) -> Row:
 def agreement(grid: Mapping[tuple[str, str], Row], partition: str) -> float | None:
     """Spearman's rank correlation of our mean best accuracies with the published ones; None for fewer than three."""
     both = [name for name in PUBLISHED[partition] if (name, partition) in grid]
-    ours = [np.mean(np.max(grid[name, partition]["curves"], axis=1)) for name in both]
-    if len(both) < 3 or len(set(ours)) < 2:
+    if len(both) < 3:
+        return None
+    rows = of_same_seeds(*(grid[name, partition] for name in both))
+    ours = [np.mean(np.max(row["curves"], axis=1)) for row in rows]
+    if len(set(ours)) < 2:
         return None
     return round(float(spearmanr(ours, [PUBLISHED[partition][name] for name in both]).statistic), 3)

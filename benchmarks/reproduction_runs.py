@@ -32,17 +32,16 @@ class Runs:
     Args:
         path: file of finished runs.
         settings: that comparable runs share.
-        minutes: after which no further round is begun; None: no limit.
+        end: when no further round is begun, by `time.perf_counter()`; None: no limit.
     """
 
-    def __init__(self, path: Path, settings: Row, minutes: float | None = None) -> None:
-        self._path, self._settings, self._ledger = path, settings, Ledger(path, settings)
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+    def __init__(self, path: Path, settings: Row, end: float | None = None) -> None:
+        self._path, self._settings, self._end, self._ledger = path, settings, end, Ledger(path, settings)
 
     @property
     def over(self) -> bool:
         """Whether the minutes are over."""
-        return self._end is not None and time.monotonic() >= self._end
+        return self._end is not None and time.perf_counter() >= self._end
 
     def find(self, key: RunKey, evaluated: Sequence[int]) -> Row | None:
         """Return a finished run of these or more rounds, cut to them; None: there is none."""
@@ -52,7 +51,9 @@ class Runs:
             if set(evaluated) <= set(at):
                 share = evaluated[-1] / row["evaluated"][-1]
                 curve = [at[rounds] for rounds in evaluated]
-                return {**row, "evaluated": list(evaluated), "curve": curve, "seconds": share * row["seconds"]}
+                excluded = row["excluded"][: row["evaluated"].index(evaluated[-1]) + 1]
+                cut = {"evaluated": list(evaluated), "curve": curve, "excluded": excluded}
+                return {**row, **cut, "seconds": share * row["seconds"]}
         return None
 
     def finish(self, key: RunKey, task: ImageProblem, program: Program, evaluated: Sequence[int]) -> bool:
@@ -63,10 +64,11 @@ class Runs:
             run.restore(checkpoint.load(folder, run.state), checkpoint.manifest(folder).metadata)
         run.advance(0)
         for rounds in evaluated[len(run.facts["curve"]) :]:
-            if self.over or time.monotonic() > saved + SAVED_EVERY:
+            over = self.over
+            if over or time.monotonic() > saved + SAVED_EVERY:
                 _save(folder, run)
                 saved = time.monotonic()
-            if self.over:
+            if over:
                 return False
             run.advance_to(rounds)
         self._ledger.add({"run": key, "evaluated": list(evaluated), **run.facts})
@@ -76,7 +78,7 @@ class Runs:
     def _folder_of(self, key: RunKey, evaluated: Sequence[int]) -> Path:
         text = json.dumps([self._settings, list(evaluated)], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return self._path.with_suffix("") / f"{'-'.join(map(str, key))}-{digest}"
+        return self._path.with_name(f"{self._path.name}.runs") / f"{'-'.join(map(str, key))}-{digest}"
 
 
 def _save(folder: Path, run: Run) -> None:

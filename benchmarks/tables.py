@@ -243,8 +243,12 @@ def scaling(lines: list[Line]) -> Iterator[Table]:
 def reproduce(lines: list[Line]) -> Iterator[Table]:
     """Best accuracies by partition, then by local epochs, then FedSpeed compared with FedAvg."""
     *cells, last = lines
-    best = lambda line: f"{line['best']:.1f} ± {line['best_std']:.1f}"  # noqa: E731
-    about = "Best test accuracy, %, mean ± deviation over seeds: {seeds}; {images:,} images, {suite}"
+
+    def best(line: Line) -> str:
+        return f"{line['best']:.1f} ± {line['best_std']:.1f}" if line["seeds"] > 1 else f"{line['best']:.1f}"
+
+    seeds = " or ".join(map(str, sorted({line["seeds"] for line in cells}, reverse=True)))
+    about = f"Best test accuracy, %, mean ± deviation over seeds: {seeds}; " + "{images:,} images, {suite}"
     grid = [line for line in cells if line["epochs"] == 5]
     yield pivot(grid, "algorithm", "partition", best, about.format(**cells[0]))
     ladder = [line for line in cells if line["partition"] == cells[-1]["partition"]]

@@ -1,10 +1,12 @@
 """The command line: ``python -m jaxfed run|compare|partition``."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import rich
 import tyro
 
 from jaxfed.checkpoint import CheckpointError
@@ -15,6 +17,8 @@ COMMANDS: dict[str, Callable[..., None]] = {"run": run, "compare": compare, "par
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the installed command ``jaxfed``; exits with 1 after bad input, with 130 after Ctrl-C."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        rich.reconfigure(width=160)  # in a pipe, rich cuts tables to 80 columns
     try:
         with plainly():
             tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jaxfed", args=args)

@@ -1,10 +1,12 @@
 """The command line: ``jaxspec demo | generate | … | train | federate``."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import rich
 import tyro
 
 from jaxfed.checkpoint import CheckpointError
@@ -51,6 +53,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: arguments; default: those of this process, which then keeps compiled programs for the next one.
     """
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        rich.reconfigure(width=160)  # in a pipe, rich cuts tables to 80 columns
     if args is None:
         keep_programs()
     try:

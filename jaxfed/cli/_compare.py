@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import rich
 import tyro
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -28,7 +29,6 @@ from jaxfed.cli._options import (
 )
 from jaxfed.cli._problems import Source, tasks
 from jaxfed.cli._sending import Sending, sampler_of, with_sending
-from jaxfed.cli._tables import show
 from jaxfed.core.checks import check_choice, check_range
 
 ACCURACY, WORST = "unseen_accuracy", "unseen_accuracy/worst_10%"
@@ -117,7 +117,7 @@ def compare(
     if lines:
         picture.parent.mkdir(parents=True, exist_ok=True)
         pictures.comparison(lines, "accuracy on unseen samples", picture, target=outcome["target"])
-    show(_table(outcome, schedule, contest.seeds))
+    rich.print(_table(outcome, schedule, contest.seeds))
     print(f"written: {picture if lines else 'no picture, all diverged'}; histories in {contest.out}")
     if json:
         facts: dict[str, Any] = {}

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import rich
 import tyro
 from rich.table import Table
 
 from jaxfed import data as datasets
 from jaxfed import plot as pictures
 from jaxfed.cli._options import Flag
-from jaxfed.cli._tables import show
 from jaxfed.core.checks import check_choice, check_range
 
 RULES: Mapping[str, Callable[..., list[np.ndarray]]] = {
@@ -87,7 +87,7 @@ def partition(
     parts = _natural(source, rule) if name == "natural" else RULES[name](**arguments(name, rule, source.labels))
     counts = datasets.label_counts(source.labels, parts)
     skew = datasets.skew_of(source.labels, counts)
-    show(_table(f"{name}, {len(source.labels):,} samples of {len(source.classes)} classes", skew))
+    rich.print(_table(f"{name}, {len(source.labels):,} samples of {len(source.classes)} classes", skew))
     if plot:
         pictures.label_distribution(counts, plot, source.classes)
     if out:

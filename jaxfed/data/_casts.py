@@ -71,6 +71,8 @@ def _array(values: Any, what: str) -> np.ndarray:
         return np.asarray(values if single else list(values))
     except ValueError as error:
         raise ValueError(f"{what}: expected samples of one shape; pad or crop them first ({error})") from error
+    except TypeError as error:  # PRNG keys
+        raise ValueError(f"{what}: expected numbers or text, got {getattr(values, 'dtype', values)}") from error
 
 
 def _of_one_kind(values: list[Any], what: str) -> np.ndarray:

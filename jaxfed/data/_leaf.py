@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxfed.data import _casts as casts
+
 Users = dict[str, dict[str, np.ndarray]]
 """User → "x" and "y", arrays [n, ...] each."""
 
@@ -73,7 +75,7 @@ def _arrays(samples: Any, where: str, image_shape: tuple[int, ...] | None) -> di
         if x.size != len(x) * int(np.prod(image_shape)):
             raise ValueError(f"{where}: expected samples of shape {image_shape}, got {x.shape[1:]}")
         x = x.reshape(len(x), *image_shape)
-    return {"x": x, "y": y.astype(np.int32) if y.dtype.kind in "iu" else y}
+    return {"x": x, "y": casts.integer_labels(y, f"{where}, y") if y.dtype.kind in "iu" else y}
 
 
 def _like(samples: dict[str, np.ndarray], first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

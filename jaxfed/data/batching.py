@@ -7,10 +7,11 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxfed.core import keys
-from jaxfed.core.checks import check_range, python_fields, python_number
+from jaxfed.core.checks import check_range, python_fields
 from jaxfed.core.types import Key
 
 
@@ -103,6 +104,8 @@ class Stragglers:
     least: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.batching, OwnSteps):
+            raise ValueError("expected OwnSteps around Stragglers, got it inside; turn them round")
         check_range("share", self.share, least=0.0, most=1.0)
         check_range("least", self.least, least=1, whole=True)
         python_fields(self)
@@ -126,23 +129,25 @@ class Stragglers:
 class OwnSteps:
     """Clients of different speed: client i does at most `most[i]` of its steps in every round; the rest are empty.
 
+    It goes around other batchings, `Stragglers` among them.
+
     Attributes:
         batching: of all clients.
         most: positive integers, one for every client.
 
     Raises:
-        ValueError: no numbers, or one below 1.
+        ValueError: no whole numbers, or one below 1.
     """
 
     batching: Batching
     most: Sequence[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "most", tuple(map(python_number, self.most)))
-        if not self.most:
-            raise ValueError("most: expected a number of steps for every client, got none")
-        for client, number in enumerate(self.most):
-            check_range(f"most[{client}]", number, least=1, whole=True)
+        most = np.asarray(self.most)
+        if most.ndim != 1 or not most.size or most.dtype.kind not in "iu":
+            raise ValueError(f"most: expected a whole number of steps for every client, got {self.most!r}")
+        object.__setattr__(self, "most", tuple(most.tolist()))
+        check_range(f"most[{most.argmin()}]", int(most.min()), least=1, whole=True)
 
     def num_steps(self, longest: int) -> int:
         """Return K of the batching; where the largest of `most` is smaller, that."""
@@ -161,15 +166,11 @@ def own_steps(batching: Batching, clients: Array, num_clients: int) -> Array | N
     Raises:
         ValueError: `OwnSteps` for another number of clients.
     """
-    most = None
-    while (inner := getattr(batching, "batching", None)) is not None:
-        if isinstance(batching, OwnSteps):
-            if len(batching.most) != num_clients:
-                raise ValueError(f"most: expected a number for each of {num_clients} clients, got {len(batching.most)}")
-            here = jnp.asarray(batching.most, jnp.int32)[clients]
-            most = here if most is None else jnp.minimum(most, here)
-        batching = inner
-    return most
+    if not isinstance(batching, OwnSteps):
+        return None
+    if len(batching.most) != num_clients:
+        raise ValueError(f"most: expected a number for each of {num_clients} clients, got {len(batching.most)}")
+    return jnp.asarray(batching.most, jnp.int32)[clients]
 
 
 def _shuffled(key: Key, length: Array, longest: int) -> Array:

@@ -106,8 +106,6 @@ def serve(
     """
     begun, server = (server, server.server) if isinstance(server, RunState) else (None, server)
     check_range("rounds", rounds, least=0, whole=True)
-    if not isinstance(batching, Steps | Epochs):
-        raise ValueError(f"batching: expected jaxfed.Steps or Epochs, which clients are told, got {batching}")
     rounds, plan, num_clients = python_number(rounds), replies.plan or vmap(), int(server.num_clients)
     config = RoundConfig(algorithm, batching, plan, longest=0, seed=python_number(seed))
     draw, finite = _draws(config, sampler, num_clients), _Finite()

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from jaxtyping import Array, PyTree
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
 from jaxfed.layout.sharding import on_device, pinned, put
-from jaxfed.rows._samples import RoundSamples, samples_of
+from jaxfed.rows._samples import RoundSamples, drawn_ahead, samples_of
+from jaxfed.rows._worker import Worker
 from jaxfed.rows.engine import Population, Start
 from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, one_round, placed, row_like
 
@@ -58,10 +59,10 @@ class StagedEngine:
                 "take DeviceStore(), which gives every process its part"
             )
         self._start = start
-        self.server, self.world = placed(start.server, start.world, start.places)
+        self.server, self.world = placed(start.server, start.world, start.places, streams=True)
         self._samples = samples_of(self.world, start)
         self._population = make()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="client-rows")
+        self._worker = Worker("client-rows")
         self._writing: list[Future[None]] = []
         self._next: tuple[int, ClientRow] | None = None
         self._merge = jax.jit(merge)
@@ -87,9 +88,14 @@ class StagedEngine:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(infos))
 
     def _round(self, number: int) -> RoundInfo:
-        ids, following = self._start.draw(number), self._start.draw(number + 1)
+        ids = self._start.draw(number)
         rows = self._rows_of(number, ids)
         self.server, new_rows, info = self._one(self.server, rows, self._samples.of(number), self._put(ids))
+        following = drawn_ahead(self._start.draw, number + 1)
+        if following is None:
+            self._next = None
+            self._writing.append(self._worker.submit(self._write, ids, new_rows))
+            return info
         handed_over = positions(following, ids)
         fetched = self._worker.submit(self._fetch, np.where(handed_over < 0, following, -1))
         self._writing.append(self._worker.submit(self._write, ids, new_rows))
@@ -139,7 +145,7 @@ class StagedEngine:
     def close(self) -> None:
         """See `Engine`."""
         self._samples.close()
-        self._worker.shutdown()
+        self._worker.close()
         self._population.close()
 
 

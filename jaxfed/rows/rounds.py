@@ -23,7 +23,7 @@ from jaxfed.core.types import Batch, Key
 from jaxfed.data.batches import ClientData, draw_indices
 from jaxfed.data.batching import Batching
 from jaxfed.data.flat import flattened
-from jaxfed.data.streams import on_host
+from jaxfed.data.streams import check_resident, on_host
 from jaxfed.layout.sharding import Shardings, put
 
 INDEX = "index of the sample"
@@ -61,10 +61,21 @@ class World(NamedTuple):
     weights: Array | None = None
 
 
-def placed(server: Server, world: World, places: Shardings) -> tuple[Server, World]:
-    """Put what a run begins with on all of its devices, without samples that stay on the host; flat on TPUs."""
-    if on_host(world.data):
+def placed(server: Server, world: World, places: Shardings, *, streams: bool = False) -> tuple[Server, World]:
+    """Put what a run begins with on all of its devices; samples flat where the devices are TPUs.
+
+    Args:
+        server: before the first round.
+        world: what rounds read.
+        places: shardings on the devices.
+        streams: whether the engine reads samples that stay on the host itself; they are left out.
+
+    Raises:
+        ValueError: such samples for another engine.
+    """
+    if streams and on_host(world.data):
         world = world._replace(data=world.data._replace(arrays={}))
+    check_resident(world.data, "a store whose rounds are one program, as DeviceStore's")
     if places.platform == "tpu":
         world = world._replace(data=flattened(world.data))
     return put((server, world), places.everywhere)

@@ -207,14 +207,13 @@ def check_finite(infos: RoundInfo, first: int, draw: Draw) -> None:
 def _store(layout: Layout, begun: RunState | None, data: ClientData) -> Store:
     """Return where rows are kept: beside samples that stay on the host, on the host."""
     store = layout.store or (begun.store if begun else None)
-    if on_host(data):
-        if isinstance(store, DeviceStore):
-            raise ValueError(
-                "expected a store on the host beside streamed samples, whose rounds are one program each, got "
-                "DeviceStore(); take jaxfed.HostStore() or DiskStore(path)"
-            )
-        if layout.plan == "auto":
-            raise ValueError('expected a plan beside streamed samples, got plan="auto"; take jaxfed.vmap() or map()')
+    if on_host(data) and jax.process_count() > 1:
+        raise ValueError(
+            f"expected samples on the devices in a run of {jax.process_count()} processes, got streamed(...) ones; "
+            "pass shared_client_data(...), which gives every process its own clients"
+        )
+    if on_host(data) and layout.plan == "auto":
+        raise ValueError('expected a plan beside streamed samples, got plan="auto"; take jaxfed.vmap() or map()')
     return store or (HostStore() if on_host(data) else DeviceStore())
 
 

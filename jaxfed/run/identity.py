@@ -15,6 +15,7 @@ from jaxfed.core.stateful import evaluate
 from jaxfed.core.types import Key
 from jaxfed.data.batches import ClientData
 from jaxfed.data.batching import Batching
+from jaxfed.data.streams import HostSamples
 from jaxfed.layout import plans
 from jaxfed.run import _fingerprints as fingerprints
 
@@ -28,8 +29,8 @@ TRACED = ("loss function", "first row", "client update", "server update", "aggre
 OF_CLIENT = (MADE_WITH, "learning rates", "loss function", "first row", "client update")
 """Names in the result of `of_client`."""
 
-READ_AT_ONCE = 1 << 16
-"""Samples whose digests are computed together: those of a file need not fit into memory."""
+READ_AT_ONCE = 64 << 20
+"""Bytes of samples on the host whose digests are computed together: they need not fit into memory."""
 
 RATES = (0, *(2**power for power in range(14)))
 """Rounds whose learning rates are compared as numbers."""
@@ -105,9 +106,9 @@ def of_samples(data: ClientData) -> dict[str, str]:
     positions = positions if data.order is None else np.asarray(data.order)[positions]
     digests = {}
     for name, array in data.arrays.items():
-        read = range(0, len(array), READ_AT_ONCE)
-        every = [fingerprints.of_rows(jnp.asarray(array[first : first + READ_AT_ONCE])) for first in read]
-        rows = fingerprints.of_bytes(np.concatenate(every)[positions])
+        parts = array.in_parts(READ_AT_ONCE) if isinstance(array, HostSamples) else [array]
+        hashes = np.concatenate([fingerprints.of_rows(jnp.asarray(part)) for part in parts])
+        rows = fingerprints.of_bytes(hashes[positions])
         digests[f"data {name!r}"] = f"{array.dtype}{list(array.shape[1:])} {rows}"
     return digests
 

@@ -14,7 +14,7 @@ from jaxfed.core.protocol import FederatedAlgorithm, Server
 from jaxfed.core.stateful import AnyLossFn, evaluate
 from jaxfed.core.types import Batch, Key, Params, Scalar
 from jaxfed.data.batches import ClientData
-from jaxfed.data.batching import Epochs, OwnSteps, Steps, Stragglers
+from jaxfed.data.batching import Epochs, OwnSteps, Steps, Stragglers, own_steps
 from jaxfed.layout.plans import Chunked, Sharded
 from jaxfed.rows.rounds import RoundConfig
 
@@ -51,6 +51,7 @@ def examine(config: RoundConfig, server: Server, data: ClientData, rounds: int) 
     check_learning_rates(config.algorithm, int(server.round), rounds)
     loss_fn = config.algorithm.parts and config.algorithm.parts.loss_fn
     batching = config.batching
+    own_steps(batching, jnp.zeros(1, jnp.int32), len(data.lengths))
     while isinstance(batching, Stragglers | OwnSteps):
         batching = batching.batching
     if loss_fn is None or jax.process_count() > 1 or not isinstance(batching, Steps | Epochs):

@@ -134,7 +134,7 @@ class Saver:
                 manifest = checkpoints.manifest(directory, step)
                 self._check(manifest)
                 facts = manifest.metadata
-                like = {**engine.like(facts["rows"]), "history": History.like(facts["history"])}
+                like = {**_like(engine, facts["rows"]), "history": History.like(facts["history"])}
                 snapshot = checkpoints.load(directory, like=like, step=step)
                 engine.restore(snapshot)
             except checkpoints.DamagedError as damage:
@@ -252,3 +252,14 @@ class Interrupt:
         """Raise KeyboardInterrupt if Ctrl-C came since the last check."""
         if self._asked:
             raise KeyboardInterrupt
+
+
+def _like(engine: Saved, facts: Mapping[str, Any]) -> dict[str, PyTree]:
+    """Return what a snapshot of the engine looks like, from the facts that it, or another, has written."""
+    try:
+        return engine.like(facts)
+    except KeyError as missing:
+        raise ValueError(
+            "expected a checkpoint of a run with the same kind of store, got one whose rows are described by "
+            f"{dict(facts)}; pass the store of that run in jaxfed.Layout(store=...)"
+        ) from missing

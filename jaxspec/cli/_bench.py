@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
+import rich
 import tyro
 from rich.table import Table
 
 from jaxspec.cli._methods import WITH_DRAFT, Drafting, Method, load, method_of, two_devices
-from jaxspec.cli._tables import show
 from jaxspec.cli.checks import at_least, check_readable
 from jaxspec.cli.shared import Flag, report
 from jaxspec.devices.sharding import is_shardable
@@ -69,7 +69,7 @@ def bench(
         table.add_column(column, justify="left" if column in ("task", "method") else "right")
     for task, method, speed, ratio, accepted, tokens, identical in rows:
         table.add_row(task, method, f"{speed:.1f}", f"{ratio:.2f}", f"{accepted:.2f}", f"{tokens:,}", str(identical))
-    show(table)
+    rich.print(table)
 
 
 def baselines(target: Model, most: int) -> dict[int, DecodingMethod]:

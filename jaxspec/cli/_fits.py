@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import rich
 import tyro
 from rich.table import Table
 from tqdm import tqdm
 
-from jaxspec.cli._tables import show
 from jaxspec.cli.checks import at_least
 from jaxspec.cli.shared import Flag, report
 
@@ -104,7 +104,7 @@ def fits(
     rows = {name: _row(program, chip) for name, program in programs.items()}
     report(summary | steps | ({"programs": rows} if json else {}), json)
     if not json:
-        show(_table(rows))
+        rich.print(_table(rows))
         print(ESTIMATED)
 
 

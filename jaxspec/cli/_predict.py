@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import rich
 import tyro
 from rich.table import Table
 
-from jaxspec.cli._tables import show
 from jaxspec.cli.checks import at_least
 from jaxspec.cli.shared import Flag, report
 
@@ -115,7 +115,7 @@ def predict(
     every = {"gains": {str(each): gain._asdict() for each, gain in gains.items()}} if json else {}
     report(milliseconds | every, json)
     if not json:
-        show(_table(gains))
+        rich.print(_table(gains))
         print(PREDICTED)
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import rich
 import tyro
 from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, Loaded, load_language_models, two_devices
-from jaxspec.cli._tables import show
 from jaxspec.cli.checks import at_least, check_picture
 from jaxspec.cli.exits import check_exit_file
 from jaxspec.cli.shared import Flag, report, with_tokenizer
@@ -65,7 +65,7 @@ def probe(
     best = proposals(probes, _times(models, text, window, num_candidates), count)[:3] if propose else []
     if json:
         return report({"layers": [row._asdict() for row in probes], "proposals": [p._asdict() for p in best]}, True)
-    show(_table(probes))
+    rich.print(_table(probes))
     for layer, kappa, step in best:
         print(f"proposal: exit {layer} of {count} with κ = {kappa}, {1e3 * step:.2f} ms a step by the cost model")
     print(f"picture in {plot}")

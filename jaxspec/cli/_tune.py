@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import rich
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, load, two_devices
-from jaxspec.cli._tables import show
 from jaxspec.cli._tuned import TUNED, fastest, folder_to_save, write_tuned
 from jaxspec.cli.checks import at_least
 from jaxspec.cli.exits import check_exit_file
@@ -91,7 +91,7 @@ def tune(
         write_tuned(folder, tuned, models.target)
     if json:
         return report(summary(tuned), True)
-    show(_table(tuned))
+    rich.print(_table(tuned))
     if tuned.left_out:
         print(f"{tuned.left_out} prompts left out: their answers are no longer than the largest window.")
     print(tuned)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import rich
 import tyro
 from rich.table import Table
 
 from jaxspec.cli._methods import Continuations, load, two_devices
-from jaxspec.cli._tables import show
 from jaxspec.cli.checks import at_least, check_picture
 from jaxspec.cli.shared import Flag, report
 
@@ -124,7 +124,7 @@ def whatif(
             for number, share in enumerate(shares)
         ]
         return report({"panels": panels, "pair": about, "plot": str(plot)}, True)
-    show(_table(result))
+    rich.print(_table(result))
     if about:
         print(_sentence(about))
     print(f"picture in {plot}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxspec.drafts.records import Branches, BranchSlots, Drafted, chosen
-from jaxspec.models.attention import attend_cache, attend_parts, in_use, softmax_attention, visible, write
+from jaxspec.models.attention import attend_cache, attend_parts, in_use, visible, write
 from jaxspec.models.base import Array, Attend, Cache, Rows
 from jaxspec.models.config import Scores
 
@@ -123,8 +123,8 @@ def attend_scratch(
     def every(queries: Array, rows: Rows, seen: Array, beside: Rows | None) -> Array:
         if beside is None:
             return attend_cache(queries, rows, seen, scores)
-        keys, values = (jnp.concatenate(both, axis=2) for both in zip(rows, beside, strict=True))
-        return softmax_attention(queries, keys, values, seen, scores)
+        parts = [(*rows, seen[:, :, : scratch.capacity]), (*beside, seen[:, :, scratch.capacity :])]
+        return attend_parts(queries, parts, scores)
 
     return in_use(some, every, used, scratch.start, queries, rows, seen, beside)
 

@@ -321,9 +321,10 @@ def _softmax_of_parts(columns: Sequence[Array], values: Sequence[Array], sink: A
     tops = [jnp.max(each, axis=-1, keepdims=True) for each in columns] + ([] if sink is None else [sink])
     most = jax.lax.stop_gradient(reduce(jnp.maximum, tops))
     product = partial(jnp.einsum, "bgxs,bgsh->bgxh", preferred_element_type=jnp.float32)
-    weights = [jnp.exp(each - most).astype(side.dtype) for each, side in zip(columns, values, strict=True)]
-    ones = [jnp.ones((*side.shape[:3], ONES), side.dtype) for side in values]
-    context = reduce(jnp.add, map(product, weights, values))
+    weights = [jnp.exp(each - most) for each in columns]
+    ones = [jnp.ones((*side.shape[:3], ONES), each.dtype) for each, side in zip(weights, values, strict=True)]
+    rounded = [each.astype(side.dtype) for each, side in zip(weights, values, strict=True)]
+    context = reduce(jnp.add, map(product, rounded, values))
     total = reduce(jnp.add, map(product, weights, ones))[..., :1]
     total = total if sink is None else total + jnp.exp(sink - most)
     return (context / total).astype(values[0].dtype)

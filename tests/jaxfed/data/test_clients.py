@@ -54,6 +54,11 @@ def test_hdf5_files_by_writer(tmp_path):
         file["examples/ROMEO/snippets"] = [b"But soft", "what light… ".encode()]
     assert jaxfed.data.read_hdf5(tmp_path / "text.h5")["ROMEO"]["x"].tolist() == ["But soft", "what light… "]
 
+    with h5py.File(tmp_path / "wide.h5", "w") as file:
+        file["examples/a/label"] = np.array([1, 2**40])
+    with pytest.raises(ValueError, match="user 'a', label: expected numbers that int32 holds"):
+        jaxfed.data.read_hdf5(tmp_path / "wide.h5")
+
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(3)
     (tmp_path / "none.h5").write_bytes(b"not hdf5")
@@ -192,8 +197,8 @@ def test_every_client_has_its_own_number_of_steps():
         np.testing.assert_array_equal(index, whole[:, :steps])
         cut = np.arange(steps) < np.array([9, 1, 0, 3, 6])[:, None]
         np.testing.assert_array_equal(mask, full[:, :steps] & cut[..., None])
-    nested = jaxfed.Stragglers(jaxfed.OwnSteps(jaxfed.Steps(6, 4), most), 0.0)
-    assert draw_indices(data, ids, jax.random.key(1), nested, 13)[1].any(2).sum(1).tolist() == [6, 1, 0, 3, 6]
+    with pytest.raises(ValueError, match="OwnSteps around Stragglers"):
+        jaxfed.Stragglers(jaxfed.OwnSteps(jaxfed.Steps(6, 4), most))
 
     algorithm = jaxfed.fednova(problems.loss_fn)
     server = algorithm.init(problem.params, problems.CLIENTS)
@@ -206,9 +211,10 @@ def test_every_client_has_its_own_number_of_steps():
     with pytest.raises(ValueError, match="expected a number for each of 5 clients, got 2"):
         jaxfed.simulate(algorithm, server, data, batching=jaxfed.OwnSteps(jaxfed.Steps(6, 4), [1, 2]), **options)
     with pytest.raises(ValueError, match=r"most\[1\] must be"):
-        jaxfed.OwnSteps(jaxfed.Steps(6, 4), [1, 0])
-    with pytest.raises(ValueError, match="for every client, got none"):
-        jaxfed.OwnSteps(jaxfed.Steps(6, 4), [])
+        jaxfed.OwnSteps(jaxfed.Steps(6, 4), jnp.array([1, 0]))
+    for wrong in ([], [1.5, 2.0], 3):
+        with pytest.raises(ValueError, match="most: expected a whole number of steps for every client"):
+            jaxfed.OwnSteps(jaxfed.Steps(6, 4), wrong)
 
 
 def test_stragglers_in_a_run():
