@@ -5,7 +5,8 @@
 Needs libtpu, and an hour. ``before`` was counted before ``make tpu`` existed, by the same rules (jax 0.10.2);
 those programs are gone, so that these are constants. ``temporary_MB``: memory besides arguments; ``moved_MB``:
 main memory read and written; ``cycles_ms``: the compiler's estimate at 1.5 GHz; ``loops``; ``copied_MB``: by copies
-of 1 MB and more; ``collectives``: how many of each kind; ``sent_MB``: of their results, where it was noted; of a chip.
+of 1 MB and more; ``collectives``: how many of each kind; ``sent_MB``: of their results, and
+``memory_MB``: held at once, where these were noted; all of a chip.
 Shapes: bfloat16, caches of 4,096 rows, window 7; a draft of 28 layers, 8 branches, prompts of 2,048 where it says so;
 FedSpeed rounds of 16 or 64 of 128 clients on 8 chips, 50,000 images, five steps of batches of 50.
 """
@@ -49,12 +50,13 @@ class Before(NamedTuple):
     """What was counted of a program of 0.1.0; None where it was not noted."""
 
     temporary_MB: float | None  # noqa: N815
-    moved_MB: float  # noqa: N815
-    cycles_ms: float
+    moved_MB: float | None  # noqa: N815
+    cycles_ms: float | None
     loops: int | None = None
     copied_MB: float | None = None  # noqa: N815
     collectives: dict[str, int] | None = None
     sent_MB: float | None = None  # noqa: N815
+    memory_MB: float | None = None  # noqa: N815
 
 
 class Step(NamedTuple):
@@ -130,6 +132,7 @@ STEPS: dict[Step, dict[str, Before]] = {
     },
 }
 VARIANTS: dict[Step, dict[str, Before]] = {
+    Step(V5E, (4, 4)): {"prefill": Before(29, 3603, 10, None, None, reduced(63))},
     Step("v5e:4x4", (8, 8), sampled=True): {"whole": Before(28, 1973, 1.83, 2, 0, reduced(66 + 64, **GATHERED))},
     Step("v5e:4x4", (8, 8), int8=True): {"whole": Before(32, 1078, 1.67, 0, 0, reduced(66, **GATHERED))},
     Step("v5e:4x4", (8, 8), window=1): {"whole": Before(27, 1973, 1.51, 0, 0, reduced(66, **GATHERED))},
@@ -140,17 +143,22 @@ VARIANTS: dict[Step, dict[str, Before]] = {
     Step(V5E, (4, 4), branches=64, tracks=4): {"rollout": Before(62, moved(4.0), 11.9, None, 0, reduced(7 * 3))},
 }
 ROUNDS = {
-    ("MLP 3072-512-512-10", 16): Before(1354, moved(3.2), 9.5, None, 1200),
-    ("ResNet-18", 16): Before(3640, moved(202), 384, None, 1200, ROWS_SENT, 1400),
-    ("ResNet-18", 64): Before(11109, moved(1079), 1650, None, 1200, ROWS_SENT, 5800),
+    ("MLP 3072-512-512-10", 16, 8): Before(1354, moved(3.2), 9.5, None, 1200, memory_MB=2110),
+    ("ResNet-18", 16, 8): Before(3640, moved(202), 384, None, 1200, ROWS_SENT, 1400, 4457),
+    ("ResNet-18", 64, 8): Before(11109, moved(1079), 1650, None, 1200, ROWS_SENT, 5800, 9723),
+    ("ResNet-18", 16, 1): Before(None, None, None, collectives={}, memory_MB=17970),
 }
-"""By network and clients of a round; their rows are what was sent."""
+"""By network, clients of a round, and chips; their rows are what was sent. On one chip it did not fit (15,750 MB)."""
 CONVOLUTIONS = {
-    (32, 64): Before(None, 10991, 19.3, collectives={}),
-    (16, 128): Before(None, 3143, 6.9, collectives={}),
-    (8, 256): Before(None, 1420, 3.4, collectives={}),
+    (8, 32, 3, 64, 1): Before(None, 997, 3.1, collectives={}),
+    (8, 32, 64, 64, 1): Before(None, 10991, 19.3, collectives={}),
+    (1, 32, 64, 64, 1): Before(None, 958, 2.5, collectives={}),
+    (8, 32, 64, 128, 2): Before(None, 6141, 9.4, collectives={}),
+    (8, 16, 128, 128, 1): Before(None, 3143, 6.9, collectives={}),
+    (8, 16, 128, 256, 2): Before(None, 1351, 3.1, collectives={}),
+    (8, 8, 256, 256, 1): Before(None, 1420, 3.4, collectives={}),
 }
-"""Side and channels of a layer with its gradients, a kernel for each of 8 clients, batches of 50."""
+"""Clients, each with a kernel of its own, side, channels, features and stride of a layer with its gradients."""
 
 
 def steps(table: dict[Step, dict[str, Before]] = STEPS) -> Iterator[dict[str, Any]]:
@@ -193,12 +201,12 @@ def policy(step: Step, names: set[str]) -> candidates.Policy:
 def rounds() -> Iterator[dict[str, Any]]:
     """Yield a line for every federated round."""
     shape = jax.ShapeDtypeStruct
-    places = Shardings.of(jax.sharding.Mesh(topology(V5E), ("clients",)))
     networks = {
         "MLP 3072-512-512-10": lambda: jaxfed.models.MLP((3072, 512, 512, 10), rngs=nnx.Rngs(0)),
         "ResNet-18": lambda: jaxfed.models.ResNet18(rngs=nnx.Rngs(0)),
     }
-    for (name, cohort), before in ROUNDS.items():
+    for (name, cohort, chips), before in ROUNDS.items():
+        places = Shardings.of(jax.sharding.Mesh(topology(V5E)[:chips], ("clients",)))
         params, apply = jaxfed.models.functional(networks[name]())
 
         def scaled(params: Any, x: jax.Array, apply: Any = apply, flat: bool = name.startswith("MLP")) -> jax.Array:
@@ -220,28 +228,32 @@ def rounds() -> Iterator[dict[str, Any]]:
         ids = shapes_on(shape((1, cohort), jnp.int32), places.spread_later)
         program = block(config, store, places)
         made = compiled_program(program, server, shapes_on(rows, places.spread), world, ids, count)[1]
-        yield line({"program": f"round of {name}, {cohort} clients", "chips": 8, "batch": 50}, before, made)
+        yield line({"program": f"round of {name}, {cohort} clients", "chips": chips, "batch": 50}, before, made)
 
 
 def convolutions() -> Iterator[dict[str, Any]]:
     """Yield a line for every convolution."""
     place = jax.sharding.SingleDeviceSharding(topology("v5e:1x1")[0])
-    for (side, channels), before in CONVOLUTIONS.items():
-        sizes = (8, 3, 3, channels, channels), (8, 50, side, side, channels)
+    names = ("NHWC", "HWIO", "NHWC")
+    for (clients, side, channels, features, stride), before in CONVOLUTIONS.items():
+        sizes = (clients, 3, 3, channels, features), (clients, 50, side, side, channels)
         kernel, x = (shapes_on(jax.ShapeDtypeStruct(each, jnp.float32), place) for each in sizes)
 
-        def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
-            made = conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            return jnp.sum(made**2)
+        def loss(kernel: jax.Array, x: jax.Array, stride: int = stride) -> jax.Array:
+            made = conv_general_dilated(x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=names)
+            return jnp.sum(jnp.sin(made))
 
         made = compiled_program(jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1)))), kernel, x)[1]
-        yield line({"program": f"convolution {side}×{side}×{channels}", "chips": 1, "batch": 50}, before, made)
+        about = f"convolution {side}×{side}×{channels} to {features}, stride {stride}, {clients} kernels"
+        yield line({"program": about, "chips": 1, "batch": 50}, before, made)
 
 
 def line(about: dict[str, Any], before: Before, made: CompiledProgram) -> dict[str, Any]:
     """Return both sides."""
-    now = row(made, chip_of(V5E)) | {"sent_MB": None if before.sent_MB is None else sent(made)}
-    return {**about, "before": before._asdict(), "now": {name: now[name] for name in Before._fields}}
+    now = row(made, chip_of(V5E)) | {"sent_MB": sent(made), "memory_MB": round(made.memory / 1e6)}
+    told = {name: now[name] for name in Before._fields}
+    told |= {name: None for name in ("sent_MB", "memory_MB") if getattr(before, name) is None}
+    return {**about, "before": before._asdict(), "now": told}
 
 
 def sent(made: CompiledProgram) -> float:

@@ -30,7 +30,8 @@ def table(lines: list[Row]) -> Table:
             shown.add_section()
         to = "never" if row["rounds_to_target"] is None else f"{row['rounds_to_target']}"
         target = "–" if row["target"] is None else f"{to} ({row['target']:.2f})"
-        accuracies = [f"{row[name]:.2f} ± {row[f'{name}_std']:.2f}" for name in ("best", "last")]
+        spread = {name: f" ± {row[f'{name}_std']:.2f}" if row["seeds"] > 1 else "" for name in ("best", "last")}
+        accuracies = [f"{row[name]:.2f}{spread[name]}" for name in ("best", "last")]
         partition = "iid" if row["partition"] == "iid" else f"Dirichlet {row['partition']}"
         heads = [partition, str(row["epochs"]), str(row["rounds"])] if group != before else [""] * 3
         shown.add_row(*heads, row["algorithm"], *accuracies, target, f"{row['seconds']:.1f}")

@@ -358,9 +358,9 @@ def compiled_since(lines: list[Line]) -> Iterator[Table]:
     def change(line: Line, name: str) -> str:
         before, now = line["before"][name], line["now"][name]
         shown = messages if name == "collectives" else number
-        return f"{'–' if before is None else shown(before)} → {shown(now)}"
+        return "–" if now is None else f"{'–' if before is None else shown(before)} → {shown(now)}"
 
-    names = "temporary_MB", "moved_MB", "cycles_ms", "loops", "copied_MB", "collectives", "sent_MB"
+    names = "temporary_MB", "moved_MB", "cycles_ms", "loops", "copied_MB", "collectives", "sent_MB", "memory_MB"
     rows = [
         [line["program"], str(line["chips"]), str(line["batch"]), str(line.get("prompt", "–")),
          *(change(line, name) for name in names)]
@@ -368,7 +368,7 @@ def compiled_since(lines: list[Line]) -> Iterator[Table]:
     ]  # fmt: skip
     head = (
         "program", "chips", "batch", "prompt", "temporary MB", "moved MB", "cycles ms", "loops", "copied MB",
-        "messages", "sent MB",
+        "messages", "sent MB", "held MB",
     )  # fmt: skip
     yield Table(head, rows)
 
