@@ -12,7 +12,7 @@ from jaxfed.core.types import Batch
 from jaxfed.data.flat import flattened
 from jaxfed.data.streams import on_host
 from jaxfed.layout.sharding import on_device, pinned, put
-from jaxfed.rows._worker import Worker
+from jaxfed.rows._background import BackgroundThread
 from jaxfed.rows.engine import Draw, Start
 from jaxfed.rows.rounds import INDEX, RoundConfig, World, drawn
 
@@ -47,7 +47,7 @@ class Streamed:
     def __init__(self, world: World, start: Start) -> None:
         self._world, self._start, self._arrays = world, start, start.world.data.arrays
         self._lengths = np.sort(np.asarray(start.world.data.lengths))
-        self._worker = Worker("client-samples")
+        self._worker = BackgroundThread("client-samples")
         self._next: tuple[int, Future[RoundSamples]] | None = None
         self._draw: Callable[..., Batch]
 

@@ -14,8 +14,8 @@ from jaxtyping import Array, PyTree
 from jaxfed.core import tree
 from jaxfed.core.protocol import ClientRow, RoundInfo, Server
 from jaxfed.layout.sharding import on_device, pinned, put
+from jaxfed.rows._background import BackgroundThread
 from jaxfed.rows._samples import RoundSamples, drawn_ahead, samples_of
-from jaxfed.rows._worker import Worker
 from jaxfed.rows.engine import Population, Start
 from jaxfed.rows.rounds import PROGRAMS_KEPT, RoundConfig, one_round, placed, row_like
 
@@ -62,7 +62,7 @@ class StagedEngine:
         self.server, self.world = placed(start.server, start.world, start.places, streams=True)
         self._samples = samples_of(self.world, start)
         self._population = make()
-        self._worker = Worker("client-rows")
+        self._worker = BackgroundThread("client-rows")
         self._writing: list[Future[None]] = []
         self._next: tuple[int, ClientRow] | None = None
         self._merge = jax.jit(merge)

@@ -137,14 +137,14 @@ def test_a_reproduction_that_was_interrupted_goes_on_and_ends_the_same(toy_image
     monkeypatch.setattr(reproduction_runs.Runs, "over", property(lambda runs: next(left)))
     reproduce.main(scope, pieces)
     assert len(json.loads(capsys.readouterr().out)["left"]) == 6
-    (kept,) = (toy_images / "pieces").iterdir()
+    (kept,) = (toy_images / "pieces.jsonl.runs").iterdir()
     assert kept.name.startswith("fedavg-0.1-5-0-")
     monkeypatch.setattr(reproduction_runs.Runs, "over", property(lambda runs: False))
     reproduce.main(scope, pieces)
     *found, _ = map(json.loads, capsys.readouterr().out.splitlines())
     assert [row["best"] for row in found] == [row["best"] for row in whole]
     assert [row["last"] for row in found] == [row["last"] for row in whole]
-    assert not list((toy_images / "pieces").iterdir())
+    assert not list((toy_images / "pieces.jsonl.runs").iterdir())
 
 
 @pytest.mark.slow

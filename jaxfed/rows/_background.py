@@ -10,7 +10,7 @@ import numpy as np
 T = TypeVar("T")
 
 
-class Worker:
+class BackgroundThread:
     """One thread that does one job after the other, with the precision of the thread that made it.
 
     `jax.enable_x64` as a context holds for one thread: without it here, another would round float64 silently.
