@@ -40,7 +40,7 @@ TOY = {
     "04_real_model": (
         {"FOLDER": str(SMOLLM2), "QUESTIONS": 8, "TEST_QUESTIONS": 1, "NEW_TOKENS": 9}
         | {"MINUTES": 1e-3, "VOCABULARY": 256, "WINDOWS": (2,)}
-        | {"ROLES": 4, "ROUNDS": 1, "TOKENS": 8, "ALGORITHMS": ("fedavg",)},
+        | {"ROLES": 4, "ROUNDS": 1, "TOKENS": 8, "ALGORITHMS": {"fedavg": {"client_learning_rate": 0.3}}},
         2,
     ),
 }
