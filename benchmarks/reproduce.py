@@ -115,7 +115,8 @@ class Options:
     Attributes:
         data: folder with the four idx files of Fashion-MNIST, by default $JAXFED_FASHION_MNIST; or with CIFAR-10.
         device: cpu, gpu or tpu, to be refused on another; default: what is there.
-        precision: float32, tensorfloat32 (its products, on a GPU), or bfloat16 over parameters in float32.
+        precision: of products, default (the device's own), float32 or tensorfloat32; or bfloat16 over parameters in
+            float32.
         minutes: total time; determines the number of rounds.
         rounds: number of rounds, instead of what fits into the minutes. Default for ResNet-18: 1,000.
         pause_after: minutes after which no further rounds are begun; the same command goes on.
@@ -128,7 +129,7 @@ class Options:
 
     data: Path | None = None
     device: str | None = None
-    precision: str = "float32"
+    precision: str = "default"
     minutes: float = 18.0
     rounds: int | None = None
     pause_after: float | None = None
@@ -139,7 +140,7 @@ class Options:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, ("float32", "tensorfloat32", "bfloat16"))
+        check_choice("precision", self.precision, ("default", "float32", "tensorfloat32", "bfloat16"))
         if self.device is not None and self.device != jax.default_backend():
             raise ValueError(f"expected a {self.device}, got {jax.default_backend()}; leave out --device to run here")
 
@@ -182,7 +183,7 @@ class Bench:
             "evaluate_every": self.options.evaluate_every,
             "hyperparameters": {**reproduction.SHARED, **OWN},
             "device": jax.default_backend(),
-            **({} if self.options.precision == "float32" else {"precision": self.options.precision}),
+            **({} if self.options.precision == "default" else {"precision": self.options.precision}),
             **card(),
         }
 
