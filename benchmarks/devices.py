@@ -3,7 +3,8 @@
 Every mesh has one core, without Eigen threads. Programs of all steps are timed alone and replayed with a clock for each
 mesh (``jaxspec.analysis.clocks``): ``clock`` "independent" is what devices of this speed would do that share nothing.
 "measured" is what these two cores do, which share memory, caches and the host's thread. Models as in mirror.py. The
-setting of a method, windows of 3, 5 and 7 and some budgets, is that of its best replay; then all take turns.
+setting of a method, windows of 3, 5 and 7 and some budgets, is that of its best replay; then all take turns. Hybrid
+also is one of its two sides alone, where that replays faster.
 
 ``ratio_to_same_placement``: over vanilla speculative decoding with target and draft on a device each ("none").
 ``ratio_to_all_devices``: over vanilla speculative decoding on both cores ("speculative"), on two devices or by Eigen
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pictures
 from matplotlib.figure import Figure
@@ -28,21 +29,49 @@ from jaxspec.analysis import cost
 from jaxspec.analysis.clocks import replayed
 from jaxspec.analysis.cost import StepTiming
 from jaxspec.cli._bench_methods import BenchSetting, Measurement, Prompts, Worker, measure_batches, step_timings
-from jaxspec.cli._methods import policy_named
-from jaxspec.methods import DecodeSpec
+from jaxspec.methods import DecodeSpec, candidates
+from jaxspec.methods.candidates import Policy
 
 #: Windows that are tried.
 TRIED = (3, 5, 7)
-#: Methods with a device for each model, and budgets; the first is what the others are compared with.
-PLACED = {"none": (0,), "pearl": (1,), "saguaro": (4, 8), "ahead": (4, 8), "mirror": (2, 4, 8), "hybrid": (1, 2, 4)}
+#: Methods with a device for each model, and their policies; the first is what the others are compared with.
+PLACED: dict[str, tuple[Policy, ...]] = {
+    "none": (candidates.none(),),
+    "pearl": (candidates.pearl(),),
+    "saguaro": tuple(map(candidates.saguaro, (4, 8))),
+    "ahead": tuple(map(candidates.ahead, (4, 8))),
+    "mirror": tuple(map(candidates.mirror, (2, 4, 8))),
+    "hybrid": tuple(candidates.hybrid(*both) for both in ((1, 4), (2, 2), (4, 4))),
+}
+#: Sides that a hybrid is made of.
+SIDES = ("ahead", "mirror")
 TITLES = {"independent": "devices that share nothing: replayed", "measured": "two cores of one memory: measured"}
 
 
-def best_apart(worker: Worker, name: str, case: Case, batches: list[Prompts], new: int) -> BenchSetting:
+class Tried(NamedTuple):
+    """A setting, and tokens a second of its replay."""
+
+    setting: BenchSetting
+    tokens_per_second: float
+
+
+def best_apart(worker: Worker, name: str, case: Case, batches: list[Prompts], new: int) -> Tried:
     """Return a method's best setting on independent clocks."""
-    specs = [DecodeSpec(window, policy_named(name, budget), KAPPA) for budget in PLACED[name] for window in TRIED]
+    specs = [DecodeSpec(window, policy, KAPPA) for policy in PLACED[name] for window in TRIED]
     tried = [BenchSetting(spec, eigen_threads=False, growth=case.growth) for spec in specs]
-    return max(tried, key=lambda one: replayed(worker.run(step_timings, one, batches, new)).tokens_per_second)
+    replays = [Tried(one, replayed(worker.run(step_timings, one, batches, new)).tokens_per_second) for one in tried]
+    return max(replays, key=lambda one: one.tokens_per_second)
+
+
+def all_apart(worker: Worker, case: Case, batches: list[Prompts], new: int, show: Any) -> dict[str, BenchSetting]:
+    """Return the best setting of every method with a device for each model."""
+    found: dict[str, Tried] = {}
+    for name in PLACED:
+        show(name)
+        found[name] = best_apart(worker, name, case, batches, new)
+    both = [found[name] for name in ("hybrid", *SIDES)]
+    found["hybrid"] = max(both, key=lambda one: one.tokens_per_second)
+    return {name: one.setting for name, one in found.items()}
 
 
 def best_on_all(workers: dict[bool, Worker], case: Case, batches: list[Prompts], new: int) -> BenchSetting:
@@ -67,9 +96,7 @@ def rows(pair: zoo.Pair, case: Case, batch: int, options: Any, show: Any) -> Ite
     with Worker("shakespeare", True) as threaded, Worker("shakespeare", False) as single:
         workers = {True: threaded, False: single}
         settings = {"autoregressive": BenchSetting(eigen_threads=False, growth=case.growth)}
-        for name in PLACED:
-            show(name)
-            settings[name] = best_apart(single, name, case, batches[:1], new)
+        settings |= all_apart(single, case, batches[:1], new, show)
         show("speculative")
         settings["speculative"] = best_on_all(workers, case, batches[:1], new)
         show("all in turns")

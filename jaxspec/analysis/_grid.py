@@ -77,7 +77,7 @@ class Grid:
             limits = dict.fromkeys(r if r and r < every else None for r in self.budgets)
             if every > MANY_BRANCHES:
                 limits.pop(None, None)
-            policies = {f"mirror({r or 'all'})": candidates.mirror(r) for r in limits}
+            policies = {f"mirror({r or 'all'})": candidates.mirror(r, num_candidates=most) for r in limits}
             policies |= {f"hybrid({r}, {r})": candidates.hybrid(r, r, num_candidates=most) for r in few}
             specs += [
                 DecodeSpec(window, policy, kappa, layer, label=name)

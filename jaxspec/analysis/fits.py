@@ -110,12 +110,13 @@ def compile_step(
 
 def _compile_draft(side: DraftSide, params: Params, step: StepShapes, tracing: Tracing) -> None:
     """Compile what the draft does between two verdicts."""
-    (rows, standing), crossing, rolled = step.draft, step.crossing, None
+    (rows, standing), crossing, ahead, rolled = step.draft, step.crossing, None, None
     message, early, verdict, late = tracing.on_draft(crossing[:4])
-    if side.policy.ahead is not None:
-        rolled, rows = tracing.run("ahead", draft_ahead, side, params, rows, standing)
+    if side.policy.uses_own:
+        ahead, rows = tracing.run("ahead", draft_ahead, side, params, rows, standing)
+        rolled = ahead.rolled
     if side.policy.exit is not None:
-        rolled, rows = tracing.run("rollout", draft_rollout, side, params, rows, standing, rolled, message, early)
+        rolled, rows = tracing.run("rollout", draft_rollout, side, params, rows, standing, ahead, message, early)
     tracing.run("select", draft_select, side, params, rows, standing, rolled, verdict, (early, late))
 
 

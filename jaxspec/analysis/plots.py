@@ -27,7 +27,13 @@ COLOURS = {
 }
 
 
-def timeline(spans: Sequence[Span], path: str | Path | None = None, first_step: int = 2, num_steps: int = 4) -> Figure:
+def timeline(
+    spans: Sequence[Span],
+    path: str | Path | None = None,
+    first_step: int = 2,
+    num_steps: int = 4,
+    title: str = "Mirror-SD on two meshes",
+) -> Figure:
     """Draw the programs of target and draft over some steps, with messages and verdicts as arrows."""
     shown = [s for s in spans if first_step <= s.step < first_step + num_steps]
     origin, lanes = min(s.start for s in shown), {"draft": 0, "target": 1}
@@ -50,7 +56,7 @@ def timeline(spans: Sequence[Span], path: str | Path | None = None, first_step: 
     _rendezvous(axes, shown, origin, ("prefix",), "#2a7f3f", "message (exit → draft)")
     _rendezvous(axes, shown, origin, VERDICT, "#9b2335", "verdict (target → draft)")
     axes.set_yticks(list(lanes.values()), list(lanes))
-    axes.set(xlabel="milliseconds", title=f"Mirror-SD: {num_steps} steps on two meshes", ylim=(-0.5, 1.5))
+    axes.set(xlabel="milliseconds", title=f"{title}: {num_steps} steps", ylim=(-0.5, 1.5))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
     return _saved(figure, path)

@@ -269,7 +269,7 @@ def hits(
     """
     if policy.exit is not None and exit_layer not in recording.exits:
         raise ValueError(f"expected an exit out of {tuple(recording.exits)}, got {exit_layer}")
-    own = _windows(recording.draft, steps.positions, policy.num_candidates) if policy.ahead else None
+    own = _windows(recording.draft, steps.positions, policy.num_candidates) if policy.uses_own else None
     sent = _windows(recording.exits[exit_layer], steps.positions, num_candidates) if policy.exit else None  # type: ignore[index]
     accepted, next_token = steps.accepted.astype(np.int32), steps.next_token.astype(np.int32)
     return np.asarray(_hits(policy, own, sent, accepted, next_token))
@@ -292,13 +292,21 @@ def _hits(
     policy: Policy, own: SideMessages | None, sent: SideMessages | None, accepted: Array, next_token: Array
 ) -> Array:
     """Return whether the outcome is a root: [n]. Rankings are called as in a step of ``jaxspec.mirror``."""
+    drafts, exits = (None if side is None else _joined(side) for side in (own, sent))
+    if policy.merge is not None and drafts is not None and exits is not None:
+        exits = policy.merge(exits, drafts)
     earlier, hit = None, jnp.zeros(accepted.shape, bool)
-    for ranking, messages in ((policy.ahead, own), (policy.exit, sent)):
-        if ranking is None or messages is None:
+    for ranking, message in ((policy.ahead, drafts), (policy.exit, exits)):
+        if ranking is None or message is None:
             continue
-        count = jnp.full_like(accepted, messages.masked.tokens.shape[1])
-        roots = ranking(join(messages.masked, messages.unmasked, count), earlier)
+        roots = ranking(message, earlier)
         earlier = roots if earlier is None else earlier
         is_root = (roots.accepted == accepted[:, None]) & (roots.tokens == next_token[:, None])
         hit |= jnp.any(is_root, axis=1)
     return hit
+
+
+def _joined(side: SideMessages) -> Message:
+    """Return the message of every step, behind its whole window the unmasked one."""
+    steps, window, _ = side.masked.tokens.shape
+    return join(side.masked, side.unmasked, jnp.full(steps, window))

@@ -51,8 +51,9 @@ class BenchSetting:
 
     def __str__(self) -> str:
         window, policy = self.spec.window, self.spec.policy
-        budget = policy and getattr(policy.exit or policy.ahead, "budget", None)
-        parts = [f"window {window}"] * (window > 0) + [f"{budget} branches"] * bool(budget)
+        sides = (policy.ahead, policy.exit) if policy else ()
+        budgets = [str(budget) for budget in (getattr(side, "budget", None) for side in sides) if budget]
+        parts = [f"window {window}"] * (window > 0) + [f"{' + '.join(budgets)} branches"] * bool(budgets)
         parts += [f"{self.streams} streams"] * (self.streams > 0)
         devices = "2 meshes" if policy else f"{self.devices} device{'s' * (self.devices > 1)}"
         return ", ".join([*parts, devices, f"threads {'on' if self.eigen_threads else 'off'}"])

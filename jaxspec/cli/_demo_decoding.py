@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from jaxspec.analysis.clocks import replayed
+from jaxspec.analysis.clocks import Replayed, replayed
 from jaxspec.cli._bench_methods import (
     BenchSetting,
     Measurement,
@@ -41,7 +41,7 @@ class DecodingSettings:
     new_tokens: int = 128
     rounds: int = 5
     windows: tuple[int, ...] = tuple(range(1, 9))
-    mirror: tuple[tuple[int, int], ...] = ((7, 4), (7, 8))
+    mirror: tuple[tuple[int, int], ...] = ((5, 4), (5, 8), (7, 4), (7, 8))
     num_candidates: int = 4
 
 
@@ -63,7 +63,7 @@ class Decoded:
         identical: whether all tokens agree.
         tokens_compared: of one method.
         spans: of Mirror-SD.
-        independent: tokens a second on devices that share nothing, of the methods with a mesh for each model.
+        independent: of the methods with a mesh for each model, on devices that share nothing.
     """
 
     settings: dict[str, BenchSetting]
@@ -71,7 +71,7 @@ class Decoded:
     identical: bool
     tokens_compared: int
     spans: list[Span]
-    independent: dict[str, float]
+    independent: dict[str, Replayed]
 
 
 #: Vanilla speculative decoding with a mesh for each model, what the paper compares with; "speculative" has all devices.
@@ -86,7 +86,7 @@ def decode(
     with Worker(pair, True) as threaded, Worker(pair, False) as single:
         workers = {True: threaded, False: single}
         with phase(seconds, "choose_settings"):
-            best = _choose(workers, settings, prompts[:1], progress)
+            best, apart = _choose(workers, settings, prompts[:1], progress)
         with phase(seconds, "decode"):
             runs: dict[str, list[Measurement]] = {name: [] for name in best}
             for _ in tqdm(range(settings.rounds), "measure", disable=not progress):
@@ -94,29 +94,28 @@ def decode(
                     runs[name].append(workers[setting.eigen_threads].run(measure, setting, prompts, new))
             mirrored = best["mirror"]
             spans = workers[mirrored.eigen_threads].run(timeline, mirrored, prompts, new)
-            apart = {name: _independent(single, best[name], prompts, new) for name in (SAME_PLACEMENT, "mirror")}
+            independent = {name: _independent(single, tried, prompts, new) for name, tried in apart.items()}
     median = {name: sorted(many, key=lambda m: m.seconds)[len(many) // 2] for name, many in runs.items()}
     everything = [m.tokens for many in runs.values() for m in many]
     identical = all(tokens == everything[0] for tokens in everything)
-    return Decoded(best, median, identical, sum(map(len, everything[0])), spans, apart)
+    return Decoded(best, median, identical, sum(map(len, everything[0])), spans, independent)
 
 
-def _independent(worker: Worker, setting: BenchSetting, prompts: list[list[int]], new: int) -> float:
-    """Return tokens a second on devices that share nothing: one core each, programs timed alone and replayed.
-
-    The setting is the one that is best on the shared cores.
-    """
-    alone = replace(setting, eigen_threads=False)
-    return replayed(worker.run(step_timings, alone, [[each] for each in prompts[:2]], new)).tokens_per_second
+def _independent(worker: Worker, tried: list[BenchSetting], prompts: list[list[int]], new: int) -> Replayed:
+    """Return the fastest setting's steps on devices that share nothing: one core each, programs timed alone."""
+    batches = [[each] for each in prompts[:2]]
+    replays = [replayed(worker.run(step_timings, setting, batches, new)) for setting in tried]
+    return max(replays, key=lambda one: one.tokens_per_second)
 
 
 def _choose(
     workers: dict[bool, Worker], settings: DecodingSettings, prompts: list[list[int]], progress: bool
-) -> dict[str, BenchSetting]:
-    """Return each method's best setting on a prompt: first all without Eigen threads, then the winner also with them.
+) -> tuple[dict[str, BenchSetting], dict[str, list[BenchSetting]]]:
+    """Return each method's best setting on a prompt, and what was tried with a mesh for each model.
 
-    Plain decoding tries all combinations of devices and threads, speculative decoding at its best window. On two meshes
-    vanilla speculative decoding has that window, or Mirror-SD's.
+    All are tried without Eigen threads, the winner also with them. Plain decoding tries all combinations of devices and
+    threads, speculative decoding at its best window. On two meshes vanilla speculative decoding has that window, or
+    Mirror-SD's.
     """
     s, new = settings, settings.new_tokens
     plain = [BenchSetting(DecodeSpec(), devices, threads) for devices in (1, 2) for threads in (True, False)]
@@ -140,7 +139,8 @@ def _choose(
     ]
     _warm(workers, rest, prompts, new, progress)
     chosen = {name: best_of(workers, many, prompts, new) for name, many in both.items()}
-    return {name: chosen[name] for name in ("autoregressive", "speculative", SAME_PLACEMENT, "mirror")}
+    best = {name: chosen[name] for name in ("autoregressive", "speculative", SAME_PLACEMENT, "mirror")}
+    return best, {SAME_PLACEMENT: apart, "mirror": choices["mirror"]}
 
 
 def _warm(

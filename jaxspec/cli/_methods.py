@@ -39,7 +39,7 @@ POLICIES: dict[str, Callable[[int, int], Policy]] = {
     "pearl": lambda budget, own: candidates.pearl(),
     "saguaro": lambda budget, own: candidates.saguaro(budget, num_candidates=own),
     "ahead": lambda budget, own: candidates.ahead(budget, num_candidates=own),
-    "mirror": lambda budget, own: candidates.mirror(budget),
+    "mirror": lambda budget, own: candidates.mirror(budget, num_candidates=own),
     "hybrid": lambda budget, own: candidates.hybrid(budget, budget, num_candidates=own),
 }
 
@@ -85,8 +85,8 @@ class Drafting:
         num_candidates: tokens that the exit sends for each position (κ), for mirror. Default: 4.
         policy: what the draft rolls out ahead, for mirror, which is the default.
         budget: branches that it rolls out (R); with hybrid, as many for each side. Default: 4.
-        draft_candidates: tokens that the draft itself lists for each position, for saguaro, ahead and hybrid. Default:
-            8.
+        draft_candidates: tokens that the draft itself lists for each position, for saguaro, ahead, mirror and hybrid.
+            Default: 8.
         exit_layer: layers before the exit; default: the pair's own, that of a trained exit, else half of the target's.
         exit: exits that train lens wrote; default: those in the target's folder, if there are any.
         streams: lookahead streams of the draft; default: none for an embedded pair, all for a draft in a file.

@@ -123,7 +123,7 @@ def settings_of(spec: Any) -> dict[str, Any]:
     found["policy"] = name
     if name not in ("none", "pearl"):
         found["budget"] = ranking.budget or (spec.window + 1) * spec.num_candidates
-    if policy.ahead is not None:
+    if policy.uses_own:
         found["draft_candidates"] = policy.num_candidates
     if policy.exit is not None:
         found |= {"num_candidates": spec.num_candidates, "exit_layer": spec.exit_layer}

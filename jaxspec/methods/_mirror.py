@@ -103,7 +103,7 @@ def mirror(
     check_processes(where.target, where.draft)
     check_meshes(where.target, where.draft)
     check_fallback(made.drafter, fallback)
-    if policy.ahead is not None:
+    if policy.uses_own:
         kappa = check_candidates(target, policy.num_candidates, "num_candidates of the policy")
         policy = replace(policy, num_candidates=kappa)
     network, target_params, _, target_shared = put_model(target, where.target)
@@ -181,7 +181,7 @@ def _programs(sides: tuple[Target, DraftSide], parts: Placed, exit_layer: int, w
 def _step(
     programs: Programs, exit_layer: int, policy: Policy, channel: Channel, where: Placement
 ) -> Callable[..., tuple[MirrorState, StepInfo]]:
-    ahead, exits = policy.ahead is not None, policy.exit is not None
+    exits = policy.exit is not None
     target_here, draft_here = is_local(where.target), is_local(where.draft)
     local = target_here and draft_here
     # A copy to another platform waits for its program here, and would delay the suffix. Between processes the
@@ -191,16 +191,17 @@ def _step(
     def step(state: MirrorState, watch: Watch = unwatched) -> tuple[MirrorState, StepInfo]:
         (cache, progress), (rows, standing), (window, probabilities) = state
         watch = watch if local else only_local(watch)
-        rolled, early = None, None
+        rolled, ahead, early = None, None, None
         if exits:
             half, lower, *message = programs.prefix(cache[:exit_layer], progress, window)
             watch("target", "prefix", message[0])
         else:
             cache, progress, verdict, packed, features = programs.whole(cache, progress, window, probabilities)
             watch("target", "whole", packed)
-        if ahead:
-            rolled, rows = programs.ahead(rows, standing)
-            watch("draft", "ahead", rolled)
+        if policy.uses_own:
+            ahead, rows = programs.ahead(rows, standing)
+            rolled = ahead.rolled
+            watch("draft", "ahead", ahead)
         if exits:
             sent = message[0]
             message = message if late else channel.to_draft(message)[0]
@@ -210,7 +211,7 @@ def _step(
             received, early = channel.to_draft(message)[0] if late else message
             watch("target", "suffix", packed)
             cache = (*lower, *upper)
-            rolled, rows = programs.rollout(rows, standing, rolled, received, early)
+            rolled, rows = programs.rollout(rows, standing, ahead, received, early)
             watch("draft", "rollout", rolled)
         (verdict, features), packed = channel.to_draft((verdict, features), packed)
         if not target_here:

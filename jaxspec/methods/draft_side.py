@@ -83,7 +83,7 @@ class DraftSide(NamedTuple):
     @property
     def own_candidates(self) -> int:
         """κ of the draft's own message, 0 where the policy does not use it."""
-        return self.policy.num_candidates if self.policy.ahead else 0
+        return self.policy.num_candidates if self.policy.uses_own else 0
 
     def proposer(self, standing: Standing, seen: Seen) -> Proposer:
         """Return how tokens are drawn after ``seen``."""
@@ -115,17 +115,26 @@ class Rolled(NamedTuple):
     branches: Branches
 
 
+class Ahead(NamedTuple):
+    """What the draft's side knows before the exit's message: its own message, and branches that it rolled out."""
+
+    own: Message
+    rolled: Rolled | None
+
+
 @partial(jax.jit, static_argnames="side", donate_argnames="state")
-def draft_ahead(side: DraftSide, params: Params, state: Any, standing: Standing) -> tuple[Rolled, Any]:
-    """Roll out the outcomes that the draft itself ranks highest."""
-    assert side.policy.ahead is not None
+def draft_ahead(side: DraftSide, params: Params, state: Any, standing: Standing) -> tuple[Ahead, Any]:
+    """Complete the draft's own message; roll out the outcomes that the policy ranks highest of it."""
     assert standing.likely is not None
     verified = standing.verification()
     proposer = side.proposer(standing, standing.seen.along(verified.window).last())
     behind, state = side.drafter.foresee(params, state, verified, proposer)
     assert verified.size is not None
-    roots = side.policy.ahead(join(standing.likely, behind, verified.size), None)
-    return _rolled(side, params, state, standing, roots, None, verified)
+    own, rolled = join(standing.likely, behind, verified.size), None
+    if side.policy.ahead is not None:
+        roots = side.policy.ahead(own, None)
+        rolled, state = _rolled(side, params, state, standing, roots, None, verified)
+    return Ahead(own, rolled), state
 
 
 @partial(jax.jit, static_argnames="side", donate_argnames="state")
@@ -134,16 +143,19 @@ def draft_rollout(
     params: Params,
     state: Any,
     standing: Standing,
-    ahead: Rolled | None,
+    ahead: Ahead | None,
     received: Array,
     features: Any,
 ) -> tuple[Rolled, Any]:
     """Rank the candidates of the packed message and roll out the best, beside what was rolled out ``ahead``."""
     assert side.policy.exit is not None
     batch, window = standing.window.tokens.shape
-    sent = unpack(received, message_like(batch, window, side.num_candidates))
-    roots = side.policy.exit(sent, None if ahead is None else ahead.roots)
-    return _rolled(side, params, state, standing, roots, ahead, standing.verification(features))
+    sent, before = unpack(received, message_like(batch, window, side.num_candidates)), None
+    if ahead is not None:
+        before = ahead.rolled
+        sent = sent if side.policy.merge is None else side.policy.merge(sent, ahead.own)
+    roots = side.policy.exit(sent, None if before is None else before.roots)
+    return _rolled(side, params, state, standing, roots, before, standing.verification(features))
 
 
 def _rolled(

@@ -172,8 +172,14 @@ def of_the_embedded_pair():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
-    [candidates.mirror(), candidates.mirror(8), candidates.saguaro(8), candidates.hybrid(4, 4)],
-    ids=["all branches", "mirror", "saguaro", "hybrid"],
+    [
+        candidates.mirror(),
+        candidates.mirror(8),
+        candidates.mirror(8, exit_weight=None),
+        candidates.saguaro(8),
+        candidates.hybrid(4, 4),
+    ],
+    ids=["all branches", "mirror", "exit alone", "saguaro", "hybrid"],
 )
 def test_the_embedded_pair_is_predicted(policy):
     pair, prompts, recording = of_the_embedded_pair()
@@ -185,3 +191,16 @@ def test_the_embedded_pair_is_predicted(policy):
     error = 3 * np.sqrt(hit.mean() * (1 - hit.mean()) / stats.needed)
     print(f"{policy}: predicted {hit.mean():.3f}, reused {stats.reuse_rate:.3f}")
     assert stats.reuse_rate == pytest.approx(hit.mean(), abs=error)
+
+
+@pytest.mark.slow
+def test_both_sides_know_more_than_either():
+    """Under a budget the exit's candidates, ranked by both messages, hold more outcomes than either side's own."""
+    pair, _, recording = of_the_embedded_pair()
+    found = steps(recording, 7)
+    alone, drafts, both = (
+        hits(recording, found, policy, 8, pair.exit_layer).mean()
+        for policy in (candidates.mirror(8, exit_weight=None), candidates.ahead(8), candidates.mirror(8))
+    )
+    print(f"exit alone {alone:.3f}, draft alone {drafts:.3f}, both {both:.3f}")
+    assert both > max(alone, drafts)

@@ -116,6 +116,42 @@ def test_roots_that_are_known_are_not_ranked_again():
         assert [*parts[0], *parts[1]] == list(zip(*(a[b].tolist() for a in all_of_them), strict=True))
 
 
+def test_merged_scores_are_those_of_both_sides():
+    """log p_draft + w·log p_exit; a token that the draft does not list has at most its last one's score."""
+    (sent, law, drafted), (logits, _, _) = received(3), exit_law(1)
+    own = exit_message(jnp.asarray(logits), jnp.asarray(drafted), 2)
+    of_draft = np.log(np.exp(np.moveaxis(logits, 0, -1)) / np.exp(np.moveaxis(logits, 0, -1)).sum(-1, keepdims=True))
+    merged, unlisted = candidates.Merged(0.3)(sent, own), 0
+    for b, place, k in product(range(BATCH), range(WINDOW + 1), range(3)):
+        token, listed = int(sent.tokens[b, place, k]), own.tokens[b, place].tolist()
+        unlisted += token not in listed
+        draft = of_draft[b, place, token if token in listed else listed[-1]]
+        assert merged.scores[b, place, k] == pytest.approx(draft + 0.3 * np.log(law[b, place, token]), abs=1e-4)
+    assert unlisted > 0
+    for b, place in product(range(BATCH), range(WINDOW)):
+        both = of_draft[b, place, drafted[b, place]] + 0.3 * np.log(law[b, place, drafted[b, place]])
+        assert merged.drafted[b, place] == pytest.approx(both, abs=1e-4)
+
+
+def test_a_hybrid_of_one_side_is_that_side():
+    assert candidates.hybrid(6, 0) == candidates.ahead(6)
+    assert candidates.hybrid(0, 6) == candidates.mirror(6)
+    assert candidates.hybrid(2, 6).exit == candidates.mirror(6).exit
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: candidates.hybrid(0, 0), "expected ahead or budget >= 1"),
+        (lambda: candidates.Merged(0.0), "expected a finite weight > 0, got 0.0"),
+        (lambda: candidates.Policy(merge=candidates.Merged()), "expected a ranking of the exit's message with merge"),
+    ],
+)
+def test_policies_without_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 @pytest.mark.parametrize("budget", [1, 4, 8, 13])
 @pytest.mark.parametrize("rate", [0.5, 0.8, 1.0])
 def test_geometric_fan_out(rate, budget):

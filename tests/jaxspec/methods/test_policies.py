@@ -17,7 +17,8 @@ POLICIES = {
     "pearl": candidates.pearl(),
     "saguaro": candidates.saguaro(6, num_candidates=4),
     "ahead": candidates.ahead(6, num_candidates=4),
-    "mirror": candidates.mirror(4),
+    "mirror": candidates.mirror(4, num_candidates=4),
+    "mirror, exit alone": candidates.mirror(4, exit_weight=None),
     "hybrid": candidates.hybrid(3, 3, num_candidates=4),
 }
 AHEAD = [name for name, policy in POLICIES.items() if policy.ahead]
@@ -127,7 +128,9 @@ def test_draft_tokens_of_a_step(name):
     COUNTED.clear()
     jax.block_until_ready(built.step(state))
     jax.effects_barrier()
-    branches = {"none": 1, "pearl": 1, "saguaro": 6, "ahead": 6, "mirror": 4, "hybrid": 6}[name]
+    branches = {"none": 1, "pearl": 1, "saguaro": 6, "ahead": 6, "mirror": 4, "mirror, exit alone": 4, "hybrid": 6}[
+        name
+    ]
     assert sum(COUNTED) == 2 * (branches * 3 + 1)
 
 

@@ -15,6 +15,7 @@ POLICIES = {
     "saguaro": lambda kappa: candidates.saguaro(6, num_candidates=kappa),
     "ahead": lambda kappa: candidates.ahead(6, num_candidates=kappa),
     "mirror": lambda kappa: candidates.mirror(),
+    "mirror under a budget": lambda kappa: candidates.mirror(5, num_candidates=kappa),
     "hybrid": lambda kappa: candidates.hybrid(3, 3, num_candidates=kappa),
 }
 DRAFTS = {"plain": models.draft, "streaming": models.streaming}
