@@ -112,7 +112,7 @@ def _compile_draft(side: DraftSide, params: Params, step: StepShapes, tracing: T
     """Compile what the draft does between two verdicts."""
     (rows, standing), crossing, ahead, rolled = step.draft, step.crossing, None, None
     message, early, verdict, late = tracing.on_draft(crossing[:4])
-    if side.policy.uses_own:
+    if side.policy.ahead is not None:
         ahead, rows = tracing.run("ahead", draft_ahead, side, params, rows, standing)
         rolled = ahead.rolled
     if side.policy.exit is not None:

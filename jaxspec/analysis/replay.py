@@ -25,7 +25,7 @@ from jaxspec.drafts import Draft, DraftNetwork
 from jaxspec.methods.candidates import Policy
 from jaxspec.models.base import Array, Model, Network, Params
 from jaxspec.training import drafted_logits, hidden_states
-from jaxspec.verify import Message, join, likely
+from jaxspec.verify import Message, join, likely, open_ended
 from jaxspec.verify.exits import LogitLens
 from jaxspec.verify.sampling import guess
 
@@ -293,8 +293,8 @@ def _hits(
 ) -> Array:
     """Return whether the outcome is a root: [n]. Rankings are called as in a step of ``jaxspec.mirror``."""
     drafts, exits = (None if side is None else _joined(side) for side in (own, sent))
-    if policy.merge is not None and drafts is not None and exits is not None:
-        exits = policy.merge(exits, drafts)
+    if policy.merge is not None and own is not None and drafts is not None and exits is not None:
+        exits = policy.merge(exits, drafts if policy.ahead else open_ended(own.masked, _sizes(own)))
     earlier, hit = None, jnp.zeros(accepted.shape, bool)
     for ranking, message in ((policy.ahead, drafts), (policy.exit, exits)):
         if ranking is None or message is None:
@@ -308,5 +308,10 @@ def _hits(
 
 def _joined(side: SideMessages) -> Message:
     """Return the message of every step, behind its whole window the unmasked one."""
+    return join(side.masked, side.unmasked, _sizes(side))
+
+
+def _sizes(side: SideMessages) -> Array:
+    """Return γ of every step: [n]."""
     steps, window, _ = side.masked.tokens.shape
-    return join(side.masked, side.unmasked, jnp.full(steps, window))
+    return jnp.full(steps, window)

@@ -116,7 +116,7 @@ class Primitives:
         return ProgramTimes(
             prefix=prefix,
             suffix=suffix,
-            ahead=many(ahead) + one if ahead else drafting.enqueue + one if policy.merge else 0.0,
+            ahead=many(ahead) + one if ahead else 0.0,
             rollout=many(later) if later else 0.0,
             select=drafting.select(ahead + later) if ahead + later else 0.0,
             fallback=window * one if ahead + later else many(1),

@@ -179,10 +179,9 @@ class Passes:
 
     def __call__(self, lane: str, name: str, outputs: Any) -> None:
         """Record rollouts; wait for them."""
-        rolled = outputs.rolled if name == "ahead" else outputs if name == "rollout" else None
-        if rolled is not None:
-            passes = np.asarray(rolled.branches.passes)
-            self.window = rolled.branches.tokens.shape[2]
+        if name in ("ahead", "rollout"):
+            passes = np.asarray(outputs.branches.passes)
+            self.window = outputs.branches.tokens.shape[2]
             self.counts.append(passes[:, self._ahead if name == "rollout" else 0 :].reshape(-1))
             self._ahead = passes.shape[1] if name == "ahead" else 0
 

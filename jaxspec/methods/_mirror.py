@@ -198,10 +198,10 @@ def _step(
         else:
             cache, progress, verdict, packed, features = programs.whole(cache, progress, window, probabilities)
             watch("target", "whole", packed)
-        if policy.uses_own:
+        if policy.ahead is not None:
             ahead, rows = programs.ahead(rows, standing)
             rolled = ahead.rolled
-            watch("draft", "ahead", ahead)
+            watch("draft", "ahead", rolled)
         if exits:
             sent = message[0]
             message = message if late else channel.to_draft(message)[0]

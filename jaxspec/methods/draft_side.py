@@ -19,7 +19,7 @@ from jaxspec.methods.fallbacks import Fallback, Need
 from jaxspec.models.base import Array, Params
 from jaxspec.verify.acceptance import Acceptance
 from jaxspec.verify.features import joined
-from jaxspec.verify.message import Message, Roots, join, message_like
+from jaxspec.verify.message import Message, Roots, join, message_like, open_ended
 from jaxspec.verify.sampling import SamplingArrays
 from jaxspec.verify.seen import Seen
 from jaxspec.verify.target import Request
@@ -116,24 +116,23 @@ class Rolled(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """What the draft's side knows before the exit's message: its own message, and branches that it rolled out."""
+    """What the draft's side has before the exit's message: its own message, and branches that it rolled out."""
 
     own: Message
-    rolled: Rolled | None
+    rolled: Rolled
 
 
 @partial(jax.jit, static_argnames="side", donate_argnames="state")
 def draft_ahead(side: DraftSide, params: Params, state: Any, standing: Standing) -> tuple[Ahead, Any]:
-    """Complete the draft's own message; roll out the outcomes that the policy ranks highest of it."""
+    """Roll out the outcomes that the draft itself ranks highest."""
+    assert side.policy.ahead is not None
     assert standing.likely is not None
     verified = standing.verification()
     proposer = side.proposer(standing, standing.seen.along(verified.window).last())
     behind, state = side.drafter.foresee(params, state, verified, proposer)
     assert verified.size is not None
-    own, rolled = join(standing.likely, behind, verified.size), None
-    if side.policy.ahead is not None:
-        roots = side.policy.ahead(own, None)
-        rolled, state = _rolled(side, params, state, standing, roots, None, verified)
+    own = join(standing.likely, behind, verified.size)
+    rolled, state = _rolled(side, params, state, standing, side.policy.ahead(own, None), None, verified)
     return Ahead(own, rolled), state
 
 
@@ -149,13 +148,15 @@ def draft_rollout(
 ) -> tuple[Rolled, Any]:
     """Rank the candidates of the packed message and roll out the best, beside what was rolled out ``ahead``."""
     assert side.policy.exit is not None
-    batch, window = standing.window.tokens.shape
-    sent, before = unpack(received, message_like(batch, window, side.num_candidates)), None
-    if ahead is not None:
-        before = ahead.rolled
-        sent = sent if side.policy.merge is None else side.policy.merge(sent, ahead.own)
+    (batch, window), verified = standing.window.tokens.shape, standing.verification(features)
+    sent = unpack(received, message_like(batch, window, side.num_candidates))
+    if side.policy.merge is not None:
+        assert standing.likely is not None
+        assert verified.size is not None
+        sent = side.policy.merge(sent, open_ended(standing.likely, verified.size) if ahead is None else ahead.own)
+    before = None if ahead is None else ahead.rolled
     roots = side.policy.exit(sent, None if before is None else before.roots)
-    return _rolled(side, params, state, standing, roots, before, standing.verification(features))
+    return _rolled(side, params, state, standing, roots, before, verified)
 
 
 def _rolled(

@@ -4,7 +4,7 @@ from jaxspec.verify import acceptance
 from jaxspec.verify.exits import AffineLens, FrequentLens, LogitLens, init_affine_lens, init_frequent_lens
 from jaxspec.verify.features import Features, Reads
 from jaxspec.verify.info import StepInfo
-from jaxspec.verify.message import Message, Roots, join, likely, message_like
+from jaxspec.verify.message import Message, Roots, join, likely, message_like, open_ended
 from jaxspec.verify.seen import Seen
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "join",
     "likely",
     "message_like",
+    "open_ended",
 ]

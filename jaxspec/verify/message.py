@@ -79,3 +79,9 @@ def join(window: Message, bonus: Message, count: Array) -> Message:
     behind = (jnp.arange(window.tokens.shape[1] + 1)[None] == count[:, None])[..., None]
     both = lambda one, other: jnp.where(behind, other, jnp.pad(one, ((0, 0), (0, 1), (0, 0))))  # noqa: E731
     return Message(both(window.tokens, bonus.tokens), both(window.scores, bonus.scores), window.drafted)
+
+
+def open_ended(window: Message, count: Array) -> Message:
+    """Return the message of ``count`` [B] drafted positions without candidates behind them: tokens −1 there."""
+    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, :1]), window)
+    return join(window, nothing._replace(tokens=nothing.tokens - 1), count)

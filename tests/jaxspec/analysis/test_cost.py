@@ -85,8 +85,7 @@ def test_invalid_rates(wrong):
 POLICIES = {
     "none": (candidates.none(), {"suffix", "fallback", "rendezvous"}),
     "saguaro": (candidates.saguaro(3), {"suffix", "ahead", "fallback", "rendezvous"}),
-    "mirror": (candidates.mirror(2), {"prefix", "suffix", "ahead", "rollout", "fallback", "rendezvous"}),
-    "exit alone": (candidates.mirror(2, exit_weight=None), {"prefix", "suffix", "rollout", "fallback", "rendezvous"}),
+    "mirror": (candidates.mirror(2), {"prefix", "suffix", "rollout", "fallback", "rendezvous"}),
     "hybrid": (candidates.hybrid(2, 2), {"prefix", "suffix", "ahead", "rollout", "fallback", "rendezvous"}),
 }
 

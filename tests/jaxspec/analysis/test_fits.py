@@ -37,13 +37,12 @@ def bytes_of(tree):
 @pytest.mark.parametrize(
     ("policy", "names"),
     [
-        (candidates.mirror(2), ("ahead", "prefix", "suffix", "rollout")),
-        (candidates.mirror(2, exit_weight=None), ("prefix", "suffix", "rollout")),
+        (candidates.mirror(2), ("prefix", "suffix", "rollout")),
         (candidates.hybrid(2, 2), ("ahead", "prefix", "suffix", "rollout")),
         (candidates.saguaro(2), ("ahead",)),
         (candidates.none(), ()),
     ],
-    ids=["mirror", "exit alone", "hybrid", "saguaro", "none"],
+    ids=["mirror", "hybrid", "saguaro", "none"],
 )
 def test_a_policy_has_its_programs(policy, names):
     reported = []
@@ -171,6 +170,6 @@ def test_the_command_prints_a_table_and_json(tmp_path, capsys, monkeypatch):
     main([*where, "--window", "3", "--split", "4+4", "--num-candidates", "2", "--budget", "2", "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["target_chips"], result["draft_chips"]) == (4, 4)
-    assert set(result["programs"]) == {*TARGET, *DRAFT, "ahead", "prefix", "suffix", "rollout"}
+    assert set(result["programs"]) == {*TARGET, *DRAFT, "prefix", "suffix", "rollout"}
     assert result["programs"]["whole"]["collectives"] >= 2 * models.TARGET.num_layers
     assert result["step_anew_ms"] >= result["step_reused_ms"]

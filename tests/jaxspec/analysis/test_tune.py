@@ -46,8 +46,6 @@ def recording(name):
         (candidates.none(), 2, {"suffix": 11.0, "fallback": 0.1 + 3 * 1.0}),
         (candidates.pearl(), 2, {"suffix": 11.0, "ahead": 0.1 + 1.0 + 3 * 1.0, "select": 0.1, "fallback": 3.0}),
         (candidates.mirror(3), 2, {"prefix": 5.75, "suffix": 5.75, "rollout": 0.1 + 3 * 1.5, "select": 0.2}),
-        (candidates.mirror(3), 2, {"ahead": 0.1 + 1.0}),
-        (candidates.mirror(3, exit_weight=None), 2, {"ahead": 0.0}),
         (candidates.mirror(3), 1, {"prefix": 5.75 - 2.625, "suffix": 5.75 + 2.625}),
         (candidates.mirror(3), 4, {"prefix": 5.75 + 5.25, "suffix": 0.5}),
         (candidates.hybrid(2, 1), 2, {"ahead": 0.1 + 1.0 + 3 * 1.25, "rollout": 0.1 + 3 * 1.0, "select": 0.2}),

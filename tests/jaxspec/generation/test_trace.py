@@ -75,8 +75,6 @@ def test_methods_of_one_program_have_one_lane(build):
 PROGRAMS = {
     "none": (candidates.none(), {"whole", "select"}),
     "saguaro": (candidates.saguaro(2), {"whole", "ahead", "select"}),
-    "mirror": (candidates.mirror(2), {"prefix", "ahead", "suffix", "rollout", "select"}),
-    "exit alone": (candidates.mirror(2, exit_weight=None), {"prefix", "suffix", "rollout", "select"}),
     "hybrid": (candidates.hybrid(2, 2), {"prefix", "ahead", "suffix", "rollout", "select"}),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxspec.methods import candidates
-from jaxspec.verify.message import exit_message
+from jaxspec.verify.message import Message, exit_message, open_ended
 
 VOCAB, WINDOW, BATCH = 5, 3, 4
 
@@ -133,6 +133,18 @@ def test_merged_scores_are_those_of_both_sides():
         assert merged.drafted[b, place] == pytest.approx(both, abs=1e-4)
 
 
+def test_behind_the_window_the_exit_counts_alone_where_the_draft_has_no_candidates():
+    (sent, _, _), (own, _, _) = received(2), received(2, 1)
+    within = Message(*(part[:, :WINDOW] for part in own))
+    sizes = jnp.asarray([WINDOW, WINDOW, 1, 2])
+    merged = candidates.Merged(0.3, 0.7)(sent, open_ended(within, sizes))
+    complete = candidates.Merged(0.3, 0.7)(sent, own)
+    for b, size in enumerate(sizes.tolist()):
+        np.testing.assert_allclose(merged.scores[b, :size], complete.scores[b, :size], rtol=1e-6)
+        np.testing.assert_allclose(merged.scores[b, size], 0.7 * sent.scores[b, size], rtol=1e-6)
+    np.testing.assert_array_equal(merged.drafted, complete.drafted)
+
+
 def test_a_hybrid_of_one_side_is_that_side():
     assert candidates.hybrid(6, 0) == candidates.ahead(6)
     assert candidates.hybrid(0, 6) == candidates.mirror(6)
@@ -143,7 +155,7 @@ def test_a_hybrid_of_one_side_is_that_side():
     ("make", "message"),
     [
         (lambda: candidates.hybrid(0, 0), "expected ahead or budget >= 1"),
-        (lambda: candidates.Merged(0.0), "expected a finite weight > 0, got 0.0"),
+        (lambda: candidates.Merged(0.0), r"expected finite weights > 0, got Merged\(weight=0.0"),
         (lambda: candidates.Policy(merge=candidates.Merged()), "expected a ranking of the exit's message with merge"),
     ],
 )
