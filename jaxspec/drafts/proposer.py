@@ -21,7 +21,7 @@ class Proposer(NamedTuple):
         acceptance: the rule.
         sampling: of each sequence.
         seen: tokens that each branch holds, its root included: marks [B, R, V].
-        num_candidates: κ, other likely tokens that are noted with each; 0: none.
+        num_candidates: κ of the draft's own message, for which the scores of drafted tokens are noted; 0: none is made.
     """
 
     acceptance: Acceptance
@@ -40,9 +40,13 @@ class Proposer(NamedTuple):
         drawn, probabilities = self.acceptance.propose(logits, self.sampling, positions, self.seen, scores)
         tokens = drawn if tokens is None else tokens
         probabilities = jax.tree.map(lambda leaf: leaf[:, :noted], probabilities)
-        if not self.num_candidates:
-            return tokens, Notes(probabilities, None)
-        return tokens, Notes(probabilities, likely(scores()[:, :, :noted], tokens[:, :noted], self.num_candidates))
+        # A message of R·γ tokens, of which only one window's is ever read, would cost more than to keep the scores.
+        kept = jnp.moveaxis(scores()[:, :, :noted], 0, -1) if self.num_candidates else None
+        return tokens, Notes(probabilities, kept)
+
+    def message(self, scores: Array, tokens: Array) -> Message:
+        """Return the draft's own message along a window [B, γ] from the scores noted with it, [B, γ, V]."""
+        return likely(jnp.moveaxis(scores, -1, 0), tokens, self.num_candidates)
 
     def others(self, logits: Array, positions: Array) -> Message:
         """Return the draft's most likely tokens at ``positions`` [B, T], with the target's noise: [B, T, κ]."""
@@ -77,12 +81,12 @@ class Proposer(NamedTuple):
     def certain(self, logits: Array, tokens: Array, positions: Array) -> Notes:
         """Return notes of tokens that were not drawn, such as looked-up ones: each has probability 1.
 
-        The draft's other candidates come from its ``logits`` [V, B, T].
+        The draft's own message comes from its ``logits`` [V, B, T].
         """
-        _, (probabilities, others) = self(logits, positions, tokens)
+        _, (probabilities, scores) = self(logits, positions, tokens)
         if probabilities is not None:
             order = jnp.arange(probabilities.tokens.shape[2])[None, None]
             filled_up = (jnp.maximum(tokens, 0)[..., None] + order) % logits.shape[0]
             only = (order == 0) & (tokens >= 0)[..., None]
             probabilities = DraftProbabilities(filled_up, jnp.where(only, 0.0, -jnp.inf))
-        return Notes(probabilities, others)
+        return Notes(probabilities, scores)

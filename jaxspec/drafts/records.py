@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array
-from jaxspec.verify.message import Message, Roots
+from jaxspec.verify.message import Roots
 from jaxspec.verify.sampling import NOTHING
 
 
@@ -90,11 +90,11 @@ class Notes(NamedTuple):
 
     Attributes:
         probabilities: the distribution that they were drawn from, for the rule of acceptance.
-        likely: the draft's other candidates, for the policy.
+        scores: of all tokens, with the target's noise, for the draft's own message: [..., V] float32.
     """
 
     probabilities: Any
-    likely: Message | None
+    scores: Array | None
 
 
 class Branches(NamedTuple):
@@ -153,20 +153,22 @@ def chosen(branch: Array, values: Array) -> Array:
 
 
 def filled(drafted: Drafted, window: int) -> Drafted:
-    """Fill up a window of fewer tokens with ``NOTHING``, its notes with token 0 of log-probability −∞."""
+    """Fill up a window of fewer tokens with ``NOTHING``: no token has a probability, all have equal scores."""
     more = window - drafted.tokens.shape[1]
 
     def pad(leaf: Array, axis: int, value: float = 0) -> Array:
         widths = [(0, more if at == axis else 0) for at in range(leaf.ndim)]
         return jnp.pad(leaf, widths, constant_values=value)
 
-    def note(leaf: Array) -> Array:
+    def none(leaf: Array) -> Array:
         return pad(leaf, 1, 0 if jnp.issubdtype(leaf.dtype, jnp.integer) else -jnp.inf)
 
+    probabilities, scores = drafted.notes
+    notes = Notes(jax.tree.map(none, probabilities), None if scores is None else pad(scores, 1))
     rows = jax.tree.map(lambda leaf: pad(leaf, 2), drafted.rows)
-    return Drafted(pad(drafted.tokens, 1, NOTHING), jax.tree.map(note, drafted.notes), rows)
+    return Drafted(pad(drafted.tokens, 1, NOTHING), notes, rows)
 
 
-def as_window(drafted: Drafted) -> tuple[Window, Message | None]:
-    """Return a drafted window as the target gets it, and the draft's other candidates."""
-    return Window(drafted.tokens, drafted.notes.probabilities), drafted.notes.likely
+def as_window(drafted: Drafted) -> tuple[Window, Array | None]:
+    """Return a drafted window as the target gets it, and the draft's scores of all tokens along it."""
+    return Window(drafted.tokens, drafted.notes.probabilities), drafted.notes.scores

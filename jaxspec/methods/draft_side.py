@@ -31,7 +31,7 @@ class Standing(NamedTuple):
 
     Attributes:
         window: the window under verification.
-        likely: the draft's other candidates along it, where the policy uses them.
+        scores: the draft's, of all tokens along it, where the policy uses its message: [B, γ, V].
         position: of the last committed token: [B].
         sampling: how tokens are drawn.
         seen: tokens of the committed text: marks [B, V].
@@ -39,7 +39,7 @@ class Standing(NamedTuple):
     """
 
     window: Window
-    likely: Message | None
+    scores: Array | None
     position: Array
     sampling: SamplingArrays | None = None
     seen: Seen = Seen()
@@ -96,9 +96,9 @@ def draft_begin(
     """Run the prompts and draft the first window; rows for all branches are beside the ``capacity``."""
     branches = max(1, sum(side.branches(window)))
     fixed = window, capacity, branches, side.own_candidates
-    first, others, state = first_window(side.drafter, side.acceptance, params, request, features, *fixed)
+    first, scores, state = first_window(side.drafter, side.acceptance, params, request, features, *fixed)
     text = text_of(request, capacity) if side.fallback.reads_text else None
-    return DraftState(state, Standing(first, others, request.lengths - 1, request.sampling, request.seen, text))
+    return DraftState(state, Standing(first, scores, request.lengths - 1, request.sampling, request.seen, text))
 
 
 def count_roots(ranking: Any, window: int, num_candidates: int) -> int:
@@ -126,12 +126,12 @@ class Ahead(NamedTuple):
 def draft_ahead(side: DraftSide, params: Params, state: Any, standing: Standing) -> tuple[Ahead, Any]:
     """Roll out the outcomes that the draft itself ranks highest."""
     assert side.policy.ahead is not None
-    assert standing.likely is not None
+    assert standing.scores is not None
     verified = standing.verification()
     proposer = side.proposer(standing, standing.seen.along(verified.window).last())
     behind, state = side.drafter.foresee(params, state, verified, proposer)
     assert verified.size is not None
-    own = join(standing.likely, behind, verified.size)
+    own = join(proposer.message(standing.scores, verified.window), behind, verified.size)
     rolled, state = _rolled(side, params, state, standing, side.policy.ahead(own, None), None, verified)
     return Ahead(own, rolled), state
 
@@ -151,12 +151,19 @@ def draft_rollout(
     (batch, window), verified = standing.window.tokens.shape, standing.verification(features)
     sent = unpack(received, message_like(batch, window, side.num_candidates))
     if side.policy.merge is not None:
-        assert standing.likely is not None
-        assert verified.size is not None
-        sent = side.policy.merge(sent, open_ended(standing.likely, verified.size) if ahead is None else ahead.own)
+        sent = side.policy.merge(sent, _own(side, standing) if ahead is None else ahead.own)
     before = None if ahead is None else ahead.rolled
     roots = side.policy.exit(sent, None if before is None else before.roots)
     return _rolled(side, params, state, standing, roots, before, verified)
+
+
+def _own(side: DraftSide, standing: Standing) -> Message:
+    """Return the draft's own message, without candidates behind the window."""
+    verified = standing.verification()
+    assert standing.scores is not None
+    assert verified.size is not None
+    along = side.proposer(standing, standing.seen).message(standing.scores, verified.window)
+    return open_ended(along, verified.size)
 
 
 def _rolled(
@@ -216,9 +223,9 @@ def draft_select(
         (following, state), reused = again(state=state), jnp.zeros(window.shape[0], bool)
     else:
         following, state, reused = _chosen(drafter, state, rolled, verdict, again)
-    new, likely = as_window(following)
+    new, scores = as_window(following)
     state = drafter.commit(state, following, verdict.position)
-    return DraftState(state, Standing(new, likely, verdict.position, standing.sampling, seen, text)), reused
+    return DraftState(state, Standing(new, scores, verdict.position, standing.sampling, seen, text)), reused
 
 
 def _chosen(
