@@ -1,7 +1,7 @@
 """The suite ``mirror-trees`` of decode.py: would Mirror-SD gain by verifying a tree instead of a window?
 
 Under Mirror-SD the draft continues the R likeliest verdicts before the verdict is there. A verdict is a place of what
-is verified and the token behind it; the exit's distributions, sharpened as ``policies.mirror`` does, give each a
+is verified and the token behind it; the exit's distributions alone, sharpened (β = 5), give each a
 chance: their product along the path to the place, and of the token there. ``covered``: how often the verdict is among
 the R likeliest, in speculative decoding with that chain or tree. ``rollout_ms``: the draft's time for R continuations
 of the same shape, as one batch. The next step of a tree needs R trees: the time grows with nodes times R.
@@ -32,7 +32,7 @@ from jaxspec.verify.target import prefill
 
 BUDGETS = (4, 8, 16, 32)
 KINDS = ("plain", "eagle3")
-#: β of ``policies.mirror``.
+#: β.
 SHARPNESS = 5.0
 
 

@@ -111,7 +111,7 @@ SECTIONS: dict[str, Section] = {
         "What a second device buys",
         "Policies over vanilla speculative decoding at the same placement and on all devices: measured on two cores "
         "that share memory, and on independent clocks.",
-        "python benchmarks/decode.py --suite devices --json --picture docs/images/devices.png",
+        "python benchmarks/decode.py --suite devices --batches 4 --json --picture docs/images/devices.png",
         tables.devices,
         "devices.png",
     ),

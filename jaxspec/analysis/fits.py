@@ -27,7 +27,7 @@ from jaxspec.loading.parameters import like_params
 from jaxspec.methods import candidates
 from jaxspec.methods.candidates import Policy
 from jaxspec.methods.checks import check_meshes, check_pair, check_tree
-from jaxspec.methods.draft_side import DraftSide, draft_ahead, draft_rollout, draft_select
+from jaxspec.methods.draft_side import DraftSide, draft_ahead, draft_rollout, draft_select, simplified
 from jaxspec.methods.fallbacks import Full
 from jaxspec.methods.one_program import Fixed, SpeculativeState, tree_step, window_step
 from jaxspec.models import network
@@ -79,7 +79,7 @@ def compile_step(
         draft: likewise; of another kind with shapes as its parameters.
         placement: meshes of a topology.
         sizes: of the step.
-        policy: what is rolled out; default: the 8 likeliest of the exit's candidates.
+        policy: what is rolled out; default: the 8 likeliest outcomes of ``candidates.mirror``.
         report: called with the name of each program before it is compiled.
 
     Returns:
@@ -95,7 +95,8 @@ def compile_step(
     sharded = put_model(target, placement.target)
     drafter, draft_params = made.drafter.put_on_mesh(made.params, placement.draft)
     fixed = Target(sharded.network, match(), drafter.reader())
-    side = DraftSide(drafter, match(), policy or candidates.mirror(8), sizes.num_candidates, Full())
+    policy = simplified(policy or candidates.mirror(8), drafter, window, sizes.num_candidates)
+    side = DraftSide(drafter, match(), policy, sizes.num_candidates, Full())
     fusion = put(drafter.fusion(made.params), sharded.replicated, placement.target)
     parts, compiling = PairParams(sharded.params, draft_params, fusion), Compiling(report)
     on_target, on_draft = (partial(shapes_on, sharding=batch_sharding(mesh)) for mesh in placement)

@@ -24,6 +24,7 @@ from jaxspec.analysis.crossing import Crossing, PairParams, StepSizes, step_shap
 from jaxspec.devices.channel import pack, send
 from jaxspec.devices.sharding import batch_sharding, put_model
 from jaxspec.drafts import Draft, draft_for
+from jaxspec.methods import candidates
 from jaxspec.methods.candidates import Likeliest, Policy
 from jaxspec.methods.draft_side import DraftSide, count_roots, draft_begin, draft_rollout, draft_select
 from jaxspec.methods.fallbacks import Full
@@ -261,7 +262,9 @@ class _Roller:
         mesh, draft = getattr(pair.placement, side), _made(pair)
         drafter, self.params = draft.drafter.put_on_mesh(draft.params, mesh)
         self.name, kappa, home = (side, branches, window), -(-branches // (window + 1)), batch_sharding(mesh)
-        self.side = DraftSide(drafter, match(), Policy(exit=Likeliest(branches)), kappa, Full())
+        noted = side == "draft" and branches > 1
+        policy = candidates.mirror(branches, num_candidates=kappa) if noted else Policy(exit=Likeliest(branches))
+        self.side = DraftSide(drafter, match(), policy, kappa, Full())
         target = Target(pair.target.network, reader=draft.drafter.reader())
         parts = PairParams.of(pair.target.params, self.params, drafter)
         sizes = StepSizes(capacity=pair.capacity, window=window, exit_layer=pair.exit_layer)

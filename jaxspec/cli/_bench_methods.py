@@ -51,9 +51,10 @@ class BenchSetting:
 
     def __str__(self) -> str:
         window, policy = self.spec.window, self.spec.policy
-        sides = (policy.ahead, policy.exit) if policy else ()
-        budgets = [str(budget) for budget in (getattr(side, "budget", None) for side in sides) if budget]
-        parts = [f"window {window}"] * (window > 0) + [f"{' + '.join(budgets)} branches"] * bool(budgets)
+        sides = {"ahead": policy.ahead, "of the exit": policy.exit} if policy else {}
+        budgets = {side: getattr(ranking, "budget", None) for side, ranking in sides.items()}
+        parts = [f"window {window}"] * (window > 0)
+        parts += [f"{budget} branches {side}" for side, budget in budgets.items() if budget]
         parts += [f"{self.streams} streams"] * (self.streams > 0)
         devices = "2 meshes" if policy else f"{self.devices} device{'s' * (self.devices > 1)}"
         return ", ".join([*parts, devices, f"threads {'on' if self.eigen_threads else 'off'}"])

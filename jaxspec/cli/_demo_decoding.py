@@ -102,10 +102,16 @@ def decode(
 
 
 def _independent(worker: Worker, tried: list[BenchSetting], prompts: list[list[int]], new: int) -> Replayed:
-    """Return the fastest setting's steps on devices that share nothing: one core each, programs timed alone."""
-    batches = [[each] for each in prompts[:2]]
-    replays = [replayed(worker.run(step_timings, setting, batches, new)) for setting in tried]
-    return max(replays, key=lambda one: one.tokens_per_second)
+    """Return the steps of the fastest on devices that share nothing: one core each, programs timed alone.
+
+    The setting is chosen on a prompt, its steps are those after others.
+    """
+
+    def replay(setting: BenchSetting, some: list[list[int]]) -> Replayed:
+        return replayed(worker.run(step_timings, setting, [[each] for each in some], new))
+
+    best = max(tried, key=lambda setting: replay(setting, prompts[:1]).tokens_per_second)
+    return replay(best, prompts[1:3] or prompts)
 
 
 def _choose(
@@ -114,8 +120,8 @@ def _choose(
     """Return each method's best setting on a prompt, and what was tried with a mesh for each model.
 
     All are tried without Eigen threads, the winner also with them. Plain decoding tries all combinations of devices and
-    threads, speculative decoding at its best window. On two meshes vanilla speculative decoding has that window, or
-    Mirror-SD's.
+    threads, speculative decoding at its best window. On two meshes vanilla speculative decoding has that window, or one
+    of Mirror-SD's.
     """
     s, new = settings, settings.new_tokens
     plain = [BenchSetting(DecodeSpec(), devices, threads) for devices in (1, 2) for threads in (True, False)]
@@ -128,7 +134,7 @@ def _choose(
     _warm(workers, [setting for many in choices.values() for setting in many], prompts, new, progress)
     best = {name: best_of(workers, many, prompts, new) for name, many in choices.items()}
     vanilla = best["speculative"]
-    windows = dict.fromkeys((vanilla.spec.window, best["mirror"].spec.window))
+    windows = dict.fromkeys((vanilla.spec.window, *(window for window, _ in s.mirror)))
     apart = [BenchSetting(DecodeSpec(window, candidates.none()), eigen_threads=False) for window in windows]
     _warm(workers, apart, prompts, new, progress)
     best[SAME_PLACEMENT] = best_of(workers, apart, prompts, new)

@@ -1,5 +1,6 @@
 """Rolling out branches: γ passes of a draft's network over one shared cache, one token of every branch at a time."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,13 +35,22 @@ class RollTask(NamedTuple):
     proposer: Proposer
 
 
-class _Newest(NamedTuple):
-    """Branches during a rollout: their newest token [B, R], what comes with it, the tokens they hold, the cache."""
+class _Rolling(NamedTuple):
+    """Branches during a rollout.
 
-    tokens: Array
+    Attributes:
+        newest: the last token of each: [B, R].
+        inputs: what comes with it.
+        seen: tokens that each branch holds.
+        cache: rows.
+        drawn: tokens [B, R, γ] and their notes, written in place.
+    """
+
+    newest: Array
     inputs: Any
     seen: Seen
     cache: Cache
+    drawn: tuple[Array, Notes] | None
 
 
 def roll(
@@ -61,8 +71,8 @@ def roll(
     (network, params, roots, inputs, window, proposer), count = task, task.roots.token.shape[1]
     scratch, rows = scratch_of(cache, count, window, slots), row_of(network, roots.position)
 
-    def run(old: _Newest, number: Any, along: Along | None = None) -> tuple[_Newest, tuple[Array, Notes, Any]]:
-        tokens, positions, inputs = old.tokens, rows + number, old.inputs
+    def run(old: _Rolling, number: Any, along: Along | None = None) -> tuple[_Rolling, Any]:
+        tokens, positions, inputs = old.newest, rows + number, old.inputs
         if along is not None:
             tokens, positions, inputs = along.before(tokens, positions, inputs)
         attend = branching(scratch, rows, number, None if along is None else along.rows)
@@ -71,22 +81,23 @@ def roll(
         drawn, notes = own(network.logits(params, x, number), roots.position + number + 1)
         following = network.following(params, x)
         kept = () if network.reads == Reads() else network.guessed(following)
-        return _Newest(drawn, following, own.after(drawn).seen, cache), (drawn, notes, kept)
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=number, axis=2)
+        blank = lambda leaf: jnp.zeros((*leaf.shape[:2], window, *leaf.shape[2:]), leaf.dtype)  # noqa: E731
+        before = jax.tree.map(blank, (drawn, notes)) if old.drawn is None else old.drawn
+        both = jax.tree.map(put, before, (drawn, notes))
+        return _Rolling(drawn, following, own.after(drawn).seen, cache, both), kept
 
-    state = _Newest(roots.token, inputs, proposer.seen, cache)
-    parts, first = [], 0
-    if along is not None:
-        state, drafted = run(state, 0, along)
-        parts, first = [jax.tree.map(lambda leaf: leaf[None], drafted)], 1
+    state, kept = run(_Rolling(roots.token, inputs, proposer.seen, cache, None), 0, along)
+    parts = [jax.tree.map(lambda leaf: leaf[None], kept)]
     if network.depth is None:
-        state, rest = jax.lax.scan(run, state, jnp.arange(first, window))
+        state, rest = jax.lax.scan(run, state, jnp.arange(1, window))
         parts.append(rest)
     else:
-        for number in range(first, window):
-            state, drafted = run(state, number)
-            parts.append(jax.tree.map(lambda leaf: leaf[None], drafted))
-    tokens, notes, features = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    tokens, notes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), (tokens, notes))
+        for number in range(1, window):
+            state, kept = run(state, number)
+            parts.append(jax.tree.map(lambda leaf: leaf[None], kept))
+    assert state.drawn is not None
+    (tokens, notes), features = state.drawn, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     memory = jax.tree.map(lambda leaf: jnp.transpose(leaf, (2, 3, 0, 1))[:, :, None], features)
     return Branches(tokens, notes, jnp.full_like(roots.token, window), memory), state.cache
 

@@ -40,6 +40,8 @@ class Drafter:
     reads: Reads = Reads()
     #: Most tokens of a window, or levels of a tree; None: any number.
     max_window: int | None = None
+    #: Whether its probabilities say what the target accepts; those of looked-up tokens are all 1.
+    knows_chances: bool = True
     #: Whether a window may have no token at all, so that a pass of the target over one token does.
     may_be_empty: bool = False
 

@@ -120,6 +120,7 @@ class NGramDrafter(Drafter):
     sizes: tuple[int, ...]
     vocab_size: int = 0
     may_be_empty = True
+    knows_chances = False
 
     def for_target(self, target: Network) -> Drafter:
         """Take the target's vocabulary."""

@@ -40,6 +40,7 @@ from jaxspec.methods.draft_side import (
     draft_begin,
     draft_rollout,
     draft_select,
+    simplified,
 )
 from jaxspec.methods.fallbacks import Fallback, Full
 from jaxspec.methods.protocol import DecodingMethod, Watch, method_of, unwatched
@@ -103,6 +104,7 @@ def mirror(
     check_processes(where.target, where.draft)
     check_meshes(where.target, where.draft)
     check_fallback(made.drafter, fallback)
+    policy = simplified(policy, made.drafter, window, num_candidates)
     if policy.uses_own:
         kappa = check_candidates(target, policy.num_candidates, "num_candidates of the policy")
         policy = replace(policy, num_candidates=kappa)

@@ -103,12 +103,12 @@ def hybrid(
     Raises:
         ValueError: nothing to roll out.
     """
-    if not ahead and not budget:
+    if ahead == 0 and budget == 0:
         raise ValueError("expected ahead or budget >= 1, got 0 of both; vanilla speculative decoding is none()")
-    if not budget:
+    if budget == 0:
         return Policy(Likeliest(ahead, sharpness), num_candidates=num_candidates)
     late = mirror(budget, sharpness, exit_weight, num_candidates)
-    return replace(late, ahead=Likeliest(ahead, sharpness)) if ahead else late
+    return late if ahead == 0 else replace(late, ahead=Likeliest(ahead, sharpness))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class Merged:
     Whether the target accepts what was drafted, a draft that was distilled from it knows better than its own early
     exit: on the embedded pair (γ = 7, R = 8, κ = 8; ``jaxspec.analysis.replay``) 93 % of the outcomes are rolled out,
     79 % if the exit's message is ranked alone, 90 % if the draft's is. A token that the draft does not list has the
-    score of the last one that it does, its upper bound.
+    score of the last one that it does, its upper bound. No log-probability counts for less than ``LEAST``: one side may
+    rule out what the other has.
 
     Attributes:
         weight: w.
@@ -139,10 +140,21 @@ class Merged:
         """Return the exit's message with merged scores."""
         same = sent.tokens[..., None] == own.tokens[:, :, None]
         listed = jnp.max(jnp.where(same, own.scores[:, :, None], -jnp.inf), axis=-1)
-        draft = jnp.where(jnp.any(same, axis=-1), listed, own.scores[:, :, -1:])
+        draft = _bounded(jnp.where(jnp.any(same, axis=-1), listed, own.scores[:, :, -1:]))
         known = own.tokens[:, :, :1] >= 0
         scores = jnp.where(known, draft + self.weight * sent.scores, self.alone * sent.scores)
-        return Message(sent.tokens, scores, own.drafted + self.weight * sent.drafted)
+        possible = jnp.isfinite(own.drafted) | jnp.isfinite(sent.drafted)
+        drafted = _bounded(own.drafted) + self.weight * _bounded(sent.drafted)
+        return Message(sent.tokens, scores, jnp.where(possible, drafted, -jnp.inf))
+
+
+#: The least log-probability that is merged.
+LEAST = -20.0
+
+
+def _bounded(scores: Array) -> Array:
+    """Return scores of at least ``LEAST``, which NaN becomes too."""
+    return jnp.where(scores > LEAST, scores, LEAST)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,16 @@ def draft_begin(
     return DraftState(state, Standing(first, scores, request.lengths - 1, request.sampling, request.seen, text))
 
 
+def simplified(policy: Policy, drafter: Drafter, window: int, num_candidates: int) -> Policy:
+    """Return the policy without a merge that nothing depends on: all candidates are rolled out, or no chance known."""
+    if policy.merge is None:
+        return policy
+    all_rolled = (
+        policy.ahead is None and count_roots(policy.exit, window, num_candidates) == (window + 1) * num_candidates
+    )
+    return replace(policy, merge=None) if all_rolled or not drafter.knows_chances else policy
+
+
 def count_roots(ranking: Any, window: int, num_candidates: int) -> int:
     """Return R of a ranking; 0 without one."""
     if ranking is None:

@@ -53,7 +53,9 @@ def test_every_setting_of_the_grid_is_one_of_flags(spec):
     if spec.policy is not None and spec.policy.exit is not None:
         assert (again.num_candidates, again.exit_layer) == (spec.num_candidates, spec.exit_layer)
     if spec.policy is not None:
-        assert again.policy.num_candidates == spec.policy.num_candidates or spec.policy.ahead is None
+        if spec.policy.uses_own:
+            assert again.policy.num_candidates == spec.policy.num_candidates
+            assert again.policy.merge == spec.policy.merge
         for name in ("ahead", "exit"):
             one, other = getattr(again.policy, name), getattr(spec.policy, name)
             assert one == other or (other.budget is None and one.budget == 4 * spec.num_candidates)

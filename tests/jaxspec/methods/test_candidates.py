@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxspec.drafts.base import Drafter
+from jaxspec.drafts.ngram import NGramDrafter
 from jaxspec.methods import candidates
+from jaxspec.methods.draft_side import simplified
 from jaxspec.verify.message import Message, exit_message, open_ended
 
 VOCAB, WINDOW, BATCH = 5, 3, 4
@@ -143,6 +146,30 @@ def test_behind_the_window_the_exit_counts_alone_where_the_draft_has_no_candidat
         np.testing.assert_allclose(merged.scores[b, :size], complete.scores[b, :size], rtol=1e-6)
         np.testing.assert_allclose(merged.scores[b, size], 0.7 * sent.scores[b, size], rtol=1e-6)
     np.testing.assert_array_equal(merged.drafted, complete.drafted)
+
+
+def test_a_side_that_rules_tokens_out_does_not_decide_alone():
+    """Filters of sampling leave a draft few tokens, an exit may lack the drafted one, numbers may be none."""
+    (sent, _, _), (own, _, _) = received(3), received(3, 1)
+    nothing = Message(own.tokens, jnp.full_like(own.scores, -jnp.inf), jnp.full_like(own.drafted, jnp.nan))
+    merged = candidates.Merged(0.3)(sent, nothing)
+    np.testing.assert_array_equal(np.argsort(-merged.scores, axis=-1), np.argsort(-sent.scores, axis=-1))
+    assert np.isfinite(merged.scores).all()
+    assert np.isfinite(merged.drafted).all()
+    without = sent._replace(drafted=jnp.full_like(sent.drafted, -jnp.inf))
+    assert np.isfinite(candidates.Merged(0.3)(without, own).drafted).all()
+    impossible = own._replace(drafted=jnp.full_like(own.drafted, -jnp.inf))
+    assert np.isneginf(candidates.Merged(0.3)(without, impossible).drafted).all()
+
+
+def test_nothing_is_merged_that_changes_nothing():
+    """All candidates are rolled out, or the draft knows no chances."""
+    model, lookup = Drafter(), NGramDrafter((2,))
+    few, every = candidates.mirror(5), candidates.mirror((WINDOW + 1) * 2)
+    assert simplified(few, model, WINDOW, 2) == few
+    assert simplified(every, model, WINDOW, 2).merge is None
+    assert simplified(few, lookup, WINDOW, 2).merge is None
+    assert simplified(candidates.hybrid(2, 8), model, WINDOW, 2).merge is not None
 
 
 def test_a_hybrid_of_one_side_is_that_side():

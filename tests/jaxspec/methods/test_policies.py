@@ -98,7 +98,7 @@ def test_the_ratio_test_goes_through_every_policy(name):
     assert stats.verified == 3 * stats.steps
 
 
-@pytest.mark.parametrize("name", ["saguaro", "hybrid"])
+@pytest.mark.parametrize("name", ["saguaro", "mirror", "hybrid"])
 def test_larger_meshes_change_nothing(name):
     assert decode(POLICIES[name], placement=models.meshes(4, 2)).tokens == models.expected()
 
