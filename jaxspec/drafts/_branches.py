@@ -4,14 +4,13 @@ All branches read the draft's cache through masks. The last R·γ rows before th
 them is the n-th row of branch b. The rows of the branch that is taken are copied to their positions afterwards.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxspec.drafts.records import Branches, BranchSlots, Drafted, chosen
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, chosen, notes_of
 from jaxspec.models.attention import attend_cache, attend_parts, in_use, visible, write
 from jaxspec.models.base import Array, Attend, Cache, Rows
 from jaxspec.models.config import Scores
@@ -145,5 +144,4 @@ def take(rolled: Branches, cache: Cache, branch: Array) -> Drafted:
         scratch = rows[:, :, start:-1].reshape(batch, rows.shape[1], window, branches, -1)
         return jnp.take_along_axis(scratch, branch[:, None, None, None, None], axis=3)[:, :, :, 0]
 
-    tokens, notes = jax.tree.map(partial(chosen, branch), (rolled.tokens, rolled.notes))
-    return Drafted(tokens, notes, jax.tree.map(pick, cache))
+    return Drafted(chosen(branch, rolled.tokens), notes_of(branch, rolled.notes), jax.tree.map(pick, cache))

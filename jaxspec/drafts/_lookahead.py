@@ -82,7 +82,7 @@ def rollout(task: RolloutTask, cache: Cache, pending: Pending | None) -> tuple[B
 
     first = _first(task, cache, pending)
     last = jax.lax.while_loop(lambda rolling: jnp.any(rolling.done < task.scratch.window), grow, first)
-    return Branches(last.tokens, last.notes, last.passes), last.cache
+    return Branches(last.tokens, last.notes.of_passes(), last.passes), last.cache
 
 
 def _first(task: RolloutTask, cache: Cache, pending: Pending | None) -> Rolling:

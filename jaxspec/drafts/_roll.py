@@ -1,6 +1,5 @@
 """Rolling out branches: γ passes of a draft's network over one shared cache, one token of every branch at a time."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,11 +80,8 @@ def roll(
         drawn, notes = own(network.logits(params, x, number), roots.position + number + 1)
         following = network.following(params, x)
         kept = () if network.reads == Reads() else network.guessed(following)
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=number, axis=2)
-        blank = lambda leaf: jnp.zeros((*leaf.shape[:2], window, *leaf.shape[2:]), leaf.dtype)  # noqa: E731
-        before = jax.tree.map(blank, (drawn, notes)) if old.drawn is None else old.drawn
-        both = jax.tree.map(put, before, (drawn, notes))
-        return _Rolling(drawn, following, own.after(drawn).seen, cache, both), kept
+        window_so_far = _written(old.drawn or _nothing(window, drawn, notes), drawn, notes, number)
+        return _Rolling(drawn, following, own.after(drawn).seen, cache, window_so_far), kept
 
     state, kept = run(_Rolling(roots.token, inputs, proposer.seen, cache, None), 0, along)
     parts = [jax.tree.map(lambda leaf: leaf[None], kept)]
@@ -100,6 +96,32 @@ def roll(
     (tokens, notes), features = state.drawn, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     memory = jax.tree.map(lambda leaf: jnp.transpose(leaf, (2, 3, 0, 1))[:, :, None], features)
     return Branches(tokens, notes, jnp.full_like(roots.token, window), memory), state.cache
+
+
+#: Which axis of tokens, probabilities and scores of branches counts a window's tokens (``Branches``).
+_AXES = 2, 2, 1
+
+
+def _nothing(window: int, drawn: Array, notes: Notes) -> tuple[Array, Notes]:
+    """Return zeros with room for a window of what is drawn in a pass."""
+
+    def zeros(axis: int, part: Any) -> Any:
+        like = lambda leaf: jnp.zeros((*leaf.shape[:axis], window, *leaf.shape[axis:]), leaf.dtype)  # noqa: E731
+        return jax.tree.map(like, part)
+
+    tokens, *rest = map(zeros, _AXES, (drawn, *notes))
+    return tokens, Notes(*rest)
+
+
+def _written(old: tuple[Array, Notes], drawn: Array, notes: Notes, number: Any) -> tuple[Array, Notes]:
+    """Return a window of branches with token ``number``, in place."""
+
+    def put(axis: int, old: Any, new: Any) -> Any:
+        write = lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, number, axis)  # noqa: E731
+        return jax.tree.map(write, old, new)
+
+    tokens, *rest = map(put, _AXES, (old[0], *old[1]), (drawn, *notes))
+    return tokens, Notes(*rest)
 
 
 def row_of(network: DraftNetwork, position: Array) -> Array:

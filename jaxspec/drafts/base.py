@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxspec.devices.processes import put
 from jaxspec.devices.sharding import replicated_sharding
 from jaxspec.drafts.proposer import Proposer
-from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification, chosen
+from jaxspec.drafts.records import Branches, BranchSlots, Drafted, Pending, Verification, chosen, notes_of
 from jaxspec.drafts.trees import TreePolicy
 from jaxspec.models.base import Array, Network, Params
 from jaxspec.text import Text
@@ -119,7 +119,8 @@ class Drafter:
 
     def take(self, state: Any, branches: Branches, branch: Array) -> Drafted:
         """Return the window of one ``branch`` [B] of every sequence; default: its ``memory`` becomes the rows."""
-        return Drafted(*jax.tree.map(partial(chosen, branch), (branches.tokens, branches.notes, branches.memory)))
+        tokens, memory = jax.tree.map(partial(chosen, branch), (branches.tokens, branches.memory))
+        return Drafted(tokens, notes_of(branch, branches.notes), memory)
 
     def commit(self, state: Any, drafted: Drafted, position: Array) -> Any:
         """Return the state in which a drafted window follows the root at ``position`` [B]; default: the same."""

@@ -10,8 +10,9 @@ from jaxspec.drafts.base import Drafter
 from jaxspec.drafts.proposer import Proposer
 from jaxspec.drafts.records import Pending, Window, as_window
 from jaxspec.drafts.trees import TreePolicy
-from jaxspec.models.base import Array, Params
+from jaxspec.models.base import Params
 from jaxspec.verify.acceptance import Acceptance
+from jaxspec.verify.message import Message
 from jaxspec.verify.target import Request
 
 
@@ -26,7 +27,7 @@ def first_window(
     capacity: int,
     branches: int = 1,
     num_candidates: int = 0,
-) -> tuple[Window, Array | None, Any]:
+) -> tuple[Window, Message | None, Any]:
     """Run the prompts through the draft and draft the first window."""
     state = drafter.begin(params, request, features, capacity, window * branches)
     last = jnp.take_along_axis(request.tokens, request.lengths[:, None] - 1, axis=1)[:, 0]
@@ -55,8 +56,8 @@ def first_tree(
 
 def next_window(
     drafter: Drafter, params: Params, state: Any, root: Pending, window: int, proposer: Proposer
-) -> tuple[Window, Array | None, Any]:
+) -> tuple[Window, Message | None, Any]:
     """Draft one window after ``root`` and commit it; the proposer has ``seen`` marks [B, V]."""
     own = proposer._replace(seen=proposer.seen.as_branch())
     drafted, state = drafter.propose(params, state, root, window, own)
-    return *as_window(drafted), drafter.commit(state, drafted, root.position)
+    return *as_window(own.told(drafted)), drafter.commit(state, drafted, root.position)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxspec.drafts.records import Notes
+from jaxspec.drafts.records import Drafted, Notes
 from jaxspec.models.base import Array
 from jaxspec.verify.acceptance import Acceptance, DraftProbabilities
 from jaxspec.verify.message import Message, best, likely
@@ -44,9 +44,13 @@ class Proposer(NamedTuple):
         kept = jnp.moveaxis(scores()[:, :, :noted], 0, -1) if self.num_candidates else None
         return tokens, Notes(probabilities, kept)
 
-    def message(self, scores: Array, tokens: Array) -> Message:
-        """Return the draft's own message along a window [B, γ] from the scores noted with it, [B, γ, V]."""
-        return likely(jnp.moveaxis(scores, -1, 0), tokens, self.num_candidates)
+    def told(self, drafted: Drafted) -> Drafted:
+        """Return a window with the draft's own message in place of the scores, [B, γ, V], of which it is made."""
+        tokens, (probabilities, scores), rows = drafted
+        if scores is None:
+            return drafted
+        message = likely(jnp.moveaxis(scores, -1, 0), tokens, self.num_candidates)
+        return Drafted(tokens, Notes(probabilities, message), rows)
 
     def others(self, logits: Array, positions: Array) -> Message:
         """Return the draft's most likely tokens at ``positions`` [B, T], with the target's noise: [B, T, κ]."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxspec.models.base import Array
-from jaxspec.verify.message import Roots
+from jaxspec.verify.message import Message, Roots
 from jaxspec.verify.sampling import NOTHING
 
 
@@ -90,11 +90,16 @@ class Notes(NamedTuple):
 
     Attributes:
         probabilities: the distribution that they were drawn from, for the rule of acceptance.
-        scores: of all tokens, with the target's noise, for the draft's own message: [..., V] float32.
+        scores: of all tokens, with the target's noise, for the draft's own message: [..., V] float32; of the next
+            window that message.
     """
 
     probabilities: Any
-    scores: Array | None
+    scores: Any
+
+    def of_passes(self) -> "Notes":
+        """Return notes [B, R, γ, …] of branches as ``Branches`` has them."""
+        return self if self.scores is None else self._replace(scores=jnp.moveaxis(self.scores, 2, 1))
 
 
 class Branches(NamedTuple):
@@ -102,7 +107,7 @@ class Branches(NamedTuple):
 
     Attributes:
         tokens: [B, R, γ].
-        notes: of these tokens.
+        notes: of these tokens; scores are [B, γ, R, V], so that a pass writes them where it computes them.
         passes: J, passes of the draft that each branch took: [B, R].
         memory: what the draft keeps of each branch until one is taken: leaves [B, R, …].
     """
@@ -116,7 +121,7 @@ class Branches(NamedTuple):
     def of(cls, drafted: Sequence[tuple[Array, Notes]]) -> "Branches":
         """Stack branches from γ pairs of tokens [B, R] and their notes, drafted one after the other."""
         tokens, notes = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=2), *drafted)
-        return cls(tokens, notes, jnp.full_like(tokens[:, :, 0], len(drafted)))
+        return cls(tokens, notes.of_passes(), jnp.full_like(tokens[:, :, 0], len(drafted)))
 
 
 class Drafted(NamedTuple):
@@ -152,6 +157,14 @@ def chosen(branch: Array, values: Array) -> Array:
     return jnp.take_along_axis(values, branch.reshape(-1, *(1,) * (values.ndim - 1)), axis=1)[:, 0]
 
 
+def notes_of(branch: Array, notes: Notes) -> Notes:
+    """Return the notes of one ``branch`` [B] of every sequence."""
+    probabilities, scores = notes
+    if scores is not None:
+        scores = jnp.take_along_axis(scores, branch[:, None, None, None], axis=2)[:, :, 0]
+    return Notes(jax.tree.map(lambda leaf: chosen(branch, leaf), probabilities), scores)
+
+
 def filled(drafted: Drafted, window: int) -> Drafted:
     """Fill up a window of fewer tokens with ``NOTHING``: no token has a probability, all have equal scores."""
     more = window - drafted.tokens.shape[1]
@@ -169,6 +182,6 @@ def filled(drafted: Drafted, window: int) -> Drafted:
     return Drafted(pad(drafted.tokens, 1, NOTHING), notes, rows)
 
 
-def as_window(drafted: Drafted) -> tuple[Window, Array | None]:
-    """Return a drafted window as the target gets it, and the draft's scores of all tokens along it."""
+def as_window(drafted: Drafted) -> tuple[Window, Message | None]:
+    """Return a drafted window as the target gets it, and the draft's own message along it."""
     return Window(drafted.tokens, drafted.notes.probabilities), drafted.notes.scores

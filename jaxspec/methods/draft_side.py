@@ -31,7 +31,7 @@ class Standing(NamedTuple):
 
     Attributes:
         window: the window under verification.
-        scores: the draft's, of all tokens along it, where the policy uses its message: [B, γ, V].
+        own: the draft's own message along it, where the policy uses one: positions of the window alone.
         position: of the last committed token: [B].
         sampling: how tokens are drawn.
         seen: tokens of the committed text: marks [B, V].
@@ -39,7 +39,7 @@ class Standing(NamedTuple):
     """
 
     window: Window
-    scores: Array | None
+    own: Message | None
     position: Array
     sampling: SamplingArrays | None = None
     seen: Seen = Seen()
@@ -96,9 +96,9 @@ def draft_begin(
     """Run the prompts and draft the first window; rows for all branches are beside the ``capacity``."""
     branches = max(1, sum(side.branches(window)))
     fixed = window, capacity, branches, side.own_candidates
-    first, scores, state = first_window(side.drafter, side.acceptance, params, request, features, *fixed)
+    first, own, state = first_window(side.drafter, side.acceptance, params, request, features, *fixed)
     text = text_of(request, capacity) if side.fallback.reads_text else None
-    return DraftState(state, Standing(first, scores, request.lengths - 1, request.sampling, request.seen, text))
+    return DraftState(state, Standing(first, own, request.lengths - 1, request.sampling, request.seen, text))
 
 
 def simplified(policy: Policy, drafter: Drafter, window: int, num_candidates: int) -> Policy:
@@ -136,12 +136,12 @@ class Ahead(NamedTuple):
 def draft_ahead(side: DraftSide, params: Params, state: Any, standing: Standing) -> tuple[Ahead, Any]:
     """Roll out the outcomes that the draft itself ranks highest."""
     assert side.policy.ahead is not None
-    assert standing.scores is not None
+    assert standing.own is not None
     verified = standing.verification()
     proposer = side.proposer(standing, standing.seen.along(verified.window).last())
     behind, state = side.drafter.foresee(params, state, verified, proposer)
     assert verified.size is not None
-    own = join(proposer.message(standing.scores, verified.window), behind, verified.size)
+    own = join(standing.own, behind, verified.size)
     rolled, state = _rolled(side, params, state, standing, side.policy.ahead(own, None), None, verified)
     return Ahead(own, rolled), state
 
@@ -161,19 +161,12 @@ def draft_rollout(
     (batch, window), verified = standing.window.tokens.shape, standing.verification(features)
     sent = unpack(received, message_like(batch, window, side.num_candidates))
     if side.policy.merge is not None:
-        sent = side.policy.merge(sent, _own(side, standing) if ahead is None else ahead.own)
+        assert standing.own is not None
+        assert verified.size is not None
+        sent = side.policy.merge(sent, open_ended(standing.own, verified.size) if ahead is None else ahead.own)
     before = None if ahead is None else ahead.rolled
     roots = side.policy.exit(sent, None if before is None else before.roots)
     return _rolled(side, params, state, standing, roots, before, verified)
-
-
-def _own(side: DraftSide, standing: Standing) -> Message:
-    """Return the draft's own message, without candidates behind the window."""
-    verified = standing.verification()
-    assert standing.scores is not None
-    assert verified.size is not None
-    along = side.proposer(standing, standing.seen).message(standing.scores, verified.window)
-    return open_ended(along, verified.size)
 
 
 def _rolled(
@@ -192,7 +185,19 @@ def _rolled(
     slots = BranchSlots(0 if ahead is None else ahead.roots.tokens.shape[1], sum(side.branches(window)))
     branches, state = side.drafter.rollout(params, state, verified, roots, window, proposer, slots)
     new = Rolled(roots, branches)
-    return new if ahead is None else jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), ahead, new), state
+    return new if ahead is None else _together(ahead, new), state
+
+
+def _together(ahead: Rolled, new: Rolled) -> Rolled:
+    """Return all branches."""
+    scores = [each.branches.notes.scores for each in (ahead, new)]
+    without = [
+        each._replace(branches=each.branches._replace(notes=each.branches.notes._replace(scores=None)))
+        for each in (ahead, new)
+    ]
+    both = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *without)
+    notes = both.branches.notes._replace(scores=None if scores[0] is None else jnp.concatenate(scores, axis=2))
+    return both._replace(branches=both.branches._replace(notes=notes))
 
 
 @partial(jax.jit, static_argnames="side", donate_argnames="state")
@@ -231,27 +236,33 @@ def draft_select(
     again = partial(side.fallback, drafter, params, window=window.shape[1], need=need)
     if rolled is None:
         (following, state), reused = again(state=state), jnp.zeros(window.shape[0], bool)
+        following = need.proposer.told(following)
     else:
-        following, state, reused = _chosen(drafter, state, rolled, verdict, again)
-    new, scores = as_window(following)
+        following, state, reused = _chosen(drafter, state, rolled, verdict, again, need.proposer)
+    new, own = as_window(following)
     state = drafter.commit(state, following, verdict.position)
-    return DraftState(state, Standing(new, scores, verdict.position, standing.sampling, seen, text)), reused
+    return DraftState(state, Standing(new, own, verdict.position, standing.sampling, seen, text)), reused
 
 
 def _chosen(
-    drafter: Drafter, state: Any, rolled: Rolled, verdict: Verdict, again: Callable[..., tuple[Drafted, Any]]
+    drafter: Drafter,
+    state: Any,
+    rolled: Rolled,
+    verdict: Verdict,
+    again: Callable[..., tuple[Drafted, Any]],
+    proposer: Proposer,
 ) -> tuple[Drafted, Any, Array]:
     """Return the windows of branches that were right, new ones elsewhere; the drafter's state; which were right."""
     roots, branches = rolled
     hit = (roots.accepted == verdict.num_accepted[:, None]) & (roots.tokens == verdict.next_token[:, None])
-    reused, branch = jnp.any(hit, axis=1), drafter.take(state, branches, jnp.argmax(hit, axis=1))
+    reused, branch = jnp.any(hit, axis=1), proposer.told(drafter.take(state, branches, jnp.argmax(hit, axis=1)))
 
     def right(old: Array, new: Array) -> Array:
         return jnp.where(reused.reshape(-1, *(1,) * (old.ndim - 1)), old, new)
 
     def once(carried: tuple[Array, Drafted, Any]) -> tuple[Array, Drafted, Any]:
         drafted, new = again(state=_with_cache(state, carried[2]))
-        return jnp.bool_(False), jax.tree.map(right, carried[1], drafted), _cache_of(new)
+        return jnp.bool_(False), jax.tree.map(right, carried[1], proposer.told(drafted)), _cache_of(new)
 
     # A loop that is run once or never: XLA updates in place what a loop carries, and copies what a branch updates.
     carried = ~jnp.all(reused), branch, _cache_of(state)
