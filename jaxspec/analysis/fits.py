@@ -79,7 +79,7 @@ def compile_step(
         draft: likewise; of another kind with shapes as its parameters.
         placement: meshes of a topology.
         sizes: of the step.
-        policy: what is rolled out; default: the 8 likeliest outcomes of ``candidates.mirror``.
+        policy: what is rolled out; default: the 8 likeliest outcomes by the exit's message alone.
         report: called with the name of each program before it is compiled.
 
     Returns:
@@ -95,7 +95,7 @@ def compile_step(
     sharded = put_model(target, placement.target)
     drafter, draft_params = made.drafter.put_on_mesh(made.params, placement.draft)
     fixed = Target(sharded.network, match(), drafter.reader())
-    policy = simplified(policy or candidates.mirror(8), drafter, window, sizes.num_candidates)
+    policy = simplified(policy or candidates.mirror(8, exit_weight=None), drafter, window, sizes.num_candidates)
     side = DraftSide(drafter, match(), policy, sizes.num_candidates, Full())
     fusion = put(drafter.fusion(made.params), sharded.replicated, placement.target)
     parts, compiling = PairParams(sharded.params, draft_params, fusion), Compiling(report)
