@@ -32,7 +32,7 @@ from jaxspec.verify.target import prefill
 
 BUDGETS = (4, 8, 16, 32)
 KINDS = ("plain", "eagle3")
-#: β.
+#: β, of the exit's distributions.
 SHARPNESS = 5.0
 
 

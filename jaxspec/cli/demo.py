@@ -188,7 +188,7 @@ def show(results: dict[str, Any], out: Path, console: Console) -> None:
     console.print(
         "Accepted tokens a step on unseen text: " + ", ".join(f"{k} {v:.2f}" for k, v in results["acceptance"].items())
     )
-    pictures = " and ".join(str(out / name) for name in ("timeline.png", "timeline_independent.png", "acceptance.png"))
+    pictures = ", ".join(str(out / name) for name in ("timeline.png", "timeline_independent.png", "acceptance.png"))
     console.print(f"{results['seconds']['total']:.0f} s; pictures in {pictures}")
 
 
